@@ -1,0 +1,22 @@
+"""The one exception for mistakes that the user can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in a configuration, a command or a file: one line that says what, where, and what is right.
+
+    The command line prints it and exits with status 2.
+    """
+
+
+def unknown(what: str, name: object, valid: Iterable[object]) -> UserError:
+    """Build the error for a name that does not exist, with the nearest valid ones."""
+    names = [str(v) for v in valid]
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    else:
+        hint = f"valid: {', '.join(names[:20]) or 'none'}" + (", …" if len(names) > 20 else "")
+    return UserError(f"unknown {what} '{name}'; {hint}")

@@ -1,0 +1,135 @@
+"""Image data sets, whole and in memory: MNIST from inside the package, its relatives through torchvision."""
+
+import hashlib
+import lzma
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from filelock import FileLock
+
+from gradroute.config import DatasetConfig
+from gradroute.errors import UserError, unknown
+
+PACKAGED = Path(__file__).parent / "data"
+MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+# dataset name -> (torchvision class and folder, what one label is called)
+SOURCES = {"mnist": ("MNIST", "digit"), "fashion_mnist": ("FashionMNIST", "class"), "kmnist": ("KMNIST", "class")}
+
+
+@dataclass
+class Images:
+    """A data set as tensors: images `(n, pixels)` float32 in [-1, 1], labels `(n,)` int64."""
+
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+    label_noun: str
+    shape: tuple[int, int]
+    sha256: str
+
+    @property
+    def labels(self) -> list[int]:
+        """Every label that occurs in the training images, ascending."""
+        return sorted(int(label) for label in self.train_labels.unique())
+
+    def to(self, device: torch.device) -> "Images":
+        """The same data with its tensors on `device`."""
+        tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        return Images(*(t.to(device) for t in tensors), self.label_noun, self.shape, self.sha256)
+
+
+def cache_dir() -> Path:
+    """Where data sets are unpacked: `GRADROUTE_DATA`, else the platform's cache folder."""
+    return Path(os.environ.get("GRADROUTE_DATA") or platformdirs.user_cache_dir("gradroute"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unpack(name: str, folder: Path) -> None:
+    """Write one packaged file into `folder`: aside first, checked, then renamed over the target."""
+    packed = PACKAGED / f"{name}.xz"
+    try:
+        content = lzma.decompress(packed.read_bytes())
+    except (OSError, lzma.LZMAError) as error:
+        raise UserError(f"{packed}: the packaged data file is missing or damaged ({error}); reinstall gradroute") from None
+    if hashlib.sha256(content).hexdigest() != MNIST_SHA256[name]:
+        raise UserError(f"{packed}: the packaged data file has the wrong SHA-256; reinstall gradroute")
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", delete=False) as file:
+        file.write(content)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, folder / name)
+
+
+def unpack_mnist(root: Path) -> None:
+    """Make `root/MNIST/raw` hold the four canonical files; a missing or damaged one is unpacked anew."""
+    folder = root / "MNIST" / "raw"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / "MNIST" / ".lock"):  # ten processes on a cold cache unpack once
+            for name, sha256 in MNIST_SHA256.items():
+                if not (folder / name).is_file() or _sha256(folder / name) != sha256:
+                    _unpack(name, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the data cache cannot be written ({error.strerror}); set GRADROUTE_DATA to a folder that can"
+        ) from None
+
+
+def _check_given_mnist(root: Path) -> None:
+    for name, sha256 in MNIST_SHA256.items():
+        path = root / "MNIST" / "raw" / name
+        if not path.is_file():
+            raise UserError(f"dataset.root={root}: {path} is missing; leave dataset.root out to use the packaged files")
+        if _sha256(path) != sha256:
+            raise UserError(f"dataset.root={root}: {path} is damaged (SHA-256 differs from the canonical file)")
+
+
+def load(config: DatasetConfig, train_limit: int | None = None, test_limit: int | None = None) -> Images:
+    """Read a data set; a limit keeps the first images only.
+
+    Raises: UserError for an unknown name, missing or damaged files, or a download that fails.
+    """
+    if config.name not in SOURCES:
+        raise unknown("dataset", config.name, SOURCES)
+    class_name, noun = SOURCES[config.name]
+    root = Path(config.root).expanduser() if config.root else cache_dir()
+    if config.name == "mnist":
+        _check_given_mnist(root) if config.root else unpack_mnist(root)
+    download = config.root is None and config.name != "mnist"
+    parts = [_read(class_name, root, train, download, config) for train in (True, False)]
+    digest = hashlib.sha256()
+    tensors: list[torch.Tensor] = []
+    for part, limit in zip(parts, (train_limit, test_limit), strict=True):
+        pixels, labels = part.data, part.targets.long()
+        digest.update(pixels.numpy().tobytes() + labels.numpy().tobytes())
+        tensors += [pixels[:limit].flatten(1).float().div_(127.5).sub_(1), labels[:limit]]
+    height, width = parts[0].data.shape[1:]
+    return Images(*tensors, label_noun=noun, shape=(height, width), sha256=digest.hexdigest())
+
+
+def _read(class_name: str, root: Path, train: bool, download: bool, config: DatasetConfig) -> Any:
+    import torchvision
+
+    try:
+        return getattr(torchvision.datasets, class_name)(root, train=train, download=download)
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if download:
+            advice = f"the download failed; give a folder with dataset.root= ({class_name}/raw/… inside it)"
+        else:
+            advice = f"no readable {class_name}/raw files in {root}"
+        raise UserError(f"dataset={config.name}: {advice} [{reason}]") from None

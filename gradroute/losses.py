@@ -1,0 +1,80 @@
+"""The loss terms of GR App. B, each with a name, so that every one can be recorded and claimed about."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import nn
+
+from gradroute.config import LossesConfig
+from gradroute.routing import Router
+
+
+@dataclass(frozen=True)
+class Term:
+    """One measurement's identity: which head, on which group, for which region, by which function."""
+
+    head: str
+    group: str
+    region: str
+    metric: str
+
+
+def group_means(values: torch.Tensor, group_index: torch.Tensor, groups: int) -> torch.Tensor:
+    """Mean of `values` `(batch,)` within each group, `(groups,)`; an empty group contributes 0."""
+    zeros = values.new_zeros(groups)
+    sums = zeros.index_add(0, group_index, values)
+    counts = zeros.index_add(0, group_index, torch.ones_like(values))
+    return sums / counts.clamp(min=1)
+
+
+def l1_penalty(activation: torch.Tensor) -> torch.Tensor:
+    """Mean over images of the L1 norm of `(batch, units)`."""
+    return activation.abs().sum(-1).mean()
+
+
+def correlation_penalty(activations: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean |correlation| over all pairs of units in different regions; each region `(batch, units)`.
+
+    Units are standardised with the unbiased standard deviation and the products divided by the batch size, as
+    published; a constant unit, or a batch of one image, contributes 0.
+    """
+    batch = activations[0].shape[0]
+    if batch < 2 or len(activations) < 2:
+        return activations[0].new_zeros(())
+    z = [(a - a.mean(0)) / a.std(0).clamp(min=1e-8) for a in activations]
+    blocks = [(a.T @ b / batch).abs() for a, b in combinations(z, 2)]
+    total = torch.stack([block.sum() for block in blocks]).sum()
+    return total / sum(block.numel() for block in blocks)
+
+
+class Objective:
+    """The training loss of a routed model: every term's value and weight, from one pass of the decoder."""
+
+    def __init__(self, model: nn.Module, certificates: nn.ModuleDict, router: Router, losses: LossesConfig) -> None:
+        self.model, self.certificates, self.router, self.losses = model, certificates, router, losses
+
+    def __call__(self, images: torch.Tensor, group_index: torch.Tensor) -> dict[Term, tuple[torch.Tensor, float]]:
+        """Terms for images `(batch, pixels)` with group numbers `(batch,)`; the loss is the sum of weight × value.
+
+        Each group's mean absolute error has weight 1, so that with two groups the sum is about twice the overall
+        mean (GR released code). Penalties are unrouted: they read the sites before the mask.
+        """
+        with self.router.route(group_index) as activations:
+            reconstruction = self.model(images)
+        per_image = (reconstruction.float() - images).abs().mean(1)
+        names = self.router.groups
+        means = group_means(per_image, group_index, len(names))
+        terms = {Term("decoder", name, "all", "mae"): (means[i], 1.0) for i, name in enumerate(names)}
+        for name, certificate in self.certificates.items():
+            seen = self.router.regions[name].select(activations).detach()
+            terms[Term("certificate", "all", name, "mae")] = ((certificate(seen).float() - images).abs().mean(), 1.0)
+        regions = {name: r.select(activations).float().flatten(0, -2) for name, r in self.router.regions.items()}
+        for name, weight in self.losses.l1.items():
+            if weight:
+                terms[Term("penalty", "all", name, "l1")] = (l1_penalty(regions[name]), weight)
+        if self.losses.correlation:
+            value = correlation_penalty(list(regions.values()))
+            terms[Term("penalty", "all", "all", "correlation")] = (value, self.losses.correlation)
+        return terms

@@ -39,6 +39,7 @@ class Router:
             for region_name, weight in weights.items():
                 region = self.regions[region_name]
                 self.masks[region.site][self.groups.index(group), list(region.units)] *= weight
+        self._unrouted = {site for site, mask in self.masks.items() if bool((mask == 1).all())}
 
     @contextmanager
     def route(self, group_index: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
@@ -61,11 +62,9 @@ class Router:
     def _hook(
         self, site: str, table: torch.Tensor, group_index: torch.Tensor, activations: dict[str, torch.Tensor]
     ) -> Any:
-        identity = bool((table == 1).all()) if table.device.type == "cpu" else False
-
         def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             activations[site] = output
-            if identity:
+            if site in self._unrouted:
                 return output
             between = [1] * (output.dim() - 2)
             return mask_gradient(output, table[group_index].view(len(group_index), *between, -1))

@@ -1,0 +1,213 @@
+"""What a run leaves on disk, written atomically; reading it needs neither torch nor trust."""
+
+import csv
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gradroute.config import Config, config_hash, from_mapping, to_mapping
+from gradroute.errors import UserError
+
+COLUMNS = ("step", "split", "group", "head", "region", "metric", "unit", "value")
+UNITS = {
+    "mse": "squared pixel, pixels in [-1, 1]",
+    "mae": "pixel, pixels in [-1, 1]",
+    "l1": "mean L1 norm of the region's activations",
+    "correlation": "mean |correlation|, 0 to 1",
+}
+PACKAGES = ("gradroute", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pandas", "matplotlib")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write aside, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+class RunFolder:
+    """A run folder being written: configuration, manifest, metrics and whatever else the steps add."""
+
+    def __init__(self, config: Config, facts: Mapping[str, Any]) -> None:
+        """Create the folder. Raises: UserError if it cannot be created."""
+        self.path = _make_folder(config)
+        self.rows: list[dict[str, Any]] = []
+        self._started = time.monotonic()
+        self.manifest: dict[str, Any] = {
+            "state": "running",
+            "experiment": config.name,
+            "config_hash": config_hash(config),
+            "seed": config.seed,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": sys.argv,
+            "packages": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "git_commit": _git_commit(),
+            **facts,
+        }
+        write_atomically(self.path / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
+        self._write_manifest()
+
+    def add(self, step: int, split: str, group: str, head: str, region: str, metric: str, value: float) -> None:
+        """Add one row to the metrics; its unit follows from the metric."""
+        row = (step, split, group, head, region, metric, UNITS[metric], value)
+        self.rows.append(dict(zip(COLUMNS, row, strict=True)))
+
+    def write_metrics(self) -> None:
+        """Write every row so far to `metrics.csv`."""
+        lines = [",".join(COLUMNS)]
+        for row in self.rows:
+            cells = [f'"{row[c]}"' if c == "unit" else str(row[c]) for c in COLUMNS[:-1]]
+            lines.append(",".join([*cells, f"{row['value']:.8g}"]))
+        write_atomically(self.path / "metrics.csv", "\n".join(lines) + "\n")
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write one JSON file of the run."""
+        write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def log(self, line: str) -> None:
+        """Append a line to the run's log."""
+        with (self.path / "log.txt").open("a") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+    def finish(self, state: str) -> None:
+        """Record the end state, the wall time and the checksum of every file."""
+        self.manifest["state"] = state
+        self.manifest["wall_seconds"] = round(time.monotonic() - self._started, 1)
+        files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "manifest.json")
+        self.manifest["files"] = {
+            p.relative_to(self.path).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+        }
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        self.write_json("manifest.json", self.manifest)
+
+
+def _make_folder(config: Config) -> Path:
+    parent = Path(config.output_dir) / config.name
+    base = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{config_hash(config)}_seed{config.seed}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 1000):
+            path = parent / (base if number == 1 else f"{base}-{number}")
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise UserError(
+            f"output_dir={config.output_dir}: {parent} cannot be written ({error.strerror}); "
+            "choose another with output_dir="
+        ) from None
+    raise UserError(f"{parent / base}: the name is taken a thousand times over")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, or None if it is installed."""
+    home = Path(__file__).parent.parent
+    if not (home / ".git").exists():
+        return None
+    command = ["git", "-C", str(home), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """Processor name and the number of cores this process may use."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": name, "cores": cores}
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """The manifest of a run folder. Raises: UserError if the folder is no run or its manifest is damaged."""
+    try:
+        manifest = json.loads((run / "manifest.json").read_text())
+        if not isinstance(manifest, dict) or "state" not in manifest:
+            raise ValueError("no state in it")
+    except OSError as error:
+        raise UserError(f"{run}: not a run folder (manifest.json: {error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{run}/manifest.json: damaged ({error})") from None
+    return manifest
+
+
+def check_files(run: Path, manifest: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Compare files of a finished run with the manifest's checksums; raises UserError for one that differs."""
+    if manifest["state"] != "finished":
+        raise UserError(f"{run}: the run is not finished (state: {manifest['state']})")
+    for name in names:
+        try:
+            actual = hashlib.sha256((run / name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"{run}/{name}: cannot be read ({error.strerror})") from None
+        if actual != manifest.get("files", {}).get(name):
+            raise UserError(f"{run}/{name}: damaged (its SHA-256 is not the manifest's)")
+
+
+def read_config(run: Path) -> Config:
+    """The resolved configuration of a run folder, type-checked like any other. Raises: UserError."""
+    try:
+        mapping = yaml.safe_load((run / "config.yaml").read_text())
+    except OSError as error:
+        raise UserError(f"{run}: not a run folder (config.yaml: {error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{run}/config.yaml: damaged ({str(error).splitlines()[0]})") from None
+    if not isinstance(mapping, dict):
+        raise UserError(f"{run}/config.yaml: damaged (not a mapping)")
+    return from_mapping(mapping)
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.csv` with `step` and `value` as numbers. Raises: UserError if it is damaged."""
+    try:
+        with (run / "metrics.csv").open(newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise ValueError(f"columns are {reader.fieldnames}")
+            return [{**row, "step": int(row["step"]), "value": float(row["value"])} for row in reader]
+    except OSError as error:
+        raise UserError(f"{run}/metrics.csv: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{run}/metrics.csv: damaged ({error})") from None
+
+
+def final_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The test rows of the last step."""
+    last = max((row["step"] for row in rows), default=0)
+    return [row for row in rows if row["split"] == "test" and row["step"] == last]

@@ -26,7 +26,7 @@ UNITS = {
     "l1": "mean L1 norm of the region's activations",
     "correlation": "mean |correlation|, 0 to 1",
 }
-PACKAGES = ("gradroute", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pandas", "matplotlib")
+PACKAGES = ("gradroute", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "matplotlib")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradroute.errors import UserError
+    from gradroute.loading import LoadedRun, load
     from gradroute.routing import Groups, Region, Router, mask_gradient, parse_units
-    from gradroute.runner import LoadedRun, load
 
 __version__ = "0.1.0"
 _HOMES = {
     "UserError": "gradroute.errors",
-    "LoadedRun": "gradroute.runner",
-    "load": "gradroute.runner",
+    "LoadedRun": "gradroute.loading",
+    "load": "gradroute.loading",
     **dict.fromkeys(("Groups", "Region", "Router", "mask_gradient", "parse_units"), "gradroute.routing"),
 }
 __all__ = ["Groups", "LoadedRun", "Region", "Router", "UserError", "load", "mask_gradient", "parse_units"]

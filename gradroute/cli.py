@@ -1,12 +1,12 @@
 """`gradroute-run`: compose the configuration with Hydra, check it, run it; say mistakes in one line."""
 
-import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from gradroute.command import guarded
 from gradroute.errors import UserError
 
 
@@ -28,7 +28,6 @@ def _rerun(run: Path, overrides: Sequence[str]) -> None:
         if "=" not in override or override[0] in "+~-":
             raise UserError(f"{override}: beside rerun=RUN only key=value can be given, such as seed=1")
     source = OmegaConf.create(to_mapping(read_config(run)))
-    OmegaConf.set_struct(source, True)
     for override in overrides:
         key, _, value = override.partition("=")
         OmegaConf.update(source, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
@@ -49,65 +48,6 @@ def _hydra_run() -> None:
         execute(config)
 
     job()
-
-
-def _one_line(error: BaseException) -> str:
-    """Hydra's and OmegaConf's messages carry their cause in the lines below the first; keep what says most."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if error.__cause__ is not None and "Could not override" in str(error):
-        lines += [line.strip() for line in str(error.__cause__).splitlines()[:1]]
-    kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "To append"))]
-    return " ".join(dict.fromkeys(kept)) or type(error).__name__
-
-
-def _suggest(message: str) -> str:
-    """Add the nearest valid key to Hydra's report of an unknown one."""
-    import difflib
-    import re
-    from dataclasses import fields
-
-    from gradroute.config import Config
-
-    found = re.search(r"Could not override '([^']+)'", message)
-    if not found:
-        return message
-    valid: list[str] = []
-    for entry in fields(Config):
-        valid.append(entry.name)
-        nested = getattr(entry.default_factory, "__dataclass_fields__", {})
-        valid += [f"{entry.name}.{name}" for name in nested]
-    near = difflib.get_close_matches(found[1], valid, n=3, cutoff=0.5)
-    return f"unknown key '{found[1]}'; " + (f"did you mean {' or '.join(near)}?" if near else "see --cfg job")
-
-
-def guarded(action: Callable[[], None]) -> int:
-    """Run a command; returns its exit status: 0 done, 2 the user's mistake, 1 failure, 130 or 143 interrupted.
-
-    A traceback is shown only with `HYDRA_FULL_ERROR=1`.
-    """
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand errors to us instead of printing them
-    try:
-        action()
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if wants_traceback:
-            raise
-        mistake = isinstance(error, UserError | HydraException | OmegaConfBaseException)
-        print(f"error: {_suggest(_one_line(error))}", file=sys.stderr)
-        if not mistake:
-            print("(the traceback is shown with HYDRA_FULL_ERROR=1)", file=sys.stderr)
-        return 2 if mistake else 1
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR")
-        if wants_traceback:
-            os.environ["HYDRA_FULL_ERROR"] = "1"
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

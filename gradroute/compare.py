@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from gradroute.cli import guarded
+from gradroute.command import guarded
 from gradroute.errors import UserError
 from gradroute.records import check_files, read_manifest
 

@@ -157,7 +157,7 @@ def config_hash(config: Config) -> str:
 
 def _readable(error: OmegaConfBaseException, schema: DictConfig) -> UserError:
     """One line for OmegaConf's report, with the nearest valid key where the key is unknown."""
-    key = error.full_key or error.key or "?"
+    key = error.full_key or "?"
     parent, _, last = str(key).rpartition(".")
     node = OmegaConf.select(schema, parent) if parent else schema
     if isinstance(node, DictConfig) and OmegaConf.get_type(node) is not dict and last not in node:
@@ -234,7 +234,12 @@ def _check_trainer(trainer: TrainerConfig) -> None:
 def _check_routing(routing: RoutingConfig) -> None:
     _one_of("routing.unassigned", routing.unassigned, ("error", "unrouted"))
     _require(bool(routing.groups), "routing.groups", "{}", "at least one group")
-    _require("unassigned" not in routing.groups, "routing.groups", "unassigned", "another name: this one is reserved")
+    _require(
+        "unassigned" not in routing.groups,
+        "routing.groups",
+        "unassigned",
+        "another name: this one is reserved",
+    )
     owner: dict[int, str] = {}
     for name, group in routing.groups.items():
         _require(bool(group.labels), f"routing.groups.{name}.labels", group.labels, "at least one label")

@@ -4,7 +4,7 @@ import hashlib
 import lzma
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,11 @@ MNIST_SHA256 = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 # dataset name -> (torchvision class and folder, what one label is called)
-SOURCES = {"mnist": ("MNIST", "digit"), "fashion_mnist": ("FashionMNIST", "class"), "kmnist": ("KMNIST", "class")}
+SOURCES = {
+    "mnist": ("MNIST", "digit"),
+    "fashion_mnist": ("FashionMNIST", "class"),
+    "kmnist": ("KMNIST", "class"),
+}
 
 
 @dataclass
@@ -45,8 +49,8 @@ class Images:
 
     def to(self, device: torch.device) -> "Images":
         """The same data with its tensors on `device`."""
-        tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
-        return Images(*(t.to(device) for t in tensors), self.label_noun, self.shape, self.sha256)
+        tensors = ("train_images", "train_labels", "test_images", "test_labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
 
 def cache_dir() -> Path:
@@ -65,7 +69,9 @@ def _unpack(name: str, folder: Path) -> None:
     try:
         content = lzma.decompress(packed.read_bytes())
     except (OSError, lzma.LZMAError) as error:
-        raise UserError(f"{packed}: the packaged data file is missing or damaged ({error}); reinstall gradroute") from None
+        raise UserError(
+            f"{packed}: the packaged data file is missing or damaged ({error}); reinstall gradroute"
+        ) from None
     if hashlib.sha256(content).hexdigest() != MNIST_SHA256[name]:
         raise UserError(f"{packed}: the packaged data file has the wrong SHA-256; reinstall gradroute")
     with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", delete=False) as file:
@@ -118,7 +124,16 @@ def load(config: DatasetConfig, train_limit: int | None = None, test_limit: int 
         digest.update(pixels.numpy().tobytes() + labels.numpy().tobytes())
         tensors += [pixels[:limit].flatten(1).float().div_(127.5).sub_(1), labels[:limit]]
     height, width = parts[0].data.shape[1:]
-    return Images(*tensors, label_noun=noun, shape=(height, width), sha256=digest.hexdigest())
+    train_images, train_labels, test_images, test_labels = tensors
+    return Images(
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        label_noun=noun,
+        shape=(height, width),
+        sha256=digest.hexdigest(),
+    )
 
 
 def _read(class_name: str, root: Path, train: bool, download: bool, config: DatasetConfig) -> Any:

@@ -1,14 +1,12 @@
 """What each head reconstructs: per label, per group, before and after ablation."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from gradroute.ablation import Ablation
-from gradroute.records import RunFolder
 from gradroute.routing import Region
 
 CHUNK = 2048
@@ -49,37 +47,33 @@ def reconstructions(
     """
     sites = {region.site for modules in certificates.values() for name, region in regions.items() if name in modules}
     seen = {site: activations_at(model, site, images) for site in sites}
-    heads: dict[Head, torch.Tensor] = {}
+    heads = {Head("decoder", "all"): torch.cat([model(chunk).float() for chunk in images.split(CHUNK)])}
     for head, modules in certificates.items():
         for name, module in modules.items():
             chunks = regions[name].select(seen).split(CHUNK)
             heads[Head(head, name)] = torch.cat([module(chunk).float() for chunk in chunks])
-    for ablation in [None, *ablations]:
-        head = Head("decoder_ablated", ablation.name) if ablation else Head("decoder", "all")
-        with ablation.applied(model) if ablation else nullcontext():
-            heads[head] = torch.cat([model(chunk).float() for chunk in images.split(CHUNK)])
+    for ablation in ablations:
+        with ablation.applied(model):
+            output = torch.cat([model(chunk).float() for chunk in images.split(CHUNK)])
+        heads[Head("decoder_ablated", ablation.name)] = output
     return heads
 
 
-def record_errors(
-    folder: RunFolder,
-    step: int,
-    images: torch.Tensor,
-    heads: dict[Head, torch.Tensor],
-    parts: dict[str, torch.Tensor],
-) -> None:
-    """Add the mean squared and the mean absolute error of every head on every part of the test images.
+def errors(
+    images: torch.Tensor, heads: dict[Head, torch.Tensor], parts: dict[str, torch.Tensor]
+) -> Iterator[tuple[str, Head, str, float]]:
+    """Mean squared and mean absolute error of every head on every part of the images.
 
     Args:
-        folder: where the rows go.
-        step: the number of updates so far.
-        images: the test images `(n, pixels)`.
+        images: the images `(n, pixels)`.
         heads: each head's reconstruction of them.
-        parts: name of a group or label to a boolean mask `(n,)`; a part without images gets no row.
+        parts: name of a group or label to a boolean mask `(n,)`; a part without images is left out.
+
+    Yields: the part's name, the head, the metric (`mse` or `mae`) and its value.
     """
     counted = {name: part for name, part in parts.items() if bool(part.any())}
     for head, reconstruction in heads.items():
         difference = reconstruction - images
-        for metric, errors in (("mse", difference.square().mean(1)), ("mae", difference.abs().mean(1))):
+        for metric, per_image in (("mse", difference.square().mean(1)), ("mae", difference.abs().mean(1))):
             for name, part in counted.items():
-                folder.add(step, "test", name, head.name, head.region, metric, float(errors[part].mean()))
+                yield name, head, metric, float(per_image[part].mean())

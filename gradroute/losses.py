@@ -69,7 +69,10 @@ class Objective:
         terms = {Term("decoder", name, "all", "mae"): (means[i], 1.0) for i, name in enumerate(names)}
         for name, certificate in self.certificates.items():
             seen = self.router.regions[name].select(activations).detach()
-            terms[Term("certificate", "all", name, "mae")] = ((certificate(seen).float() - images).abs().mean(), 1.0)
+            terms[Term("certificate", "all", name, "mae")] = (
+                (certificate(seen).float() - images).abs().mean(),
+                1.0,
+            )
         regions = {name: r.select(activations).float().flatten(0, -2) for name, r in self.router.regions.items()}
         for name, weight in self.losses.l1.items():
             if weight:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ def perceptron(widths: Sequence[int], last_bias: bool = True) -> nn.Sequential:
     """Linear layers `linear0, act0, linear1, …` with ReLU between, the last one linear; PyTorch's default init."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     last = len(widths) - 2
-    for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
         layers[f"linear{i}"] = nn.Linear(inputs, outputs, bias=i < last or last_bias)
         if i < last:
             layers[f"act{i}"] = nn.ReLU()

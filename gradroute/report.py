@@ -17,7 +17,18 @@ from matplotlib.figure import Figure
 from gradroute.records import final_rows, read_metrics
 
 DECODER_COLOUR = "#4d4d4d"
-REGION_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+REGION_COLOURS = (
+    "#1f77b4",
+    "#ff7f0e",
+    "#2ca02c",
+    "#d62728",
+    "#9467bd",
+    "#8c564b",
+    "#e377c2",
+    "#7f7f7f",
+    "#bcbd22",
+    "#17becf",
+)
 LINE_STYLES = ("-", "--", ":", "-.")
 Array = npt.NDArray[Any]
 
@@ -65,7 +76,10 @@ def loss_per_label(scene: Scene) -> Figure:
         heights = [values[head, region, f"{scene.noun}_{label}"] for label in labels]
         at = np.arange(len(labels)) + (i - (len(heads) - 1) / 2) * width
         axes.bar(at, heights, width, color=scene.colour(region), label=scene.title(head, region))
-    ticks = [f"{label}\n{scene.group_of(label)}" if _starts(scene, labels, i) else str(label) for i, label in enumerate(labels)]
+    ticks = [
+        f"{label}\n{scene.group_of(label)}" if _starts(scene, labels, i) else str(label)
+        for i, label in enumerate(labels)
+    ]
     axes.set_xticks(range(len(labels)), ticks)
     axes.set_xlabel(f"{scene.noun}, with its group below the group's first")
     axes.set_ylabel("test MSE (squared pixel, pixels in [−1, 1])")
@@ -85,7 +99,11 @@ def reconstruction_grid(scene: Scene) -> Figure:
     rows += [(scene.title(h, r), scene.arrays[f"head/{h}/{r}"]) for h, r in scene.heads]
     labels = scene.arrays["image_labels"]
     figure, grid = plt.subplots(
-        len(rows), len(labels), figsize=(2.6 + 0.8 * len(labels), 0.86 * len(rows) + 0.5), layout="constrained", squeeze=False
+        len(rows),
+        len(labels),
+        figsize=(2.6 + 0.8 * len(labels), 0.86 * len(rows) + 0.5),
+        layout="constrained",
+        squeeze=False,
     )
     for cells, (title, images) in zip(grid, rows, strict=True):
         for axes, image in zip(cells, images, strict=True):
@@ -149,8 +167,22 @@ def encoding_heat_map(scene: Scene, site: str) -> Figure:
     for region, place in scene.names["regions"].items():
         if place["site"] == site:
             units = place["units"]
-            axes.plot([min(units) - 0.4, max(units) + 0.4], [-0.012 * len(labels)] * 2, color=scene.colour(region), linewidth=5, clip_on=False, solid_capstyle="butt")
-            axes.text(float(np.mean(units)), -0.025 * len(labels), region, color=scene.colour(region), ha="center", va="bottom")
+            axes.plot(
+                [min(units) - 0.4, max(units) + 0.4],
+                [-0.012 * len(labels)] * 2,
+                color=scene.colour(region),
+                linewidth=5,
+                clip_on=False,
+                solid_capstyle="butt",
+            )
+            axes.text(
+                float(np.mean(units)),
+                -0.025 * len(labels),
+                region,
+                color=scene.colour(region),
+                ha="center",
+                va="bottom",
+            )
     axes.set_ylim(len(labels) - 0.5, -0.5)
     figure.suptitle(f"What each unit of {site} encodes")
     return figure
@@ -160,11 +192,17 @@ def mask_matrix(scene: Scene) -> Figure:
     """The gradient weight of every group in every unit of every site."""
     sites = [key.removeprefix("mask/") for key in scene.arrays if key.startswith("mask/")]
     groups = scene.names["groups"]
-    figure, grid = plt.subplots(len(sites), 1, figsize=(9, len(sites) * (1.4 + 0.35 * len(groups))), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(
+        len(sites),
+        1,
+        figsize=(9, len(sites) * (1.4 + 0.35 * len(groups))),
+        squeeze=False,
+        layout="constrained",
+    )
     for axes, site in zip(grid[:, 0], sites, strict=True):
         mask = scene.arrays[f"mask/{site}"]
         top = max(1.0, float(np.abs(mask).max()))
-        shown = axes.imshow(mask, aspect="auto", cmap="RdBu", vmin=-top, vmax=top, interpolation="nearest")
+        shown = axes.imshow(mask, aspect="auto", cmap="PRGn", vmin=-top, vmax=top, interpolation="nearest")
         axes.set_yticks(range(len(groups)), groups)
         axes.set_xlabel(f"unit of {site}")
         axes.set_xticks(np.arange(mask.shape[1] + 1) - 0.5, minor=True)

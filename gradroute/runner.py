@@ -1,29 +1,25 @@
 """One run from a checked configuration to its folder; and a finished run back from its folder."""
 
 import io
-import json
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from gradroute import datasets, models, records
 from gradroute.ablation import Ablation
 from gradroute.config import Config
-from gradroute.errors import UserError
-from gradroute.evaluation import activations_at, reconstructions, record_errors
+from gradroute.evaluation import Head, activations_at, errors, reconstructions
+from gradroute.loading import build
 from gradroute.losses import Objective, Term
 from gradroute.progress import Progress
 from gradroute.records import RunFolder
-from gradroute.routing import Groups, Region, Router, parse_units
+from gradroute.routing import Groups, Router
 from gradroute.training import fit, pick_device, pick_precision
 
 CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run
@@ -43,7 +39,9 @@ class Run:
         config.trainer.precision = "bfloat16" if self.precision == torch.bfloat16 else "float32"
         data = datasets.load(config.dataset, config.trainer.train_limit, config.trainer.test_limit)
         self.groups = Groups(
-            {name: group.labels for name, group in config.routing.groups.items()}, data.labels, config.routing.unassigned
+            {name: group.labels for name, group in config.routing.groups.items()},
+            data.labels,
+            config.routing.unassigned,
         )
         self.data = data.to(self.device)
         self.train_groups = self.groups.index(self.data.train_labels)
@@ -76,7 +74,7 @@ class Run:
         for term, mean in means.items():
             self.folder.add(step, "train", term.group, term.head, term.region, term.metric, mean)
 
-    def _evaluate(self) -> dict[Any, torch.Tensor]:
+    def _evaluate(self) -> dict[Head, torch.Tensor]:
         heads = reconstructions(
             self.model,
             {"certificate": self.certificates, "fresh_certificate": self.fresh},
@@ -84,7 +82,8 @@ class Run:
             self.ablations,
             self.data.test_images,
         )
-        record_errors(self.folder, self.steps_done, self.data.test_images, heads, self._parts())
+        for group, head, metric, value in errors(self.data.test_images, heads, self._parts()):
+            self.folder.add(self.steps_done, "test", group, head.name, head.region, metric, value)
         self.folder.write_metrics()
         return heads
 
@@ -124,7 +123,10 @@ class Run:
             rows = torch.arange(len(encodings), device=self.device)
 
             def objective(
-                inputs: torch.Tensor, chosen: torch.Tensor, certificate: nn.Module = certificate, name: str = name
+                inputs: torch.Tensor,
+                chosen: torch.Tensor,
+                certificate: nn.Module = certificate,
+                name: str = name,
             ) -> dict[Term, tuple[torch.Tensor, float]]:
                 error = (certificate(inputs).float() - self.data.train_images[chosen]).abs().mean()
                 return {Term("fresh_certificate", "all", name, "mae"): (error, 1.0)}
@@ -133,7 +135,16 @@ class Run:
                 self.progress.epoch(epoch, trainer.epochs, means)
 
             with self.progress.running(f"certify {name}"):
-                fit(objective, certificate.parameters(), encodings, rows, trainer, self.precision, self.order, on_epoch)
+                fit(
+                    objective,
+                    certificate.parameters(),
+                    encodings,
+                    rows,
+                    trainer,
+                    self.precision,
+                    self.order,
+                    on_epoch,
+                )
 
     def ablate(self) -> None:
         """Prepare the ablations that `evaluate` applies: of one region, or of each in turn."""
@@ -160,7 +171,7 @@ class Run:
         kept = ("group", "head", "region", "metric", "unit", "value")
         self.folder.write_json("summary.json", {"headline": [{k: row[k] for k in kept} for row in named]})
 
-    def _write_samples(self, heads: dict[Any, torch.Tensor]) -> None:
+    def _write_samples(self, heads: dict[Head, torch.Tensor]) -> None:
         """One image per label through every head; encodings sorted by label; the mask: all the report needs."""
         labels = self.data.test_labels
         by_label = [torch.nonzero(labels == label).flatten() for label in self.data.labels]
@@ -195,22 +206,6 @@ class Run:
         draw(self.folder.path)
 
 
-def build(config: Config, pixels: int, device: torch.device) -> tuple[nn.Module, nn.ModuleDict, dict[str, Region]]:
-    """The untrained model, one certificate per certified region, and the regions. Raises: UserError."""
-    regions = {
-        name: Region(region.site, parse_units(region.units, f"routing.regions.{name}.units"))
-        for name, region in config.routing.regions.items()
-    }
-    model = models.build(config.model, pixels).to(device)
-    certificates = nn.ModuleDict(
-        {
-            name: models.build_certificate(config.model, len(regions[name].units), pixels)
-            for name in config.losses.certificates
-        }
-    )
-    return model, certificates.to(device), regions
-
-
 def execute(config: Config) -> Path:
     """Run a checked configuration's steps; returns the run folder. Raises: UserError before anything is written."""
     run = Run(config)
@@ -234,32 +229,3 @@ def execute(config: Config) -> Path:
     run.progress.headline(run.folder.path, records.final_rows(run.folder.rows), run.groups.names)
     run.folder.finish("finished")
     return run.folder.path
-
-
-@dataclass
-class LoadedRun:
-    """A finished run: its configuration, its model and its certificates by region, in evaluation mode."""
-
-    config: Config
-    model: nn.Module
-    certificates: nn.ModuleDict
-
-
-def load(run: str | os.PathLike[str]) -> LoadedRun:
-    """Read a finished run's model and certificates back, without executing anything from its folder.
-
-    Raises: UserError if the folder is no finished run, or if a file's checksum or shapes are wrong.
-    """
-    path = Path(run)
-    records.check_files(path, records.read_manifest(path), ["config.yaml", "model.safetensors", "figures.json"])
-    config = records.read_config(path)
-    try:
-        height, width = json.loads((path / "figures.json").read_text())["shape"]
-        model, certificates, _ = build(config, height * width, torch.device("cpu"))
-        tensors = load_file(path / "model.safetensors")
-        for module, prefix in ((model, "model."), (certificates, "certificates.")):
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: the weights do not fit the run's configuration ({reason})") from None
-    return LoadedRun(config, model.eval(), certificates.eval())

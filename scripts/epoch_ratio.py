@@ -4,7 +4,7 @@ The textbook form is written from the published description: float32, one decode
 mask, unfused Adam at batch 2048, and each loss read with `.item()`. Ours are the `paper` and the `fast` presets.
 Prints medians with their range, and each preset's ratio to the textbook epoch.
 
-usage: python scripts/epoch_ratio.py [--rounds 3] [--epochs-of-fast 14]
+usage: python scripts/epoch_ratio.py [--rounds 3]
 """
 
 import argparse
@@ -19,10 +19,11 @@ from hydra import compose, initialize_config_dir
 from gradroute import datasets
 from gradroute.cli import conf_dir
 from gradroute.config import Config, from_mapping
+from gradroute.loading import build
 from gradroute.losses import Objective
+from gradroute.models import Autoencoder
 from gradroute.records import hardware
 from gradroute.routing import Groups, Router
-from gradroute.runner import build
 from gradroute.training import fit, pick_precision
 
 CPU = torch.device("cpu")
@@ -31,6 +32,7 @@ CPU = torch.device("cpu")
 def textbook(data: datasets.Images, config: Config) -> Callable[[], None]:
     """One epoch as published: two decoder passes with `detach`."""
     model, certificates, _ = build(config, 784, CPU)
+    assert isinstance(model, Autoencoder)
     optimizer = torch.optim.Adam([*model.parameters(), *certificates.parameters()], lr=1e-3, weight_decay=5e-5)
 
     def epoch() -> None:
@@ -52,7 +54,8 @@ def textbook(data: datasets.Images, config: Config) -> Callable[[], None]:
             optimizer.zero_grad()
             torch.stack(losses).sum().backward()
             optimizer.step()
-            [loss.item() for loss in losses]
+            for loss in losses:
+                loss.item()
 
     return epoch
 

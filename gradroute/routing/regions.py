@@ -32,8 +32,10 @@ def parse_units(spec: object, where: str) -> tuple[int, ...]:
     Raises: UserError naming `where` if the specification cannot be read, is empty, repeats a unit or is negative.
     """
     right = 'a range in quotes like "0:16" or a list like [0,3,5]'
-    if isinstance(spec, bool) or isinstance(spec, int):
-        raise UserError(f"{where}={spec}: a bare number is no range (YAML reads an unquoted 16:32 as 992); give {right}")
+    if isinstance(spec, int):
+        raise UserError(
+            f"{where}={spec}: a bare number is no range (YAML reads an unquoted 16:32 as 992); give {right}"
+        )
     try:
         if isinstance(spec, str):
             parts = [int(part) for part in spec.split(":")]

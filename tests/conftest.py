@@ -1,0 +1,51 @@
+"""Shared fixtures. Nothing here or in any test needs a network, a GPU or an account.
+
+What is skipped, and why: nothing at present.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Result = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder of the tests' own, so that the user's is never touched."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(autouse=True)
+def _use_cache(data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADROUTE_DATA", str(data_cache))
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+
+@pytest.fixture(scope="session")
+def command(data_cache: Path) -> Callable[..., Result]:
+    """Run one of the installed console scripts in a folder."""
+
+    def call(name: str, *arguments: str, cwd: Path) -> Result:
+        script = Path(sys.executable).parent / name
+        environment = {**os.environ, "GRADROUTE_DATA": str(data_cache)}
+        environment.pop("HYDRA_FULL_ERROR", None)
+        return subprocess.run(
+            [script, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        )
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def smoke(command: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one smoke run of the main job, made by the real command line."""
+    cwd = tmp_path_factory.mktemp("smoke")
+    result = command("gradroute-run", "experiment=mnist_split", "trainer=smoke", cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    (run,) = (cwd / "outputs" / "mnist_split").iterdir()
+    return run

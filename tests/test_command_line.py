@@ -1,0 +1,194 @@
+"""The real command line: a golden smoke run, what it leaves, and how mistakes end."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import gradroute
+from gradroute import datasets
+from gradroute.errors import UserError
+from gradroute.records import COLUMNS, final_rows, read_metrics
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+PLOTS = ("encoding_encoder", "loss_per_label", "mask", "reconstructions", "training_curves")
+# mean squared error of the smoke run, float32, as first measured; tolerance for other processors
+GOLDEN = {
+    ("decoder", "all", "digits_0_4"): 0.365,
+    ("decoder", "all", "digits_5_9"): 0.364,
+    ("certificate", "top", "digits_0_4"): 0.435,
+    ("certificate", "bottom", "digits_5_9"): 0.417,
+    ("decoder_ablated", "top", "digits_0_4"): 0.476,
+    ("decoder_ablated", "bottom", "digits_5_9"): 0.478,
+}
+
+
+def test_the_smoke_run_gives_the_golden_values(smoke: Path) -> None:
+    values = {
+        (r["head"], r["region"], r["group"]): r["value"]
+        for r in final_rows(read_metrics(smoke))
+        if r["metric"] == "mse"
+    }
+    assert {key: values[key] for key in GOLDEN} == pytest.approx(GOLDEN, abs=4e-3)
+
+
+def test_the_run_folder_is_complete_and_its_checksums_hold(smoke: Path) -> None:
+    manifest = json.loads((smoke / "manifest.json").read_text())
+    expected = {
+        "config.yaml",
+        "metrics.csv",
+        "summary.json",
+        "model.safetensors",
+        "samples.npz",
+        "figures.json",
+        "log.txt",
+    }
+    expected |= {f"plots/{name}.{kind}" for name in PLOTS for kind in ("png", "svg")}
+    assert manifest["state"] == "finished" and set(manifest["files"]) == expected
+    for name, sha256 in manifest["files"].items():
+        assert hashlib.sha256((smoke / name).read_bytes()).hexdigest() == sha256
+    for key in ("packages", "dataset_sha256", "hardware", "command", "seed", "wall_seconds", "train_seconds"):
+        assert manifest[key] not in (None, {}), key
+    assert smoke.name.endswith(f"_{manifest['config_hash']}_seed0")
+
+
+def test_metrics_are_tidy_and_cover_every_head_group_digit_and_metric(smoke: Path) -> None:
+    rows = read_metrics(smoke)
+    assert tuple(rows[0]) == COLUMNS
+    heads = {("decoder", "all")} | {(h, r) for h in ("certificate", "decoder_ablated") for r in ("top", "bottom")}
+    groups = {"digits_0_4", "digits_5_9"} | {f"digit_{d}" for d in range(10)}
+    found = [(r["head"], r["region"], r["group"], r["metric"]) for r in final_rows(rows)]
+    assert sorted(found) == sorted((*h, g, m) for h in heads for g in groups for m in ("mse", "mae"))
+    assert {r["metric"] for r in rows if r["split"] == "train"} == {"mae", "l1", "correlation"}
+
+
+def test_load_gives_back_the_model_that_was_measured(smoke: Path) -> None:
+    run = gradroute.load(smoke)
+    data = datasets.load(run.config.dataset, test_limit=run.config.trainer.test_limit)
+    with torch.no_grad():
+        error = (run.model(data.test_images) - data.test_images).square().mean(1)
+    low = float(error[data.test_labels < 5].mean())
+    rows = final_rows(read_metrics(smoke))
+    recorded = [r["value"] for r in rows if (r["head"], r["group"], r["metric"]) == ("decoder", "digits_0_4", "mse")]
+    assert recorded == [pytest.approx(low, abs=1e-5)] and set(run.certificates) == {"top", "bottom"}
+
+
+def test_load_refuses_a_damaged_or_foreign_folder(smoke: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        gradroute.load(tmp_path)
+    shutil.copytree(smoke, tmp_path / "run")
+    weights = bytearray((tmp_path / "run" / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "run" / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+        gradroute.load(tmp_path / "run")
+
+
+def test_rerun_repeats_a_run_to_the_bit(smoke: Path, command: Command, tmp_path: Path) -> None:
+    result = command("gradroute-run", f"rerun={smoke}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (again,) = (tmp_path / "outputs" / "mnist_split").iterdir()
+    assert (again / "metrics.csv").read_bytes() == (smoke / "metrics.csv").read_bytes()
+    result = command("gradroute-run", f"rerun={smoke}", "sede=1", cwd=tmp_path)
+    assert result.returncode == 2 and "unknown key 'sede'; did you mean seed?" in result.stderr
+
+
+def test_compare_shows_runs_and_leaves_torch_alone(smoke: Path, command: Command, tmp_path: Path) -> None:
+    result = command("gradroute-compare", str(smoke), "--metric", "mae", cwd=tmp_path)
+    assert result.returncode == 0 and "certificate" in result.stdout and str(smoke) in result.stdout
+    code = f"import sys; from gradroute.compare import compare; from pathlib import Path; compare([Path({str(smoke)!r})], 'mse')"
+    code += "; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    for bad, message in ((tmp_path, "not a run folder"), (tmp_path / "none", "not a run folder")):
+        result = command("gradroute-compare", str(bad), cwd=tmp_path)
+        assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_help_and_mistakes_do_not_import_torch() -> None:
+    for arguments in (["--help"], ["trainer.epochs=0"]):
+        code = f"import sys; sys.argv = ['gradroute-run', *{arguments}]; from gradroute import cli\n"
+        code += "try: cli.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+MISTAKES = [
+    (["sede=1"], "unknown key 'sede'; did you mean seed?"),
+    (["+sede=1"], "unknown key 'sede'; did you mean seed?"),
+    (["trainer.epoch=1"], "did you mean trainer.epochs"),
+    (["experiment=mnist_spilt"], "mnist_split"),
+    (["trainer.epochs=many"], "trainer.epochs"),
+    (["routing.regions.top.site=encodr"], "did you mean encoder"),
+    (["routing.regions.top.units=0:40"], "unit 39 is outside site 'encoder'"),
+    (["routing.regions.top.units=992"], "bare number"),
+    (["routing.regions.top.units=4:4"], "the region is empty"),
+    (["routing.groups.digits_0_4.labels=[0,1,2]"], "labels [3, 4] are in no group"),
+    (["routing.groups.digits_0_4.labels=[0,1,2,3,4,12]"], "unknown label"),
+    (["dataset.root=/nonexistent"], "is missing"),
+    (["output_dir=/dev/null/x"], "cannot be written"),
+    (["trainer.device=cuda:99"], "trainer.device=cuda:99"),
+    (["a=b=c=["], "error:"),
+    (["rerun=/nonexistent"], "not a run folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(
+    command: Command, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    extra = [] if arguments[0].startswith("rerun=") else ["trainer=smoke"]
+    result = command("gradroute-run", *extra, *arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0], result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_termination_is_recorded(command: Command, tmp_path: Path, data_cache: Path) -> None:
+    script = Path(sys.executable).parent / "gradroute-run"
+    environment = {**os.environ, "GRADROUTE_DATA": str(data_cache)}
+    arguments = [script, "trainer=smoke", "trainer.epochs=10000"]
+    process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("outputs/*/*/log.txt")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    (manifest,) = tmp_path.glob("outputs/*/*/manifest.json")
+    assert json.loads(manifest.read_text())["state"] == "interrupted"
+
+
+def test_a_sweep_runs_every_job(command: Command, tmp_path: Path) -> None:
+    small = [
+        "trainer=smoke",
+        "trainer.epochs=1",
+        "trainer.train_limit=256",
+        "trainer.test_limit=64",
+        "steps=[train,ablate,evaluate]",
+    ]
+    result = command(
+        "gradroute-run", "-m", "seed=0,1", "routing=mnist_halves,none", "ablation=mean", *small, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(list(tmp_path.glob("outputs/mnist_split/*/summary.json"))) == 4
+
+
+def test_labels_in_no_group_train_unrouted_when_asked(command: Command, tmp_path: Path) -> None:
+    result = command(
+        "gradroute-run", "trainer=smoke", "trainer.epochs=1", "routing.unassigned=unrouted",
+        "routing.groups.digits_0_4.labels=[0,1,2]", "routing.regions.top.units=0:24",
+        "routing.regions.bottom.units=24:32", "ablation.region=bottom", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (run,) = (tmp_path / "outputs" / "mnist_split").iterdir()
+    rows = final_rows(read_metrics(run))
+    assert {"unassigned"} <= {r["group"] for r in rows}
+    assert {r["region"] for r in rows if r["head"] == "decoder_ablated"} == {"bottom"}

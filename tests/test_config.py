@@ -1,0 +1,95 @@
+"""Configurations: every experiment composes; every mistake is one clear line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from gradroute.cli import conf_dir
+from gradroute.config import Config, config_hash, from_mapping, to_mapping
+from gradroute.errors import UserError
+
+EXPERIMENTS = sorted(p.stem for p in (conf_dir() / "experiment").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> Config:
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        return from_mapping(compose("config", list(overrides)))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("trainer", ["smoke", "fast", "paper"])
+def test_every_experiment_composes_with_every_preset(experiment: str, trainer: str) -> None:
+    assert composed(f"experiment={experiment}", f"trainer={trainer}").trainer.preset == trainer
+
+
+@pytest.mark.parametrize("group", ["dataset", "model", "routing", "ablation"])
+def test_every_option_of_every_group_composes(group: str) -> None:
+    for option in (conf_dir() / group).glob("[!_]*.yaml"):
+        composed(f"{group}={option.stem}")
+
+
+def test_the_published_protocol_is_the_paper_preset() -> None:
+    config = composed("trainer=paper")
+    trainer = config.trainer
+    assert (trainer.epochs, trainer.batch_size, trainer.lr, trainer.betas) == (200, 2048, 1e-3, [0.9, 0.999])
+    assert (trainer.weight_decay, trainer.schedule, trainer.warmup_steps) == (5e-5, "constant", 0)
+    assert (config.model.hidden, config.model.encoding) == ([2048, 512], 32)
+    assert config.losses.l1 == {"top": 3e-3, "bottom": 3e-3} and config.losses.correlation == 0.1
+
+
+def test_a_saved_configuration_comes_back_equal() -> None:
+    config = composed("seed=4", "routing=none")
+    assert from_mapping(yaml.safe_load(yaml.safe_dump(to_mapping(config)))) == config
+
+
+def test_the_hash_ignores_seed_device_and_paths_only() -> None:
+    base = config_hash(composed())
+    same = composed("seed=9", "output_dir=/x", "dataset.root=/y", "trainer.device=cpu")
+    assert config_hash(same) == base != config_hash(composed("trainer.lr=0.1"))
+
+
+BAD = [
+    ("trainer.epochs=0", "trainer.epochs=0: must be from 1 to 100000"),
+    ("trainer.epochs=two", "trainer.epochs"),
+    ("trainer.lr=nan", "trainer.lr=nan"),
+    ("trainer.batch_size=-4", "trainer.batch_size=-4"),
+    ("trainer.precision=float8", "unknown value of trainer.precision"),
+    ("model.encoding=-3", "from 1 to 65536"),
+    ("model.hidden=[]", "model.hidden"),
+    ("seed=-1", "seed=-1"),
+    ("ablation.region=botom", "did you mean bottom"),
+    ("ablation.kind=zro", "did you mean zero"),
+    ("steps=[trian]", "did you mean train"),
+    ("steps=[evaluate,train]", "in this order"),
+    ("losses.certificates=[tpo]", "did you mean top"),
+    ("losses.correlation=-1", "losses.correlation"),
+    ("+losses.l1.left=1", "unknown value of losses' region"),
+    ("routing.groups.digits_0_4.labels=[0,1,5]", "label 5 is already in group 'digits_0_4'"),
+    ("routing.groups.digits_0_4.labels=[]", "at least one label"),
+    ("routing.routes.digits_0_4.bottom=nan", "a finite number"),
+    ("+routing.routes.digits_0_4.botom=0", "did you mean bottom"),
+    ("+routing.routes.digits=1", "routing.routes.digits"),
+    ("routing.unassigned=skip", "unknown value of routing.unassigned"),
+    ("+sede=1", "unknown key 'sede'; did you mean seed?"),
+    ("+trainer.epoch=1", "unknown key 'trainer.epoch'; did you mean trainer.epochs"),
+    ("+routing.regions.top.unit=1", "unknown key 'routing.regions.top.unit'"),
+    ("trainer.preset=fats", "unknown trainer preset 'fats'; did you mean fast"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), BAD, ids=[o for o, _ in BAD])
+def test_mistakes_are_refused_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        composed(override)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_of_ones_own_adds_experiments(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = (conf_dir() / "experiment" / "mnist_split.yaml").read_text()
+    (tmp_path / "experiment" / "mine.yaml").write_text(text.replace("name: mnist_split", "name: mine"))
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        overrides = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
+        assert from_mapping(compose("config", overrides)).name == "mine"

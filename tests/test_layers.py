@@ -1,0 +1,62 @@
+"""The order config → dataset, model → routing → steps → records → report → compare, read from the imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "gradroute"
+# module -> what it may import of the package, at any depth in the file
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "datasets": {"config", "errors"},
+    "models": {"config", "errors"},
+    "routing": {"errors", "routing"},
+    "losses": {"config", "routing"},
+    "training": {"config", "errors", "losses"},
+    "ablation": {"routing"},
+    "evaluation": {"ablation", "routing"},
+    "progress": {"losses"},
+    "records": {"config", "errors"},
+    "report": {"records"},
+    "command": {"config", "errors"},
+    "compare": {"command", "errors", "records"},
+}
+TOP = {"__init__", "cli", "runner", "loading"}  # these put the parts together
+NO_TORCH = {"errors", "config", "records", "report", "compare", "command", "cli", "__init__"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=[p.relative_to(PACKAGE).as_posix() for p in FILES])
+def test_imports_follow_the_order(path: Path) -> None:
+    module = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    names = imported(path)
+    if module in NO_TORCH:
+        assert not any(name.split(".")[0] in ("torch", "torchvision") for name in names)
+    if module not in TOP:
+        modules = {p.stem for p in PACKAGE.glob("*.py")} | {"routing"}
+        inside = {n.split(".")[1] for n in names if n.startswith("gradroute.")} & modules
+        assert inside <= ALLOWED[module]
+
+
+def test_the_top_level_is_what_was_agreed() -> None:
+    agreed = {"pyproject.toml", "conf", "gradroute", "scripts", "outputs", "tests", "README.md", "LICENSE"}
+    built = {"build", "dist"}
+    assert {p.name for p in ROOT.iterdir() if not p.name.startswith(".")} - built == agreed
+
+
+def test_modules_stay_small() -> None:
+    for path in FILES:
+        assert len(path.read_text().splitlines()) <= 250, path

@@ -1,0 +1,77 @@
+"""The training loop: converges, repeats itself, follows its schedule, and stops on a loss that is not finite."""
+
+import pytest
+import torch
+from torch import nn
+
+from gradroute.ablation import Ablation
+from gradroute.config import TrainerConfig
+from gradroute.errors import UserError
+from gradroute.losses import Term
+from gradroute.models import Autoencoder
+from gradroute.routing import Region
+from gradroute.training import Terms, fit, learning_rate, pick_device, pick_precision
+
+TERM = Term("decoder", "all", "all", "mae")
+
+
+def train(trainer: TrainerConfig, scale: float = 1.0) -> tuple[list[float], nn.Linear]:
+    """Fit a linear map to a known one; returns the loss by epoch and the map."""
+    torch.manual_seed(trainer.epochs)
+    x = torch.randn(64, 3)
+    target = x @ torch.tensor([[1.0], [-2.0], [0.5]])
+    model = nn.Linear(3, 1)
+    losses: list[float] = []
+
+    def objective(batch: torch.Tensor, rows: torch.Tensor) -> Terms:
+        return {TERM: (scale * (model(batch) - target[rows]).abs().mean(), 1.0)}
+
+    fit(
+        objective, model.parameters(), x, torch.arange(64), trainer, torch.float32,
+        torch.Generator().manual_seed(1), lambda epoch, step, means: losses.append(means[TERM]),
+    )  # fmt: skip
+    return losses, model
+
+
+def test_fit_converges_on_a_toy() -> None:
+    losses, model = train(TrainerConfig(epochs=60, batch_size=10, lr=0.05, schedule="cosine"))
+    assert losses[0] > 1 and losses[-1] < 0.01
+    torch.testing.assert_close(model.weight.detach(), torch.tensor([[1.0, -2.0, 0.5]]), atol=0.02, rtol=0)
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    trainer = TrainerConfig(epochs=3, batch_size=10)
+    (first, a), (second, b) = train(trainer), train(trainer)
+    assert first == second and torch.equal(a.weight, b.weight)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named() -> None:
+    with pytest.raises(FloatingPointError, match="decoder mae of group all"):
+        train(TrainerConfig(epochs=3, batch_size=10), scale=float("nan"))
+
+
+def test_learning_rate_warms_up_then_decays_to_zero() -> None:
+    trainer = TrainerConfig(lr=1.0, schedule="cosine", warmup_steps=10)
+    rates = [learning_rate(trainer, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] and rates[99] < 1e-3
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert learning_rate(TrainerConfig(lr=0.5), 77, 100) == 0.5
+
+
+def test_device_and_precision_are_resolved_or_refused() -> None:
+    cpu = pick_device("cpu")
+    assert pick_precision("float32", cpu) == torch.float32
+    assert pick_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    with pytest.raises(UserError, match=r"trainer.device=nonsense"):
+        pick_device("nonsense")
+
+
+def test_an_ablation_replaces_the_region_and_is_undone() -> None:
+    model, x = Autoencoder(4, [5], 3), torch.randn(2, 4)
+    before = model(x)
+    values = torch.tensor([7.0, 8.0])
+    with Ablation("r", Region("encoder", (0, 2)), values).applied(model):
+        ablated = model(x)
+    z = model.encoder(x).clone()
+    z[:, [0, 2]] = values
+    assert torch.equal(ablated, model.decoder(z)) and torch.equal(model(x), before)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from gradroute.command import guarded
+from gradroute.command import guarded, report_failure
 from gradroute.errors import UserError
 
 
@@ -38,16 +38,25 @@ def _hydra_run() -> None:
     import hydra
     from omegaconf import DictConfig
 
+    failures: list[Exception] = []
+
     @hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="config")
     def job(composed: DictConfig) -> None:
         from gradroute.config import from_mapping
 
-        config = from_mapping(composed)
-        from gradroute.runner import execute  # only now, so that --help and mistakes are quick
+        try:
+            config = from_mapping(composed)
+            from gradroute.runner import execute  # only now, so that --help and mistakes are quick
 
-        execute(config)
+            execute(config)
+        except Exception as error:  # a sweep goes on with its other runs
+            failures.append(error)
 
     job()
+    for error in failures[:-1]:
+        report_failure(error)
+    if failures:
+        raise failures[-1]
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -23,7 +23,7 @@ def _one_line(error: BaseException) -> str:
 
 def _suggest(message: str) -> str:
     """Add the nearest valid key to Hydra's report of an unknown one."""
-    from gradroute.config import Config
+    from gradroute.schema import Config
 
     found = re.search(r"Could not override '([^']+)'", message)
     if not found:
@@ -37,14 +37,23 @@ def _suggest(message: str) -> str:
     return f"unknown key '{found[1]}'; " + (f"did you mean {' or '.join(near)}?" if near else "see --cfg job")
 
 
+def report_failure(error: Exception) -> int:
+    """Print an error in one line; returns the exit status it stands for."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    mistake = isinstance(error, UserError | HydraException | OmegaConfBaseException)
+    print(f"error: {_suggest(_one_line(error))}", file=sys.stderr)
+    if not mistake:
+        print("(the traceback is shown with HYDRA_FULL_ERROR=1)", file=sys.stderr)
+    return 2 if mistake else 1
+
+
 def guarded(action: Callable[[], None]) -> int:
     """Run a command; returns its exit status: 0 done, 2 the user's mistake, 1 failure, 130 or 143 interrupted.
 
     A traceback is shown only with `HYDRA_FULL_ERROR=1`.
     """
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand errors to us instead of printing them
     try:
@@ -56,11 +65,7 @@ def guarded(action: Callable[[], None]) -> int:
     except Exception as error:
         if wants_traceback:
             raise
-        mistake = isinstance(error, UserError | HydraException | OmegaConfBaseException)
-        print(f"error: {_suggest(_one_line(error))}", file=sys.stderr)
-        if not mistake:
-            print("(the traceback is shown with HYDRA_FULL_ERROR=1)", file=sys.stderr)
-        return 2 if mistake else 1
+        return report_failure(error)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         if wants_traceback:

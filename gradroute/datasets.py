@@ -12,8 +12,8 @@ import platformdirs
 import torch
 from filelock import FileLock
 
-from gradroute.config import DatasetConfig
 from gradroute.errors import UserError, unknown
+from gradroute.schema import DatasetConfig
 
 PACKAGED = Path(__file__).parent / "data"
 MNIST_SHA256 = {

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gradroute import models, records
-from gradroute.config import Config
 from gradroute.errors import UserError
 from gradroute.routing import Region, parse_units
+from gradroute.schema import Config
 
 
 def build(config: Config, pixels: int, device: torch.device) -> tuple[nn.Module, nn.ModuleDict, dict[str, Region]]:

@@ -7,8 +7,8 @@ from itertools import combinations
 import torch
 from torch import nn
 
-from gradroute.config import LossesConfig
 from gradroute.routing import Router
+from gradroute.schema import LossesConfig
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,11 @@ class Term:
     group: str
     region: str
     metric: str
+
+
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """`values` in float32 if they came in less, such as from autocast; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def group_means(values: torch.Tensor, group_index: torch.Tensor, groups: int) -> torch.Tensor:
@@ -63,17 +68,18 @@ class Objective:
         """
         with self.router.route(group_index) as activations:
             reconstruction = self.model(images)
-        per_image = (reconstruction.float() - images).abs().mean(1)
+        per_image = (at_least_float32(reconstruction) - images).abs().mean(1)
         names = self.router.groups
         means = group_means(per_image, group_index, len(names))
         terms = {Term("decoder", name, "all", "mae"): (means[i], 1.0) for i, name in enumerate(names)}
         for name, certificate in self.certificates.items():
             seen = self.router.regions[name].select(activations).detach()
-            terms[Term("certificate", "all", name, "mae")] = (
-                (certificate(seen).float() - images).abs().mean(),
-                1.0,
-            )
-        regions = {name: r.select(activations).float().flatten(0, -2) for name, r in self.router.regions.items()}
+            error = (at_least_float32(certificate(seen)) - images).abs().mean()
+            terms[Term("certificate", "all", name, "mae")] = (error, 1.0)
+        regions = {
+            name: at_least_float32(region.select(activations)).flatten(0, -2)
+            for name, region in self.router.regions.items()
+        }
         for name, weight in self.losses.l1.items():
             if weight:
                 terms[Term("penalty", "all", name, "l1")] = (l1_penalty(regions[name]), weight)

@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from gradroute.config import ModelConfig
 from gradroute.errors import unknown
+from gradroute.schema import ModelConfig
 
 
 def perceptron(widths: Sequence[int], last_bias: bool = True) -> nn.Sequential:

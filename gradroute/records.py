@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from gradroute.config import Config, config_hash, from_mapping, to_mapping
+from gradroute.config import config_hash, from_mapping, to_mapping
 from gradroute.errors import UserError
+from gradroute.schema import Config
 
 COLUMNS = ("step", "split", "group", "head", "region", "metric", "unit", "value")
 UNITS = {

@@ -13,13 +13,13 @@ from torch import nn
 
 from gradroute import datasets, models, records
 from gradroute.ablation import Ablation
-from gradroute.config import Config
 from gradroute.evaluation import Head, activations_at, errors, reconstructions
 from gradroute.loading import build
 from gradroute.losses import Objective, Term
 from gradroute.progress import Progress
 from gradroute.records import RunFolder
 from gradroute.routing import Groups, Router
+from gradroute.schema import Config
 from gradroute.training import fit, pick_device, pick_precision
 
 CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run

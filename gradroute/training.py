@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from gradroute.config import PresetConfig, TrainerConfig
 from gradroute.errors import UserError
 from gradroute.losses import Term
+from gradroute.schema import PresetConfig, TrainerConfig
 
 Terms = dict[Term, tuple[torch.Tensor, float]]
 

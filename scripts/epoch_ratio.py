@@ -18,12 +18,13 @@ from hydra import compose, initialize_config_dir
 
 from gradroute import datasets
 from gradroute.cli import conf_dir
-from gradroute.config import Config, from_mapping
+from gradroute.config import from_mapping
 from gradroute.loading import build
 from gradroute.losses import Objective
 from gradroute.models import Autoencoder
 from gradroute.records import hardware
 from gradroute.routing import Groups, Router
+from gradroute.schema import Config
 from gradroute.training import fit, pick_precision
 
 CPU = torch.device("cpu")

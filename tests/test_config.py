@@ -7,8 +7,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from gradroute.cli import conf_dir
-from gradroute.config import Config, config_hash, from_mapping, to_mapping
+from gradroute.config import config_hash, from_mapping, to_mapping
 from gradroute.errors import UserError
+from gradroute.schema import Config
 
 EXPERIMENTS = sorted(p.stem for p in (conf_dir() / "experiment").glob("*.yaml"))
 
@@ -66,9 +67,10 @@ BAD = [
     ("losses.certificates=[tpo]", "did you mean top"),
     ("losses.correlation=-1", "losses.correlation"),
     ("+losses.l1.left=1", "unknown value of losses' region"),
-    ("routing.groups.digits_0_4.labels=[0,1,5]", "label 5 is already in group 'digits_0_4'"),
+    ("routing.groups.digits_0_4.labels=[0,1,5]", "label 5 is in 'digits_0_4' and 'digits_5_9'"),
     ("routing.groups.digits_0_4.labels=[]", "at least one label"),
     ("routing.routes.digits_0_4.bottom=nan", "a finite number"),
+    ("routing.routes.digits_0_4.bottom=none", "a finite number"),
     ("+routing.routes.digits_0_4.botom=0", "did you mean bottom"),
     ("+routing.routes.digits=1", "routing.routes.digits"),
     ("routing.unassigned=skip", "unknown value of routing.unassigned"),

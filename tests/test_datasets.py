@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gradroute import datasets
-from gradroute.config import DatasetConfig
 from gradroute.errors import UserError
+from gradroute.schema import DatasetConfig
 
 
 def test_mnist_is_whole_and_scaled() -> None:

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from gradroute import Region, Router
-from gradroute.config import LossesConfig
 from gradroute.losses import Objective, correlation_penalty, group_means
 from gradroute.models import Autoencoder, perceptron
+from gradroute.schema import LossesConfig
 
 
 def transcription(model: Autoencoder, certificates: nn.ModuleDict, x: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
     """Setting 1 as published: one decoder pass per group, `detach` for the mask, every loss spelt out."""
     z = model.encoder(x)
     top, bottom = z[:, :4], z[:, 4:]
-    loss = (model.decoder(torch.cat([top, bottom.detach()], 1)[low]) - x[low]).abs().mean()
+    loss: torch.Tensor = (model.decoder(torch.cat([top, bottom.detach()], 1)[low]) - x[low]).abs().mean()
     loss = loss + (model.decoder(torch.cat([top.detach(), bottom], 1)[~low]) - x[~low]).abs().mean()
     loss = loss + (certificates["top"](top.detach()) - x).abs().mean()
     loss = loss + (certificates["bottom"](bottom.detach()) - x).abs().mean()
@@ -57,7 +57,7 @@ def test_correlation_survives_constant_units_and_tiny_batches() -> None:
     constant, varied = torch.ones(5, 2, requires_grad=True), torch.randn(5, 3)
     penalty = correlation_penalty([constant, varied])
     penalty.backward()
-    assert float(penalty) == 0 and constant.grad is not None and bool(constant.grad.isfinite().all())
+    assert penalty.item() == 0 and constant.grad is not None and bool(constant.grad.isfinite().all())
     assert float(correlation_penalty([torch.randn(1, 2), torch.randn(1, 2)])) == 0
 
 

@@ -20,6 +20,11 @@ def small_model(seed: int = 0) -> Autoencoder:
     return Autoencoder(5, [7], WIDTH).double()
 
 
+def site_weight(model: Autoencoder) -> nn.Parameter:
+    """The weight whose rows make the encoding's units."""
+    return list(model.encoder.parameters())[-1]
+
+
 def textbook_gradients(
     model: Autoencoder, x: torch.Tensor, index: list[int], table: torch.Tensor
 ) -> list[torch.Tensor]:
@@ -73,7 +78,7 @@ def test_off_region_gradient_is_exactly_zero_and_on_region_is_not() -> None:
     router = Router(model, REGIONS, ["a"], {"a": {"right": 0.0}}, x[:1])
     with router.route(torch.zeros(8, dtype=torch.long)):
         (model(x) - x).abs().mean().backward()
-    rows = model.encoder.linear1.weight.grad
+    rows = site_weight(model).grad
     assert rows is not None
     assert bool((rows[3:] == 0).all()) and bool((rows[:3] != 0).any())
 
@@ -84,7 +89,7 @@ def test_activations_are_yielded_before_the_mask() -> None:
     router = Router(model, REGIONS, ["a"], {"a": {"left": 0.0, "right": 0.0}}, x[:1])
     with router.route(torch.zeros(4, dtype=torch.long)) as activations:
         model(x)
-    (gradient,) = torch.autograd.grad(activations["encoder"].abs().sum(), model.encoder.linear1.weight)
+    (gradient,) = torch.autograd.grad(activations["encoder"].abs().sum(), site_weight(model))
     assert bool((gradient != 0).any())
 
 
@@ -101,7 +106,7 @@ def test_sequence_outputs_are_masked_on_the_last_axis() -> None:
     router = Router(model, {"r": Region("0", (0, 1))}, ["g", "h"], {"g": {"r": 0.0}}, x[:1])
     with router.route(torch.tensor([0, 0, 0])):
         model(x).sum().backward()
-    gradient = model[0].weight.grad
+    gradient = next(model.parameters()).grad
     assert gradient is not None and bool((gradient[:2] == 0).all()) and bool((gradient[2:] != 0).all())
 
 
@@ -134,7 +139,7 @@ def test_mask_gradient_works_under_vmap() -> None:
     ("region", "message"),
     [
         (Region("encodr", (0,)), "unknown site of region 'r': 'encodr'; did you mean encoder"),
-        (Region("encoder", (4, 6)), "unit 6 is outside site 'encoder' (1, 6); units go from 0 to 5"),
+        (Region("encoder", (4, 6)), "unit 6 is outside site 'encoder' of shape (1, 6); units go from 0 to 5"),
     ],
 )
 def test_bad_regions_are_refused(region: Region, message: str) -> None:

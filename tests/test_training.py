@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from gradroute.ablation import Ablation
-from gradroute.config import TrainerConfig
 from gradroute.errors import UserError
 from gradroute.losses import Term
 from gradroute.models import Autoencoder
 from gradroute.routing import Region
+from gradroute.schema import TrainerConfig
 from gradroute.training import Terms, fit, learning_rate, pick_device, pick_precision
 
 TERM = Term("decoder", "all", "all", "mae")

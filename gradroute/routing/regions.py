@@ -88,8 +88,8 @@ def site_widths(model: nn.Module, regions: Mapping[str, Region], example: torch.
         width = shapes[region.site][-1]
         if region.units[-1] >= width:
             raise UserError(
-                f"region '{name}': unit {region.units[-1]} is outside site '{region.site}' {tuple(shapes[region.site])}; "
-                f"units go from 0 to {width - 1}"
+                f"region '{name}': unit {region.units[-1]} is outside site '{region.site}' of shape "
+                f"{tuple(shapes[region.site])}; units go from 0 to {width - 1}"
             )
     return {site: shape[-1] for site, shape in shapes.items()}
 

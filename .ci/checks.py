@@ -1,0 +1,67 @@
+"""What CI checks beside the tests: linters, types, the README's commands, every experiment, and a wheel install."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+def call(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
+    """Run a command; on failure, fail with everything it printed."""
+    result = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def readme_commands() -> list[str]:
+    """Every `gradroute-run` line that the README prints, except those that need an earlier run or a download."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("gradroute-run") and "RUN" not in line and "FOLDER" not in line]
+
+
+@pytest.mark.parametrize(
+    "command", [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)], ids=" ".join
+)
+def test_linters_and_types_are_clean(command: tuple[str, ...]) -> None:
+    call(*command)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
+    steps = "steps=[train,certify,ablate,evaluate,report]"
+    call("gradroute-run", f"experiment={experiment}", "trainer=smoke", steps, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_the_readme_commands_run(line: str, tmp_path: Path) -> None:
+    for folder, text in own_configurations().items():
+        (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder).write_text(text)
+    call(*shlex.split(line), "trainer=smoke", cwd=tmp_path)
+
+
+def own_configurations() -> dict[str, str]:
+    """The YAML files that the README shows, by the path on their first line."""
+    blocks = re.findall(r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return dict(blocks)
+
+
+def test_a_wheel_has_the_configurations_and_the_data(tmp_path: Path) -> None:
+    call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    call(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "site", wheel)
+    site, cache = str(tmp_path / "site"), str(tmp_path / "data")
+    origin = call(sys.executable, "-c", "import gradroute; print(gradroute.__file__)", cwd=tmp_path, PYTHONPATH=site)
+    assert Path(origin.strip()).is_relative_to(tmp_path / "site")
+    arguments = (sys.executable, "-m", "gradroute.cli", "trainer=smoke")
+    call(*arguments, cwd=tmp_path, PYTHONPATH=site, GRADROUTE_DATA=cache)

@@ -16,6 +16,7 @@ ALLOWED = {
     "datasets": {"errors", "schema"},
     "models": {"errors", "schema"},
     "routing": {"errors", "routing"},
+    "expansion": {"errors"},
     "losses": {"routing", "schema"},
     "training": {"errors", "losses", "schema"},
     "ablation": {"routing"},

@@ -1,0 +1,230 @@
+"""Parameter routes: which data may train and move which parameters (SGTM, Shilov et al. 2025, arXiv 2512.05648)."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+from gradroute.errors import UserError, unknown
+
+Routes = Mapping[str, Mapping[str, float]]  # group to region to weight
+_Weights = tuple[float, ...]  # of the regions, in their order; groups with the same ones share a backward pass
+_NOWHERE = torch.tensor(False)
+_Tensors = dict[nn.Parameter, torch.Tensor]  # masks or weights, broadcastable to their parameter
+_WHOLE_ONLY = {"Adafactor", "Muon", "Rprop"}  # they mix or factor elements, or start a state at another value than 0
+
+
+@dataclass(frozen=True)
+class ParameterRegion:
+    """Parameters, or slices of them along one axis; what several patterns match belongs with the union."""
+
+    parameters: Mapping[str, object]  # glob over their names to None (whole) or to units: "start:stop[:step]" or a list
+    axis: int = 0
+
+
+def _indices(spec: object, length: int, where: str) -> list[int]:
+    """Positions that `spec` names on an axis of size `length`; None is all. Raises: UserError naming `where`."""
+    units = list(range(length)) if spec is None else None
+    if isinstance(spec, str) and re.fullmatch(r"\d+:\d+(:0*[1-9]\d*)?", spec):
+        units = list(range(*map(int, spec.split(":"))))
+    elif isinstance(spec, Sequence) and all(type(unit) is int for unit in spec):
+        units = list(spec)
+    if units and min(units) >= 0 and max(units) < length:
+        return units
+    fault = "is no slice" if units is None else f"is outside an axis of size {length}" if units else "is an empty slice"
+    raise UserError(f'{where}: {spec!r} {fault}; give null for all, a range in quotes like "0:{length}" or a list')
+
+
+def _mask(parameter: nn.Parameter, spec: object, axis: int, where: str) -> torch.Tensor:
+    """The slice as a bool tensor on the CPU, with the parameter's number of axes, of size 1 where not sliced."""
+    if not parameter.requires_grad:
+        raise UserError(f"{where}: it has requires_grad=False and cannot be routed; set it, or narrow the pattern")
+    shape = [1] * parameter.dim()
+    if spec is not None:
+        if not -len(shape) <= axis < len(shape):
+            raise UserError(f"{where}: shape {tuple(parameter.shape)} has no axis {axis} to slice; give one it has")
+        shape[axis] = parameter.shape[axis]
+    mask = torch.zeros(math.prod(shape), dtype=torch.bool)
+    mask[_indices(spec, len(mask), where)] = True
+    return mask.view(shape)
+
+
+def _state(optimizer: optim.Optimizer, parameter: nn.Parameter, name: str) -> dict[str, torch.Tensor]:
+    """State tensors of the parameter's shape. Raises: UserError for an optimizer that cannot be split."""
+    state = optimizer.state.get(parameter, {})
+    alike = {key: value for key, value in state.items() if getattr(value, "shape", None) == parameter.shape}
+    rest = [value for key, value in state.items() if key not in alike]
+    odd = [v for v in rest if isinstance(v, list) or (isinstance(v, torch.Tensor) and v.numel() > 1)]
+    if odd or _WHOLE_ONLY & {base.__name__ for base in type(optimizer).__mro__}:
+        fault = f"{type(optimizer).__name__} cannot keep a slice of '{name}' still, its state is not by element"
+        raise UserError(f"updating: {fault}; route whole parameters, or use SGD, RMSprop, Adam or AdamW")
+    return alike
+
+
+@contextmanager
+def _still(optimizer: optim.Optimizer, parameter: nn.Parameter, name: str, frozen: torch.Tensor) -> Iterator[None]:
+    """Put the frozen slice of a parameter and of its state back after a step; state that it makes becomes 0 there."""
+    wide = [axis for axis, size in enumerate(frozen.shape) if size > 1]
+    if len(wide) == 1:  # one index per row is enough
+        index: tuple[Any, ...] = (*[slice(None)] * wide[0], frozen.flatten().nonzero().flatten().to(parameter.device))
+    else:
+        index = frozen.expand(parameter.shape).nonzero(as_tuple=True)
+    before = {key: value[index].clone() for key, value in _state(optimizer, parameter, name).items()}
+    values = parameter.detach()[index].clone()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            parameter[index] = values
+            for key, value in _state(optimizer, parameter, name).items():
+                value[index] = before.get(key, 0)
+
+
+def _refuse_closure(optimizer: optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if isinstance(optimizer, optim.LBFGS) or kwargs.get("closure") is not None or any(map(callable, args[1:])):
+        raise UserError(f"updating: {type(optimizer).__name__} steps by a closure; use SGD or Adam(W) and plain step()")
+
+
+class ParameterRouter:
+    """Weights of every group's gradient in every region of parameters, and freezing where they are all 0.
+
+    A gradient of 0 does not keep a parameter still: Adam's moments, momentum and weight decay go on moving it. So a
+    step goes inside `updating`, which leaves what no group present may touch as it was, optimizer state included:
+
+        router.backward({"retain": retain_loss, "forget": forget_loss, None: penalty})
+        with router.updating(optimizer):
+            optimizer.step()
+
+    Cost: one more backward pass over the retained graph for each further distinct weight assignment in the batch; for
+    a batch of a single group nothing extra but a multiply of the routed gradients and a copy of the frozen slices.
+    Build it when the model is complete: it keeps hold of the parameters. One that is frozen as a whole is hidden from
+    the optimizer. Of one that is frozen in part the 0-dimensional `step` counter advances, so Adam's bias correction
+    counts the updates of the whole parameter, and state that the step itself makes is left at 0 in the frozen slice.
+
+    `routes`: group to region to weight, any finite real; 1 where not named. Where regions overlap, weights multiply.
+    `measure`: if set, `backward` fills `last_norms`, (group or None, region) to the L2 norm of the weighted gradient
+    that came in the group's pass; groups that share a pass each show the norm of their joint gradient.
+    Raises: UserError for names that do not exist, slices empty or outside, weights not finite, requires_grad=False.
+    """
+
+    def __init__(
+        self, model: nn.Module, regions: Mapping[str, ParameterRegion], groups: Sequence[str], routes: Routes
+    ) -> None:
+        self.measure, self.last_norms = False, dict[tuple[str | None, str], float]()
+        self._names: dict[nn.Parameter, str] = {}
+        self._masks = {name: self._find(model, name, region) for name, region in regions.items()}
+        for group, row in routes.items():
+            if group not in groups:
+                raise unknown("group in routes:", group, groups)
+            for name, weight in row.items():
+                if name not in regions:
+                    raise unknown(f"region in routes.{group}:", name, regions)
+                if not isinstance(weight, int | float) or not math.isfinite(weight):
+                    raise UserError(f"routes.{group}.{name}={weight}: a weight must be a finite number, such as 0 or 1")
+        rows: dict[str | None, Mapping[str, float]] = {None: {}} | {group: routes.get(group, {}) for group in groups}
+        self._weights = {group: tuple(float(row.get(name, 1)) for name in regions) for group, row in rows.items()}
+        self._tables = {weights: self._table(weights) for weights in self._weights.values()}
+        self._zero = {weights: {p: w == 0 for p, w in table.items()} for weights, table in self._tables.items()}
+        self._seen: dict[nn.Parameter, set[_Weights]] = {}  # since the last update
+
+    def _find(self, model: nn.Module, region_name: str, region: ParameterRegion) -> _Tensors:
+        masks: _Tensors = {}
+        named = dict(model.named_parameters(remove_duplicate=False))
+        for pattern, spec in region.parameters.items():
+            matched = [name for name in named if fnmatchcase(name, pattern)]
+            if not matched:
+                raise unknown(f"parameter of region '{region_name}':", pattern, named)
+            for name in matched:
+                mask = _mask(named[name], spec, region.axis, f"region '{region_name}', parameter '{name}'")
+                masks[named[name]] = mask | masks.get(named[name], _NOWHERE)
+                self._names[named[name]] = name
+        if not masks:
+            raise UserError(f"region '{region_name}' names no parameters; give at least one pattern")
+        return masks
+
+    def _table(self, weights: _Weights) -> _Tensors:
+        """The product of the regions' weights at every element; a parameter with all weights 1 is left out."""
+        table: _Tensors = {}
+        for masks, weight in zip(self._masks.values(), weights, strict=True):
+            for parameter, mask in masks.items():
+                precision = torch.promote_types(parameter.dtype, torch.float32)
+                factor = torch.ones(mask.shape, dtype=precision).masked_fill(mask, weight)
+                table[parameter] = factor * table.get(parameter, 1)
+        return {parameter: weight for parameter, weight in table.items() if bool((weight != 1).any())}
+
+    def backward(self, losses: Mapping[str | None, torch.Tensor]) -> None:
+        """Add the sum of weight times gradient to `.grad` wherever the losses lead, also outside regions and model.
+
+        `losses`: scalar loss of each group in the batch; under None what is not routed. Several calls before one
+        update accumulate; a batch that you drop afterwards, without `updating`, still counts as having come.
+        Raises: UserError for an unknown group, no losses at all, or a loss that is not scalar or has no gradient.
+        """
+        passes: dict[_Weights, list[str | None]] = {}
+        for group, loss in losses.items():
+            if group not in self._weights:
+                raise unknown("group in losses:", group, self._weights)
+            if loss.numel() != 1 or not loss.requires_grad:
+                fault = f"has shape {tuple(loss.shape)} and requires_grad={loss.requires_grad}"
+                raise UserError(f"loss of {group!r} {fault}; give scalars with a gradient, leave absent groups out")
+            passes.setdefault(self._weights[group], []).append(group)
+        if not passes:
+            raise UserError("backward: got no losses; give the loss of every group in the batch")
+        self.last_norms = {}
+        for number, (weights, groups) in enumerate(passes.items(), 1):
+            self._pass(weights, {group: losses[group] for group in groups}, retain=number < len(passes))
+
+    def _pass(self, weights: _Weights, losses: dict[str | None, torch.Tensor], retain: bool) -> None:
+        """One backward pass of all `losses`; hooks weigh each parameter's gradient before it is added to `.grad`."""
+        table, arrived = self._tables[weights], dict[nn.Parameter, torch.Tensor]()
+
+        def weigh(parameter: nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
+            if parameter in table:
+                weight = table[parameter] = table[parameter].to(gradient.device)  # where it stays
+                gradient = (gradient * weight).masked_fill(weight == 0, 0).to(gradient.dtype)  # 0, even from inf
+            if self.measure:
+                arrived[parameter] = gradient
+            return gradient
+
+        with ExitStack() as stack:
+            for parameter in self._names if self.measure else table:
+                stack.callback(parameter.register_hook(partial(weigh, parameter)).remove)
+            torch.autograd.backward(list(losses.values()), retain_graph=retain)
+        for parameter in self._names:
+            self._seen.setdefault(parameter, set()).add(weights)
+        for region, masks in self._masks.items() if self.measure else ():
+            norms = [g.masked_fill(~masks[p].to(g.device), 0).norm().item() for p, g in arrived.items() if p in masks]
+            self.last_norms |= {(group, region): math.hypot(*norms) for group in losses}
+
+    @contextmanager
+    def updating(self, optimizer: optim.Optimizer) -> Iterator[None]:
+        """Wrap `optimizer.step()`: elements in which every group since the last update has weight 0 do not move.
+
+        They are bit-identical after the block, in the parameters and in state tensors of a parameter's shape. Of
+        several optimizers, each gets its own block, for the parameters it holds.
+        Raises: UserError before the step: no `backward` came, no routed parameter, a closure, state not by element.
+        """
+        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        routed = [parameter for parameter in self._names if parameter in held]
+        if self._names and not routed:
+            raise UserError("updating: the optimizer holds no routed parameter; make it from this model's parameters")
+        if not all(parameter in self._seen for parameter in routed):
+            raise UserError("updating: no backward since the last update; call ParameterRouter.backward before it")
+        # torch's fused SGD fails once only some parameters have momentum: hide none of them from it
+        fused_sgd = isinstance(optimizer, optim.SGD) and any(group["fused"] for group in optimizer.param_groups)
+        with ExitStack() as stack:
+            stack.callback(optimizer.register_step_pre_hook(_refuse_closure).remove)
+            for parameter in routed:
+                seen = self._seen.pop(parameter)
+                frozen = reduce(torch.logical_and, [self._zero[key].get(parameter, _NOWHERE) for key in seen])
+                if bool(frozen.all()) and not fused_sgd:
+                    parameter.grad = None
+                elif bool(frozen.any()):
+                    stack.enter_context(_still(optimizer, parameter, self._names[parameter], frozen))
+            yield

@@ -8,17 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradroute.errors import UserError
+    from gradroute.expansion import Layer, contract, expand, removed
     from gradroute.loading import LoadedRun, load
-    from gradroute.routing import Groups, Region, Router, mask_gradient, parse_units
+    from gradroute.routes import Route
+    from gradroute.routing import Monitor, ParameterRegion, ParameterRouter, Region, Router, mask_gradient, parse_units
 
 __version__ = "0.1.0"
-_HOMES = {
+__all__ = [
+    "Layer",
+    "LoadedRun",
+    "Monitor",
+    "ParameterRegion",
+    "ParameterRouter",
+    "Region",
+    "Route",
+    "Router",
+    "UserError",
+    "contract",
+    "expand",
+    "load",
+    "mask_gradient",
+    "parse_units",
+    "removed",
+]
+_HOMES = dict.fromkeys(__all__, "gradroute.routing") | {
     "UserError": "gradroute.errors",
-    "LoadedRun": "gradroute.loading",
-    "load": "gradroute.loading",
-    **dict.fromkeys(("Groups", "Region", "Router", "mask_gradient", "parse_units"), "gradroute.routing"),
+    "Route": "gradroute.routes",
+    **dict.fromkeys(("Layer", "contract", "expand", "removed"), "gradroute.expansion"),
+    **dict.fromkeys(("LoadedRun", "load"), "gradroute.loading"),
 }
-__all__ = ["Groups", "LoadedRun", "Region", "Router", "UserError", "load", "mask_gradient", "parse_units"]
 
 
 def __getattr__(name: str) -> Any:

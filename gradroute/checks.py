@@ -5,7 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from gradroute.errors import UserError, unknown
-from gradroute.schema import STEPS, Config, RoutingConfig, TrainerConfig
+from gradroute.routes import read_route
+from gradroute.schema import STEPS, Config, GroupConfig, RoutingConfig, TrainerConfig
+
+ABLATIONS = ("zero", "mean", "resample", "reinitialise", "remove")
 
 
 def _require(holds: bool, key: str, value: object, right: str) -> None:
@@ -24,7 +27,15 @@ def check(config: Config) -> None:
     _require(config.losses.correlation >= 0, "losses.correlation", config.losses.correlation, "0 or more")
     for region, weight in config.losses.l1.items():
         _require(0 <= weight < math.inf, f"losses.l1.{region}", weight, "0 or more, and finite")
+    for key in ("window", "every"):
+        _require(getattr(config.ledger, key) >= 1, f"ledger.{key}", getattr(config.ledger, key), "1 or more")
     _check_routing(config.routing)
+    for key, names in {"certificates": config.losses.certificates, "l1": config.losses.l1}.items():
+        for name in names:
+            if config.routing.regions[name].parameters is not None:
+                raise UserError(
+                    f"losses.{key}: region '{name}' is parameters and has no activations; name one with a site"
+                )
 
 
 def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
@@ -47,9 +58,11 @@ def _check_names(config: Config) -> None:
     _require("train" in config.steps, "steps", config.steps, "a list with 'train' in it")
     if "report" in config.steps:
         _require("evaluate" in config.steps, "steps", config.steps, "evaluated before the report")
-    _one_of("ablation.kind", config.ablation.kind, ("zero", "mean"))
-    if config.ablation.region is not None:
-        _one_of("ablation.region", config.ablation.region, regions)
+    _one_of("ablation.kind", config.ablation.kind, ABLATIONS)
+    given = config.ablation.region
+    for region in given if isinstance(given, list) else [] if given is None else [given]:
+        _one_of("ablation.region", region, regions)
+    _require(given != [], "ablation.region", given, "null, a region, or a list of regions")
     for region in [*config.losses.certificates, *config.losses.l1]:
         _one_of("losses' region", region, regions)
     duplicated = len(set(config.losses.certificates)) < len(config.losses.certificates)
@@ -59,6 +72,7 @@ def _check_names(config: Config) -> None:
 def _check_trainer(trainer: TrainerConfig) -> None:
     _one_of("trainer.schedule", trainer.schedule, ("constant", "cosine"))
     _one_of("trainer.precision", trainer.precision, ("auto", "float32", "bfloat16"))
+    _one_of("trainer.batches", trainer.batches, ("mixed", "by_group"))
     ranges: dict[str, tuple[Callable[[Any], bool], str]] = {
         "epochs": (lambda v: 1 <= v <= 100_000, "from 1 to 100000"),
         "batch_size": (lambda v: 2 <= v <= 1_000_000, "from 2 to 1000000"),
@@ -80,17 +94,48 @@ def _check_routing(routing: RoutingConfig) -> None:
     _require("unassigned" not in routing.groups, "routing.groups", "unassigned", "another name: this is reserved")
     owner: dict[int, str] = {}
     for name, group in routing.groups.items():
-        _require(bool(group.labels), f"routing.groups.{name}.labels", group.labels, "at least one label")
+        _check_rule(f"routing.groups.{name}", group)
         for label in group.labels:
             if label in owner:
                 raise UserError(
                     f"routing.groups: label {label} is in '{owner[label]}' and '{name}'; groups must not overlap"
                 )
             owner[label] = name
-    for group_name, weights in routing.routes.items():
+    for name, region in routing.regions.items():
+        where, either = f"routing.regions.{name}", (region.site is None) != (region.parameters is None)
+        _require(either, where, region.site, "one with either site or parameters")
+        given = region.site if isinstance(region.site, list) else [region.site]
+        right = "a module's name, a glob, or a list of them"
+        _require(region.site is None or all(isinstance(s, str) for s in given), f"{where}.site", region.site, right)
+        alone = region.parameters is None or (region.units is None and region.output is None)
+        _require(alone, where, region.units, "without units and output: parameters have their own units")
+    for group_name, row in routing.routes.items():
         _one_of("routing.routes (group)", group_name, tuple(routing.groups))
-        for region, weight in weights.items():
-            _one_of(f"routing.routes.{group_name} (region)", region, tuple(routing.regions))
-            number = isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
-            _require(number, f"routing.routes.{group_name}.{region}", weight, "a finite number")
-            weights[region] = float(weight)
+        for region_name, spec in row.items():
+            where = f"routing.routes.{group_name}"
+            _one_of(f"{where} (region)", region_name, tuple(routing.regions))
+            route = read_route(spec, f"{where}.{region_name}")
+            row[region_name] = route.weight if not isinstance(spec, dict) else spec
+    _check_labelling(routing)
+
+
+def _check_rule(where: str, group: GroupConfig) -> None:
+    rules = {"labels": group.labels, "column": group.column, "predicate": group.predicate}
+    named = [rule for rule, value in rules.items() if value not in (None, [])]
+    _require(len(named) == 1, where, named or "{}", "by exactly one rule: at least one label, a column or a predicate")
+    _require(
+        (group.column is None) == (not group.values), f"{where}.values", group.values, "given with column, not else"
+    )
+    path = group.predicate
+    _require(path is None or 0 < path.find(":") < len(path) - 1, f"{where}.predicate", path, "module:function")
+
+
+def _check_labelling(routing: RoutingConfig) -> None:
+    share = routing.labelled_fraction
+    _require(0 <= share <= 1, "routing.labelled_fraction", share, "from 0 to 1")
+    for name, rates in routing.label_noise.items():
+        _one_of("routing.label_noise", name, tuple(routing.groups))
+        for key, rate in (("false_positive", rates.false_positive), ("false_negative", rates.false_negative)):
+            _require(0 <= rate <= 1, f"routing.label_noise.{name}.{key}", rate, "from 0 to 1")
+    total = sum(rates.false_positive for rates in routing.label_noise.values())
+    _require(total <= 1, "routing.label_noise", total, "at most 1 in the sum of all false_positive")

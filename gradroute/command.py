@@ -1,13 +1,12 @@
 """How a command ends: mistakes in one line, and the exit status that says whose they were."""
 
-import difflib
 import os
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 
-from gradroute.errors import UserError
+from gradroute.errors import UserError, nearest
 
 
 def _one_line(error: BaseException) -> str:
@@ -33,7 +32,7 @@ def _suggest(message: str) -> str:
         valid.append(entry.name)
         nested = getattr(entry.default_factory, "__dataclass_fields__", {})
         valid += [f"{entry.name}.{name}" for name in nested]
-    near = difflib.get_close_matches(found[1], valid, n=3, cutoff=0.5)
+    near = nearest(found[1], valid)
     return f"unknown key '{found[1]}'; " + (f"did you mean {' or '.join(near)}?" if near else "see --cfg job")
 
 

@@ -1,10 +1,11 @@
 """Image data sets, whole and in memory: MNIST from inside the package, its relatives through torchvision."""
 
+import csv
 import hashlib
 import lzma
 import os
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class Images:
     label_noun: str
     shape: tuple[int, int]
     sha256: str
+    train_columns: dict[str, list[str]] = field(default_factory=dict)  # metadata, a text per image
+    test_columns: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[int]:
@@ -125,6 +128,10 @@ def load(config: DatasetConfig, train_limit: int | None = None, test_limit: int 
         tensors += [pixels[:limit].flatten(1).float().div_(127.5).sub_(1), labels[:limit]]
     height, width = parts[0].data.shape[1:]
     train_images, train_labels, test_images, test_labels = tensors
+    train_columns, test_columns = (
+        _columns(config.metadata, name, len(part.data), limit)
+        for name, part, limit in zip(("train", "test"), parts, (train_limit, test_limit), strict=True)
+    )
     return Images(
         train_images,
         train_labels,
@@ -133,7 +140,27 @@ def load(config: DatasetConfig, train_limit: int | None = None, test_limit: int 
         label_noun=noun,
         shape=(height, width),
         sha256=digest.hexdigest(),
+        train_columns=train_columns,
+        test_columns=test_columns,
     )
+
+
+def _columns(folder: str | None, name: str, images: int, limit: int | None) -> dict[str, list[str]]:
+    """The columns of `folder/<name>.csv`. Raises: UserError if it cannot be read or has another number of lines."""
+    if folder is None:
+        return {}
+    path = Path(folder).expanduser() / f"{name}.csv"
+    try:
+        with path.open(newline="") as file:
+            header, *lines = csv.reader(file)
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"dataset.metadata={folder}: {path} cannot be read ({reason})") from None
+    odd = next((number for number, line in enumerate(lines, 2) if len(line) != len(header)), None)
+    if len(lines) != images or odd:
+        fault = f"line {odd} has not {len(header)} cells" if odd else f"{len(lines)} lines for {images} images"
+        raise UserError(f"dataset.metadata={folder}: {path}: {fault}; give a header and one line per image")
+    return {column: [line[i] for line in lines[:limit]] for i, column in enumerate(header)}
 
 
 def _read(class_name: str, root: Path, train: bool, download: bool, config: DatasetConfig) -> Any:

@@ -11,10 +11,15 @@ class UserError(Exception):
     """
 
 
+def nearest(name: object, valid: Iterable[object]) -> list[str]:
+    """The valid names that look most like one that is not, best first."""
+    return difflib.get_close_matches(str(name), [str(v) for v in valid], n=3, cutoff=0.65)
+
+
 def unknown(what: str, name: object, valid: Iterable[object]) -> UserError:
     """Build the error for a name that does not exist, with the nearest valid ones."""
     names = [str(v) for v in valid]
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    near = nearest(name, names)
     if near:
         hint = f"did you mean {' or '.join(near)}?"
     else:

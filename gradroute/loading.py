@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,24 +13,72 @@ from torch import nn
 
 from gradroute import models, records
 from gradroute.errors import UserError
-from gradroute.routing import Region, parse_units
-from gradroute.schema import Config
+from gradroute.routing import ParameterRegion, ParameterRouter, Region, Router
+from gradroute.schema import Config, ModelConfig, RoutingConfig
+
+Regions = tuple[dict[str, Region], dict[str, ParameterRegion]]
 
 
-def build(config: Config, pixels: int, device: torch.device) -> tuple[nn.Module, nn.ModuleDict, dict[str, Region]]:
-    """The untrained model, one certificate per certified region, and the regions. Raises: UserError."""
-    regions = {
-        name: Region(region.site, parse_units(region.units, f"routing.regions.{name}.units"))
-        for name, region in config.routing.regions.items()
-    }
-    model = models.build(config.model, pixels).to(device)
-    certificates = nn.ModuleDict(
-        {
-            name: models.build_certificate(config.model, len(regions[name].units), pixels)
-            for name in config.losses.certificates
-        }
+def read_regions(routing: RoutingConfig) -> Regions:
+    """The configured regions: those of activations, those of parameters."""
+    activations: dict[str, Region] = {}
+    parameters: dict[str, ParameterRegion] = {}
+    for name, region in routing.regions.items():
+        if region.parameters is not None:
+            parameters[name] = ParameterRegion(region.parameters, region.axis or 0)
+        else:
+            axis = -1 if region.axis is None else region.axis
+            activations[name] = Region(region.site, region.units, axis, region.output)
+    return activations, parameters
+
+
+@dataclass
+class Parts:
+    """The modules of a run and the routes on its model."""
+
+    model: nn.Module
+    certificates: nn.ModuleDict
+    router: Router
+    parameter_router: ParameterRouter
+
+    def certificate(self, config: ModelConfig, region: str, example: torch.Tensor) -> nn.Module:
+        """An untrained decoder to the pixels of `example` `(1, pixels)` from what it shows of the region."""
+        found = {name: site.activation for name, site in self.router.found.items()}
+        units = self.router.regions[region].select(found)[:1].numel()
+        return models.build_certificate(config, units, example.shape[1]).to(example.device)
+
+
+def build(config: Config, groups: list[str], example: torch.Tensor) -> Parts:
+    """The untrained model, its routes and one certificate per certified region, on the example's device.
+
+    Args:
+        groups: the groups' names. `example`: one image, `(1, pixels)`.
+
+    Raises: UserError for regions and routes that do not fit the model.
+    """
+    model = models.build(config.model, example.shape[1]).to(example.device)
+    regions, parameters = read_regions(config.routing)
+    routes = config.routing.routes
+    mine, others = (
+        {g: {r: row[r] for r in row if r in kind} for g, row in routes.items()} for kind in (regions, parameters)
     )
-    return model, certificates.to(device), regions
+    router = Router(model, regions, groups, mine, example)
+    parts = Parts(model, nn.ModuleDict(), router, ParameterRouter(model, parameters, groups, others))
+    for name in config.losses.certificates:
+        parts.certificates[name] = parts.certificate(config.model, name, example)
+    return parts
+
+
+def read_weights(path: Path, modules: Mapping[str, nn.Module]) -> None:
+    """Load `model.safetensors` of a run folder into modules by their prefix. Raises: UserError if they do not fit."""
+    try:
+        tensors = load_file(path / "model.safetensors")
+        for prefix, module in modules.items():
+            own = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+            module.load_state_dict(own)
+    except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: the weights do not fit the run's configuration ({reason})") from None
 
 
 @dataclass
@@ -51,11 +100,9 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
     config = records.read_config(path)
     try:
         height, width = json.loads((path / "figures.json").read_text())["shape"]
-        model, certificates, _ = build(config, height * width, torch.device("cpu"))
-        tensors = load_file(path / "model.safetensors")
-        for module, prefix in ((model, "model."), (certificates, "certificates.")):
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: the weights do not fit the run's configuration ({reason})") from None
-    return LoadedRun(config, model.eval(), certificates.eval())
+        example = torch.zeros(1, height * width)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}/figures.json: damaged ({error})") from None
+    parts = build(config, list(config.routing.groups), example)
+    read_weights(path, {"model": parts.model, "certificates": parts.certificates})
+    return LoadedRun(config, parts.model.eval(), parts.certificates.eval())

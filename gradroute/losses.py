@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 from torch import nn
 
-from gradroute.routing import Router
+from gradroute.routing import Monitor, Router
 from gradroute.schema import LossesConfig
 
 
@@ -19,6 +19,10 @@ class Term:
     group: str
     region: str
     metric: str
+
+
+Terms = dict[Term, tuple[torch.Tensor, float | torch.Tensor]]  # value and weight of each
+UNLABELLED = "unlabelled"
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
@@ -54,31 +58,46 @@ def correlation_penalty(activations: Sequence[torch.Tensor]) -> torch.Tensor:
     return total / sum(block.numel() for block in blocks)
 
 
+def absolute_error(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of each image, `(batch,)`, for both `(batch, pixels)`."""
+    return (at_least_float32(reconstruction) - images).abs().mean(1)
+
+
 class Objective:
-    """The training loss of a routed model: every term's value and weight, from one pass of the decoder."""
+    """The training loss of a routed model: every term's value and weight, from one pass of the decoder.
 
-    def __init__(self, model: nn.Module, certificates: nn.ModuleDict, router: Router, losses: LossesConfig) -> None:
+    Args:
+        names: groups of data points by number, as `Groups.names`.
+        partial: some points carry no label (-1). They are a group `unlabelled`, and each group's mean then weighs its
+            share of the batch, times the number of groups: who is unlabelled must not change what is learned.
+        skip_absent: leave the term of a group out when the batch has none of its points, instead of giving it value 0.
+    """
+
+    def __init__(
+        self, model: nn.Module, certificates: nn.ModuleDict, router: Router, losses: LossesConfig,
+        partial: bool = False, skip_absent: bool = False,
+    ) -> None:  # fmt: skip
         self.model, self.certificates, self.router, self.losses = model, certificates, router, losses
+        self.partial, self.skip_absent = partial, skip_absent
+        self.monitor: Monitor | None = None
 
-    def __call__(self, images: torch.Tensor, group_index: torch.Tensor) -> dict[Term, tuple[torch.Tensor, float]]:
+    def __call__(self, images: torch.Tensor, group_index: torch.Tensor) -> Terms:
         """Terms for images `(batch, pixels)` with group numbers `(batch,)`; the loss is the sum of weight × value.
 
         Each group's mean absolute error has weight 1, so that with two groups the sum is about twice the overall
         mean (GR released code). Penalties are unrouted: they read the sites before the mask.
         """
-        with self.router.route(group_index) as activations:
+        with self.router.route(group_index, self.monitor) as activations:
             reconstruction = self.model(images)
-        per_image = (at_least_float32(reconstruction) - images).abs().mean(1)
-        names = self.router.groups
-        means = group_means(per_image, group_index, len(names))
-        terms = {Term("decoder", name, "all", "mae"): (means[i], 1.0) for i, name in enumerate(names)}
+        terms = self._task_terms(absolute_error(reconstruction, images), group_index)
         for name, certificate in self.certificates.items():
             seen = self.router.regions[name].select(activations).detach()
-            error = (at_least_float32(certificate(seen)) - images).abs().mean()
+            error = absolute_error(certificate(seen.flatten(1)), images).mean()
             terms[Term("certificate", "all", name, "mae")] = (error, 1.0)
         regions = {
             name: at_least_float32(region.select(activations)).flatten(0, -2)
             for name, region in self.router.regions.items()
+            if self.losses.correlation or self.losses.l1.get(name)
         }
         for name, weight in self.losses.l1.items():
             if weight:
@@ -87,3 +106,16 @@ class Objective:
             value = correlation_penalty(list(regions.values()))
             terms[Term("penalty", "all", "all", "correlation")] = (value, self.losses.correlation)
         return terms
+
+    def _task_terms(self, per_image: torch.Tensor, group_index: torch.Tensor) -> Terms:
+        groups = self.router.groups
+        names = [*groups, UNLABELLED] if self.partial else groups
+        means = group_means(per_image, group_index % len(names), len(names))
+        counts = torch.bincount(group_index % len(names), minlength=len(names))
+        present = counts.tolist() if self.skip_absent else [1] * len(names)  # tolist waits for the device
+        shares = counts * (len(groups) / len(per_image))
+        return {
+            Term("decoder", name, "all", "mae"): (means[i], shares[i] if self.partial else 1.0)
+            for i, name in enumerate(names)
+            if present[i]
+        }

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,17 @@ from gradroute.errors import UserError
 from gradroute.schema import Config
 
 COLUMNS = ("step", "split", "group", "head", "region", "metric", "unit", "value")
+LEDGER_COLUMNS = (
+    "from_step", "to_step", "group", "region", "points", "weight_min", "weight_max", "measured",
+    "activation", "routed", "unrouted", "moved", "shifted",
+)  # fmt: skip
 UNITS = {
     "mse": "squared pixel, pixels in [-1, 1]",
     "mae": "pixel, pixels in [-1, 1]",
     "l1": "mean L1 norm of the region's activations",
     "correlation": "mean |correlation|, 0 to 1",
+    "activation_norm": "L2 norm per image, root mean square",
+    "gradient_norm": "L2 norm per image of the gradient of its mae, root mean square",
 }
 PACKAGES = ("gradroute", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "matplotlib")
 
@@ -81,6 +88,15 @@ class RunFolder:
             cells = [f'"{row[c]}"' if c == "unit" else str(row[c]) for c in COLUMNS[:-1]]
             lines.append(",".join([*cells, f"{row['value']:.8g}"]))
         write_atomically(self.path / "metrics.csv", "\n".join(lines) + "\n")
+
+    def write_ledger(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write every row so far to `ledger.csv`."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, LEDGER_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        write_atomically(self.path / "ledger.csv", buffer.getvalue())
 
     def write_json(self, name: str, content: Any) -> None:
         """Write one JSON file of the run."""
@@ -194,18 +210,34 @@ def read_config(run: Path) -> Config:
     return from_mapping(mapping)
 
 
+def read_ledger(run: Path) -> list[dict[str, Any]]:
+    """The rows of `ledger.csv`, numbers as numbers and empty cells as None. Raises: UserError if it is damaged."""
+
+    def read(column: str, cell: str) -> Any:
+        if column in ("group", "region"):
+            return cell
+        return None if cell == "" else int(cell) if column in LEDGER_COLUMNS[:2] else float(cell)
+
+    return _read_table(run / "ledger.csv", LEDGER_COLUMNS, read)
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The rows of `metrics.csv` with `step` and `value` as numbers. Raises: UserError if it is damaged."""
+    kinds = {"step": int, "value": float}
+    return _read_table(run / "metrics.csv", COLUMNS, lambda column, cell: kinds.get(column, str)(cell))
+
+
+def _read_table(path: Path, columns: tuple[str, ...], read: Callable[[str, str], Any]) -> list[dict[str, Any]]:
     try:
-        with (run / "metrics.csv").open(newline="") as file:
+        with path.open(newline="") as file:
             reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
+            if tuple(reader.fieldnames or ()) != columns:
                 raise ValueError(f"columns are {reader.fieldnames}")
-            return [{**row, "step": int(row["step"]), "value": float(row["value"])} for row in reader]
+            return [{column: read(column, row[column]) for column in columns} for row in reader]
     except OSError as error:
-        raise UserError(f"{run}/metrics.csv: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError) as error:
-        raise UserError(f"{run}/metrics.csv: damaged ({error})") from None
+        raise UserError(f"{path}: damaged ({error})") from None
 
 
 def final_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,12 +1,10 @@
 """The plots of a run, drawn from its folder alone (after GR figure 3)."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 
 matplotlib.use("Agg")  # no screen is needed, nor asked for
 from matplotlib import pyplot as plt
@@ -14,55 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from gradroute.records import final_rows, read_metrics
-
-DECODER_COLOUR = "#4d4d4d"
-REGION_COLOURS = (
-    "#1f77b4",
-    "#ff7f0e",
-    "#2ca02c",
-    "#d62728",
-    "#9467bd",
-    "#8c564b",
-    "#e377c2",
-    "#7f7f7f",
-    "#bcbd22",
-    "#17becf",
-)
-LINE_STYLES = ("-", "--", ":", "-.")
-Array = npt.NDArray[Any]
-
-
-class Scene:
-    """What the plots share: the run's rows, arrays and names, and one colour for one thing."""
-
-    def __init__(self, run: Path) -> None:
-        self.rows = read_metrics(run)
-        self.final = final_rows(self.rows)
-        self.names = json.loads((run / "figures.json").read_text())
-        with np.load(run / "samples.npz", allow_pickle=False) as arrays:
-            self.arrays: dict[str, Array] = {key: arrays[key] for key in arrays.files}
-        self.heads = list(dict.fromkeys((row["head"], row["region"]) for row in self.final))
-        self.noun: str = self.names["label_noun"]
-
-    def colour(self, region: str) -> str:
-        """A region's colour; the whole decoder's is grey."""
-        regions = list(self.names["regions"])
-        return REGION_COLOURS[regions.index(region) % 10] if region in regions else DECODER_COLOUR
-
-    def title(self, head: str, region: str) -> str:
-        """How a head is called in legends."""
-        kinds = {
-            "decoder": "decoder",
-            "certificate": f"certificate {region}",
-            "fresh_certificate": f"fresh certificate {region}",
-            "decoder_ablated": f"decoder, {region} ablated ({self.names['ablation']})",
-        }
-        return kinds[head]
-
-    def group_of(self, label: int) -> str:
-        """The group that a label belongs to."""
-        return next((g for g, labels in self.names["labels"].items() if label in labels), "unassigned")
+from gradroute.scene import LINE_STYLES, Scene
 
 
 def loss_per_label(scene: Scene) -> Figure:
@@ -165,7 +115,7 @@ def encoding_heat_map(scene: Scene, site: str) -> Figure:
     axes.set_ylabel(f"test images sorted by {scene.noun}")
     axes.set_xlabel(f"unit of {site}")
     for region, place in scene.names["regions"].items():
-        if place["site"] == site:
+        if site in place["sites"]:
             units = place["units"]
             axes.plot(
                 [min(units) - 0.4, max(units) + 0.4],
@@ -215,6 +165,34 @@ def mask_matrix(scene: Scene) -> Figure:
     return figure
 
 
+def ledger_curves(scene: Scene) -> Figure:
+    """What reached each region from each group through the mask, and how far its parameters moved, by window."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    groups = list(dict.fromkeys(r["group"] for r in scene.ledger if r["group"] != "all"))
+    came = [r for r in scene.ledger if r["routed"] is not None]
+    for group, region in dict.fromkeys((r["group"], r["region"]) for r in came):
+        rows = [r for r in came if (r["group"], r["region"]) == (group, region)]
+        style = LINE_STYLES[groups.index(group) % 4]
+        _windows(left, rows, "routed", scene.colour(region), style, f"{group} in {region}")
+    moved = [r for r in scene.ledger if r["moved"] is not None]
+    for region in dict.fromkeys(r["region"] for r in moved):
+        _windows(right, [r for r in moved if r["region"] == region], "moved", scene.colour(region), "-", region)
+    left.set_ylabel("routed gradient (L2 norm over the batch, root mean square)")
+    right.set_ylabel("parameters moved in the window (L2 norm)")
+    for axes in (left, right):
+        axes.set_xlabel("optimizer step at the window's end")
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8, ncols=2, frameon=False)
+    figure.suptitle("Ledger: whose gradients arrived where, and what moved")
+    return figure
+
+
+def _windows(axes: Axes, rows: list[dict[str, Any]], column: str, colour: str, style: str, name: str) -> None:
+    marker = "o" if len(rows) < 12 else None
+    steps, values = [r["to_step"] for r in rows], [r[column] for r in rows]
+    axes.plot(steps, values, color=colour, linestyle=style, marker=marker, markersize=4, label=name, clip_on=False)
+
+
 def draw(run: Path) -> None:
     """Write every plot of a run into `plots/`, as PNG and as SVG."""
     scene = Scene(run)
@@ -222,8 +200,11 @@ def draw(run: Path) -> None:
         "loss_per_label": loss_per_label(scene),
         "reconstructions": reconstruction_grid(scene),
         "training_curves": training_curves(scene),
-        "mask": mask_matrix(scene),
     }
+    if scene.ledger:
+        figures["ledger"] = ledger_curves(scene)
+    if any(key.startswith("mask/") for key in scene.arrays):
+        figures["mask"] = mask_matrix(scene)
     for key in scene.arrays:
         if key.startswith("encoding/"):
             site = key.removeprefix("encoding/")

@@ -1,8 +1,9 @@
-"""One run from a checked configuration to its folder; and a finished run back from its folder."""
+"""One run from a checked configuration to its folder."""
 
 import io
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +12,29 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from gradroute import datasets, models, records
+from gradroute import records
 from gradroute.ablation import Ablation
-from gradroute.evaluation import Head, activations_at, errors, reconstructions
-from gradroute.loading import build
-from gradroute.losses import Objective, Term
+from gradroute.evaluation import Head, activations_at
+from gradroute.ledger import Ledger
+from gradroute.losses import Term, Terms, absolute_error
 from gradroute.progress import Progress
 from gradroute.records import RunFolder
-from gradroute.routing import Groups, Router
 from gradroute.schema import Config
-from gradroute.training import fit, pick_device, pick_precision
+from gradroute.setup import Measurement, Setup
+from gradroute.training import fit
 
 CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run
 ENCODINGS_PER_LABEL = 50
 
 
 class Run:
-    """Everything a run needs, built and checked before anything is written; its methods are the steps.
+    """A run in its folder; its methods are the steps.
 
-    Raises: UserError for every mistake in the configuration or the data.
+    Raises: UserError for every mistake in the configuration or the data, before anything is written.
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.device = pick_device(config.trainer.device)
-        self.precision = pick_precision(config.trainer.precision, self.device)
-        config.trainer.precision = "bfloat16" if self.precision == torch.bfloat16 else "float32"
-        data = datasets.load(config.dataset, config.trainer.train_limit, config.trainer.test_limit)
-        self.groups = Groups(
-            {name: group.labels for name, group in config.routing.groups.items()},
-            data.labels,
-            config.routing.unassigned,
-        )
-        self.data = data.to(self.device)
-        self.train_groups = self.groups.index(self.data.train_labels)
-        torch.manual_seed(config.seed)
-        self.model, self.certificates, self.regions = build(config, data.train_images.shape[1], self.device)
-        example = self.data.train_images[:1]
-        routes = config.routing.routes
-        self.router = Router(self.model, self.regions, self.groups.names, routes, example)
-        self.fresh = nn.ModuleDict()
+        self.config, self.setup = config, Setup(config)
         self.ablations: list[Ablation] = []
         self.order = torch.Generator().manual_seed(config.seed)
         self.steps_done = 0
@@ -58,146 +42,149 @@ class Run:
         self.progress = Progress(self.folder.log)
 
     def _facts(self) -> dict[str, Any]:
-        hardware = records.hardware()
-        if self.device.type == "cuda":
-            hardware["gpu"] = torch.cuda.get_device_name(self.device)
+        device, hardware = self.setup.device, records.hardware()
+        if device.type == "cuda":
+            hardware["gpu"] = torch.cuda.get_device_name(device)
         hardware["threads"] = torch.get_num_threads()
-        return {"dataset_sha256": self.data.sha256, "hardware": hardware, "device": str(self.device)}
+        return {"dataset_sha256": self.setup.data.sha256, "hardware": hardware, "device": str(device)}
 
-    def _parts(self) -> dict[str, torch.Tensor]:
-        labels = self.data.test_labels
-        index = self.groups.index(labels)
-        parts = {name: index == i for i, name in enumerate(self.groups.names)}
-        return parts | {f"{self.data.label_noun}_{label}": labels == label for label in self.data.labels}
-
-    def _record_terms(self, step: int, means: dict[Term, float]) -> None:
-        for term, mean in means.items():
-            self.folder.add(step, "train", term.group, term.head, term.region, term.metric, mean)
+    def _record(self, split: str, measured: Measurement) -> None:
+        group, head, metric, value = measured
+        self.folder.add(self.steps_done, split, group, head.name, head.region, metric, value)
 
     def _evaluate(self) -> dict[Head, torch.Tensor]:
-        heads = reconstructions(
-            self.model,
-            {"certificate": self.certificates, "fresh_certificate": self.fresh},
-            self.regions,
-            self.ablations,
-            self.data.test_images,
-        )
-        for group, head, metric, value in errors(self.data.test_images, heads, self._parts()):
-            self.folder.add(self.steps_done, "test", group, head.name, head.region, metric, value)
+        heads = self.setup.heads(self.ablations)
+        for measured in self.setup.test_errors(heads):
+            self._record("test", measured)
         self.folder.write_metrics()
         return heads
 
+    def _fit(
+        self, title: str, task: Callable[[torch.Tensor], Terms], modules: list[nn.Module],
+        on_epoch: Callable[[int, int, dict[Term, float]], None] = lambda epoch, step, means: None, **options: Any,
+    ) -> None:  # fmt: skip
+        trainer, setup = self.config.trainer, self.setup
+
+        def after_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
+            on_epoch(epoch, step, means)
+            self.progress.epoch(epoch, trainer.epochs, means)
+
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        points = len(setup.data.train_images)
+        with self.progress.running(title):
+            fit(
+                task, parameters, points, trainer, setup.precision, setup.device, self.order, after_epoch, **options
+            )  # fmt: skip
+
     def train(self) -> None:
         """Train the model and its certificates together under the routes."""
-        trainer = self.config.trainer
-        objective = Objective(self.model, self.certificates, self.router, self.config.losses)
+        trainer, setup, objective = self.config.trainer, self.setup, self.setup.objective()
+        images, routed, parameter_router = setup.data.train_images, setup.groups.routed, setup.parameter_router
         every = -(-trainer.epochs // CURVE_POINTS)
+        settings = self.config.ledger
+        ledger = Ledger(setup.router, setup.parts.parameter_router, settings.window, settings.every)
         started = time.monotonic()
+
+        def before_update(step: int, chosen: torch.Tensor) -> None:
+            setup.router.at_step(step)
+            setup.parts.parameter_router.at_step(step)
+            if settings.enabled:
+                objective.monitor = ledger.begin(step, routed[chosen])
 
         def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
             self.steps_done = step
-            self._record_terms(step, means)
+            for term, mean in means.items():
+                self._record("train", (term.group, Head(term.head, term.region), term.metric, mean))
             if epoch % every == 0 and epoch < trainer.epochs:
-                autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
-                with autocast:
+                precise = setup.precision == torch.bfloat16
+                with torch.autocast(setup.device.type, torch.bfloat16, enabled=precise):
                     self._evaluate()
-            self.progress.epoch(epoch, trainer.epochs, means)
 
-        parameters = [*self.model.parameters(), *self.certificates.parameters()]
-        images, groups = self.data.train_images, self.train_groups
-        with self.progress.running("train"):
-            fit(objective, parameters, images, groups, trainer, self.precision, self.order, on_epoch)
+        self._fit(
+            "train",
+            lambda chosen: objective(images[chosen], routed[chosen]),
+            [setup.model, setup.certificates],
+            on_epoch,
+            before_update=before_update,
+            parameter_router=parameter_router,
+            group_index=routed if trainer.batches == "by_group" else None,
+        )
         self.folder.manifest["train_seconds"] = round(time.monotonic() - started, 1)
+        if settings.enabled:
+            ledger.close(self.steps_done)
+            self.folder.write_ledger(ledger.rows)
 
     def certify(self) -> None:
         """Train a fresh certificate per region on the frozen encoding: a weak one must not pass for a clean split."""
-        trainer = self.config.trainer
-        pixels = self.data.train_images.shape[1]
-        for name in self.config.losses.certificates:
-            region = self.regions[name]
-            self.fresh[name] = models.build_certificate(self.config.model, len(region.units), pixels).to(self.device)
-        sites = {self.regions[name].site for name in self.fresh}
-        seen = {site: activations_at(self.model, site, self.data.train_images) for site in sites}
-        for name, certificate in self.fresh.items():
-            encodings = self.regions[name].select(seen)
-            rows = torch.arange(len(encodings), device=self.device)
+        setup, images = self.setup, self.setup.data.train_images
 
-            def objective(
-                inputs: torch.Tensor,
-                chosen: torch.Tensor,
-                certificate: nn.Module = certificate,
-                name: str = name,
-            ) -> dict[Term, tuple[torch.Tensor, float]]:
-                error = (certificate(inputs).float() - self.data.train_images[chosen]).abs().mean()
-                return {Term("fresh_certificate", "all", name, "mae"): (error, 1.0)}
+        def terms(name: str, certificate: nn.Module, encodings: torch.Tensor, chosen: torch.Tensor) -> Terms:
+            error = absolute_error(certificate(encodings[chosen]), images[chosen]).mean()
+            return {Term("fresh_certificate", "all", name, "mae"): (error, 1.0)}
 
-            def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
-                self.progress.epoch(epoch, trainer.epochs, means)
-
-            with self.progress.running(f"certify {name}"):
-                fit(
-                    objective,
-                    certificate.parameters(),
-                    encodings,
-                    rows,
-                    trainer,
-                    self.precision,
-                    self.order,
-                    on_epoch,
-                )
+        fresh = {name: setup.add_fresh(name) for name in self.config.losses.certificates}
+        for name, certificate in fresh.items():
+            region = setup.regions[name]
+            encodings = region.select(activations_at(setup.model, region.sites, images)).flatten(1)
+            self._fit(f"certify {name}", partial(terms, name, certificate, encodings), [certificate])
 
     def ablate(self) -> None:
-        """Prepare the ablations that `evaluate` applies: of one region, or of each in turn."""
-        ablation = self.config.ablation
-        for name in [ablation.region] if ablation.region else list(self.regions):
-            region = self.regions[name]
-            values = torch.zeros(len(region.units), device=self.device)
-            if ablation.kind == "mean":
-                seen = {region.site: activations_at(self.model, region.site, self.data.train_images)}
-                values = region.select(seen).flatten(0, -2).mean(0)
-            self.ablations.append(Ablation(name, region, values))
+        """Prepare the ablations that `evaluate` applies: of one region, of several together, or of each in turn."""
+        self.ablations = self.setup.ablations()
 
     def evaluate(self) -> None:
         """Measure every head in float32 and write metrics, weights and what the report draws."""
-        heads = self._evaluate()
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"certificates.{k}": v for k, v in self.certificates.state_dict().items()}
-        tensors |= {f"fresh_certificates.{k}": v for k, v in self.fresh.state_dict().items()}
+        setup, heads = self.setup, self._evaluate()
+        for measured in setup.test_norms():
+            self._record("test", measured)
+        self.folder.write_metrics()
+        modules = {"model": setup.model, "certificates": setup.certificates, "fresh_certificates": setup.fresh}
+        tensors = {f"{prefix}.{k}": v for prefix, module in modules.items() for k, v in module.state_dict().items()}
         tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
         records.write_atomically(self.folder.path / "model.safetensors", save(tensors))
         self._write_samples(heads)
         final = records.final_rows(self.folder.rows)
-        named = [row for row in final if row["group"] in self.groups.names]
+        named = [row for row in final if row["group"] in setup.groups.names]
         kept = ("group", "head", "region", "metric", "unit", "value")
         self.folder.write_json("summary.json", {"headline": [{k: row[k] for k in kept} for row in named]})
 
     def _write_samples(self, heads: dict[Head, torch.Tensor]) -> None:
         """One image per label through every head; encodings sorted by label; the mask: all the report needs."""
-        labels = self.data.test_labels
-        by_label = [torch.nonzero(labels == label).flatten() for label in self.data.labels]
+        setup, data = self.setup, self.setup.data
+        by_label = [torch.nonzero(data.test_labels == label).flatten() for label in data.labels]
         first = torch.cat([found[:1] for found in by_label])
         many = torch.cat([found[:ENCODINGS_PER_LABEL] for found in by_label])
         arrays: dict[str, torch.Tensor] = {
-            "image_labels": labels[first],
-            "encoding_labels": labels[many],
-            "images": self.data.test_images[first],
+            "image_labels": data.test_labels[first],
+            "encoding_labels": data.test_labels[many],
+            "images": data.test_images[first],
         }
         arrays |= {f"head/{head.name}/{head.region}": output[first] for head, output in heads.items()}
-        for site, mask in self.router.masks.items():
-            arrays[f"encoding/{site}"] = activations_at(self.model, site, self.data.test_images[many])
-            arrays[f"mask/{site}"] = mask
+        seen = activations_at(setup.model, setup.router.sites, data.test_images[many])
+        for site in setup.router.sites:
+            arrays[f"encoding/{site.name}"] = site.units_last(seen[site.name]).contiguous()
+            arrays[f"mask/{site.name}"] = setup.router.masks[site.name]
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **{k: v.cpu().numpy() for k, v in arrays.items()})
         records.write_atomically(self.folder.path / "samples.npz", buffer.getvalue())
-        shown = {
-            "groups": self.groups.names,
-            "regions": {name: {"site": r.site, "units": list(r.units)} for name, r in self.regions.items()},
-            "label_noun": self.data.label_noun,
-            "labels": {g: self.config.routing.groups[g].labels for g in self.groups.names if g != "unassigned"},
-            "shape": list(self.data.shape),
+        self.folder.write_json("figures.json", self._names())
+
+    def _names(self) -> dict[str, Any]:
+        """What the report must know beside the numbers."""
+        setup, data = self.setup, self.setup.data
+        owner = {label: setup.groups.test[data.test_labels == label].unique().tolist() for label in data.labels}
+        return {
+            "groups": setup.groups.names,
+            "regions": {
+                name: {"sites": [s.name for s in region.sites], "units": list(region.units)}
+                for name, region in setup.regions.items()
+            }
+            | {name: {"sites": [], "units": []} for name in setup.parts.parameter_router.regions},
+            "label_noun": data.label_noun,
+            "labels": {g: [x for x in data.labels if owner[x] == [i]] for i, g in enumerate(setup.groups.names)},
+            "shape": list(data.shape),
             "ablation": self.config.ablation.kind,
         }
-        self.folder.write_json("figures.json", shown)
 
     def report(self) -> None:
         """Draw the plots from what is on disk."""
@@ -226,6 +213,6 @@ def execute(config: Config) -> Path:
         run.folder.log(f"ended: {reason}")
         run.folder.finish("interrupted" if interrupted else f"failed ({reason})")
         raise
-    run.progress.headline(run.folder.path, records.final_rows(run.folder.rows), run.groups.names)
+    run.progress.headline(run.folder.path, records.final_rows(run.folder.rows), run.setup.groups.names)
     run.folder.finish("finished")
     return run.folder.path

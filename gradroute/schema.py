@@ -8,10 +8,14 @@ STEPS = ("train", "certify", "ablate", "evaluate", "report")
 
 @dataclass
 class DatasetConfig:
-    """Which images; `root` is a folder in torchvision's layout, or null for the default source."""
+    """Which images; `root` is a folder in torchvision's layout, or null for the default source.
+
+    `metadata` is a folder with `train.csv` and `test.csv`, a header and one line per image in the data set's order.
+    """
 
     name: str = "mnist"
     root: str | None = None
+    metadata: str | None = None
 
 
 @dataclass
@@ -25,38 +29,54 @@ class ModelConfig:
 
 @dataclass
 class RegionConfig:
-    """Units (`"0:16"`, `"0:32:2"` or a list) on the last axis of a module's output."""
+    """Units of modules' outputs, or parameters: as `gradroute.Region` with `site`, or `gradroute.ParameterRegion`."""
 
-    site: str = "encoder"
+    site: Any = None
     units: Any = None
+    axis: int | None = None
+    output: int | None = None
+    parameters: dict[str, Any] | None = None
 
 
 @dataclass
 class GroupConfig:
-    """The labels whose data points form the group."""
+    """The rule for a group's data points: their labels, or a metadata column's values, or `module:function`."""
 
     labels: list[int] = field(default_factory=list)
+    column: str | None = None
+    values: list[Any] = field(default_factory=list)
+    predicate: str | None = None
+
+
+@dataclass
+class NoiseConfig:
+    """Shares of mistaken labels: of the points outside a group that get its label, and of its points that lose it."""
+
+    false_positive: float = 0.0
+    false_negative: float = 0.0
 
 
 @dataclass
 class RoutingConfig:
-    """Groups, regions, and the gradient weight of each group in each region (1 where not named).
+    """Groups, regions, and the route of each group in each region (weight 1 where not named).
 
-    Weights are typed by `check`: OmegaConf refuses a whole number in a nested mapping of floats.
+    Routes are typed by `check`: OmegaConf refuses a whole number in a nested mapping of floats.
     """
 
     groups: dict[str, GroupConfig] = field(default_factory=dict)
     regions: dict[str, RegionConfig] = field(default_factory=dict)
     routes: dict[str, dict[str, Any]] = field(default_factory=dict)
     unassigned: str = "error"
+    labelled_fraction: float = 1.0
+    label_noise: dict[str, NoiseConfig] = field(default_factory=dict)
 
 
 @dataclass
 class AblationConfig:
-    """What replaces a region's activations, and of which region (null: each in turn)."""
+    """What happens to a region, and to which: one, a list of them together, or null for each in turn."""
 
     kind: str = "zero"
-    region: str | None = None
+    region: Any = None
 
 
 @dataclass
@@ -72,8 +92,9 @@ class LossesConfig:
 class PresetConfig:
     """Settings of the optimizer and the amount of data."""
 
-    epochs: int = 14
+    epochs: int = 1
     batch_size: int = 256
+    batches: str = "mixed"
     lr: float = 1e-3
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.0
@@ -93,6 +114,15 @@ class TrainerConfig(PresetConfig):
 
 
 @dataclass
+class LedgerConfig:
+    """The record of who trained what: updates to a row, and how often norms are measured."""
+
+    enabled: bool = True
+    window: int = 100
+    every: int = 10
+
+
+@dataclass
 class Config:
     """One experiment: a dataset, a model, routing, losses and a list of steps."""
 
@@ -106,4 +136,5 @@ class Config:
     ablation: AblationConfig = field(default_factory=AblationConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
     presets: dict[str, PresetConfig] = field(default_factory=dict)

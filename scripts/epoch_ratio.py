@@ -20,19 +20,20 @@ from gradroute import datasets
 from gradroute.cli import conf_dir
 from gradroute.config import from_mapping
 from gradroute.loading import build
-from gradroute.losses import Objective
+from gradroute.losses import Terms
 from gradroute.models import Autoencoder
 from gradroute.records import hardware
-from gradroute.routing import Groups, Router
 from gradroute.schema import Config
-from gradroute.training import fit, pick_precision
+from gradroute.setup import Setup
+from gradroute.training import fit
 
 CPU = torch.device("cpu")
 
 
 def textbook(data: datasets.Images, config: Config) -> Callable[[], None]:
     """One epoch as published: two decoder passes with `detach`."""
-    model, certificates, _ = build(config, 784, CPU)
+    parts = build(config, list(config.routing.groups), torch.zeros(1, 784))
+    model, certificates = parts.model, parts.certificates
     assert isinstance(model, Autoencoder)
     optimizer = torch.optim.Adam([*model.parameters(), *certificates.parameters()], lr=1e-3, weight_decay=5e-5)
 
@@ -61,19 +62,18 @@ def textbook(data: datasets.Images, config: Config) -> Callable[[], None]:
     return epoch
 
 
-def ours(data: datasets.Images, config: Config) -> Callable[[], None]:
+def ours(config: Config) -> Callable[[], None]:
     """One epoch of the configured preset."""
-    model, certificates, regions = build(config, 784, CPU)
-    groups = Groups({n: g.labels for n, g in config.routing.groups.items()}, data.labels)
-    router = Router(model, regions, groups.names, config.routing.routes, data.train_images[:1])
-    objective = Objective(model, certificates, router, config.losses)
-    index, trainer = groups.index(data.train_labels), replace(config.trainer, epochs=1)
-    parameters = [*model.parameters(), *certificates.parameters()]
-    precision = pick_precision(trainer.precision, CPU)
+    setup = Setup(config)
+    objective, images, routed = setup.objective(), setup.data.train_images, setup.groups.routed
+    parameters = [*setup.model.parameters(), *setup.certificates.parameters()]
+    trainer, order = replace(config.trainer, epochs=1), torch.Generator().manual_seed(0)
+
+    def task(chosen: torch.Tensor) -> Terms:
+        return objective(images[chosen], routed[chosen])
 
     def epoch() -> None:
-        order = torch.Generator().manual_seed(0)
-        fit(objective, parameters, data.train_images, index, trainer, precision, order, lambda *_: None)
+        fit(task, parameters, len(images), trainer, setup.precision, CPU, order, lambda *_: None)
 
     return epoch
 
@@ -86,7 +86,7 @@ def main() -> None:
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         configs = {name: from_mapping(compose("config", [f"trainer={name}"])) for name in ("paper", "fast")}
     data = datasets.load(configs["fast"].dataset)
-    epochs = {"textbook": textbook(data, configs["paper"])} | {n: ours(data, c) for n, c in configs.items()}
+    epochs = {"textbook": textbook(data, configs["paper"])} | {n: ours(c) for n, c in configs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in epochs}
     for _ in range(arguments.rounds):
         for name, epoch in epochs.items():

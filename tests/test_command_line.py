@@ -20,7 +20,7 @@ from gradroute.errors import UserError
 from gradroute.records import COLUMNS, final_rows, read_metrics
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
-PLOTS = ("encoding_encoder", "loss_per_label", "mask", "reconstructions", "training_curves")
+PLOTS = ("encoding_encoder", "ledger", "loss_per_label", "mask", "reconstructions", "training_curves")
 # mean squared error of the smoke run, float32, as first measured; tolerance for other processors
 GOLDEN = {
     ("decoder", "all", "digits_0_4"): 0.365,
@@ -52,6 +52,7 @@ def test_the_run_folder_is_complete_and_its_checksums_hold(smoke: Path) -> None:
         "samples.npz",
         "figures.json",
         "log.txt",
+        "ledger.csv",
     }
     expected |= {f"plots/{name}.{kind}" for name in PLOTS for kind in ("png", "svg")}
     assert manifest["state"] == "finished" and set(manifest["files"]) == expected
@@ -68,7 +69,15 @@ def test_metrics_are_tidy_and_cover_every_head_group_digit_and_metric(smoke: Pat
     heads = {("decoder", "all")} | {(h, r) for h in ("certificate", "decoder_ablated") for r in ("top", "bottom")}
     groups = {"digits_0_4", "digits_5_9"} | {f"digit_{d}" for d in range(10)}
     found = [(r["head"], r["region"], r["group"], r["metric"]) for r in final_rows(rows)]
-    assert sorted(found) == sorted((*h, g, m) for h in heads for g in groups for m in ("mse", "mae"))
+    errors = [(*h, g, m) for h in heads for g in groups for m in ("mse", "mae")]
+    norms = [
+        ("monitor", r, g, f"{n}_norm")
+        for r in ("top", "bottom")
+        for g in groups
+        if "_" in g[6:]
+        for n in ("activation", "gradient")
+    ]
+    assert sorted(found) == sorted(errors + norms)
     assert {r["metric"] for r in rows if r["split"] == "train"} == {"mae", "l1", "correlation"}
 
 
@@ -128,7 +137,7 @@ MISTAKES = [
     (["experiment=mnist_spilt"], "mnist_split"),
     (["trainer.epochs=many"], "trainer.epochs"),
     (["routing.regions.top.site=encodr"], "did you mean encoder"),
-    (["routing.regions.top.units=0:40"], "unit 39 is outside site 'encoder'"),
+    (["routing.regions.top.units=0:40"], "unit 39 is outside"),
     (["routing.regions.top.units=992"], "bare number"),
     (["routing.regions.top.units=4:4"], "the region is empty"),
     (["routing.groups.digits_0_4.labels=[0,1,2]"], "labels [3, 4] are in no group"),

@@ -11,15 +11,18 @@ PACKAGE = ROOT / "gradroute"
 ALLOWED = {
     "errors": set(),
     "schema": set(),
-    "checks": {"errors", "schema"},
+    "routes": {"errors"},
+    "checks": {"errors", "routes", "schema"},
     "config": {"checks", "errors", "schema"},
     "datasets": {"errors", "schema"},
     "models": {"errors", "schema"},
-    "routing": {"errors", "routing"},
+    "groups": {"errors", "schema"},
+    "routing": {"errors", "routes", "routing"},
     "expansion": {"errors"},
     "losses": {"routing", "schema"},
-    "training": {"errors", "losses", "schema"},
-    "ablation": {"routing"},
+    "training": {"errors", "losses", "routing", "schema"},
+    "ablation": {"errors", "expansion", "routing"},
+    "ledger": {"records", "routing"},
     "evaluation": {"ablation", "routing"},
     "progress": {"losses"},
     "records": {"config", "errors", "schema"},
@@ -27,8 +30,20 @@ ALLOWED = {
     "command": {"errors", "schema"},
     "compare": {"command", "errors", "records"},
 }
-TOP = {"__init__", "cli", "runner", "loading"}  # these put the parts together
-NO_TORCH = {"errors", "schema", "checks", "config", "records", "report", "compare", "command", "cli", "__init__"}
+TOP = {"__init__", "cli", "runner", "setup", "loading", "verify"}  # these put the parts together
+NO_TORCH = {
+    "errors",
+    "schema",
+    "checks",
+    "config",
+    "records",
+    "report",
+    "compare",
+    "command",
+    "cli",
+    "__init__",
+    "routes",
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -8,7 +8,6 @@ from torch import nn
 
 from gradroute import Region, Router, UserError, mask_gradient, parse_units
 from gradroute.models import Autoencoder
-from gradroute.routing import Groups
 
 WIDTH = 6
 REGIONS = {"left": Region("encoder", (0, 1, 2)), "right": Region("encoder", (3, 4, 5))}
@@ -139,7 +138,10 @@ def test_mask_gradient_works_under_vmap() -> None:
     ("region", "message"),
     [
         (Region("encodr", (0,)), "unknown site of region 'r': 'encodr'; did you mean encoder"),
-        (Region("encoder", (4, 6)), "unit 6 is outside site 'encoder' of shape (1, 6); units go from 0 to 5"),
+        (
+            Region("encoder", (4, 6)),
+            "region 'r', site 'encoder' of shape (1, 6): unit 6 is outside; units go from 0 to 5",
+        ),
     ],
 )
 def test_bad_regions_are_refused(region: Region, message: str) -> None:
@@ -165,24 +167,18 @@ def test_a_site_that_is_not_reached_is_refused() -> None:
 @given(start=st.integers(0, 20), length=st.integers(1, 20), step=st.integers(1, 4))
 def test_unit_ranges_and_lists_agree(start: int, length: int, step: int) -> None:
     units = tuple(range(start, start + length, step))
-    assert parse_units(f"{start}:{start + length}:{step}", "u") == units == parse_units(list(reversed(units)), "u")
+    width = start + length
+    assert parse_units(f"{start}:{width}:{step}", width, "u") == units == parse_units(list(reversed(units)), width, "u")
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [(992, "bare number"), ("5:5", "empty"), ([], "empty"), ("-1:3", "cannot be read"), ("a:b", "cannot be read"),
-     ([1, 1], "each named once"), ([-1], "0 or more"), (None, "cannot be read"), ("0:9:0", "cannot be read")],
+     ([1, 1], "each named once"), ([-1], "unit -1 is outside"), ({"head": [1]}, "cannot be read"),
+     ("0:9:0", "cannot be read"), ({"heads": [0]}, "cannot be read as heads"), ([0.5], "cannot be read"),
+     ({"heads": [0], "of": 7}, "not 1 x 7 heads"),
+     ({"heads": [4], "of": 4}, "heads: unit 4 is outside"), ([True, False], "cannot be read"), ([False] * 16, "empty")],
 )  # fmt: skip
 def test_bad_units_are_refused(spec: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        parse_units(spec, "routing.regions.top.units")
-
-
-def test_groups_index_labels_and_name_the_unassigned() -> None:
-    groups = Groups({"odd": [1, 3], "two": [2]}, [0, 1, 2, 3], "unrouted")
-    assert groups.names == ["odd", "two", "unassigned"]
-    assert groups.index(torch.tensor([0, 1, 2, 3])).tolist() == [2, 0, 1, 0]
-    with pytest.raises(UserError, match=r"labels \[0\] are in no group"):
-        Groups({"odd": [1, 3], "two": [2]}, [0, 1, 2, 3])
-    with pytest.raises(UserError, match="unknown label"):
-        Groups({"odd": [1, 11]}, [0, 1])
+        parse_units(spec, 16, "routing.regions.top.units")

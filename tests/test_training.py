@@ -4,13 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from gradroute.ablation import Ablation
 from gradroute.errors import UserError
-from gradroute.losses import Term
-from gradroute.models import Autoencoder
-from gradroute.routing import Region
+from gradroute.losses import Term, Terms
 from gradroute.schema import TrainerConfig
-from gradroute.training import Terms, fit, learning_rate, pick_device, pick_precision
+from gradroute.training import batches, fit, learning_rate, pick_device, pick_precision
 
 TERM = Term("decoder", "all", "all", "mae")
 
@@ -23,11 +20,11 @@ def train(trainer: TrainerConfig, scale: float = 1.0) -> tuple[list[float], nn.L
     model = nn.Linear(3, 1)
     losses: list[float] = []
 
-    def objective(batch: torch.Tensor, rows: torch.Tensor) -> Terms:
-        return {TERM: (scale * (model(batch) - target[rows]).abs().mean(), 1.0)}
+    def task(rows: torch.Tensor) -> Terms:
+        return {TERM: (scale * (model(x[rows]) - target[rows]).abs().mean(), 1.0)}
 
     fit(
-        objective, model.parameters(), x, torch.arange(64), trainer, torch.float32,
+        task, model.parameters(), 64, trainer, torch.float32, torch.device("cpu"),
         torch.Generator().manual_seed(1), lambda epoch, step, means: losses.append(means[TERM]),
     )  # fmt: skip
     return losses, model
@@ -66,12 +63,10 @@ def test_device_and_precision_are_resolved_or_refused() -> None:
         pick_device("nonsense")
 
 
-def test_an_ablation_replaces_the_region_and_is_undone() -> None:
-    model, x = Autoencoder(4, [5], 3), torch.randn(2, 4)
-    before = model(x)
-    values = torch.tensor([7.0, 8.0])
-    with Ablation("r", Region("encoder", (0, 2)), values).applied(model):
-        ablated = model(x)
-    z = model.encoder(x).clone()
-    z[:, [0, 2]] = values
-    assert torch.equal(ablated, model.decoder(z)) and torch.equal(model(x), before)
+def test_batches_cover_every_point_once_also_by_group() -> None:
+    groups = torch.tensor([0, 1, -1]).repeat(7)
+    for index in (None, groups):
+        found = list(batches(21, 4, torch.Generator().manual_seed(0), index))
+        assert sorted(torch.cat(found).tolist()) == list(range(21)) and max(map(len, found)) == 4
+    assert all(len(groups[batch].unique()) == 1 for batch in found)
+    assert groups[torch.cat(found)].unique_consecutive().numel() > 3  # the groups' batches alternate

@@ -1,7 +1,21 @@
 """Gradient routing: which data trains which part of a network (GR section 3)."""
 
 from gradroute.routing.mask import mask_gradient
-from gradroute.routing.regions import Groups, Region, parse_units, site_widths
+from gradroute.routing.monitor import Monitor, Norms
+from gradroute.routing.parameters import ParameterRegion, ParameterRouter
+from gradroute.routing.regions import Region, parse_units
 from gradroute.routing.router import Router
+from gradroute.routing.sites import Site, observed
 
-__all__ = ["Groups", "Region", "Router", "mask_gradient", "parse_units", "site_widths"]
+__all__ = [
+    "Monitor",
+    "Norms",
+    "ParameterRegion",
+    "ParameterRouter",
+    "Region",
+    "Router",
+    "Site",
+    "mask_gradient",
+    "observed",
+    "parse_units",
+]

@@ -1,11 +1,9 @@
 """Parameter routes: which data may train and move which parameters (SGTM, Shilov et al. 2025, arXiv 2512.05648)."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial, reduce
 from typing import Any
 
@@ -13,8 +11,9 @@ import torch
 from torch import nn, optim
 
 from gradroute.errors import UserError, unknown
+from gradroute.routes import Routes, read_routes
+from gradroute.routing.regions import matching, parse_units
 
-Routes = Mapping[str, Mapping[str, float]]  # group to region to weight
 _Weights = tuple[float, ...]  # of the regions, in their order; groups with the same ones share a backward pass
 _NOWHERE = torch.tensor(False)
 _Tensors = dict[nn.Parameter, torch.Tensor]  # masks or weights, broadcastable to their parameter
@@ -25,21 +24,8 @@ _WHOLE_ONLY = {"Adafactor", "Muon", "Rprop"}  # they mix or factor elements, or 
 class ParameterRegion:
     """Parameters, or slices of them along one axis; what several patterns match belongs with the union."""
 
-    parameters: Mapping[str, object]  # glob over their names to None (whole) or to units: "start:stop[:step]" or a list
+    parameters: Mapping[str, object]  # glob over their names to units, as `parse_units` reads them; None is whole
     axis: int = 0
-
-
-def _indices(spec: object, length: int, where: str) -> list[int]:
-    """Positions that `spec` names on an axis of size `length`; None is all. Raises: UserError naming `where`."""
-    units = list(range(length)) if spec is None else None
-    if isinstance(spec, str) and re.fullmatch(r"\d+:\d+(:0*[1-9]\d*)?", spec):
-        units = list(range(*map(int, spec.split(":"))))
-    elif isinstance(spec, Sequence) and all(type(unit) is int for unit in spec):
-        units = list(spec)
-    if units and min(units) >= 0 and max(units) < length:
-        return units
-    fault = "is no slice" if units is None else f"is outside an axis of size {length}" if units else "is an empty slice"
-    raise UserError(f'{where}: {spec!r} {fault}; give null for all, a range in quotes like "0:{length}" or a list')
 
 
 def _mask(parameter: nn.Parameter, spec: object, axis: int, where: str) -> torch.Tensor:
@@ -52,7 +38,7 @@ def _mask(parameter: nn.Parameter, spec: object, axis: int, where: str) -> torch
             raise UserError(f"{where}: shape {tuple(parameter.shape)} has no axis {axis} to slice; give one it has")
         shape[axis] = parameter.shape[axis]
     mask = torch.zeros(math.prod(shape), dtype=torch.bool)
-    mask[_indices(spec, len(mask), where)] = True
+    mask[list(parse_units(spec, len(mask), where))] = True
     return mask.view(shape)
 
 
@@ -108,7 +94,7 @@ class ParameterRouter:
     the optimizer. Of one that is frozen in part the 0-dimensional `step` counter advances, so Adam's bias correction
     counts the updates of the whole parameter, and state that the step itself makes is left at 0 in the frozen slice.
 
-    `routes`: group to region to weight, any finite real; 1 where not named. Where regions overlap, weights multiply.
+    `routes`: group to region to weight or `Route`; 1 where not named. Where regions overlap, weights multiply.
     `measure`: if set, `backward` fills `last_norms`, (group or None, region) to the L2 norm of the weighted gradient
     that came in the group's pass; groups that share a pass each show the norm of their joint gradient.
     Raises: UserError for names that do not exist, slices empty or outside, weights not finite, requires_grad=False.
@@ -118,30 +104,44 @@ class ParameterRouter:
         self, model: nn.Module, regions: Mapping[str, ParameterRegion], groups: Sequence[str], routes: Routes
     ) -> None:
         self.measure, self.last_norms = False, dict[tuple[str | None, str], float]()
+        self.last_shift: dict[str, float] = {}
         self._names: dict[nn.Parameter, str] = {}
         self._masks = {name: self._find(model, name, region) for name, region in regions.items()}
-        for group, row in routes.items():
-            if group not in groups:
-                raise unknown("group in routes:", group, groups)
-            for name, weight in row.items():
-                if name not in regions:
-                    raise unknown(f"region in routes.{group}:", name, regions)
-                if not isinstance(weight, int | float) or not math.isfinite(weight):
-                    raise UserError(f"routes.{group}.{name}={weight}: a weight must be a finite number, such as 0 or 1")
-        rows: dict[str | None, Mapping[str, float]] = {None: {}} | {group: routes.get(group, {}) for group in groups}
-        self._weights = {group: tuple(float(row.get(name, 1)) for name in regions) for group, row in rows.items()}
+        self.groups, self.regions = list(groups), dict(regions)
+        self.routes = read_routes(routes, groups, regions)
+        for (group, name), route in self.routes.items():
+            if route.forward != 1:
+                raise UserError(f"routes.{group}.{name}.forward={route.forward}: '{name}' is parameters, which have no "
+                                "activations; set it on a region with a site")  # fmt: skip
+        self._values: dict[tuple[str, str], float] = {}
+        self._tables: dict[_Weights, _Tensors] = {}
+        self._seen: dict[nn.Parameter, list[torch.Tensor]] = {}  # where weights are 0, of every pass since the update
+        self.at_step(0)
+
+    def at_step(self, step: int) -> None:
+        """Set the weights to their value at update `step`, counted from 0; only scheduled routes change."""
+        values = {pair: route.at(step)[0] for pair, route in self.routes.items()}
+        if self._tables and values == self._values:
+            return
+        self._values = values
+        groups: list[str | None] = [None, *self.groups]
+        self._weights = {group: tuple(self.weight(group, name) for name in self._masks) for group in groups}
         self._tables = {weights: self._table(weights) for weights in self._weights.values()}
         self._zero = {weights: {p: w == 0 for p, w in table.items()} for weights, table in self._tables.items()}
-        self._seen: dict[nn.Parameter, set[_Weights]] = {}  # since the last update
+
+    def weight(self, group: str | None, region: str) -> float:
+        """The weight now in force for a group in a region; None is what is not routed."""
+        return self._values.get((group, region), 1.0) if group is not None else 1.0
+
+    def parts(self, region: str) -> dict[nn.Parameter, torch.Tensor]:
+        """A region's parameters, each with a bool mask that broadcasts to it."""
+        return dict(self._masks[region])
 
     def _find(self, model: nn.Module, region_name: str, region: ParameterRegion) -> _Tensors:
         masks: _Tensors = {}
         named = dict(model.named_parameters(remove_duplicate=False))
         for pattern, spec in region.parameters.items():
-            matched = [name for name in named if fnmatchcase(name, pattern)]
-            if not matched:
-                raise unknown(f"parameter of region '{region_name}':", pattern, named)
-            for name in matched:
+            for name in matching(pattern, list(named), f"parameter of region '{region_name}':"):
                 mask = _mask(named[name], spec, region.axis, f"region '{region_name}', parameter '{name}'")
                 masks[named[name]] = mask | masks.get(named[name], _NOWHERE)
                 self._names[named[name]] = name
@@ -182,22 +182,23 @@ class ParameterRouter:
 
     def _pass(self, weights: _Weights, losses: dict[str | None, torch.Tensor], retain: bool) -> None:
         """One backward pass of all `losses`; hooks weigh each parameter's gradient before it is added to `.grad`."""
-        table, arrived = self._tables[weights], dict[nn.Parameter, torch.Tensor]()
+        table, arrived, came = self._tables[weights], dict[nn.Parameter, torch.Tensor](), set[nn.Parameter]()
 
         def weigh(parameter: nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
             if parameter in table:
                 weight = table[parameter] = table[parameter].to(gradient.device)  # where it stays
                 gradient = (gradient * weight).masked_fill(weight == 0, 0).to(gradient.dtype)  # 0, even from inf
+            came.add(parameter)
             if self.measure:
                 arrived[parameter] = gradient
             return gradient
 
         with ExitStack() as stack:
-            for parameter in self._names if self.measure else table:
+            for parameter in self._names:
                 stack.callback(parameter.register_hook(partial(weigh, parameter)).remove)
             torch.autograd.backward(list(losses.values()), retain_graph=retain)
-        for parameter in self._names:
-            self._seen.setdefault(parameter, set()).add(weights)
+        for parameter in came if losses.keys() == {None} else self._names:  # a penalty may lead elsewhere
+            self._seen.setdefault(parameter, []).append(self._zero[weights].get(parameter, _NOWHERE))
         for region, masks in self._masks.items() if self.measure else ():
             norms = [g.masked_fill(~masks[p].to(g.device), 0).norm().item() for p, g in arrived.items() if p in masks]
             self.last_norms |= {(group, region): math.hypot(*norms) for group in losses}
@@ -218,13 +219,32 @@ class ParameterRouter:
             raise UserError("updating: no backward since the last update; call ParameterRouter.backward before it")
         # torch's fused SGD fails once only some parameters have momentum: hide none of them from it
         fused_sgd = isinstance(optimizer, optim.SGD) and any(group["fused"] for group in optimizer.param_groups)
+        self.last_shift = {}
         with ExitStack() as stack:
             stack.callback(optimizer.register_step_pre_hook(_refuse_closure).remove)
             for parameter in routed:
-                seen = self._seen.pop(parameter)
-                frozen = reduce(torch.logical_and, [self._zero[key].get(parameter, _NOWHERE) for key in seen])
+                frozen = reduce(torch.logical_and, self._seen.pop(parameter))
+                if self.measure and bool(frozen.any()):
+                    stack.enter_context(self._measured(optimizer, parameter, frozen))
                 if bool(frozen.all()) and not fused_sgd:
                     parameter.grad = None
                 elif bool(frozen.any()):
                     stack.enter_context(_still(optimizer, parameter, self._names[parameter], frozen))
             yield
+
+    @contextmanager
+    def _measured(self, optimizer: optim.Optimizer, parameter: nn.Parameter, frozen: torch.Tensor) -> Iterator[None]:
+        """Compare bits around an update, from outside of what keeps them: a receipt, not a mechanism."""
+
+        def bits() -> dict[str, torch.Tensor]:
+            state = {"": parameter.detach(), **optimizer.state.get(parameter, {})}
+            return {k: v.clone() for k, v in state.items() if getattr(v, "shape", None) == parameter.shape}
+
+        before = bits()
+        yield
+        for key, after in bits().items():
+            change = (after - before.get(key, torch.zeros_like(after))).abs()
+            for name, masks in self._masks.items():
+                held = (masks.get(parameter, _NOWHERE) & frozen).to(change.device)
+                shift = float(change.masked_fill(~held, 0).max())
+                self.last_shift[name] = max(self.last_shift.get(name, 0.0), shift)

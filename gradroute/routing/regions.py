@@ -1,121 +1,166 @@
-"""Regions are units at a site of the model; groups are named parts of the data."""
+"""Regions: named sets of units at one or more sites of a model."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
 from gradroute.errors import UserError, unknown
+from gradroute.routing.sites import Found, Site, survey
+
+HEAD_COUNTS = ("num_heads", "n_heads", "n_head", "nhead", "num_attention_heads")
 
 
 @dataclass(frozen=True)
 class Region:
-    """Units on the last axis of the output of the module named `site`."""
+    """Units on one axis of the output of one or more modules.
 
-    site: str
-    units: tuple[int, ...]
+    site: a module's dotted name, a glob over names (`blocks.*.mlp.act`), or several of either.
+    units: None for all, `"0:16"`, `"0:32:2"`, a list, a mask of one bool per unit, or heads of an attention layer,
+        `{"heads": [3, 7], "of": 12}`; see `parse_units`. The same at every site.
+    axis: the units' axis, such as 1 for the channels of a convolution. `batch_axis`: the data points'.
+    output: which output, of modules that return a tuple.
+    """
+
+    site: str | Sequence[str]
+    units: Any = None
+    axis: int = -1
+    output: int | None = None
+    batch_axis: int = 0
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites by name; of a region of a `Router`, globs are resolved."""
+        names = [self.site] if isinstance(self.site, str) else self.site
+        return tuple(Site(name, self.axis, self.output, self.batch_axis) for name in names)
+
+    @property
+    def width(self) -> int:
+        """The number of units over all sites, of a region of a `Router`."""
+        return len(self.units) * len(self.sites)
+
+    def at(self, activation: torch.Tensor, site: Site) -> torch.Tensor:
+        """The region's part of one site's activation, `(batch, …, units)`; a view where the units are a range."""
+        first, count = self.units[0], len(self.units)
+        last = site.units_last(activation)
+        if tuple(self.units) == tuple(range(first, first + count)):
+            return last[..., first : first + count]
+        return last[..., list(self.units)]
 
     def select(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The region's part of its site's activation, `(batch, …, units)`; a view where the units are a range."""
-        first, count = self.units[0], len(self.units)
-        activation = activations[self.site]
-        if self.units == tuple(range(first, first + count)):
-            return activation[..., first : first + count]
-        return activation[..., list(self.units)]
+        """The region's activations, `(batch, …, units)`, sites one after the other.
+
+        Raises: UserError if its sites' activations differ in an axis other than the units'.
+        """
+        parts = [self.at(activations[site.name], site) for site in self.sites]
+        if len({part.shape[:-1] for part in parts}) > 1:
+            shapes = {site.name: tuple(activations[site.name].shape) for site in self.sites}
+            raise UserError(f"a region over sites of shapes {shapes} cannot be read as one activation; split it")
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def parse_units(spec: object, where: str) -> tuple[int, ...]:
-    """Unit numbers of `"start:stop"`, `"start:stop:step"` or a list, ascending.
+def _heads(spec: Mapping[str, Any], width: int, default: int | None, where: str) -> list[int]:
+    """Units of attention heads; `parts` is 3 where queries, keys and values are one output."""
+    of, parts = spec.get("of", default), spec.get("parts", 1)
+    right = "{heads: [3, 7], of: number of heads, parts: 3 for a fused query-key-value output}"
+    if set(spec) - {"heads", "of", "parts"} or not all(type(n) is int and n > 0 for n in (of, parts)):
+        raise UserError(f"{where}: {dict(spec)} cannot be read as heads; give {right}")
+    if width % (of * parts):
+        raise UserError(f"{where}: {width} units are not {parts} x {of} heads of one size; give {right}")
+    heads, size = parse_units(spec["heads"], of, f"{where}, heads"), width // (of * parts)
+    return [(part * of + head) * size + i for part in range(parts) for head in heads for i in range(size)]
 
-    Raises: UserError naming `where` if the specification cannot be read, is empty, repeats a unit or is negative.
+
+def parse_units(spec: object, width: int, where: str, heads: int | None = None) -> tuple[int, ...]:
+    """Unit numbers, ascending, of an axis of size `width`.
+
+    Args:
+        spec: None for all, `"start:stop"`, `"start:stop:step"`, a list of numbers or of `width` bools, a bool tensor,
+            or `{"heads": [3, 7], "of": 12}`: heads lie one after the other along the axis; `"parts": 3` if it holds
+            queries, keys and values.
+        where: what the error names.
+        heads: the number of heads where `of` is not given.
+
+    Raises: UserError if it cannot be read, is empty, repeats a unit or is outside.
     """
-    right = 'a range in quotes like "0:16" or a list like [0,3,5]'
-    if isinstance(spec, int):
+    right = f'null for all, a range in quotes like "0:{width}", a list like [0, 3] or {{heads: [1], of: 8}}'
+    if isinstance(spec, torch.Tensor):
+        spec = spec.tolist()
+    if spec is None:
+        units = list(range(width))
+    elif isinstance(spec, int):
         raise UserError(
-            f"{where}={spec}: a bare number is no range (YAML reads an unquoted 16:32 as 992); give {right}"
+            f"{where}: {spec}: a bare number is no range (YAML reads an unquoted 16:32 as 992); give {right}"
         )
-    try:
-        if isinstance(spec, str):
-            parts = [int(part) for part in spec.split(":")]
-            if len(parts) not in (2, 3) or min(parts) < 0:
-                raise ValueError
-            units: list[int] = list(range(*parts))
-        elif isinstance(spec, Sequence):
-            units = [int(u) for u in spec]
-        else:
-            raise TypeError
-    except (TypeError, ValueError):
-        raise UserError(f"{where}={spec}: cannot be read as units; give {right}") from None
+    elif isinstance(spec, str) and re.fullmatch(r"\d+:\d+(:0*[1-9]\d*)?", spec):
+        units = list(range(*map(int, spec.split(":"))))
+    elif isinstance(spec, Mapping) and "heads" in spec:
+        units = _heads(spec, width, heads, where)
+    elif isinstance(spec, Sequence) and len(spec) == width and all(type(unit) is bool for unit in spec):
+        units = [unit for unit, chosen in enumerate(spec) if chosen]
+    elif isinstance(spec, Sequence) and all(type(unit) is int for unit in spec):
+        units = sorted(spec)
+    else:
+        raise UserError(f"{where}: {spec!r} cannot be read as units; give {right}")
     if not units:
-        raise UserError(f"{where}={spec}: the region is empty; give {right}")
-    if min(units) < 0 or len(set(units)) < len(units):
-        raise UserError(f"{where}={spec}: units must be 0 or more, each named once")
-    return tuple(sorted(units))
+        raise UserError(f"{where}: {spec!r}: the region is empty; give {right}")
+    if len(set(units)) < len(units):
+        raise UserError(f"{where}: {spec!r}: units must be each named once")
+    if units[0] < 0 or units[-1] >= width:
+        outside = units[0] if units[0] < 0 else units[-1]
+        raise UserError(f"{where}: unit {outside} is outside; units go from 0 to {width - 1}")
+    return tuple(units)
 
 
-def site_widths(model: nn.Module, regions: Mapping[str, Region], example: torch.Tensor) -> dict[str, int]:
-    """Width of every region's site, found by one forward pass of `example`; checks each region against it.
+def matching(pattern: str, names: Sequence[str], what: str) -> list[str]:
+    """The names that a name or glob means. Raises: UserError, with the nearest ones, if there is none."""
+    matched = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
+    if not matched:
+        raise unknown(what, pattern, names)
+    return matched
 
-    Raises: UserError for a site that is not a module of the model or is not reached, and for units outside it.
+
+def resolve(
+    model: nn.Module, regions: Mapping[str, Region], example: Any
+) -> tuple[dict[str, Region], dict[str, Found]]:
+    """Regions with names for globs and numbers for units, and what a forward pass of `example` shows of their sites.
+
+    The pass is made in evaluation mode; nothing of the model changes.
+
+    Raises: UserError for a site that is no module of the model or is not reached, a pattern that matches nothing, units
+        outside the site, or a region whose sites differ in width.
     """
-    modules = dict(model.named_modules())
-    shapes: dict[str, torch.Size] = {}
-
-    def note(site: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not isinstance(output, torch.Tensor):
-                raise UserError(f"site '{site}': its output is a {type(output).__name__}, not a tensor")
-            shapes[site] = output.shape
-
-        return hook
-
-    handles = []
+    modules = [name for name in dict(model.named_modules()) if name]
+    named: dict[str, Region] = {}
     for name, region in regions.items():
-        if region.site not in modules or not region.site:
-            raise unknown(f"site of region '{name}':", region.site, [m for m in modules if m])
-        handles.append(modules[region.site].register_forward_hook(note(region.site)))
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, region in regions.items():
-        if region.site not in shapes:
-            raise UserError(f"site '{region.site}' of region '{name}' is not reached in the forward pass")
-        width = shapes[region.site][-1]
-        if region.units[-1] >= width:
-            raise UserError(
-                f"region '{name}': unit {region.units[-1]} is outside site '{region.site}' of shape "
-                f"{tuple(shapes[region.site])}; units go from 0 to {width - 1}"
-            )
-    return {site: shape[-1] for site, shape in shapes.items()}
+        patterns = [site.module for site in region.sites]
+        sites = [site for pattern in patterns for site in matching(pattern, modules, f"site of region '{name}':")]
+        if not sites:
+            raise UserError(f"region '{name}' names no site; give at least one")
+        named[name] = replace(region, site=tuple(dict.fromkeys(sites)))
+    found = survey(model, [site for region in named.values() for site in region.sites], example)
+    for name, region in named.items():
+        shapes = {site: found[site.name].activation.shape for site in region.sites}
+        widths = {site.name: shape[site.axis] for site, shape in shapes.items()}
+        if len(set(widths.values())) > 1:
+            raise UserError(f"region '{name}' is shared by sites of different width: {widths}; name one for each width")
+        site, shape = next(iter(shapes.items()))
+        where = f"region '{name}', site '{site.name}' of shape {tuple(shape)}"
+        units = parse_units(region.units, shape[site.axis], where, _head_count(model, site.module))
+        named[name] = replace(region, units=units)
+    return named, found
 
 
-class Groups:
-    """Named, disjoint label sets; index `len(names) - 1` may be `unassigned`, for labels in no set."""
-
-    def __init__(self, labels: Mapping[str, Sequence[int]], present: Sequence[int], unassigned: str = "error") -> None:
-        self.names = list(labels)
-        table = {label: i for i, name in enumerate(self.names) for label in labels[name]}
-        for label, i in table.items():
-            if label not in present:
-                raise unknown(f"label in routing.groups.{self.names[i]}.labels:", label, present)
-        missing = [label for label in present if label not in table]
-        if missing and unassigned == "error":
-            raise UserError(
-                f"routing.groups: labels {missing} are in no group; add them to one, or set "
-                "routing.unassigned=unrouted to train on them with every weight 1"
-            )
-        if missing:
-            table |= {label: len(self.names) for label in missing}
-            self.names.append("unassigned")
-        self._lookup = torch.full((max(present) + 1,), -1, dtype=torch.long)
-        for label, i in table.items():
-            self._lookup[label] = i
-
-    def index(self, labels: torch.Tensor) -> torch.Tensor:
-        """Group number of each label: `(n,)` int64 to `(n,)` int64."""
-        return self._lookup.to(labels.device)[labels]
+def _head_count(model: nn.Module, module: str) -> int | None:
+    """The number of heads that the module, or the nearest one around it, states."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        around = model.get_submodule(".".join(parts[:length]))
+        for attribute in HEAD_COUNTS:
+            if isinstance(getattr(around, attribute, None), int):
+                return int(getattr(around, attribute))
+    return None

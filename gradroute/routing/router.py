@@ -1,72 +1,221 @@
 """Attach routes to a model from outside, for one forward pass, and leave it as it was found."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from gradroute.errors import UserError, unknown
+from gradroute.routes import Routes, read_routes
 from gradroute.routing.mask import mask_gradient
-from gradroute.routing.regions import Region, site_widths
+from gradroute.routing.monitor import Monitor
+from gradroute.routing.regions import Region, resolve
+from gradroute.routing.sites import Site, by_module, hooked
+
+
+@dataclass
+class _Table:
+    """Weights and forward factors at a site, `(groups + 1, units)`; the last row, all 1, is the default route."""
+
+    weight: torch.Tensor
+    forward: torch.Tensor
+    routed: bool = False
+    forwarded: bool = False
+
+
+@dataclass
+class _Pass:
+    """What one `route` holds: who the data points are, what the sites showed, who measures."""
+
+    membership: torch.Tensor
+    monitor: Monitor | None
+    activations: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Router:
-    """Gradient weights of every group at every site of a model.
+    """Gradient weights of every group in every region of a model, set on its activations (GR section 3).
 
     Args:
         model: any module; its sites are its submodules' names.
         regions: name to region.
         groups: the groups' names; data points carry their position in this list.
-        routes: group to region to weight, any finite real; a pair that is not named has weight 1.
-        example: an input of the model, used once to find the sites' widths.
+        routes: group to region to weight or `Route`; a pair that is not named has weight 1. Where regions overlap,
+            weights multiply.
+        example: an input of the model (a tuple of several, a mapping of keyword arguments), to find the sites.
 
-    Raises: UserError for an unknown site, a site not reached, or units outside it.
+    Attributes: `regions`, resolved to names and numbers; `found`, what the example showed of every site.
+    Raises: UserError for names that do not exist, sites not reached, units outside, weights that are not finite.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        regions: Mapping[str, Region],
-        groups: Sequence[str],
-        routes: Mapping[str, Mapping[str, float]],
-        example: torch.Tensor,
+        self, model: nn.Module, regions: Mapping[str, Region], groups: Sequence[str], routes: Routes, example: Any
     ) -> None:
-        self.model, self.regions, self.groups = model, dict(regions), list(groups)
-        widths = site_widths(model, regions, example)
-        self.masks = {site: torch.ones(len(groups), n, device=example.device) for site, n in widths.items()}
-        for group, weights in routes.items():
-            for region_name, weight in weights.items():
-                region = self.regions[region_name]
-                self.masks[region.site][self.groups.index(group), list(region.units)] *= weight
-        self._unrouted = {site for site, mask in self.masks.items() if bool((mask == 1).all())}
+        self.model, self.groups = model, list(groups)
+        self.regions, self.found = resolve(model, regions, example)
+        self.routes = read_routes(routes, self.groups, self.regions)
+        self.sites = tuple(dict.fromkeys(site for region in self.regions.values() for site in region.sites))
+        self._tables = {site.name: self._empty(site) for site in self.sites}
+        self._values: dict[tuple[str, str], tuple[float, float]] = {}
+        self._attached, self._hooks, self._active = 0, ExitStack(), list[_Pass]()
+        self.at_step(0)
+
+    def _empty(self, site: Site) -> _Table:
+        activation = self.found[site.name].activation
+        precision = torch.promote_types(activation.dtype, torch.float32)
+        size = (len(self.groups) + 1, activation.shape[site.axis])
+        ones = torch.ones(size, dtype=precision, device=activation.device)
+        return _Table(ones, ones.clone())
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """The gradient weights now in force at every site, by its name, `(groups, units)`."""
+        return {name: table.weight[:-1] for name, table in self._tables.items()}
+
+    def weight(self, group: str, region: str) -> float:
+        """The weight now in force for a group in a region, from that route alone."""
+        return self._values.get((group, region), (1.0, 1.0))[0]
+
+    def parts(self, region: str) -> dict[nn.Parameter, torch.Tensor]:
+        """The parameters that a region owns, each with a bool mask that broadcasts to it: its rows of the layers that
+        make its units. Empty where no such layer was found."""
+        owned: dict[nn.Parameter, torch.Tensor] = {}
+        for site in self.regions[region].sites:
+            producer = self.found[site.name].producer
+            for parameter in self.model.get_submodule(producer).parameters(recurse=False) if producer else ():
+                mask = torch.zeros(len(parameter), dtype=torch.bool)
+                mask[list(self.regions[region].units)] = True
+                owned[parameter] = mask.view(-1, *[1] * (parameter.dim() - 1))
+        return owned
+
+    def at_step(self, step: int) -> None:
+        """Set the weights to their value at update `step`, counted from 0; only scheduled routes change."""
+        values = {pair: route.at(step) for pair, route in self.routes.items()}
+        if values == self._values:
+            return
+        self._values = values
+        for site in self.sites:
+            table = self._tables[site.name]
+            weight, forward = (torch.ones_like(table.weight, device="cpu") for _ in range(2))
+            for (group, name), value in values.items():
+                if site in self.regions[name].sites:
+                    for rows, factor in zip((weight, forward), value, strict=True):
+                        rows[self.groups.index(group), list(self.regions[name].units)] *= factor
+            table.routed, table.forwarded = bool((weight != 1).any()), bool((forward != 1).any())
+            table.weight.copy_(weight)  # in place, so that a compiled model sees it
+            table.forward.copy_(forward)
 
     @contextmanager
-    def route(self, group_index: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
-        """Route the forward passes made inside: data point `i` belongs to group `group_index[i]`, `(batch,)` int64.
-
-        Yields the sites' activations as they are *before* the mask, filled in by the forward pass: penalties read
-        them, so that only what is computed from the model's own output is routed.
-        """
-        activations: dict[str, torch.Tensor] = {}
-        modules = dict(self.model.named_modules())
-        handles = []
+    def attached(self) -> Iterator[None]:
+        """Keep the hooks on the model for all `route`s inside: needed around `torch.compile`, which freezes hooks."""
+        if not self._attached:
+            hooks = {module: self._hook(sites) for module, sites in by_module(self.sites).items()}
+            self._hooks.enter_context(hooked(self.model, hooks))
+        self._attached += 1
         try:
-            for site, table in self.masks.items():
-                handles.append(modules[site].register_forward_hook(self._hook(site, table, group_index, activations)))
-            yield activations
+            yield
         finally:
-            for handle in handles:
-                handle.remove()
+            self._attached -= 1
+            if not self._attached:
+                self._hooks.close()
 
-    def _hook(
-        self, site: str, table: torch.Tensor, group_index: torch.Tensor, activations: dict[str, torch.Tensor]
-    ) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            activations[site] = output
-            if site in self._unrouted:
-                return output
-            between = [1] * (output.dim() - 2)
-            return mask_gradient(output, table[group_index].view(len(group_index), *between, -1))
+    @contextmanager
+    def route(
+        self, membership: torch.Tensor | int | str, monitor: Monitor | None = None
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Route the forward passes made inside; `backward` may come after.
+
+        Yields the sites' activations by name, as they are *before* the mask, filled in by the forward pass: penalties
+        read them, so that only what is computed from the model's own output is routed. Routes on one site, of this
+        router or of another, multiply.
+
+        Args:
+            membership: the group of each data point, int64 `(batch,)` or, per token, `(batch, tokens)`; -1 is the
+                default route, all weights 1. One number or name is the whole batch's. Floats `(batch, groups)` or
+                `(batch, tokens, groups)` mix the groups' weights; what is missing to 1 is the default route's share.
+            monitor: measures norms at every region in this pass and in its backward pass.
+
+        Raises: UserError if gradients are off, the membership does not fit, a site is not reached or needs no gradient,
+            or a masked activation is modified in place.
+        """
+        if not torch.is_grad_enabled():
+            raise UserError("route: gradients are off here (no_grad or inference mode), so nothing would be routed")
+        entry = _Pass(self._checked(membership), monitor)
+        self._active.append(entry)
+        try:
+            with self.attached():
+                yield entry.activations
+            for site in self.sites:
+                if site.name not in entry.activations:
+                    raise UserError(
+                        f"site '{site.name}' was not reached by a forward pass inside route; call the model there, and "
+                        "wrap torch.compile in attached()"
+                    )
+        except RuntimeError as error:
+            if "_MaskGradient" in str(error) and "inplace" in str(error):
+                raise UserError(
+                    "an activation was modified in place after its mask; use inplace=False in the module after the site"
+                ) from error
+            raise
+        finally:
+            self._active = [other for other in self._active if other is not entry]
+
+    def _checked(self, membership: torch.Tensor | int | str) -> torch.Tensor:
+        if isinstance(membership, str):
+            if membership not in self.groups:
+                raise unknown("group", membership, self.groups)
+            membership = self.groups.index(membership)
+        given, groups = torch.as_tensor(membership), len(self.groups)
+        mixed = given.is_floating_point()
+        right = f"int64 numbers of the {groups} groups, -1 for none, or float shares (batch, {groups})"
+        if given.dtype == torch.bool or (mixed and (given.dim() < 1 or given.shape[-1] != groups)):
+            raise UserError(f"membership of {given.dtype} and shape {tuple(given.shape)}: give {right}")
+        valid = given.isfinite() if mixed else (given >= -1) & (given < groups)
+        try:
+            fits = bool(valid.all())
+        except RuntimeError:  # inside vmap no value can be looked at
+            fits = True
+        if not fits:
+            raise UserError(f"membership with values outside: give {right}")
+        return given
+
+    def _hook(self, sites: list[Site]) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            for site in sites if self._active else ():
+                output = site.replace(output, self._masked(site, site.read(output)))
+            return output
 
         return hook
+
+    def _masked(self, site: Site, activation: torch.Tensor) -> torch.Tensor:
+        table, masked = self._tables[site.name], activation
+        if not torch.is_grad_enabled():
+            raise UserError(
+                f"site '{site.name}': gradients were switched off inside route; evaluate outside of it, and checkpoint "
+                "activations with use_reentrant=False"
+            )
+        for entry in self._active:
+            entry.activations[site.name] = activation
+            if (table.routed or entry.monitor) and not activation.requires_grad:
+                raise UserError(f"site '{site.name}': its output needs no gradient; is all before it frozen?")
+            if entry.monitor:
+                masked = entry.monitor.watch(site, masked, entry.membership)
+            if table.forwarded:
+                factor = site.spread(_rows(table.forward, entry.membership), activation.shape)
+                masked = masked * factor.to(activation.dtype)
+            if table.routed:
+                masked = mask_gradient(masked, site.spread(_rows(table.weight, entry.membership), activation.shape))
+        return masked
+
+
+def _rows(table: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
+    """Each data point's row of the table, or mix of rows: `(units,)`, `(batch, units)` or `(batch, tokens, units)`."""
+    membership = membership.to(table.device)
+    if not membership.is_floating_point():
+        return table[membership]
+    rows = torch.ones_like(table[-1])
+    for group in range(len(table) - 1):
+        rows = rows + membership[..., group, None].to(table.dtype) * (table[group] - 1)
+    return rows

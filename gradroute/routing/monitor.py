@@ -1,0 +1,104 @@
+"""Norms of activations and of the gradients that arrive, per group and region."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gradroute.routing.regions import Region
+from gradroute.routing.sites import Site
+
+DEFAULT = "default"  # the group of data points with membership -1
+
+
+@dataclass(frozen=True)
+class Norms:
+    """What was measured of one group in one region.
+
+    points: data points, or tokens where membership is per token; a mix counts each share.
+    activation: root mean square over points of the L2 norm of the region's activations.
+    routed: root mean square over passes of the L2 norm, over all of the group's points in the batch, of the gradient
+        that came through the mask, which is the task loss's. unrouted: of all that came beside the mask: penalties.
+    """
+
+    group: str
+    region: str
+    points: float
+    activation: float
+    routed: float
+    unrouted: float
+
+
+class Monitor:
+    """Sums that a `Router` fills when it is given to `route`. They stay on the device until `norms` is called.
+
+    Of a region with several sites the norms are over all of them, the points those of the first.
+
+    Args:
+        regions: resolved regions, as `Router.regions`.
+        groups: the groups' names, as `Router.groups`.
+    """
+
+    def __init__(self, regions: Mapping[str, Region], groups: Sequence[str]) -> None:
+        self.regions, self.groups = dict(regions), list(groups)
+        self._sums: dict[tuple[str, str], torch.Tensor] = {}  # (what, region) to (groups + 1,)
+        self._passes = dict.fromkeys(self.regions, 0)
+
+    def watch(self, site: Site, activation: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
+        """Add a site's activation now and its gradients when they come; returns what the rest of the model must use."""
+        arrived: list[torch.Tensor] = []
+
+        def routed(gradient: torch.Tensor) -> None:
+            arrived.append(gradient)
+            self._add("routed", site, gradient, membership)
+
+        def total(gradient: torch.Tensor) -> None:  # comes after `routed`, of which it is the sum with all others
+            self._add("unrouted", site, gradient - arrived.pop() if arrived else gradient, membership)
+
+        self._add("activation", site, activation.detach(), membership)
+        for name, region in self.regions.items():
+            if site == region.sites[0]:
+                self._passes[name] += 1
+        branch = activation.view_as(activation)
+        activation.register_hook(total)
+        branch.register_hook(routed)
+        return branch
+
+    def _add(self, what: str, site: Site, tensor: torch.Tensor, membership: torch.Tensor) -> None:
+        for name, region in self.regions.items():
+            if site in region.sites:
+                squares = region.at(tensor, site).double().square().sum(-1)  # double: a square must not vanish
+                self._count(what, name, squares, membership)
+                if what == "activation" and site == region.sites[0]:
+                    self._count("points", name, torch.ones_like(squares), membership)
+
+    def _count(self, what: str, region: str, values: torch.Tensor, membership: torch.Tensor) -> None:
+        """Add values `(batch, …)` up by group; points count one for each membership, not for each position."""
+        groups, mixed = len(self.groups), membership.is_floating_point()
+        membership = membership.to(values.device)
+        if membership.dim() == int(mixed):  # the whole batch's
+            membership = membership.expand(len(values), *membership.shape)
+        axes = membership.dim() - int(mixed)
+        if values.dim() > axes:
+            values = values.flatten(axes)
+            values = values[..., 0] if what == "points" else values.sum(-1)
+        if mixed:
+            shares = torch.cat([membership, 1 - membership.sum(-1, keepdim=True)], -1).double()
+            sums = (values[..., None] * shares).flatten(0, -2).sum(0)
+        else:
+            sums = values.new_zeros(groups + 1).index_add(0, membership.flatten() % (groups + 1), values.flatten())
+        self._sums[what, region] = self._sums.get((what, region), 0) + sums
+
+    def norms(self) -> Iterator[Norms]:
+        """What was measured so far, for every region and every group that came."""
+        none = torch.zeros(len(self.groups) + 1)
+        for region in self.regions:
+            points, *sums = (
+                self._sums.get((what, region), none).tolist() for what in ("points", "activation", "routed", "unrouted")
+            )
+            passes = max(1, self._passes[region])
+            for name, n, activation, routed, unrouted in zip([*self.groups, DEFAULT], points, *sums, strict=True):
+                if n > 0:
+                    roots = (math.sqrt(activation / n), math.sqrt(routed / passes), math.sqrt(unrouted / passes))
+                    yield Norms(name, region, n, *roots)

@@ -1,0 +1,167 @@
+"""Sites: where in a model a mask can sit, and what one forward pass shows of them."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradroute.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Site:
+    """One output of the module called `module`; its units lie on `axis`, its data points on `batch_axis`."""
+
+    module: str
+    axis: int = -1
+    output: int | None = None  # which one, of a module that returns a tuple
+    batch_axis: int = 0
+
+    @property
+    def name(self) -> str:
+        """How the site is called in results: `encoder`, `lstm[0]` for an output of several, `conv@1` for an axis."""
+        name = self.module if self.output is None else f"{self.module}[{self.output}]"
+        return name if self.axis == -1 else f"{name}@{self.axis}"
+
+    def read(self, output: Any) -> torch.Tensor:
+        """The site's activation in what its module returned. Raises: UserError if there is none."""
+        several = isinstance(output, tuple | list)
+        if several and self.output is not None and -len(output) <= self.output < len(output):
+            output = output[self.output]
+        elif several or self.output is not None:
+            what = f"{len(output)} values" if several else f"one {type(output).__name__}"
+            right = f"output=0 to {len(output) - 1}" if several else "no output="
+            raise UserError(f"site '{self.module}', output={self.output}: the module returns {what}; give {right}")
+        if not isinstance(output, torch.Tensor) or not output.is_floating_point() or output.dim() < 1:
+            raise UserError(f"site '{self.name}': its output is a {type(output).__name__}, not a tensor of floats")
+        return output
+
+    def replace(self, output: Any, activation: torch.Tensor) -> Any:
+        """What the module returned, with `activation` in the site's place."""
+        if self.output is None:
+            return activation
+        parts = list(output)
+        parts[self.output] = activation
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+    def units_last(self, activation: torch.Tensor) -> torch.Tensor:
+        """A view with the data points on the first axis and the units on the last: `(batch, …, units)`."""
+        batch, unit = self.batch_axis % activation.dim(), self.axis % activation.dim()
+        return activation.movedim((batch, unit), (0, -1)) if activation.dim() > 1 else activation
+
+    def spread(self, rows: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Weights `(units,)`, `(batch, units)` or `(batch, tokens, units)`, laid out to broadcast to `shape`.
+
+        Tokens are the first axis that is neither the batch's nor the units'. Raises: UserError if the sizes disagree.
+        """
+        batch, unit = self.batch_axis % len(shape), self.axis % len(shape)
+        tokens = [axis for axis in range(len(shape)) if axis not in (batch, unit)][:1]
+        axes = {1: [unit], 2: [batch, unit], 3: [batch, *tokens, unit]}[rows.dim()]
+        if len(axes) != rows.dim() or any(shape[axis] != size for axis, size in zip(axes, rows.shape, strict=True)):
+            given = f"a membership of shape {tuple(rows.shape[:-1])}"
+            right = "give (batch,), or (batch, tokens) for a site with tokens"
+            raise UserError(f"site '{self.name}' has shape {tuple(shape)}: {given} does not fit; {right}")
+        sizes = [1] * len(shape)
+        for axis, size in zip(axes, rows.shape, strict=True):
+            sizes[axis] = size
+        return rows.permute(sorted(range(len(axes)), key=axes.__getitem__)).reshape(sizes)
+
+
+@contextmanager
+def hooked(model: nn.Module, hooks: Mapping[str, Callable[[nn.Module, Any, Any], Any]]) -> Iterator[None]:
+    """Forward hooks on modules by name, for the passes made inside; others' hooks are not touched."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    with ExitStack() as stack:
+        for name, hook in hooks.items():
+            if name not in modules:
+                raise unknown("site", name, filter(None, modules))
+            stack.callback(modules[name].register_forward_hook(hook).remove)
+        yield
+
+
+def by_module(sites: Iterable[Site]) -> dict[str, list[Site]]:
+    """The sites at each module."""
+    modules: dict[str, list[Site]] = {}
+    for site in dict.fromkeys(sites):
+        modules.setdefault(site.module, []).append(site)
+    return modules
+
+
+@contextmanager
+def observed(model: nn.Module, sites: Iterable[Site]) -> Iterator[dict[str, torch.Tensor]]:
+    """The activations at `sites`, by site name, of the last forward pass made inside."""
+    activations: dict[str, torch.Tensor] = {}
+
+    def note(sites: list[Site]) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            activations.update({site.name: site.read(output) for site in sites})
+
+        return hook
+
+    with hooked(model, {module: note(there) for module, there in by_module(sites).items()}):
+        yield activations
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a forward pass made inside, that leaves modes, buffers and random generators as they were."""
+    modes = {module: module.training for module in model.modules()}
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    model.eval()
+    try:
+        with torch.random.fork_rng(list(devices)), torch.enable_grad():  # no_grad has shortcuts past some modules
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """`model` on one input, on several as a tuple, or on keyword arguments as a mapping."""
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple | list) else model(example)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a forward pass shows of a site: its activation, and the Linear or Conv whose rows make its units."""
+
+    activation: torch.Tensor
+    producer: str | None
+
+
+def survey(model: nn.Module, sites: Iterable[Site], example: Any) -> dict[str, Found]:
+    """Every site as a forward pass of `example` shows it, by site name.
+
+    The producer is the last Linear, Conv or attention output that ran before the site's module returned; None if its
+    rows are not the site's units. Raises: UserError for a site that the pass does not reach.
+    """
+    sites, ran, found = list(sites), list[str](), dict[str, Found]()
+    modules = dict(model.named_modules())
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+    here = by_module(sites)
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(module, layers):
+                ran.append(f"{name}.out_proj" if isinstance(module, nn.MultiheadAttention) else name)
+            for site in here.get(name, []):
+                activation = site.read(output).detach()
+                if not -activation.dim() <= site.axis < activation.dim():
+                    raise UserError(f"site '{site.name}' of shape {tuple(activation.shape)} has no axis {site.axis}")
+                rows = len(model.get_submodule(ran[-1]).weight) if ran else 0  # type: ignore[arg-type]
+                found[site.name] = Found(activation, ran[-1] if rows == activation.shape[site.axis] else None)
+
+        return hook
+
+    wanted = [name for name, module in modules.items() if name in here or isinstance(module, layers)]
+    with undisturbed(model), hooked(model, {name: note(name) for name in [*here, *wanted]}):
+        call(model, example)
+    for site in sites:
+        if site.name not in found:
+            raise UserError(f"site '{site.name}' is not reached in the forward pass of the example")
+    return found

@@ -1,0 +1,59 @@
+"""What the plots of a run share: its rows, arrays and names, and one colour for one thing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradroute.records import final_rows, read_ledger, read_metrics
+
+DECODER_COLOUR = "#4d4d4d"
+REGION_COLOURS = (
+    "#1f77b4",
+    "#ff7f0e",
+    "#2ca02c",
+    "#d62728",
+    "#9467bd",
+    "#8c564b",
+    "#e377c2",
+    "#7f7f7f",
+    "#bcbd22",
+    "#17becf",
+)
+LINE_STYLES = ("-", "--", ":", "-.")
+Array = npt.NDArray[Any]
+
+
+class Scene:
+    """A finished run, read from its folder alone."""
+
+    def __init__(self, run: Path) -> None:
+        self.rows = read_metrics(run)
+        self.final = final_rows(self.rows)
+        self.names = json.loads((run / "figures.json").read_text())
+        with np.load(run / "samples.npz", allow_pickle=False) as arrays:
+            self.arrays: dict[str, Array] = {key: arrays[key] for key in arrays.files}
+        self.heads = list(dict.fromkeys((row["head"], row["region"]) for row in self.final if row["metric"] == "mse"))
+        self.ledger = read_ledger(run) if (run / "ledger.csv").is_file() else []
+        self.noun: str = self.names["label_noun"]
+
+    def colour(self, region: str) -> str:
+        """A region's colour; the whole decoder's is grey."""
+        regions = list(self.names["regions"])
+        return REGION_COLOURS[regions.index(region) % 10] if region in regions else DECODER_COLOUR
+
+    def title(self, head: str, region: str) -> str:
+        """How a head is called in legends."""
+        kinds = {
+            "decoder": "decoder",
+            "certificate": f"certificate {region}",
+            "fresh_certificate": f"fresh certificate {region}",
+            "decoder_ablated": f"decoder, {region} ablated ({self.names['ablation']})",
+        }
+        return kinds[head]
+
+    def group_of(self, label: int) -> str:
+        """The group that a label belongs to."""
+        return next((g for g, labels in self.names["labels"].items() if label in labels), "several groups")

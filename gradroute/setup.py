@@ -1,0 +1,106 @@
+"""What a checked configuration stands for: data, groups, model, routes, ablations; and what is measured of them."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from gradroute import ablation, datasets
+from gradroute.ablation import Ablation
+from gradroute.errors import UserError
+from gradroute.evaluation import Head, activations_at, errors, reconstructions, region_norms
+from gradroute.groups import Groups, Part, assign
+from gradroute.loading import build, read_regions
+from gradroute.losses import Objective
+from gradroute.routing import ParameterRouter, Router
+from gradroute.schema import Config
+from gradroute.training import pick_device, pick_precision
+
+NORM_POINTS = 2048  # test points whose norms are measured
+Measurement = tuple[str, Head, str, float]  # group or label, head, metric, value
+
+
+class Setup:
+    """Everything a run needs, built and checked; nothing is written and nothing is trained.
+
+    Raises: UserError for every mistake in the configuration or the data.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.device = pick_device(config.trainer.device)
+        self.precision = pick_precision(config.trainer.precision, self.device)
+        config.trainer.precision = "bfloat16" if self.precision == torch.bfloat16 else "float32"
+        data = datasets.load(config.dataset, config.trainer.train_limit, config.trainer.test_limit)
+        self.data = data.to(self.device)
+        self.groups: Groups = assign(
+            config.routing,
+            Part(self.data.train_images, self.data.train_labels, self.data.train_columns),
+            Part(self.data.test_images, self.data.test_labels, self.data.test_columns),
+            config.seed,
+        )
+        torch.manual_seed(config.seed)
+        self.parts = build(config, self.groups.names, self.data.train_images[:1])
+        self.model, self.certificates = self.parts.model, self.parts.certificates
+        self.router, self.regions = self.parts.router, self.parts.router.regions
+        self.fresh = nn.ModuleDict()
+
+    @property
+    def parameter_router(self) -> ParameterRouter | None:
+        """The router of parameters, if there are regions of them."""
+        return self.parts.parameter_router if self.parts.parameter_router.regions else None
+
+    def objective(self) -> Objective:
+        """The training loss."""
+        partial = bool((self.groups.routed == -1).any())
+        by_group = self.parameter_router is not None or self.config.trainer.batches == "by_group"
+        return Objective(self.model, self.certificates, self.router, self.config.losses, partial, by_group)
+
+    def add_fresh(self, region: str) -> nn.Module:
+        """A new certificate of the region, to be trained on the frozen encoding."""
+        certificate = self.parts.certificate(self.config.model, region, self.data.train_images[:1])
+        self.fresh[region] = certificate
+        return certificate
+
+    def ablations(self) -> list[Ablation]:
+        """The configured ablations: of one region, of several together, or of each in turn."""
+        given = self.config.ablation.region
+        if given is None:
+            return [self._ablation(name) for name in self.config.routing.regions]
+        return [ablation.together([self._ablation(name) for name in ([given] if isinstance(given, str) else given)])]
+
+    def _ablation(self, name: str) -> Ablation:
+        kind, seed = self.config.ablation.kind, self.config.seed
+        router = self.router if name in self.regions else self.parts.parameter_router
+        if kind == "zero":
+            return ablation.zero(name, router)
+        if kind == "reinitialise":
+            return ablation.reinitialise(name, router, seed)
+        if isinstance(router, ParameterRouter):
+            right = "zero or reinitialise"
+            raise UserError(f"ablation.kind={kind}: region '{name}' is parameters and has no activations; use {right}")
+        if kind == "remove":
+            return ablation.remove(name, router, self.data.test_images[:16])
+        seen = activations_at(self.model, self.regions[name].sites, self.data.train_images)
+        return ablation.mean(name, router, seen) if kind == "mean" else ablation.resample(name, router, seen, seed)
+
+    def heads(self, ablations: list[Ablation]) -> dict[Head, torch.Tensor]:
+        """Every head's reconstruction of the test images."""
+        certificates = {"certificate": self.certificates, "fresh_certificate": self.fresh}
+        return reconstructions(self.model, certificates, self.regions, ablations, self.data.test_images)
+
+    def test_errors(self, heads: dict[Head, torch.Tensor]) -> Iterator[Measurement]:
+        """Errors of the heads on every group and every label of the test images."""
+        labels = self.data.test_labels
+        parts = {name: self.groups.test == i for i, name in enumerate(self.groups.names)}
+        parts |= {f"{self.data.label_noun}_{label}": labels == label for label in self.data.labels}
+        yield from errors(self.data.test_images, heads, parts)
+
+    def test_norms(self) -> Iterator[Measurement]:
+        """Per image, root mean square: how active each region is on each group, and the gradient it would get."""
+        regions, _ = read_regions(self.config.routing)
+        plain = Router(self.model, regions, self.groups.names, {}, self.data.test_images[:1])
+        for norms in region_norms(plain, self.data.test_images[:NORM_POINTS], self.groups.test[:NORM_POINTS]):
+            head = Head("monitor", norms.region)
+            yield norms.group, head, "activation_norm", norms.activation
+            yield norms.group, head, "gradient_norm", norms.routed / norms.points**0.5

@@ -40,6 +40,8 @@ def test_linters_and_types_are_clean(command: tuple[str, ...]) -> None:
 def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
     steps = "steps=[train,certify,ablate,evaluate,report]"
     call("gradroute-run", f"experiment={experiment}", "trainer=smoke", steps, cwd=tmp_path)
+    for run in tmp_path.glob("outputs/*/*/manifest.json"):
+        call("gradroute-verify", run.parent, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("line", readme_commands())

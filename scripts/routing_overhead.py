@@ -1,9 +1,9 @@
 """What routing costs: seconds of a training step unrouted, routed with the ledger on, and by the textbook `detach`.
 
-Two models: the MNIST autoencoder with all its losses at batch 2048, and a 6-layer, width-384 transformer with the MLPs of
-five layers routed by sequence. One model and one optimizer take all kinds of steps in turn, in random order, so that a
-busy machine slows all alike. Prints, for each kind, the median and mean ratio to the unrouted step of the same round and
-the 95 % interval of the median from its order statistics, and writes them as JSON if asked.
+Two models: the MNIST autoencoder with all its losses at batch 2048, and a 6-layer, width-384 transformer with the MLPs
+of five layers routed by sequence. One model and one optimizer take all kinds of steps in turn, in random order, so that
+a busy machine slows all alike. Prints, for each kind, the median ratio to the unrouted step of the same round with its
+95 % interval from order statistics, and the ratio of the total times; writes them as JSON if asked.
 
 usage: python scripts/routing_overhead.py [--pairs 200] [--json FILE]
 """

@@ -65,7 +65,7 @@ def test_resampling_takes_whole_rows_of_other_points_and_repeats_itself() -> Non
 
 
 def test_reinitialising_draws_the_producing_rows_anew_as_the_layer_does() -> None:
-    model, router, z = setting()
+    model, router, _ = setting()
     with reinitialise("act", router, seed=5).applied(model):
         layer = model.encoder.get_submodule("linear0")
         changed = {key: value.clone() for key, value in layer.state_dict().items()}

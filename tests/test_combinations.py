@@ -112,10 +112,9 @@ def test_checkpointing_that_would_lose_the_route_raises() -> None:
         loss = model(X).square().sum()
     with pytest.raises(CheckpointError):
         loss.backward()
-    with pytest.raises(UserError, match="use_reentrant=False"), router_of(net(reentrant=True)).route(GROUP):
-        net_reentrant = net(reentrant=True)
-        with router_of(net_reentrant).route(GROUP):
-            net_reentrant(X.clone().requires_grad_())
+    model = net(reentrant=True)
+    with pytest.raises(UserError, match="use_reentrant=False"), router_of(model).route(GROUP):
+        model(X.clone().requires_grad_())
 
 
 def test_stacked_models_under_vmap_equal_single_ones() -> None:
@@ -144,7 +143,7 @@ def _process(rank: int, folder: str) -> None:
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
     one = [g / 2 for g in gradients(net())]  # DDP averages over processes
     for rank in range(2):
         assert_same(torch.load(tmp_path / f"{rank}.pt"), one)
@@ -159,12 +158,13 @@ def test_attaching_twice_and_nesting_leave_the_users_hooks_alone() -> None:
         model.encode.register_forward_hook(lambda *_: calls.append("second"))
         twice = model(X)
     torch.autograd.backward(twice.square().sum())
-    assert list(model.encode._forward_hooks)[0] in kept and len(model.encode._forward_hooks) == 2
+    assert next(iter(model.encode._forward_hooks)) in kept and len(model.encode._forward_hooks) == 2
     squared = {group: {r: w**2 for r, w in row.items()} for group, row in ROUTES.items()}
     other = net()
     with Router(other, REGIONS, ["a", "b"], squared, X[:1]).route(GROUP):
         other(X).square().sum().backward()
-    assert_same(*([p.grad for p in m.parameters() if p.grad is not None] for m in (model, other)))
+    grads = [[p.grad for p in m.parameters() if p.grad is not None] for m in (model, other)]
+    assert_same(grads[0], grads[1])
     calls.clear()
     model(X)
     assert calls == ["first", "second"]
@@ -290,7 +290,7 @@ def test_passes_that_would_not_be_routed_are_refused() -> None:
 def test_changing_a_masked_activation_in_place_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True))
     router = Router(model, {"r": Region("0", [0])}, ["g"], {"g": {"r": 0.0}}, X[:1])
-    with pytest.raises(UserError, match="in place.*inplace=False"), router.route("g"):
+    with pytest.raises(UserError, match=r"in place.*inplace=False"), router.route("g"):
         model(X)
 
 

@@ -26,7 +26,8 @@ ALLOWED = {
     "evaluation": {"ablation", "routing"},
     "progress": {"losses"},
     "records": {"config", "errors", "schema"},
-    "report": {"records"},
+    "scene": {"records"},
+    "report": {"scene"},
     "command": {"errors", "schema"},
     "compare": {"command", "errors", "records"},
 }
@@ -43,6 +44,7 @@ NO_TORCH = {
     "cli",
     "__init__",
     "routes",
+    "scene",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -17,8 +17,10 @@ from gradroute.routing import parameters, router
 from gradroute.runner import execute
 from gradroute.verify import claims_of
 
-SMALL = ["trainer=smoke", "trainer.train_limit=512", "trainer.test_limit=64", "trainer.batch_size=64", "trainer.epochs=2",
-         "steps=[train,ablate,evaluate]", "model.hidden=[32]", "ledger.window=5", "ledger.every=3"]  # fmt: skip
+SMALL = [
+    "trainer=smoke", "trainer.train_limit=512", "trainer.test_limit=64", "trainer.batch_size=64", "trainer.epochs=2",
+    "steps=[train,ablate,evaluate]", "model.hidden=[32]", "ledger.window=5", "ledger.every=3",
+]  # fmt: skip
 PARAMETERS = {  # SGTM: a slice of the decoder is for 0-4 alone
     "regions.reserved": {"parameters": {"decoder.linear0.weight": "0:8", "decoder.linear0.bias": "0:8"}},
     "routes.digits_5_9": {"top": 0.0, "reserved": 0.0},

@@ -197,8 +197,10 @@ class ParameterRouter:
             for parameter in self._names:
                 stack.callback(parameter.register_hook(partial(weigh, parameter)).remove)
             torch.autograd.backward(list(losses.values()), retain_graph=retain)
-        for parameter in came if losses.keys() == {None} else self._names:  # a penalty may lead elsewhere
-            self._seen.setdefault(parameter, []).append(self._zero[weights].get(parameter, _NOWHERE))
+        for parameter in self._names:
+            seen = self._seen.setdefault(parameter, [])
+            if losses.keys() != {None} or parameter in came:  # a penalty may lead elsewhere
+                seen.append(self._zero[weights].get(parameter, _NOWHERE))
         for region, masks in self._masks.items() if self.measure else ():
             norms = [g.masked_fill(~masks[p].to(g.device), 0).norm().item() for p, g in arrived.items() if p in masks]
             self.last_norms |= {(group, region): math.hypot(*norms) for group in losses}
@@ -223,7 +225,7 @@ class ParameterRouter:
         with ExitStack() as stack:
             stack.callback(optimizer.register_step_pre_hook(_refuse_closure).remove)
             for parameter in routed:
-                frozen = reduce(torch.logical_and, self._seen.pop(parameter))
+                frozen = reduce(torch.logical_and, self._seen.pop(parameter) or [_NOWHERE])
                 if self.measure and bool(frozen.any()):
                     stack.enter_context(self._measured(optimizer, parameter, frozen))
                 if bool(frozen.all()) and not fused_sgd:

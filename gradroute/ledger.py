@@ -22,7 +22,8 @@ class Ledger:
     An activation region owns its rows of the layer that makes its units, a parameter region its slices.
 
     Args:
-        window: updates to one set of rows. `every`: norms are measured at updates that this divides.
+        window: updates to one set of rows. `every`: norms are measured at updates that this divides, and where a group
+            comes for the first time in a window.
     """
 
     def __init__(self, router: Router, parameter_router: ParameterRouter, window: int, every: int) -> None:
@@ -43,22 +44,31 @@ class Ledger:
             self._open(step, membership.device)
         else:
             self._harvest()
-        self._points.add_(torch.bincount(membership % len(self._groups), minlength=len(self._groups)))
+        counts = torch.bincount(membership % len(self._groups), minlength=len(self._groups))
+        self._points.add_(counts)
+        new = self._first_seen(counts) if self._unseen else False
         for group in self.router.groups:
             for region, low_high in self._weights[group].items():
                 weight = self._weight(group, region)
                 low_high[:] = [min(low_high[0], weight), max(low_high[1], weight)]
-        measured = step % self.every == 0
+        measured = step % self.every == 0 or new
         self.parameter_router.measure = measured
         self._measured += measured
         return self._monitor if measured else None
+
+    def _first_seen(self, counts: torch.Tensor) -> bool:
+        """Whether a group comes for the first time in the window; asked, and waited for, only until all have come."""
+        came = {group for group, count in zip(self._groups, counts.tolist(), strict=True) if count}
+        new = bool(came & self._unseen)
+        self._unseen -= came
+        return new
 
     def _weight(self, group: str, region: str) -> float:
         router = self.parameter_router if region in self.parameter_router.regions else self.router
         return router.weight(group, region)
 
     def _open(self, step: int, device: torch.device) -> None:
-        self._start, self._measured = step, 0
+        self._start, self._measured, self._unseen = step, 0, set(self._groups)
         self._points = torch.zeros(len(self._groups), dtype=torch.int64, device=device)
         self._weights = {g: {region: [math.inf, -math.inf] for region in self._owned} for g in self.router.groups}
         self._weights[DEFAULT] = {region: [1.0, 1.0] for region in self._owned}
@@ -103,9 +113,8 @@ class Ledger:
                 seen = norms.get((group, region))
                 if seen:
                     cells |= {"activation": seen.activation, "routed": seen.routed, "unrouted": seen.unrouted}
-                if region in self.parameter_router.regions:
-                    square = self._squares.get((group, region), 0.0)
-                    cells["routed"] = math.sqrt(square / max(1, self._measured))
+                if (group, region) in self._squares:
+                    cells["routed"] = math.sqrt(self._squares[group, region] / self._measured)
                 self._add(step, group, region, cells)
         for region, moved in self._moved().items():
             owned = region == SHARED or bool(self._owned[region])

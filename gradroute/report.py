@@ -177,11 +177,13 @@ def ledger_curves(scene: Scene) -> Figure:
     moved = [r for r in scene.ledger if r["moved"] is not None]
     for region in dict.fromkeys(r["region"] for r in moved):
         _windows(right, [r for r in moved if r["region"] == region], "moved", scene.colour(region), "-", region)
-    left.set_ylabel("routed gradient (L2 norm over the batch, root mean square)")
-    right.set_ylabel("parameters moved in the window (L2 norm)")
+    left.set_ylabel("gradient through the mask (L2 norm)")
+    right.set_ylabel("change of the parameters in a window (L2 norm)")
+    left.set_ylim(bottom=0)
+    if all(r["moved"] > 0 for r in moved):
+        right.set_yscale("log")
     for axes in (left, right):
         axes.set_xlabel("optimizer step at the window's end")
-        axes.set_ylim(bottom=0)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8, ncols=2, frameon=False)
     figure.suptitle("Ledger: whose gradients arrived where, and what moved")
     return figure

@@ -111,13 +111,15 @@ def _weight_claim(group: str, region: str, route: Route, rows: Rows) -> Claim:
 
 def _gradient_claim(group: str, region: str, route: Route, rows: Rows) -> Claim:
     """Of the task loss: exactly 0 where the weight was 0 in a whole window, and not always 0 where it never was."""
-    measured = [row for row in rows if row["routed"] is not None and row["measured"]]
+    measured = [row for row in rows if row["routed"] is not None]
     silent = [row for row in measured if _closed_in(route, row)]
     largest = max((row["routed"] for row in (silent or measured)), default=math.nan)
     found = f"largest norm {largest:g} in {len(silent or measured)} windows"
     unrouted = max((row["unrouted"] or 0.0 for row in measured), default=0.0)
     if unrouted:
         found += f"; unrouted penalties {unrouted:g}, as they may"
+    if len(measured) < len(rows):
+        return Claim(f"{group}'s gradient in '{region}' was measured", False, f"{len(measured)} of {len(rows)} windows")
     if silent:
         return Claim(f"{group}'s task loss never reached '{region}'", largest == 0, found)
     return Claim(f"{group}'s task loss reached '{region}'", largest > 0, found)

@@ -117,6 +117,21 @@ def test_checkpointing_that_would_lose_the_route_raises() -> None:
         model(X.clone().requires_grad_())
 
 
+def test_a_monitor_inside_a_compiled_model_or_vmap_measures_or_raises() -> None:
+    model = net()
+    router = router_of(model)
+    plain, compiled = (Monitor(router.regions, router.groups) for _ in range(2))
+    with router.route(GROUP, plain):
+        model(X).square().sum().backward()
+    with router.attached():
+        fast = torch.compile(model, backend="aot_eager")
+        with router.route(GROUP, compiled):
+            fast(X).square().sum().backward()
+    for one, other in zip(plain.norms(), compiled.norms(), strict=True):
+        assert (one.group, one.region) == (other.group, other.region)
+        assert one.routed == pytest.approx(other.routed, rel=1e-5) and one.unrouted == other.unrouted == 0
+
+
 def test_stacked_models_under_vmap_equal_single_ones() -> None:
     models = [net(seed) for seed in range(3)]
     params, _ = stack_module_state(list(models))
@@ -235,10 +250,12 @@ def test_channels_and_outputs_of_tuples_are_sites() -> None:
 
 def test_heads_globs_and_bool_masks_are_units() -> None:
     model = nn.Sequential(*(nn.Linear(12, 12) for _ in range(3)))
-    model.n_heads = 4  # type: ignore[assignment]
+    for layer in model:
+        layer.num_heads = 6  # type: ignore[assignment]
     x = torch.zeros(1, 12)
     units = {
         "heads": ({"heads": [1], "of": 4}, (3, 4, 5)),
+        "stated by the module": ({"heads": "2:4"}, (4, 5, 6, 7)),
         "fused": ({"heads": [0], "of": 2, "parts": 3}, (0, 1, 4, 5, 8, 9)),
         "mask": (torch.arange(12) % 6 == 1, (1, 7)),
         "step": ("0:12:5", (0, 5, 10)),

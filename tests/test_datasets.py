@@ -105,3 +105,17 @@ def test_a_relative_that_is_not_there_is_an_error_of_one_line(tmp_path: Path) ->
     assert "dataset=kmnist" in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(UserError, match="unknown dataset 'mnst'; did you mean mnist"):
         datasets.load(DatasetConfig("mnst"))
+
+
+def test_metadata_comes_with_the_images_or_is_refused(tmp_path: Path) -> None:
+    for name, images in (("train", 60_000), ("test", 10_000)):
+        lines = ["writer,page", *(f"w{i % 7},{i}" for i in range(images))]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    data = datasets.load(DatasetConfig(metadata=str(tmp_path)), train_limit=10, test_limit=3)
+    assert data.train_columns["writer"][:8] == ["w0", "w1", "w2", "w3", "w4", "w5", "w6", "w0"]
+    assert data.test_columns == {"writer": ["w0", "w1", "w2"], "page": ["0", "1", "2"]}
+    (tmp_path / "test.csv").write_text("writer\nw1\n")
+    with pytest.raises(UserError, match=r"test\.csv: 1 lines for 10000 images"):
+        datasets.load(DatasetConfig(metadata=str(tmp_path)))
+    with pytest.raises(UserError, match="cannot be read"):
+        datasets.load(DatasetConfig(metadata="/nonexistent"))

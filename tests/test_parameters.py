@@ -386,3 +386,26 @@ def test_slices_are_those_of_a_list(start: int, length: int, step: int) -> None:
     units = tuple(range(stop))[start:stop:step]
     assert parse_units(f"{start}:{stop}:{step}", stop, "u") == units == parse_units(units, stop, "u")
     assert parse_units(None, stop, "u") == tuple(range(stop))
+
+
+def test_a_penalty_that_does_not_lead_to_a_region_does_not_unfreeze_it() -> None:
+    model = small_model()
+    router = router_of(model, 0.0)
+    optimizer = optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    for penalised, still in ((model[2], True), (model[0], False)):
+        before = model[0].weight.detach().clone()
+        optimizer.zero_grad()
+        router.backward({"a": loss_of(model), None: penalised.weight.square().sum()})
+        with router.updating(optimizer):
+            optimizer.step()
+        assert torch.equal(model[0].weight[:2], before[:2]) == still
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    router, optimizer = router_of(model), optim.SGD(model.parameters(), 0.1)
+    router.backward({"a": loss_of(model)})
+    for name, value in (("is_initialized", True), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    with pytest.raises(UserError, match="one process only"), router.updating(optimizer):
+        pass

@@ -93,13 +93,29 @@ def test_a_weight_that_is_not_the_configured_one_is_caught(tmp_path: Path, monke
 def test_a_region_that_was_not_kept_still_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from contextlib import nullcontext
 
-    monkeypatch.setattr(parameters, "_still", lambda *_: nullcontext())
+    monkeypatch.setattr(parameters, "still", lambda *_: nullcontext())
     run = small_run(tmp_path, "trainer.batches=by_group", routing=PARAMETERS)
     monkeypatch.undo()
     assert [what for what in failing(run) if "stayed to the bit" in what]
 
 
-def test_changed_files_and_metrics_are_caught(smoke: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "overrides",
+    [["ablation=mean"], ["ablation=resample"], ["ablation=remove"], ["ablation.region=[top,bottom]"],
+     ["routing=none", "trainer.precision=bfloat16"], ["routing.labelled_fraction=0.1", "trainer.batches=by_group"],
+     ["+routing.label_noise.digits_0_4={false_positive:0.2,false_negative:0.1}"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_runs_of_every_kind_come_out_again(tmp_path: Path, overrides: list[str]) -> None:
+    assert failing(small_run(tmp_path, *overrides)) == []
+
+
+def test_forward_masking_is_a_closed_route(tmp_path: Path) -> None:
+    run = small_run(tmp_path, routing={"routes.digits_0_4.bottom": {"weight": 1.0, "forward": 0.0}})
+    assert "digits_0_4's task loss never reached 'bottom'" in [claim.what for claim in claims_of(run) if claim.holds]
+
+
+def test_changed_files_and_metrics_are_caught(smoke: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
     run = tmp_path / "run"
     shutil.copytree(smoke, run)
     (run / "metrics.csv").write_text((run / "metrics.csv").read_text().replace("0.3", "0.1"))
@@ -107,6 +123,9 @@ def test_changed_files_and_metrics_are_caught(smoke: Path, tmp_path: Path) -> No
     names = failing(run)
     assert names[:2] == ["every file has the checksum in the manifest", "no file was added"]
     assert "the errors of decoder, region all, come out again from the checkpoint" in names
+    result = command("gradroute-verify", str(run), cwd=tmp_path)
+    assert result.returncode == 1 and "FAIL" in result.stdout
+    assert command("gradroute-verify", str(tmp_path), cwd=tmp_path).returncode == 2
 
 
 def test_a_run_without_a_ledger_or_with_code_is_not_taken_on_trust(tmp_path: Path, smoke: Path) -> None:

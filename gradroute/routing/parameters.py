@@ -5,19 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any
 
 import torch
 from torch import nn, optim
 
 from gradroute.errors import UserError, unknown
 from gradroute.routes import Routes, read_routes
+from gradroute.routing.freezing import refuse_closure, refuse_processes, shift, still
 from gradroute.routing.regions import matching, parse_units
 
 _Weights = tuple[float, ...]  # of the regions, in their order; groups with the same ones share a backward pass
 _NOWHERE = torch.tensor(False)
 _Tensors = dict[nn.Parameter, torch.Tensor]  # masks or weights, broadcastable to their parameter
-_WHOLE_ONLY = {"Adafactor", "Muon", "Rprop"}  # they mix or factor elements, or start a state at another value than 0
 
 
 @dataclass(frozen=True)
@@ -40,42 +39,6 @@ def _mask(parameter: nn.Parameter, spec: object, axis: int, where: str) -> torch
     mask = torch.zeros(math.prod(shape), dtype=torch.bool)
     mask[list(parse_units(spec, len(mask), where))] = True
     return mask.view(shape)
-
-
-def _state(optimizer: optim.Optimizer, parameter: nn.Parameter, name: str) -> dict[str, torch.Tensor]:
-    """State tensors of the parameter's shape. Raises: UserError for an optimizer that cannot be split."""
-    state = optimizer.state.get(parameter, {})
-    alike = {key: value for key, value in state.items() if getattr(value, "shape", None) == parameter.shape}
-    rest = [value for key, value in state.items() if key not in alike]
-    odd = [v for v in rest if isinstance(v, list) or (isinstance(v, torch.Tensor) and v.numel() > 1)]
-    if odd or _WHOLE_ONLY & {base.__name__ for base in type(optimizer).__mro__}:
-        fault = f"{type(optimizer).__name__} cannot keep a slice of '{name}' still, its state is not by element"
-        raise UserError(f"updating: {fault}; route whole parameters, or use SGD, RMSprop, Adam or AdamW")
-    return alike
-
-
-@contextmanager
-def _still(optimizer: optim.Optimizer, parameter: nn.Parameter, name: str, frozen: torch.Tensor) -> Iterator[None]:
-    """Put the frozen slice of a parameter and of its state back after a step; state that it makes becomes 0 there."""
-    wide = [axis for axis, size in enumerate(frozen.shape) if size > 1]
-    if len(wide) == 1:  # one index per row is enough
-        index: tuple[Any, ...] = (*[slice(None)] * wide[0], frozen.flatten().nonzero().flatten().to(parameter.device))
-    else:
-        index = frozen.expand(parameter.shape).nonzero(as_tuple=True)
-    before = {key: value[index].clone() for key, value in _state(optimizer, parameter, name).items()}
-    values = parameter.detach()[index].clone()
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            parameter[index] = values
-            for key, value in _state(optimizer, parameter, name).items():
-                value[index] = before.get(key, 0)
-
-
-def _refuse_closure(optimizer: optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if isinstance(optimizer, optim.LBFGS) or kwargs.get("closure") is not None or any(map(callable, args[1:])):
-        raise UserError(f"updating: {type(optimizer).__name__} steps by a closure; use SGD or Adam(W) and plain step()")
 
 
 class ParameterRouter:
@@ -211,7 +174,8 @@ class ParameterRouter:
 
         They are bit-identical after the block, in the parameters and in state tensors of a parameter's shape. Of
         several optimizers, each gets its own block, for the parameters it holds.
-        Raises: UserError before the step: no `backward` came, no routed parameter, a closure, state not by element.
+        Raises: UserError before the step: no `backward` came, no routed parameter, a closure, state not by element,
+            several processes.
         """
         held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         routed = [parameter for parameter in self._names if parameter in held]
@@ -219,34 +183,19 @@ class ParameterRouter:
             raise UserError("updating: the optimizer holds no routed parameter; make it from this model's parameters")
         if not all(parameter in self._seen for parameter in routed):
             raise UserError("updating: no backward since the last update; call ParameterRouter.backward before it")
+        refuse_processes()
         # torch's fused SGD fails once only some parameters have momentum: hide none of them from it
         fused_sgd = isinstance(optimizer, optim.SGD) and any(group["fused"] for group in optimizer.param_groups)
         self.last_shift = {}
         with ExitStack() as stack:
-            stack.callback(optimizer.register_step_pre_hook(_refuse_closure).remove)
+            stack.callback(optimizer.register_step_pre_hook(refuse_closure).remove)
             for parameter in routed:
                 frozen = reduce(torch.logical_and, self._seen.pop(parameter) or [_NOWHERE])
                 if self.measure and bool(frozen.any()):
-                    stack.enter_context(self._measured(optimizer, parameter, frozen))
+                    held_by = {name: masks[parameter] for name, masks in self._masks.items() if parameter in masks}
+                    stack.enter_context(shift(optimizer, parameter, frozen, held_by, self.last_shift))
                 if bool(frozen.all()) and not fused_sgd:
                     parameter.grad = None
                 elif bool(frozen.any()):
-                    stack.enter_context(_still(optimizer, parameter, self._names[parameter], frozen))
+                    stack.enter_context(still(optimizer, parameter, self._names[parameter], frozen))
             yield
-
-    @contextmanager
-    def _measured(self, optimizer: optim.Optimizer, parameter: nn.Parameter, frozen: torch.Tensor) -> Iterator[None]:
-        """Compare bits around an update, from outside of what keeps them: a receipt, not a mechanism."""
-
-        def bits() -> dict[str, torch.Tensor]:
-            state = {"": parameter.detach(), **optimizer.state.get(parameter, {})}
-            return {k: v.clone() for k, v in state.items() if getattr(v, "shape", None) == parameter.shape}
-
-        before = bits()
-        yield
-        for key, after in bits().items():
-            change = (after - before.get(key, torch.zeros_like(after))).abs()
-            for name, masks in self._masks.items():
-                held = (masks.get(parameter, _NOWHERE) & frozen).to(change.device)
-                shift = float(change.masked_fill(~held, 0).max())
-                self.last_shift[name] = max(self.last_shift.get(name, 0.0), shift)

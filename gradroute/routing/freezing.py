@@ -1,0 +1,85 @@
+"""Keep a slice of a parameter, and of its optimizer's state, as it is over an update; and check that it was."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn, optim
+
+from gradroute.errors import UserError
+
+_WHOLE_ONLY = {"Adafactor", "Muon", "Rprop"}  # they mix or factor elements, or start a state at another value than 0
+
+
+def _state(optimizer: optim.Optimizer, parameter: nn.Parameter, name: str) -> dict[str, torch.Tensor]:
+    """State tensors of the parameter's shape. Raises: UserError for an optimizer that cannot be split."""
+    state = optimizer.state.get(parameter, {})
+    alike = {key: value for key, value in state.items() if getattr(value, "shape", None) == parameter.shape}
+    rest = [value for key, value in state.items() if key not in alike]
+    odd = [v for v in rest if isinstance(v, list) or (isinstance(v, torch.Tensor) and v.numel() > 1)]
+    if odd or _WHOLE_ONLY & {base.__name__ for base in type(optimizer).__mro__}:
+        fault = f"{type(optimizer).__name__} cannot keep a slice of '{name}' still, its state is not by element"
+        raise UserError(f"updating: {fault}; route whole parameters, or use SGD, RMSprop, Adam or AdamW")
+    return alike
+
+
+@contextmanager
+def still(optimizer: optim.Optimizer, parameter: nn.Parameter, name: str, frozen: torch.Tensor) -> Iterator[None]:
+    """Put the frozen slice of a parameter and of its state back after a step; state that it makes becomes 0 there."""
+    wide = [axis for axis, size in enumerate(frozen.shape) if size > 1]
+    if len(wide) == 1:  # one index per row is enough
+        index: tuple[Any, ...] = (*[slice(None)] * wide[0], frozen.flatten().nonzero().flatten().to(parameter.device))
+    else:
+        index = frozen.expand(parameter.shape).nonzero(as_tuple=True)
+    before = {key: value[index].clone() for key, value in _state(optimizer, parameter, name).items()}
+    values = parameter.detach()[index].clone()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            parameter[index] = values
+            for key, value in _state(optimizer, parameter, name).items():
+                value[index] = before.get(key, 0)
+
+
+def refuse_closure(optimizer: optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A step hook: an optimizer that calls the loss itself cannot be told which groups came. Raises: UserError."""
+    if isinstance(optimizer, optim.LBFGS) or kwargs.get("closure") is not None or any(map(callable, args[1:])):
+        raise UserError(f"updating: {type(optimizer).__name__} steps by a closure; use SGD or Adam(W) and plain step()")
+
+
+def refuse_processes() -> None:
+    """Processes with different groups would freeze different slices and drift apart. Raises: UserError."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise UserError("updating: parameter routes work in one process only; route activations, which DDP can share")
+
+
+@contextmanager
+def shift(
+    optimizer: optim.Optimizer,
+    parameter: nn.Parameter,
+    frozen: torch.Tensor,
+    regions: Mapping[str, torch.Tensor],
+    largest: dict[str, float],
+) -> Iterator[None]:
+    """Compare bits around an update, from outside of what keeps them: a receipt, not a mechanism.
+
+    Args:
+        frozen: where the parameter and its state must stay, a bool mask that broadcasts to it.
+        regions: each region's mask of the parameter.
+        largest: takes the largest change in each region of what had to stay; state that the update makes counts from 0.
+    """
+
+    def values() -> dict[str, torch.Tensor]:
+        state = {"": parameter.detach(), **optimizer.state.get(parameter, {})}
+        return {k: v.clone() for k, v in state.items() if getattr(v, "shape", None) == parameter.shape}
+
+    before = values()
+    yield
+    for key, after in values().items():
+        change = (after - before.get(key, torch.zeros_like(after))).abs()
+        for name, mask in regions.items():
+            held = (mask & frozen).to(change.device)
+            largest[name] = max(largest.get(name, 0.0), float(change.masked_fill(~held, 0).max()))

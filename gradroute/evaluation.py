@@ -53,7 +53,7 @@ def reconstructions(
     heads = {Head("decoder", "all"): torch.cat([model(chunk).float() for chunk in images.split(CHUNK)])}
     for head, modules in certificates.items():
         for name, module in modules.items():
-            chunks = regions[name].select(seen).split(CHUNK)
+            chunks = regions[name].select(seen).flatten(1).split(CHUNK)
             heads[Head(head, name)] = torch.cat([module(chunk).float() for chunk in chunks])
     for ablation in ablations:
         with ablation.applied(model) as ablated:

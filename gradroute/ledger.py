@@ -22,11 +22,14 @@ class Ledger:
     An activation region owns its rows of the layer that makes its units, a parameter region its slices.
 
     Args:
-        window: updates to one set of rows. `every`: norms are measured at updates that this divides, and where a group
-            comes for the first time in a window.
+        present: the memberships that occur in the data, of any shape.
+        window: updates to one set of rows.
+        every: norms are measured at updates that this divides, and where a group comes for the first time in a window.
     """
 
-    def __init__(self, router: Router, parameter_router: ParameterRouter, window: int, every: int) -> None:
+    def __init__(
+        self, router: Router, parameter_router: ParameterRouter, present: torch.Tensor, window: int, every: int
+    ) -> None:
         self.router, self.parameter_router = router, parameter_router
         self.window, self.every = window, every
         self.rows: list[dict[str, Any]] = []
@@ -34,6 +37,7 @@ class Ledger:
         self._owned = {name: router.parts(name) for name in router.regions}
         self._owned |= {name: parameter_router.parts(name) for name in parameter_router.regions}
         self._groups = [*router.groups, DEFAULT]
+        self._present = {self._groups[number] for number in present.unique().tolist()}
         self._start = 0
 
     def begin(self, step: int, membership: torch.Tensor) -> Monitor | None:
@@ -68,7 +72,7 @@ class Ledger:
         return router.weight(group, region)
 
     def _open(self, step: int, device: torch.device) -> None:
-        self._start, self._measured, self._unseen = step, 0, set(self._groups)
+        self._start, self._measured, self._unseen = step, 0, set(self._present)
         self._points = torch.zeros(len(self._groups), dtype=torch.int64, device=device)
         self._weights = {g: {region: [math.inf, -math.inf] for region in self._owned} for g in self.router.groups}
         self._weights[DEFAULT] = {region: [1.0, 1.0] for region in self._owned}

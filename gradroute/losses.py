@@ -49,9 +49,9 @@ def correlation_penalty(activations: Sequence[torch.Tensor]) -> torch.Tensor:
     Units are standardised with the unbiased standard deviation and the products divided by the batch size, as
     published; a constant unit, or a batch of one image, contributes 0.
     """
+    if len(activations) < 2 or len(activations[0]) < 2:
+        return activations[0].new_zeros(()) if activations else torch.zeros(())
     batch = activations[0].shape[0]
-    if batch < 2 or len(activations) < 2:
-        return activations[0].new_zeros(())
     z = [(a - a.mean(0)) / a.std(0).clamp(min=1e-8) for a in activations]
     blocks = [(a.T @ b / batch).abs() for a, b in combinations(z, 2)]
     total = torch.stack([block.sum() for block in blocks]).sum()
@@ -67,7 +67,6 @@ class Objective:
     """The training loss of a routed model: every term's value and weight, from one pass of the decoder.
 
     Args:
-        names: groups of data points by number, as `Groups.names`.
         partial: some points carry no label (-1). They are a group `unlabelled`, and each group's mean then weighs its
             share of the batch, times the number of groups: who is unlabelled must not change what is learned.
         skip_absent: leave the term of a group out when the batch has none of its points, instead of giving it value 0.

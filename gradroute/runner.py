@@ -82,7 +82,7 @@ class Run:
         images, routed, parameter_router = setup.data.train_images, setup.groups.routed, setup.parameter_router
         every = -(-trainer.epochs // CURVE_POINTS)
         settings = self.config.ledger
-        ledger = Ledger(setup.router, setup.parts.parameter_router, settings.window, settings.every)
+        ledger = Ledger(setup.router, setup.parts.parameter_router, routed, settings.window, settings.every)
         started = time.monotonic()
 
         def before_update(step: int, chosen: torch.Tensor) -> None:

@@ -35,9 +35,9 @@ Step = Callable[[], None]
 WINDOW, EVERY = 100, 10  # the ledger's defaults
 
 
-def ledger_of(router: Router) -> Ledger:
+def ledger_of(router: Router, group: torch.Tensor) -> Ledger:
     """The ledger as a run keeps it."""
-    return Ledger(router, ParameterRouter(router.model, {}, router.groups, {}), WINDOW, EVERY)
+    return Ledger(router, ParameterRouter(router.model, {}, router.groups, {}), group, WINDOW, EVERY)
 
 
 def textbook(router: Router, group: torch.Tensor) -> ExitStack:
@@ -63,7 +63,7 @@ def autoencoder() -> dict[str, Step]:
     images, group, objective = setup.data.train_images, setup.groups.routed, setup.objective()
     parameters = [*model.parameters(), *setup.certificates.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, weight_decay=5e-5, fused=True)
-    ledger, step = ledger_of(setup.router), iter(range(10**9))
+    ledger, step = ledger_of(setup.router, group), iter(range(10**9))
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=setup.precision == torch.bfloat16)
 
     def finish(loss: torch.Tensor) -> None:
@@ -127,7 +127,7 @@ def transformer() -> dict[str, Step]:
     half = Region("blocks.layers.[0-4].linear1", "0:768")
     router = Router(model, {"half": half}, ["forget", "retain"], {"retain": {"half": 0.0}}, tokens[:1, :-1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    ledger, step = ledger_of(router), iter(range(10**9))
+    ledger, step = ledger_of(router, group), iter(range(10**9))
 
     def finish() -> None:
         loss = nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())

@@ -79,8 +79,10 @@ class Router:
         return self._values.get((group, region), (1.0, 1.0))[0]
 
     def parts(self, region: str) -> dict[nn.Parameter, torch.Tensor]:
-        """The parameters that a region owns, each with a bool mask that broadcasts to it: its rows of the layers that
-        make its units. Empty where no such layer was found."""
+        """A region's rows of the layers that make its units: parameters, each with a bool mask that broadcasts to it.
+
+        Empty where no such layer was found.
+        """
         owned: dict[nn.Parameter, torch.Tensor] = {}
         for site in self.regions[region].sites:
             producer = self.found[site.name].producer

@@ -179,7 +179,7 @@ def ledger_curves(scene: Scene) -> Figure:
         _windows(right, [r for r in moved if r["region"] == region], "moved", scene.colour(region), "-", region)
     left.set_ylabel("gradient through the mask (L2 norm)")
     right.set_ylabel("change of the parameters in a window (L2 norm)")
-    left.set_ylim(bottom=0)
+    left.set_ylim(bottom=-0.03 * left.get_ylim()[1])  # a line at exactly 0 stays visible
     if all(r["moved"] > 0 for r in moved):
         right.set_yscale("log")
     for axes in (left, right):

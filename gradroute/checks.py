@@ -63,6 +63,9 @@ def _check_names(config: Config) -> None:
     for region in given if isinstance(given, list) else [] if given is None else [given]:
         _one_of("ablation.region", region, regions)
     _require(given != [], "ablation.region", given, "null, a region, or a list of regions")
+    for group, weight in config.losses.groups.items():
+        _one_of("losses.groups", group, tuple(config.routing.groups))
+        _require(0 <= weight < math.inf, f"losses.groups.{group}", weight, "0 or more, and finite")
     for region in [*config.losses.certificates, *config.losses.l1]:
         _one_of("losses' region", region, regions)
     duplicated = len(set(config.losses.certificates)) < len(config.losses.certificates)

@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -34,27 +35,55 @@ def _rerun(run: Path, overrides: Sequence[str]) -> None:
     execute(from_mapping(source))
 
 
+@dataclass
+class Sweep:
+    """The runs of one command, and the jobs that failed; `folder` is None if it was a single run."""
+
+    folder: Path | None = None
+    runs: list[Path] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def finish(self) -> None:
+        """Compare the runs of a sweep, on the terminal and in its folder."""
+        if self.folder is not None and self.runs:
+            from gradroute.compare import compare
+
+            compare([str(run) for run in self.runs], out=self.folder)
+            print(self.folder)
+
+
 def _hydra_run() -> None:
     import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import DictConfig
 
     failures: list[Exception] = []
+    sweep = Sweep()
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="config")
     def job(composed: DictConfig) -> None:
         from gradroute.config import from_mapping
 
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode == RunMode.MULTIRUN:
+            sweep.folder = Path(hydra_config.sweep.dir)
         try:
             config = from_mapping(composed)
             from gradroute.runner import execute  # only now, so that --help and mistakes are quick
 
-            execute(config)
+            sweep.runs.append(execute(config, reuse=sweep.folder is not None))
         except Exception as error:  # a sweep goes on with its other runs
             failures.append(error)
+            sweep.failed.append(", ".join(hydra_config.overrides.task))
 
     job()
-    for error in failures[:-1]:
-        report_failure(error)
+    sweep.finish()
+    for what, error in zip(sweep.failed, failures, strict=True):
+        if sweep.folder is not None:
+            print(f"failed: {what or 'the only job'}", file=sys.stderr)
+        if error is not failures[-1]:
+            report_failure(error)
     if failures:
         raise failures[-1]
 

@@ -1,56 +1,246 @@
-"""`gradroute-compare RUN…`: the headline metrics of runs side by side, read from disk without torch."""
+"""`gradroute-compare PATH…`: runs side by side, seeds put together, read from disk without torch."""
 
 import argparse
+import glob
 import json
+import math
+import shlex
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gradroute.command import guarded
-from gradroute.errors import UserError
-from gradroute.records import check_files, read_manifest
+from gradroute.errors import UserError, unknown
+from gradroute.published import PUBLISHED, TOLERANCE
+from gradroute.records import check_files, read_manifest, write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HIDDEN = ("seed", "output_dir", "dataset.root", "trainer.device", "ledger")  # never why results differ
+FORMATS = ("table", "csv", "markdown", "latex")
 
 
-def headline(run: Path, metric: str) -> dict[tuple[str, str, str], float]:
-    """A finished run's `(head, region, group)` to value for one metric. Raises: UserError."""
-    check_files(run, read_manifest(run), ["summary.json"])
+@dataclass(frozen=True)
+class Read:
+    """A run as it is on disk: its flat configuration and its headline measurements, or why it has none."""
+
+    path: Path
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+    left_out: str | None = None
+
+
+def find_runs(paths: Iterable[str]) -> list[Path]:
+    """Run folders that paths mean: a run, a glob, or a folder with runs in it. Raises: UserError for one without."""
+    found: list[Path] = []
+    for path in paths:
+        places = [Path(p) for p in sorted(glob.glob(path))] if glob.has_magic(path) else [Path(path)]
+        runs = [p.parent for place in places for p in sorted(place.rglob("manifest.json")) if place.is_dir()]
+        if not runs:
+            right = "give run folders, a folder with runs in it, or a glob in quotes"
+            raise UserError(f"{path}: not a run folder, and no run is in it; {right}")
+        found += runs
+    return list(dict.fromkeys(found))
+
+
+def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    items: dict[str, Any] = {}
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        items |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return items
+
+
+def read_run(run: Path) -> Read:
+    """A run's settings and headline. Raises: UserError if a file of a finished run is damaged."""
+    import yaml
+
+    manifest = read_manifest(run)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    if manifest["state"] != "finished":
+        return Read(run, {}, [], f"not finished ({manifest['state']})")
+    check_files(run, manifest, ["summary.json", "config.yaml"])
+    settings = flat(yaml.load((run / "config.yaml").read_text(), loader))  # a SafeLoader either way
+    settings["version"] = manifest.get("packages", {}).get("gradroute")
+    settings["data"] = str(manifest.get("dataset_sha256"))[:12]
     try:
         rows = json.loads((run / "summary.json").read_text())["headline"]
-        return {(r["head"], r["region"], r["group"]): float(r["value"]) for r in rows if r["metric"] == metric}
+        keys = ("head", "region", "group", "metric")
+        return Read(run, settings, [{k: row[k] for k in keys} | {"value": float(row["value"])} for row in rows])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run}/summary.json: damaged ({error})") from None
 
 
-def compare(runs: list[Path], metric: str) -> None:
-    """Print one table: a row for each head, region and group, a column for each run."""
+def _where(reads: list[Read], conditions: list[str]) -> list[Read]:
+    for condition in conditions:
+        key, equals, value = condition.partition("=")
+        valid = {name for read in reads for name in read.settings}
+        if not equals:
+            raise UserError(f"--where {condition}: give key=value, such as trainer.lr=0.001")
+        if valid and key not in valid:
+            raise unknown("key of --where:", key, valid)
+        reads = [read for read in reads if str(read.settings.get(key)) == value]
+    if not reads:
+        raise UserError(f"--where {' '.join(conditions)}: no run is left")
+    return reads
+
+
+def varying(reads: list[Read]) -> list[str]:
+    """The settings in which runs differ, beside the seed and paths."""
+    keys = dict.fromkeys(key for read in reads for key in read.settings)
+    shown = [k for k in keys if not any(k == h or k.startswith(f"{h}.") for h in HIDDEN)]
+    different = [k for k in shown if len({json.dumps(read.settings.get(k)) for read in reads}) > 1]
+    return [key for key in different if key != "name"] if different != ["name"] else different
+
+
+def interval(values: list[float]) -> float:
+    """Half-width of the 95 % t-interval of the mean over independent runs; nan for one run."""
+    from scipy.special import stdtrit
+
+    n = len(values)
+    if n < 2:
+        return math.nan
+    mean = sum(values) / n
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    return float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
+
+
+def aggregate(reads: list[Read], metric: str) -> "pd.DataFrame":
+    """One row per setting, head, region and group: mean over seeds, half-width, n, and the published value.
+
+    Raises: UserError for an unknown metric, or runs of different data sets.
+    """
+    import pandas as pd
+
+    data = {read.settings["data"]: read.path for read in reads}
+    if len(data) > 1:
+        raise UserError(f"runs of different data sets cannot be compared: {', '.join(map(str, data.values()))}")
+    metrics = sorted({row["metric"] for read in reads for row in read.rows})
+    if metric not in metrics:
+        raise unknown("metric", metric, metrics)
+    keys = varying(reads)
+    columns = ["experiment", *keys, "head", "region", "group"]
+    rows = [
+        {"experiment": read.settings["name"], **{k: str(read.settings.get(k)) for k in keys}, **row,
+         "seed": read.settings["seed"]}
+        for read in reads
+        for row in read.rows
+        if row["metric"] == metric
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    again = table.duplicated([*columns, "seed"], keep="last")
+    grouped = table[~again].groupby(columns, sort=False)["value"]
+    result = grouped.agg(mean="mean", half_width=lambda v: interval(list(v)), n="count").reset_index()
+    published = [
+        PUBLISHED.get(r["experiment"], {}).get((r["head"], r["region"], r["group"], metric), (math.nan, math.nan))
+        for r in result.to_dict("records")
+    ]
+    result["published"] = [value for value, _ in published]
+    off = (result["mean"] - result["published"]).abs()
+    agrees = off <= TOLERANCE + result["half_width"].fillna(0)
+    result["agrees"] = ["" if math.isnan(value) else "yes" if a else "no" for value, a in zip(off, agrees, strict=True)]
+    return result
+
+
+def _print_table(table: "pd.DataFrame", title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    manifests = {run: read_manifest(run) for run in runs}
-    columns = {run: headline(run, metric) for run in runs if manifests[run]["state"] == "finished"}
-    table = Table(title=f"{metric} on the test images, pixels in [-1, 1]")
-    for title in ("head", "region", "group"):
-        table.add_column(title)
-    for number, run in enumerate(columns, 1):
-        table.add_column(f"[{number}] seed {manifests[run]['seed']}", justify="right")
-    for key in dict.fromkeys(key for values in columns.values() for key in values):
-        table.add_row(*key, *(f"{v[key]:.4f}" if key in v else "" for v in columns.values()))
-    console = Console() if sys.stdout.isatty() else Console(width=max(80, 60 + 16 * len(columns)))
-    console.print(table)
-    for number, run in enumerate(columns, 1):
-        console.print(f"[{number}] {run}", highlight=False, markup=False, soft_wrap=True)
-    for run in runs:
-        if run not in columns:
-            state = f"not in the table: {run} ({manifests[run]['state']})"
-            console.print(state, highlight=False, markup=False, soft_wrap=True)
+    shown = Table(title=title)
+    for column in table.columns:
+        shown.add_column(str(column), overflow="fold", justify="right" if table[column].dtype == float else "left")
+    for row in table.itertuples(index=False):
+        cells = ["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
+        shown.add_row(*cells)
+    console = Console() if sys.stdout.isatty() else Console(width=40 + 16 * len(table.columns))
+    console.print(shown)
+
+
+def compare(
+    paths: list[str],
+    metric: str = "mse",
+    where: list[str] | None = None,
+    sort: str | None = None,
+    form: str = "table",
+    out: Path | None = None,
+) -> None:
+    """Print the comparison, and what was left out and why; with `out`, write it there in every form and as a page."""
+    reads = [read_run(path) for path in find_runs(paths)]
+    finished = [read for read in reads if read.left_out is None]
+    if not finished:
+        raise UserError(f"no finished run: {reads[0].path} is {reads[0].left_out}")
+    table = aggregate(_where(finished, where or []), metric)
+    if sort is not None:
+        if sort not in table.columns:
+            raise unknown("column of --sort:", sort, table.columns)
+        table = table.sort_values(sort, kind="stable")
+    if out is not None:
+        write_comparison(out, table, metric, paths)
+    if form == "csv":
+        print(table.to_csv(index=False, float_format="%.6g"), end="")
+    elif form == "table":
+        _print_table(table, f"{metric} on the test images, pixels in [-1, 1]; mean over seeds, 95 % t-interval")
+    else:
+        print(render(table, form))
+    for read in reads:
+        if read.left_out:
+            print(f"not in the table: {read.path} ({read.left_out})", file=sys.stderr)
+
+
+def write_comparison(out: Path, table: "pd.DataFrame", metric: str, paths: list[str]) -> None:
+    """Write `comparison` as CSV, Markdown, LaTeX, plot and page into a folder."""
+    from gradroute.comparison_plots import draw
+    from gradroute.page import Page, Table
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
+    write_atomically(out / "comparison.csv", table.to_csv(index=False, float_format="%.6g"))
+    for form, suffix in (("markdown", "md"), ("latex", "tex")):
+        write_atomically(out / f"comparison.{suffix}", render(table, form) + "\n")
+    figures = draw(table, metric)
+    for name, image in figures.items():
+        write_atomically(out / f"{name}.png", image)
+    note = "Means over seeds with the half-width of their 95 % t-interval; n is the number of runs. Pixels in [-1, 1]."
+    rows = [[cell.item() if hasattr(cell, "item") else cell for cell in row] for row in table.values]
+    shown = Table(f"{metric} on the test images", [str(column) for column in table.columns], rows, note)
+    judged = [word for word in table["agrees"] if word]
+    verdict = [f"{judged.count('yes')} of {len(judged)} published values agree within 0.02 and our half-width."]
+    title = f"Comparison of {len(set(table['experiment']))} experiments"
+    again = "gradroute-compare " + shlex.join(paths)
+    page = Page(title, verdict if judged else [], [shown], list(figures.items()), [("How to make it again", again)])
+    write_atomically(out / "comparison.html", page.html())
+
+
+def render(table: "pd.DataFrame", form: str) -> str:
+    """The table in Markdown or LaTeX, special characters escaped."""
+    text = [[str(c) for c in table.columns]]
+    text += [["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row] for row in table.values]
+    if form == "markdown":
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in text]
+        return "\n".join([lines[0], "|" + "---|" * len(text[0]), *lines[1:]])
+    special = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"})
+    lines = [" & ".join(cell.translate(special) for cell in row) + r" \\" for row in text]
+    begin, end = "\\begin{tabular}{" + "l" * len(text[0]) + "}", "\\end{tabular}"
+    return "\n".join([begin, lines[0], "\\hline", *lines[1:], end])
 
 
 def main() -> None:
     """Entry point of `gradroute-compare`."""
     parser = argparse.ArgumentParser(prog="gradroute-compare", description=(__doc__ or "").strip())
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, outputs/<experiment>/<run>")
-    parser.add_argument("--metric", choices=("mse", "mae"), default="mse", help="which error (default: mse)")
-    arguments = parser.parse_args()
-    sys.exit(guarded(lambda: compare(arguments.runs, arguments.metric)))
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a run, a folder with runs in it, or a glob in quotes")
+    parser.add_argument("--metric", default="mse", help="which metric (default: mse)")
+    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this setting")
+    parser.add_argument("--sort", metavar="COLUMN", help="a column of the table")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write CSV, Markdown, LaTeX, plots and a page")
+    a = parser.parse_args()
+    sys.exit(guarded(lambda: compare(a.paths, a.metric, a.where, a.sort, a.format, a.out)))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gradroute.checks import check
 from gradroute.errors import UserError, unknown
 from gradroute.schema import Config
+from gradroute.split import expand_split
 
 
 def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
@@ -36,6 +37,7 @@ def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
     if not isinstance(config, Config):
         raise UserError("the configuration is not a mapping of keys to values")
     config.presets = {}  # resolved into `trainer`; keeping both would let them disagree
+    expand_split(config)
     check(config)
     return config
 

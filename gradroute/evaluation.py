@@ -43,22 +43,28 @@ def reconstructions(
     regions: dict[str, Region],
     ablations: Sequence[Ablation],
     images: torch.Tensor,
+    which: torch.Tensor | None = None,
 ) -> dict[Head, torch.Tensor]:
     """Every head's reconstruction `(n, pixels)` float32 of the images: decoder, certificates, ablated decoder.
 
-    `certificates` maps a head's name to its modules by region.
+    `certificates` maps a head's name to its modules by region. `which` `(n,)` chooses each image's decoder, of several.
     """
+    inputs = (images,) if which is None else (images, which)
+
+    def output(module: nn.Module) -> torch.Tensor:
+        chunks = zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True)
+        return torch.cat([module(*chunk).float() for chunk in chunks])
+
     names = {name for modules in certificates.values() for name in modules}
     seen = activations_at(model, sites_of(regions[name] for name in names), images) if names else {}
-    heads = {Head("decoder", "all"): torch.cat([model(chunk).float() for chunk in images.split(CHUNK)])}
+    heads = {Head("decoder", "all"): output(model)}
     for head, modules in certificates.items():
         for name, module in modules.items():
             chunks = regions[name].select(seen).flatten(1).split(CHUNK)
             heads[Head(head, name)] = torch.cat([module(chunk).float() for chunk in chunks])
     for ablation in ablations:
         with ablation.applied(model) as ablated:
-            output = torch.cat([ablated(chunk).float() for chunk in images.split(CHUNK)])
-        heads[Head("decoder_ablated", ablation.name)] = output
+            heads[Head("decoder_ablated", ablation.name)] = output(ablated)
     return heads
 
 
@@ -82,7 +88,9 @@ def errors(
                 yield name, head, metric, float(per_image[part].mean())
 
 
-def region_norms(router: Router, images: torch.Tensor, group_index: torch.Tensor) -> Iterator[Norms]:
+def region_norms(
+    router: Router, images: torch.Tensor, group_index: torch.Tensor, several_decoders: bool = False
+) -> Iterator[Norms]:
     """Norms at every region of a `router` without routes, for images `(n, pixels)` with group numbers `(n,)`.
 
     `routed` is the L2 norm, over a group's images, of the gradient of the sum over images of the absolute error's mean:
@@ -90,6 +98,27 @@ def region_norms(router: Router, images: torch.Tensor, group_index: torch.Tensor
     """
     monitor = Monitor(router.regions, router.groups)
     with torch.enable_grad(), router.route(group_index, monitor) as activations:
-        loss = (router.model(images).float() - images).abs().mean(1).sum()
+        inputs = (images, group_index) if several_decoders else (images,)
+        loss = (router.model(*inputs).float() - images).abs().mean(1).sum()
         loss.backward(inputs=list(activations.values()))
     yield from monitor.norms()
+
+
+def localization(advantages: Sequence[float], baseline: float) -> float:
+    """How much one region alone holds a group, from 0 (all regions alike) to 1 (the others hold nothing of it).
+
+    Each certificate's advantage is how far it beats the prediction of the mean image; the score is 1 minus the mean
+    advantage of the other regions over that of the best one, negative advantages counted as 0. Where the best one is
+    under 5 % of the mean image's error, nothing of the group is held anywhere and the score is 0. The score does not
+    see which region it is, nor what a stronger certificate would find; with one region it is nan.
+
+    Args:
+        advantages: baseline minus mean squared error on the group, of each region's certificate.
+        baseline: mean squared error of the mean image on the group.
+    """
+    ordered = sorted((max(0.0, value) for value in advantages), reverse=True)
+    if len(ordered) < 2:
+        return float("nan")
+    if ordered[0] < 0.05 * baseline:
+        return 0.0
+    return 1 - sum(ordered[1:]) / (len(ordered) - 1) / ordered[0]

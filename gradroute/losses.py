@@ -70,24 +70,26 @@ class Objective:
         partial: some points carry no label (-1). They are a group `unlabelled`, and each group's mean then weighs its
             share of the batch, times the number of groups: who is unlabelled must not change what is learned.
         skip_absent: leave the term of a group out when the batch has none of its points, instead of giving it value 0.
+        several_decoders: the model also takes the group numbers, to choose each image's decoder.
     """
 
     def __init__(
         self, model: nn.Module, certificates: nn.ModuleDict, router: Router, losses: LossesConfig,
-        partial: bool = False, skip_absent: bool = False,
+        partial: bool = False, skip_absent: bool = False, several_decoders: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.certificates, self.router, self.losses = model, certificates, router, losses
-        self.partial, self.skip_absent = partial, skip_absent
+        self.partial, self.skip_absent, self.several_decoders = partial, skip_absent, several_decoders
         self.monitor: Monitor | None = None
 
     def __call__(self, images: torch.Tensor, group_index: torch.Tensor) -> Terms:
         """Terms for images `(batch, pixels)` with group numbers `(batch,)`; the loss is the sum of weight × value.
 
-        Each group's mean absolute error has weight 1, so that with two groups the sum is about twice the overall
-        mean (GR released code). Penalties are unrouted: they read the sites before the mask.
+        Each group's mean absolute error has weight 1, or `losses.groups`, so that with two groups the sum is about
+        twice the overall mean (GR released code). Penalties are unrouted: they read the sites before the mask.
         """
         with self.router.route(group_index, self.monitor) as activations:
-            reconstruction = self.model(images)
+            inputs = (images, group_index) if self.several_decoders else (images,)
+            reconstruction = self.model(*inputs)
         terms = self._task_terms(absolute_error(reconstruction, images), group_index)
         for name, certificate in self.certificates.items():
             seen = self.router.regions[name].select(activations).detach()
@@ -112,9 +114,8 @@ class Objective:
         means = group_means(per_image, group_index % len(names), len(names))
         counts = torch.bincount(group_index % len(names), minlength=len(names))
         present = counts.tolist() if self.skip_absent else [1] * len(names)  # tolist waits for the device
-        shares = counts * (len(groups) / len(per_image))
+        shares = counts * (len(groups) / len(per_image)) if self.partial else torch.ones(len(names))
+        weights = [shares[i] * self.losses.groups.get(name, 1.0) for i, name in enumerate(names)]
         return {
-            Term("decoder", name, "all", "mae"): (means[i], shares[i] if self.partial else 1.0)
-            for i, name in enumerate(names)
-            if present[i]
+            Term("decoder", name, "all", "mae"): (means[i], weights[i]) for i, name in enumerate(names) if present[i]
         }

@@ -23,24 +23,34 @@ def perceptron(widths: Sequence[int], last_bias: bool = True) -> nn.Sequential:
 
 
 class Autoencoder(nn.Module):
-    """`encoder` to a code without bias, `decoder` back to pixels (GR App. B)."""
+    """`encoder` to a code without bias, `decoder` back to pixels (GR App. B).
 
-    def __init__(self, inputs: int, hidden: Sequence[int], encoding: int) -> None:
+    With several decoders, `decoder` is the first and `more_decoders` the others (GR table 2, separate decoders).
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], encoding: int, decoders: int = 1) -> None:
         super().__init__()
+        widths = [encoding, *reversed(hidden), inputs]
         self.encoder = perceptron([inputs, *hidden, encoding], last_bias=False)
-        self.decoder = perceptron([encoding, *reversed(hidden), inputs])
+        self.decoder = perceptron(widths)
+        self.more_decoders = nn.ModuleList(perceptron(widths) for _ in range(decoders - 1))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Reconstruct images `(batch, pixels)`."""
-        reconstruction: torch.Tensor = self.decoder(self.encoder(images))
-        return reconstruction
+    def forward(self, images: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
+        """Reconstruct images `(batch, pixels)`, image i by decoder number `which[i]`; by the first if None."""
+        encoding = self.encoder(images)
+        if which is None or not len(self.more_decoders):
+            reconstruction: torch.Tensor = self.decoder(encoding)
+            return reconstruction
+        rows = [torch.nonzero(which == number).flatten() for number in range(1 + len(self.more_decoders))]
+        parts = [decode(encoding[r]) for decode, r in zip([self.decoder, *self.more_decoders], rows, strict=True)]
+        return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
 def build(config: ModelConfig, inputs: int) -> nn.Module:
     """The model that a configuration names; raises UserError for an unknown one."""
     if config.name != "autoencoder":
         raise unknown("model", config.name, ["autoencoder"])
-    return Autoencoder(inputs, config.hidden, config.encoding)
+    return Autoencoder(inputs, config.hidden, config.encoding, config.decoders)
 
 
 def build_certificate(config: ModelConfig, units: int, outputs: int) -> nn.Module:

@@ -2,12 +2,10 @@
 
 import csv
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +17,7 @@ import yaml
 
 from gradroute.config import config_hash, from_mapping, to_mapping
 from gradroute.errors import UserError
+from gradroute.provenance import PACKAGES, git_commit, version
 from gradroute.schema import Config
 
 COLUMNS = ("step", "split", "group", "head", "region", "metric", "unit", "value")
@@ -31,10 +30,10 @@ UNITS = {
     "mae": "pixel, pixels in [-1, 1]",
     "l1": "mean L1 norm of the region's activations",
     "correlation": "mean |correlation|, 0 to 1",
+    "localization": "0 to 1",
     "activation_norm": "L2 norm per image, root mean square",
     "gradient_norm": "L2 norm per image of the gradient of its mae, root mean square",
 }
-PACKAGES = ("gradroute", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "matplotlib")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -68,9 +67,9 @@ class RunFolder:
             "seed": config.seed,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
-            "packages": {name: _version(name) for name in PACKAGES},
-            "python": platform.python_version(),
-            "git_commit": _git_commit(),
+            "packages": {name: version(name) for name in PACKAGES},
+            "python": platform.pythonversion(),
+            "git_commit": git_commit(),
             **facts,
         }
         write_atomically(self.path / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
@@ -141,34 +140,20 @@ def _make_folder(config: Config) -> Path:
     raise UserError(f"{parent / base}: the name is taken a thousand times over")
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, or None if it is installed."""
-    home = Path(__file__).parent.parent
-    if not (home / ".git").exists():
-        return None
-    command = ["git", "-C", str(home), "describe", "--always", "--abbrev=40", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def hardware() -> dict[str, Any]:
-    """Processor name and the number of cores this process may use."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": name, "cores": cores}
+def finished_twin(config: Config) -> Path | None:
+    """A finished run of this version with the same configuration, seed included, in the same output folder."""
+    wanted = to_mapping(config)
+    pattern = f"*_{config_hash(config)}_seed{config.seed}*"
+    for path in sorted((Path(config.output_dir) / config.name).glob(pattern)):
+        try:
+            manifest = read_manifest(path)
+            same = to_mapping(read_config(path)) == wanted
+        except UserError:
+            continue
+        version = manifest.get("packages", {}).get("gradroute")
+        if manifest["state"] == "finished" and same and version == version("gradroute"):
+            return path
+    return None
 
 
 def read_manifest(run: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from gradroute import records
+from gradroute import provenance, records
 from gradroute.ablation import Ablation
 from gradroute.evaluation import Head, activations_at
 from gradroute.ledger import Ledger
@@ -20,7 +20,7 @@ from gradroute.losses import Term, Terms, absolute_error
 from gradroute.progress import Progress
 from gradroute.records import RunFolder
 from gradroute.schema import Config
-from gradroute.setup import Measurement, Setup
+from gradroute.setup import Measurement, Setup, settle_precision
 from gradroute.training import fit
 
 CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run
@@ -42,7 +42,7 @@ class Run:
         self.progress = Progress(self.folder.log)
 
     def _facts(self) -> dict[str, Any]:
-        device, hardware = self.setup.device, records.hardware()
+        device, hardware = self.setup.device, provenance.hardware()
         if device.type == "cuda":
             hardware["gpu"] = torch.cuda.get_device_name(device)
         hardware["threads"] = torch.get_num_threads()
@@ -54,7 +54,8 @@ class Run:
 
     def _evaluate(self) -> dict[Head, torch.Tensor]:
         heads = self.setup.heads(self.ablations)
-        for measured in self.setup.test_errors(heads):
+        measurements = list(self.setup.test_errors(heads))
+        for measured in [*measurements, *self.setup.test_scores(measurements)]:
             self._record("test", measured)
         self.folder.write_metrics()
         return heads
@@ -144,7 +145,7 @@ class Run:
         records.write_atomically(self.folder.path / "model.safetensors", save(tensors))
         self._write_samples(heads)
         final = records.final_rows(self.folder.rows)
-        named = [row for row in final if row["group"] in setup.groups.names]
+        named = [row for row in final if row["group"] in [*setup.groups.names, "all"]]
         kept = ("group", "head", "region", "metric", "unit", "value")
         self.folder.write_json("summary.json", {"headline": [{k: row[k] for k in kept} for row in named]})
 
@@ -187,14 +188,23 @@ class Run:
         }
 
     def report(self) -> None:
-        """Draw the plots from what is on disk."""
+        """Draw the plots and write the page from what is on disk."""
+        from gradroute.page import run_page
         from gradroute.report import draw
 
         draw(self.folder.path)
+        run_page(self.folder.path)
 
 
-def execute(config: Config) -> Path:
-    """Run a checked configuration's steps; returns the run folder. Raises: UserError before anything is written."""
+def execute(config: Config, reuse: bool = False) -> Path:
+    """Run a checked configuration's steps; returns the run folder. Raises: UserError before anything is written.
+
+    With `reuse`, a finished run of the same configuration and version is returned instead, if there is one.
+    """
+    settle_precision(config)
+    if reuse and (done := records.finished_twin(config)):
+        print(f"already finished: {done}")
+        return done
     run = Run(config)
     steps: dict[str, Callable[[], None]] = {
         "train": run.train,

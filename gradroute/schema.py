@@ -20,11 +20,15 @@ class DatasetConfig:
 
 @dataclass
 class ModelConfig:
-    """Sizes of the autoencoder: encoder widths (the decoder has them in reverse) and encoding width."""
+    """Sizes of the autoencoder: encoder widths (the decoder has them in reverse), encoding width, decoders.
+
+    `decoders` is 1, or the number of groups: then each group's images are read by a decoder of their own.
+    """
 
     name: str = "autoencoder"
     hidden: list[int] = field(default_factory=lambda: [2048, 512])
     encoding: int = 32
+    decoders: int = 1
 
 
 @dataclass
@@ -81,11 +85,12 @@ class AblationConfig:
 
 @dataclass
 class LossesConfig:
-    """Certificates' regions and the weights of the unrouted penalties (GR App. B)."""
+    """Certificates' regions and the weights of the losses (GR App. B): of groups' task losses, 1 where not named."""
 
     certificates: list[str] = field(default_factory=list)
     l1: dict[str, float] = field(default_factory=dict)
     correlation: float = 0.0
+    groups: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -114,6 +119,21 @@ class TrainerConfig(PresetConfig):
 
 
 @dataclass
+class SplitConfig:
+    """A shorthand for routing: each set of labels gets a region of its own at one site; replaces what it says.
+
+    groups: sets of labels. units: how many units each gets; equal shares if null. site: where; `width` is its number of
+    units, known for `encoder`. outside: the gradient weight outside of a group's own region.
+    """
+
+    groups: list[list[int]] | None = None
+    units: list[int] | None = None
+    site: str = "encoder"
+    width: int | None = None
+    outside: float = 0.0
+
+
+@dataclass
 class LedgerConfig:
     """The record of who trained what: updates to a row, and how often norms are measured."""
 
@@ -137,4 +157,5 @@ class Config:
     losses: LossesConfig = field(default_factory=LossesConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
     presets: dict[str, PresetConfig] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """What a checked configuration stands for: data, groups, model, routes, ablations; and what is measured of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from torch import nn
 from gradroute import ablation, datasets
 from gradroute.ablation import Ablation
 from gradroute.errors import UserError
-from gradroute.evaluation import Head, activations_at, errors, reconstructions, region_norms
+from gradroute.evaluation import Head, activations_at, errors, localization, reconstructions, region_norms
 from gradroute.groups import Groups, Part, assign
 from gradroute.loading import build, read_regions
 from gradroute.losses import Objective
@@ -20,6 +20,14 @@ NORM_POINTS = 2048  # test points whose norms are measured
 Measurement = tuple[str, Head, str, float]  # group or label, head, metric, value
 
 
+def settle_precision(config: Config) -> tuple[torch.device, torch.dtype]:
+    """The device and precision to train in; `auto` in the configuration becomes its name. Raises: UserError."""
+    device = pick_device(config.trainer.device)
+    precision = pick_precision(config.trainer.precision, device)
+    config.trainer.precision = "bfloat16" if precision == torch.bfloat16 else "float32"
+    return device, precision
+
+
 class Setup:
     """Everything a run needs, built and checked; nothing is written and nothing is trained.
 
@@ -28,9 +36,7 @@ class Setup:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.device = pick_device(config.trainer.device)
-        self.precision = pick_precision(config.trainer.precision, self.device)
-        config.trainer.precision = "bfloat16" if self.precision == torch.bfloat16 else "float32"
+        self.device, self.precision = settle_precision(config)
         data = datasets.load(config.dataset, config.trainer.train_limit, config.trainer.test_limit)
         self.data = data.to(self.device)
         self.groups: Groups = assign(
@@ -39,6 +45,10 @@ class Setup:
             Part(self.data.test_images, self.data.test_labels, self.data.test_columns),
             config.seed,
         )
+        decoders = config.model.decoders
+        if decoders not in (1, len(self.groups.names)) or (decoders > 1 and bool((self.groups.routed < 0).any())):
+            right = f"1, or {len(self.groups.names)}, the number of groups, with every point labelled"
+            raise UserError(f"model.decoders={decoders}: must be {right}")
         torch.manual_seed(config.seed)
         self.parts = build(config, self.groups.names, self.data.train_images[:1])
         self.model, self.certificates = self.parts.model, self.parts.certificates
@@ -54,7 +64,8 @@ class Setup:
         """The training loss."""
         partial = bool((self.groups.routed == -1).any())
         by_group = self.parameter_router is not None or self.config.trainer.batches == "by_group"
-        return Objective(self.model, self.certificates, self.router, self.config.losses, partial, by_group)
+        several = self.config.model.decoders > 1
+        return Objective(self.model, self.certificates, self.router, self.config.losses, partial, by_group, several)
 
     def add_fresh(self, region: str) -> nn.Module:
         """A new certificate of the region, to be trained on the frozen encoding."""
@@ -87,7 +98,8 @@ class Setup:
     def heads(self, ablations: list[Ablation]) -> dict[Head, torch.Tensor]:
         """Every head's reconstruction of the test images."""
         certificates = {"certificate": self.certificates, "fresh_certificate": self.fresh}
-        return reconstructions(self.model, certificates, self.regions, ablations, self.data.test_images)
+        which = self.groups.test if self.config.model.decoders > 1 else None
+        return reconstructions(self.model, certificates, self.regions, ablations, self.data.test_images, which)
 
     def test_errors(self, heads: dict[Head, torch.Tensor]) -> Iterator[Measurement]:
         """Errors of the heads on every group and every label of the test images."""
@@ -96,11 +108,29 @@ class Setup:
         parts |= {f"{self.data.label_noun}_{label}": labels == label for label in self.data.labels}
         yield from errors(self.data.test_images, heads, parts)
 
+    def test_scores(self, measured: Iterable[Measurement]) -> Iterator[Measurement]:
+        """Each group's localization from the certificates' errors, and the least of them, for the group `all`."""
+        mean_image = self.data.train_images.mean(0)
+        errors = (self.data.test_images - mean_image).square().mean(1)
+        rows, scores = list(measured), list[float]()
+        for number, group in enumerate(self.groups.names):
+            chosen = errors[self.groups.test == number]
+            if not len(chosen):
+                continue
+            baseline = float(chosen.mean())
+            found = [v for g, head, metric, v in rows if (g, head.name, metric) == (group, "certificate", "mse")]
+            if len(found) > 1:
+                scores.append(localization([baseline - value for value in found], baseline))
+                yield group, Head("score", "all"), "localization", scores[-1]
+        if scores:
+            yield "all", Head("score", "all"), "localization", min(scores)
+
     def test_norms(self) -> Iterator[Measurement]:
         """Per image, root mean square: how active each region is on each group, and the gradient it would get."""
         regions, _ = read_regions(self.config.routing)
         plain = Router(self.model, regions, self.groups.names, {}, self.data.test_images[:1])
-        for norms in region_norms(plain, self.data.test_images[:NORM_POINTS], self.groups.test[:NORM_POINTS]):
+        images, groups = self.data.test_images[:NORM_POINTS], self.groups.test[:NORM_POINTS]
+        for norms in region_norms(plain, images, groups, self.config.model.decoders > 1):
             head = Head("monitor", norms.region)
             yield norms.group, head, "activation_norm", norms.activation
             yield norms.group, head, "gradient_norm", norms.routed / norms.points**0.5

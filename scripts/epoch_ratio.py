@@ -22,7 +22,7 @@ from gradroute.config import from_mapping
 from gradroute.loading import build
 from gradroute.losses import Terms
 from gradroute.models import Autoencoder
-from gradroute.records import hardware
+from gradroute.provenance import hardware
 from gradroute.schema import Config
 from gradroute.setup import Setup
 from gradroute.training import fit

@@ -27,7 +27,7 @@ from gradroute.cli import conf_dir
 from gradroute.config import from_mapping
 from gradroute.ledger import Ledger
 from gradroute.losses import absolute_error, correlation_penalty, group_means, l1_penalty
-from gradroute.records import hardware
+from gradroute.provenance import hardware
 from gradroute.routing.sites import hooked
 from gradroute.setup import Setup
 

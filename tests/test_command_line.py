@@ -53,6 +53,7 @@ def test_the_run_folder_is_complete_and_its_checksums_hold(smoke: Path) -> None:
         "figures.json",
         "log.txt",
         "ledger.csv",
+        "report.html",
     }
     expected |= {f"plots/{name}.{kind}" for name in PLOTS for kind in ("png", "svg")}
     assert manifest["state"] == "finished" and set(manifest["files"]) == expected
@@ -77,7 +78,8 @@ def test_metrics_are_tidy_and_cover_every_head_group_digit_and_metric(smoke: Pat
         if "_" in g[6:]
         for n in ("activation", "gradient")
     ]
-    assert sorted(found) == sorted(errors + norms)
+    scores = [("score", "all", g, "localization") for g in ("digits_0_4", "digits_5_9", "all")]
+    assert sorted(found) == sorted(errors + norms + scores)
     assert {r["metric"] for r in rows if r["split"] == "train"} == {"mae", "l1", "correlation"}
 
 
@@ -114,9 +116,9 @@ def test_rerun_repeats_a_run_to_the_bit(smoke: Path, command: Command, tmp_path:
 
 def test_compare_shows_runs_and_leaves_torch_alone(smoke: Path, command: Command, tmp_path: Path) -> None:
     result = command("gradroute-compare", str(smoke), "--metric", "mae", cwd=tmp_path)
-    assert result.returncode == 0 and "certificate" in result.stdout and str(smoke) in result.stdout
-    code = "import sys; from gradroute.compare import compare; from pathlib import Path"
-    code += f"; compare([Path({str(smoke)!r})], 'mse'); assert 'torch' not in sys.modules"
+    assert result.returncode == 0 and "certificate" in result.stdout and "published" in result.stdout
+    code = "import sys; from gradroute.compare import compare"
+    code += f"; compare([{str(smoke)!r}], 'mse'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     for bad, message in ((tmp_path, "not a run folder"), (tmp_path / "none", "not a run folder")):
         result = command("gradroute-compare", str(bad), cwd=tmp_path)
@@ -188,7 +190,17 @@ def test_a_sweep_runs_every_job(command: Command, tmp_path: Path) -> None:
         "gradroute-run", "-m", "seed=0,1", "routing=mnist_halves,none", "ablation=mean", *small, cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
-    assert len(list(tmp_path.glob("outputs/mnist_split/*/summary.json"))) == 4
+    runs = sorted(tmp_path.glob("outputs/mnist_split/*/summary.json"))
+    assert len(runs) == 4
+    (sweep,) = tmp_path.glob("outputs/sweeps/*")
+    assert {p.name for p in sweep.iterdir()} >= {f"comparison.{kind}" for kind in ("csv", "md", "tex", "html", "png")}
+    result = command(
+        "gradroute-run", "-m", "seed=0,1,-1", "routing=mnist_halves,none", "ablation=mean", *small, cwd=tmp_path
+    )
+    assert result.stdout.count("already finished") == 4  # continued, not done again
+    assert sorted(tmp_path.glob("outputs/mnist_split/*/summary.json")) == runs
+    assert result.returncode == 2 and result.stderr.count("seed=-1: must be") == 2
+    assert "failed: seed=-1, routing=none" in result.stderr
 
 
 def test_labels_in_no_group_train_unrouted_when_asked(command: Command, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from gradroute.config import config_hash, from_mapping, to_mapping
 from gradroute.errors import UserError
 from gradroute.schema import Config
 
-EXPERIMENTS = sorted(p.stem for p in (conf_dir() / "experiment").glob("*.yaml"))
+FOLDER = conf_dir() / "experiment"
+EXPERIMENTS = sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml"))
 
 
 def composed(*overrides: str) -> Config:

@@ -1,0 +1,70 @@
+"""The pages in a real browser: Debian's Chromium, headless, wide and narrow, in light and dark."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from checks import call
+from playwright.sync_api import Browser, Page, sync_playwright
+
+CHROMIUM = "/usr/bin/chromium"
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The page of a smoke run and of a comparison."""
+    cwd = tmp_path_factory.mktemp("pages")
+    call("gradroute-run", "trainer=smoke", cwd=cwd)
+    call("gradroute-compare", "outputs", "--out", "comparison", cwd=cwd)
+    return [*cwd.glob("outputs/*/*/report.html"), cwd / "comparison" / "comparison.html"]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+CUT_OFF = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+BAD_IMAGES = """[...document.images].filter(
+    i => !i.complete || i.naturalWidth === 0 || i.getBoundingClientRect().right > innerWidth).length"""
+LAST_COLUMN = """[...document.querySelectorAll("tbody tr")].map(
+    row => row.lastElementChild.dataset.value ?? row.lastElementChild.textContent)"""
+
+
+def watch(page: Page) -> list[str]:
+    """What goes wrong on a page as it is shown: console messages, exceptions, requests to a network."""
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else faults.append(r.url))
+    return faults
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_pages_show_whole_sort_and_log_no_error(
+    browser: Browser, pages: list[Path], width: int, scheme: Literal["light", "dark"]
+) -> None:
+    assert len(pages) == 2
+    for path in pages:
+        assert path.stat().st_size < 2_000_000
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        faults = watch(page)
+        page.goto(path.as_uri())
+        assert page.evaluate(CUT_OFF) <= 0 and page.evaluate(BAD_IMAGES) == 0
+        header = page.locator("th button").last
+        header.click()
+        first = page.evaluate(LAST_COLUMN)
+        assert page.locator("th[aria-sort=ascending]").count() == 1
+        header.click()
+        assert sorted(page.evaluate(LAST_COLUMN)) == sorted(first)
+        assert (page.evaluate(LAST_COLUMN)[0], first[0]) == (first[-1], page.evaluate(LAST_COLUMN)[-1])
+        if os.environ.get("SCREENSHOTS"):
+            page.screenshot(path=f"{os.environ['SCREENSHOTS']}/{path.stem}_{width}_{scheme}.png", full_page=True)
+        assert faults == []
+        page.close()

@@ -1,0 +1,115 @@
+"""One self-contained HTML page, for a run or for a comparison: no network, every value escaped."""
+
+import base64
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradroute.published import PUBLISHED, TOLERANCE
+from gradroute.records import final_rows, read_metrics, write_atomically
+
+FIGURES = {
+    "reconstructions": "Reconstructions: inputs, decoder, certificates, ablations",
+    "loss_per_label": "Error by label",
+    "mask": "Mask: which group's gradients reach which units",
+    "ledger": "Ledger: whose gradients arrived where, and what moved",
+    "training_curves": "Training",
+}
+
+
+@dataclass
+class Table:
+    """A table whose columns sort; cells are text or numbers."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+
+
+@dataclass
+class Page:
+    """What a page shows, from the top: words, tables, figures (title and PNG), folded texts."""
+
+    title: str
+    verdict: list[str]
+    tables: list[Table]
+    figures: list[tuple[str, bytes]] = field(default_factory=list)
+    texts: list[tuple[str, str]] = field(default_factory=list)
+
+    def html(self) -> str:
+        """The page as one HTML document."""
+        import jinja2
+
+        loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+        environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
+        figures = [{"title": title, "data": base64.b64encode(data).decode()} for title, data in self.figures]
+        template = environment.get_template("page.html.j2")
+        fields = {"title": self.title, "verdict": self.verdict, "tables": self.tables, "texts": self.texts}
+        return template.render(**fields, figures=figures, shown=_shown)
+
+
+def _shown(value: float) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4f}"
+    return str(value)
+
+
+def verdict(rows: list[dict[str, Any]], experiment: str) -> list[str]:
+    """What the final rows of a run say, in words."""
+    scores = {r["group"]: r["value"] for r in rows if r["metric"] == "localization"}
+    lines = []
+    if scores:
+        least = scores.get("all", math.nan)
+        word = "split cleanly" if least >= 0.8 else "split in part" if least >= 0.3 else "not split"
+        each = ", ".join(f"{group} {value:.2f}" for group, value in scores.items() if group != "all")
+        lines.append(f"The groups are {word}: localization {each} (0: every region holds a group alike; 1: one alone).")
+    for (head, region, group, metric), (value, half) in PUBLISHED.get(experiment, {}).items():
+        ours = [
+            r["value"]
+            for r in rows
+            if (r["head"], r["region"], r["group"], r["metric"]) == (head, region, group, metric)
+        ]
+        if ours:
+            agrees = "agrees with" if abs(ours[0] - value) <= TOLERANCE else "differs from"
+            lines.append(
+                f"{head} {region} on {group}: {metric} {ours[0]:.3f}, which {agrees} the published {value} ± {half}."
+            )
+    return lines
+
+
+def run_page(run: Path) -> Path:
+    """Write `report.html` of a run from what is in its folder."""
+    rows = final_rows(read_metrics(run))
+    manifest = json.loads((run / "manifest.json").read_text())
+    names = json.loads((run / "figures.json").read_text())["groups"]
+    shown = [r for r in rows if r["metric"] in ("mse", "mae")]
+    values = {(r["head"], r["region"], r["metric"], r["group"]): r["value"] for r in shown}
+    keys = list(dict.fromkeys(key[:3] for key in values))
+    table = [[*key, *(values.get((*key, group), math.nan) for group in names)] for key in keys]
+    note = "Test images, pixels in [-1, 1]: mse in squared pixels, mae in pixels."
+    plots = run / "plots"
+    found = FIGURES | {p.stem: f"Encoding at {p.stem.removeprefix('encoding_')}" for p in plots.glob("encoding_*.png")}
+    page = Page(
+        f"{manifest['experiment']}, seed {manifest['seed']}",
+        [
+            *verdict(rows, manifest["experiment"]),
+            f"Started {manifest['started']} with gradroute {manifest['packages']['gradroute']}.",
+        ],
+        [Table("Errors of each group", ["head", "region", "metric", *names], table, note)],
+        [
+            (title, (plots / f"{name}.png").read_bytes())
+            for name, title in found.items()
+            if (plots / f"{name}.png").is_file()
+        ],
+        [
+            ("How to run it again", f"gradroute-run rerun={run}"),
+            ("Configuration", (run / "config.yaml").read_text()),
+            ("Manifest", json.dumps(manifest, indent=2)),
+        ],
+    )
+    write_atomically(run / "report.html", page.html())
+    return run / "report.html"

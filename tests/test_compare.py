@@ -1,0 +1,129 @@
+"""`gradroute-compare`: seeds put together, published values beside ours, mistakes in one line."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gradroute.compare import compare, find_runs, interval, read_run, varying
+from gradroute.errors import UserError
+
+
+def fake_run(
+    folder: Path,
+    seed: int,
+    value: float,
+    name: str = "mnist_split",
+    state: str = "finished",
+    data: str = "d" * 64,
+    **settings: Any,
+) -> Path:
+    """A run folder as small as `compare` can read."""
+    run = folder / name / "_".join(["run", *map(str, settings.values()), str(seed)]).replace("/", "")
+    run.mkdir(parents=True)
+    config = {"name": name, "seed": seed, "output_dir": "outputs", "trainer": {"lr": 0.1, "device": "cpu"}, **settings}
+    rows = [
+        {"head": "certificate", "region": "bottom", "group": g, "metric": "mse", "unit": "", "value": value * scale}
+        for g, scale in (("digits_0_4", 1.0), ("digits_5_9", 0.25))
+    ]
+    files = {"config.yaml": yaml.safe_dump(config), "summary.json": json.dumps({"headline": rows})}
+    for file, text in files.items():
+        (run / file).write_text(text)
+    sums = {file: hashlib.sha256(text.encode()).hexdigest() for file, text in files.items()}
+    manifest = {"state": state, "packages": {"gradroute": "0.1.0"}, "dataset_sha256": data, "files": sums}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    return run
+
+
+def printed(capsys: pytest.CaptureFixture[str], *paths: Path, **options: Any) -> list[dict[str, str]]:
+    compare([str(path) for path in paths], form="csv", **options)
+    return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+
+
+def test_the_interval_is_students() -> None:
+    # n = 4, standard deviation 2: t(3, 0.975) = 3.182446, times 2 / sqrt(4)
+    values = [5 + d for d in (-math.sqrt(6), math.sqrt(6), 0.0, 0.0)]
+    assert interval(values) == pytest.approx(3.182446305, rel=1e-8)
+    assert math.isnan(interval([1.0]))
+
+
+def test_seeds_are_put_together_and_settings_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, value in enumerate((0.30, 0.32, 0.34)):
+        fake_run(tmp_path, seed, value)
+    fake_run(tmp_path, 0, 0.1, routing="none")
+    rows = printed(capsys, tmp_path)
+    low = {row["routing"]: row for row in rows if row["group"] == "digits_0_4"}
+    assert low["None"]["n"] == "3" and float(low["None"]["mean"]) == pytest.approx(0.32)
+    assert float(low["None"]["half_width"]) == pytest.approx(4.302653 * 0.02 / math.sqrt(3), rel=1e-4)
+    assert (low["None"]["published"], low["None"]["agrees"]) == ("0.32", "yes")
+    assert low["none"]["n"] == "1" and low["none"]["half_width"] == "" and low["none"]["agrees"] == "no"
+
+
+def test_filters_sorting_and_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, value in enumerate((0.3, 0.1, 0.2)):
+        fake_run(tmp_path, 0, value, size=number)
+    rows = printed(capsys, tmp_path, sort="mean")
+    means = [float(row["mean"]) for row in rows]
+    assert means == sorted(means)
+    assert {row["mean"] for row in printed(capsys, tmp_path, where=["size=1"])} == {"0.1", "0.025"}
+    compare([f"{tmp_path}/*/run_0*"], form="markdown")
+    markdown = capsys.readouterr().out
+    assert markdown.startswith("| experiment | head |") and "mnist_split" in markdown
+    compare([str(tmp_path)], form="latex")
+    assert r"mnist\_split" in capsys.readouterr().out
+    compare([str(tmp_path)])
+    assert "0.3000" in capsys.readouterr().out
+
+
+def test_what_varies_leaves_seed_and_paths_out(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path, s, 0.3, trainer={"lr": 0.1 * s, "device": f"cuda:{s}"}) for s in (1, 2)]
+    assert varying([read_run(run) for run in runs]) == ["trainer.lr"]
+
+
+def test_unfinished_runs_are_named_and_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_run(tmp_path, 0, 0.3)
+    fake_run(tmp_path, 1, 0.9, state="interrupted")
+    compare([str(tmp_path)], form="csv")
+    out, err = capsys.readouterr()
+    assert "0.9" not in out and "not finished (interrupted)" in err
+
+
+def test_mistakes_are_refused(tmp_path: Path, command: Callable[..., Any]) -> None:
+    run = fake_run(tmp_path / "a", 0, 0.3)
+    fake_run(tmp_path / "b", 0, 0.3, data="e" * 64)
+    unfinished = fake_run(tmp_path / "c", 0, 0.3, state="running")
+    (tmp_path / "empty").mkdir()
+    for paths, options, message in (
+        ([tmp_path / "empty"], {}, "no run is in it"),
+        ([tmp_path / "none*"], {}, "no run is in it"),
+        ([tmp_path], {}, "runs of different data sets"),
+        ([run], {"metric": "msq"}, "unknown metric 'msq'; did you mean mse?"),
+        ([run], {"where": ["trainer.lt=1"]}, "did you mean trainer.lr"),
+        ([run], {"where": ["trainer.lr"]}, "give key=value"),
+        ([run], {"where": ["trainer.lr=7"]}, "no run is left"),
+        ([run], {"sort": "man"}, "did you mean mean?"),
+        ([unfinished], {}, "no finished run"),
+    ):
+        with pytest.raises(UserError) as error:
+            compare([str(path) for path in paths], **options)
+        assert message in str(error.value) and "\n" not in str(error.value)
+    (run / "summary.json").write_text("{}")
+    result = command("gradroute-compare", str(run), cwd=tmp_path)
+    assert result.returncode == 2 and "summary.json: damaged" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_thousand_runs_are_found_and_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(200):
+        fake_run(tmp_path, number % 5, 0.3, size=number // 5)
+    assert len(find_runs([str(tmp_path)])) == 200
+    started = time.perf_counter()
+    assert len(printed(capsys, tmp_path)) == 80
+    print(f"{5 * (time.perf_counter() - started):.1f} s for a thousand")  # reported, not asserted

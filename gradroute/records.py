@@ -68,7 +68,7 @@ class RunFolder:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
             "packages": {name: version(name) for name in PACKAGES},
-            "python": platform.pythonversion(),
+            "python": platform.python_version(),
             "git_commit": git_commit(),
             **facts,
         }

@@ -1,5 +1,7 @@
 """`gradroute-run`: compose the configuration with Hydra, check it, run it; say mistakes in one line."""
 
+import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -46,9 +48,15 @@ class Sweep:
     def finish(self) -> None:
         """Compare the runs of a sweep, on the terminal and in its folder."""
         if self.folder is not None and self.runs:
-            from gradroute.compare import compare
+            from gradroute.compare import SWEEP_FILE, compare
+            from gradroute.records import write_atomically
 
-            compare([str(run) for run in self.runs], out=self.folder)
+            listed = [os.path.relpath(run, self.folder) for run in dict.fromkeys(self.runs)]
+            write_atomically(self.folder / SWEEP_FILE, json.dumps(listed, indent=2) + "\n")
+            try:
+                compare([str(self.folder)], out=self.folder)
+            except UserError as error:  # such as runs without evaluation
+                print(f"no comparison: {error}", file=sys.stderr)
             print(self.folder)
 
 

@@ -4,7 +4,7 @@ import argparse
 import glob
 import json
 import math
-import shlex
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from gradroute.command import guarded
 from gradroute.errors import UserError, unknown
 from gradroute.published import PUBLISHED, TOLERANCE
-from gradroute.records import check_files, read_manifest, write_atomically
+from gradroute.records import check_files, read_manifest
+from gradroute.tables import print_table, render, write_comparison
 
 if TYPE_CHECKING:
     import pandas as pd
 
 HIDDEN = ("seed", "output_dir", "dataset.root", "trainer.device", "ledger")  # never why results differ
+SWEEP_FILE = "runs.json"  # the runs of a sweep, relative to its folder
 FORMATS = ("table", "csv", "markdown", "latex")
 
 
@@ -38,12 +40,22 @@ def find_runs(paths: Iterable[str]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         places = [Path(p) for p in sorted(glob.glob(path))] if glob.has_magic(path) else [Path(path)]
-        runs = [p.parent for place in places for p in sorted(place.rglob("manifest.json")) if place.is_dir()]
+        runs = [run for place in places if place.is_dir() for run in _runs_in(place)]
         if not runs:
             right = "give run folders, a folder with runs in it, or a glob in quotes"
             raise UserError(f"{path}: not a run folder, and no run is in it; {right}")
         found += runs
     return list(dict.fromkeys(found))
+
+
+def _runs_in(place: Path) -> list[Path]:
+    if (place / SWEEP_FILE).is_file():
+        try:
+            listed = json.loads((place / SWEEP_FILE).read_text())
+            return [Path(os.path.normpath(place / run)) for run in listed]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{place / SWEEP_FILE}: damaged ({error})") from None
+    return [path.parent for path in sorted(place.rglob("manifest.json"))]
 
 
 def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -63,6 +75,8 @@ def read_run(run: Path) -> Read:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     if manifest["state"] != "finished":
         return Read(run, {}, [], f"not finished ({manifest['state']})")
+    if "summary.json" not in manifest.get("files", {}):
+        return Read(run, {}, [], "not evaluated")
     check_files(run, manifest, ["summary.json", "config.yaml"])
     settings = flat(yaml.load((run / "config.yaml").read_text(), loader))  # a SafeLoader either way
     settings["version"] = manifest.get("packages", {}).get("gradroute")
@@ -146,20 +160,6 @@ def aggregate(reads: list[Read], metric: str) -> "pd.DataFrame":
     return result
 
 
-def _print_table(table: "pd.DataFrame", title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title=title)
-    for column in table.columns:
-        shown.add_column(str(column), overflow="fold", justify="right" if table[column].dtype == float else "left")
-    for row in table.itertuples(index=False):
-        cells = ["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
-        shown.add_row(*cells)
-    console = Console() if sys.stdout.isatty() else Console(width=40 + 16 * len(table.columns))
-    console.print(shown)
-
-
 def compare(
     paths: list[str],
     metric: str = "mse",
@@ -172,7 +172,7 @@ def compare(
     reads = [read_run(path) for path in find_runs(paths)]
     finished = [read for read in reads if read.left_out is None]
     if not finished:
-        raise UserError(f"no finished run: {reads[0].path} is {reads[0].left_out}")
+        raise UserError(f"no run to show: {reads[0].path} is {reads[0].left_out}")
     table = aggregate(_where(finished, where or []), metric)
     if sort is not None:
         if sort not in table.columns:
@@ -183,51 +183,12 @@ def compare(
     if form == "csv":
         print(table.to_csv(index=False, float_format="%.6g"), end="")
     elif form == "table":
-        _print_table(table, f"{metric} on the test images, pixels in [-1, 1]; mean over seeds, 95 % t-interval")
+        print_table(table, f"{metric} on the test images, pixels in [-1, 1]; mean over seeds, 95 % t-interval")
     else:
         print(render(table, form))
     for read in reads:
         if read.left_out:
             print(f"not in the table: {read.path} ({read.left_out})", file=sys.stderr)
-
-
-def write_comparison(out: Path, table: "pd.DataFrame", metric: str, paths: list[str]) -> None:
-    """Write `comparison` as CSV, Markdown, LaTeX, plot and page into a folder."""
-    from gradroute.comparison_plots import draw
-    from gradroute.page import Page, Table
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
-    write_atomically(out / "comparison.csv", table.to_csv(index=False, float_format="%.6g"))
-    for form, suffix in (("markdown", "md"), ("latex", "tex")):
-        write_atomically(out / f"comparison.{suffix}", render(table, form) + "\n")
-    figures = draw(table, metric)
-    for name, image in figures.items():
-        write_atomically(out / f"{name}.png", image)
-    note = "Means over seeds with the half-width of their 95 % t-interval; n is the number of runs. Pixels in [-1, 1]."
-    rows = [[cell.item() if hasattr(cell, "item") else cell for cell in row] for row in table.values]
-    shown = Table(f"{metric} on the test images", [str(column) for column in table.columns], rows, note)
-    judged = [word for word in table["agrees"] if word]
-    verdict = [f"{judged.count('yes')} of {len(judged)} published values agree within 0.02 and our half-width."]
-    title = f"Comparison of {len(set(table['experiment']))} experiments"
-    again = "gradroute-compare " + shlex.join(paths)
-    page = Page(title, verdict if judged else [], [shown], list(figures.items()), [("How to make it again", again)])
-    write_atomically(out / "comparison.html", page.html())
-
-
-def render(table: "pd.DataFrame", form: str) -> str:
-    """The table in Markdown or LaTeX, special characters escaped."""
-    text = [[str(c) for c in table.columns]]
-    text += [["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row] for row in table.values]
-    if form == "markdown":
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in text]
-        return "\n".join([lines[0], "|" + "---|" * len(text[0]), *lines[1:]])
-    special = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"})
-    lines = [" & ".join(cell.translate(special) for cell in row) + r" \\" for row in text]
-    begin, end = "\\begin{tabular}{" + "l" * len(text[0]) + "}", "\\end{tabular}"
-    return "\n".join([begin, lines[0], "\\hline", *lines[1:], end])
 
 
 def main() -> None:

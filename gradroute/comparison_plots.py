@@ -64,13 +64,14 @@ def _against_two(axes: Axes, rows: list[dict[str, Any]], keys: list[str]) -> Non
 
 
 def draw(table: "pd.DataFrame", metric: str) -> dict[str, bytes]:
-    """PNG images by name: small multiples over one swept setting or experiments, heat maps over two, none over more."""
+    """PNG images by name: small multiples over one swept setting, heat maps over two; of more, all as one."""
     swept = [str(column) for column in table.columns if column not in FIXED]
     keys = [key for key in swept if table[key].nunique() > 1] or ["experiment"]
-    if len(keys) > 2 and "experiment" in keys:
-        keys.remove("experiment")
-    if len(keys) > 2:
-        return {}
+    if "experiment" in keys and len(keys) > 1:  # its name says what its settings are
+        keys = ["experiment"]
+    elif len(keys) > 2:
+        joined = table[keys].astype(str).agg(", ".join, axis=1)
+        table, keys = table.assign(settings=joined), ["settings"]
     panels = list(table.groupby(["head", "region", "group"], sort=False))[:PANELS]
     columns = min(4, len(panels))
     lines = math.ceil(len(panels) / columns)

@@ -64,6 +64,9 @@ class Progress:
         for group in groups:
             table.add_column(group, justify="right")
         values = {(r["head"], r["region"], r["group"]): r["value"] for r in final if r["metric"] == "mse"}
+        if not values:  # not evaluated
+            self._console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+            return
         for head, region in dict.fromkeys((h, r) for h, r, _ in values):
             cells = [f"{values[head, region, g]:.3f}" if (head, region, g) in values else "" for g in groups]
             table.add_row(head, region, *cells)

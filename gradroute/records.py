@@ -150,8 +150,8 @@ def finished_twin(config: Config) -> Path | None:
             same = to_mapping(read_config(path)) == wanted
         except UserError:
             continue
-        version = manifest.get("packages", {}).get("gradroute")
-        if manifest["state"] == "finished" and same and version == version("gradroute"):
+        made_by = manifest.get("packages", {}).get("gradroute")
+        if manifest["state"] == "finished" and same and made_by == version("gradroute"):
             return path
     return None
 

@@ -123,7 +123,8 @@ class SplitConfig:
     """A shorthand for routing: each set of labels gets a region of its own at one site; replaces what it says.
 
     groups: sets of labels. units: how many units each gets; equal shares if null. site: where; `width` is its number of
-    units, known for `encoder`. outside: the gradient weight outside of a group's own region.
+    units, known for `encoder`. outside: the gradient weight outside of a group's own region. l1: the L1 weight of every
+    region; that of the configuration's first region if null.
     """
 
     groups: list[list[int]] | None = None
@@ -131,6 +132,7 @@ class SplitConfig:
     site: str = "encoder"
     width: int | None = None
     outside: float = 0.0
+    l1: float | None = None
 
 
 @dataclass

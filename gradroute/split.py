@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from gradroute.errors import UserError
-from gradroute.schema import Config, GroupConfig, RegionConfig
+from gradroute.schema import Config, GroupConfig, RegionConfig, SplitConfig
 
 
 def group_name(labels: Sequence[int]) -> str:
@@ -28,11 +28,12 @@ def _shares(units: Sequence[int] | None, groups: int, width: int) -> list[tuple[
 def expand_split(config: Config) -> None:
     """Replace groups, regions and routes by what `split` says, and clear it; certificates and L1 follow the regions.
 
-    The L1 weight of every new region is that of the configuration's first. Raises: UserError for labels that are in two
-    sets, an empty set, or units that do not fit.
+    Raises: UserError for labels that are in two sets, an empty set, units that do not fit, or settings without sets.
     """
     split = config.split
     if split.groups is None:
+        if split != SplitConfig():
+            raise UserError("split: its settings do nothing without split.groups; give it, such as [[0,1,2],[3,4]]")
         return
     labels = [label for group in split.groups for label in group]
     twice = sorted({label for label in labels if labels.count(label) > 1})
@@ -50,7 +51,7 @@ def expand_split(config: Config) -> None:
         f"for_{n}": RegionConfig(site=split.site, units=f"{first}:{stop}") for n, (first, stop) in shares.items()
     }
     routing.routes = {n: {f"for_{other}": split.outside for other in names if other != n} for n in names}
-    weight = next(iter(config.losses.l1.values()), 0.0)
+    weight = next(iter(config.losses.l1.values()), 0.0) if split.l1 is None else split.l1
     config.losses.l1 = dict.fromkeys(routing.regions, weight)
     config.losses.certificates = list(routing.regions) if config.losses.certificates else []
-    split.groups, split.units = None, None
+    config.split = SplitConfig()

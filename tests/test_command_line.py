@@ -193,6 +193,8 @@ def test_a_sweep_runs_every_job(command: Command, tmp_path: Path) -> None:
     runs = sorted(tmp_path.glob("outputs/mnist_split/*/summary.json"))
     assert len(runs) == 4
     (sweep,) = tmp_path.glob("outputs/sweeps/*")
+    result = command("gradroute-compare", str(sweep), "--metric", "localization", "--format", "csv", cwd=tmp_path)
+    assert result.returncode == 0 and result.stdout.count(",2,") == 6, result.stdout  # two seeds of each
     assert {p.name for p in sweep.iterdir()} >= {f"comparison.{kind}" for kind in ("csv", "md", "tex", "html", "png")}
     result = command(
         "gradroute-run", "-m", "seed=0,1,-1", "routing=mnist_halves,none", "ablation=mean", *small, cwd=tmp_path

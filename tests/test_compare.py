@@ -110,7 +110,7 @@ def test_mistakes_are_refused(tmp_path: Path, command: Callable[..., Any]) -> No
         ([run], {"where": ["trainer.lr"]}, "give key=value"),
         ([run], {"where": ["trainer.lr=7"]}, "no run is left"),
         ([run], {"sort": "man"}, "did you mean mean?"),
-        ([unfinished], {}, "no finished run"),
+        ([unfinished], {}, "no run to show"),
     ):
         with pytest.raises(UserError) as error:
             compare([str(path) for path in paths], **options)

@@ -34,7 +34,8 @@ ALLOWED = {
     "published": set(),
     "page": {"published", "records"},
     "comparison_plots": set(),
-    "compare": {"command", "comparison_plots", "errors", "page", "published", "records"},
+    "tables": {"comparison_plots", "errors", "page", "records"},
+    "compare": {"command", "errors", "published", "records", "tables"},
 }
 TOP = {"__init__", "cli", "runner", "setup", "loading", "verify"}  # these put the parts together
 NO_TORCH = {
@@ -52,6 +53,7 @@ NO_TORCH = {
     "scene",
     "split",
     "published",
+    "tables",
     "provenance",
     "page",
     "comparison_plots",

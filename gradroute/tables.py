@@ -1,0 +1,66 @@
+"""A comparison's table on the terminal, in text formats, and in a folder of its own."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradroute.errors import UserError
+from gradroute.records import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def print_table(table: "pd.DataFrame", title: str) -> None:
+    """Print the table on the terminal, as wide as it is where output is piped."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title)
+    for column in table.columns:
+        shown.add_column(str(column), overflow="fold", justify="right" if table[column].dtype == float else "left")
+    for row in table.itertuples(index=False):
+        cells = ["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
+        shown.add_row(*cells)
+    console = Console() if sys.stdout.isatty() else Console(width=40 + 16 * len(table.columns))
+    console.print(shown)
+
+
+def write_comparison(out: Path, table: "pd.DataFrame", metric: str, paths: list[str]) -> None:
+    """Write `comparison` as CSV, Markdown, LaTeX, plot and page into a folder."""
+    from gradroute.comparison_plots import draw
+    from gradroute.page import Page, Table
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
+    write_atomically(out / "comparison.csv", table.to_csv(index=False, float_format="%.6g"))
+    for form, suffix in (("markdown", "md"), ("latex", "tex")):
+        write_atomically(out / f"comparison.{suffix}", render(table, form) + "\n")
+    figures = draw(table, metric)
+    for name, image in figures.items():
+        write_atomically(out / f"{name}.png", image)
+    note = "Means over seeds with the half-width of their 95 % t-interval; n is the number of runs. Pixels in [-1, 1]."
+    rows = [[cell.item() if hasattr(cell, "item") else cell for cell in row] for row in table.values]
+    shown = Table(f"{metric} on the test images", [str(column) for column in table.columns], rows, note)
+    judged = [word for word in table["agrees"] if word]
+    verdict = [f"{judged.count('yes')} of {len(judged)} published values agree within 0.02 and our half-width."]
+    title = f"Comparison of {len(set(table['experiment']))} experiments"
+    again = "gradroute-compare " + shlex.join(paths)
+    page = Page(title, verdict if judged else [], [shown], list(figures.items()), [("How to make it again", again)])
+    write_atomically(out / "comparison.html", page.html())
+
+
+def render(table: "pd.DataFrame", form: str) -> str:
+    """The table in Markdown or LaTeX, special characters escaped."""
+    text = [[str(c) for c in table.columns]]
+    text += [["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row] for row in table.values]
+    if form == "markdown":
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in text]
+        return "\n".join([lines[0], "|" + "---|" * len(text[0]), *lines[1:]])
+    special = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"})
+    lines = [" & ".join(cell.translate(special) for cell in row) + r" \\" for row in text]
+    begin, end = "\\begin{tabular}{" + "l" * len(text[0]) + "}", "\\end{tabular}"
+    return "\n".join([begin, lines[0], "\\hline", *lines[1:], end])

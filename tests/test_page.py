@@ -1,0 +1,54 @@
+"""Pages: whole, self-contained, and everything in them escaped; the localization score."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gradroute.evaluation import localization
+from gradroute.page import Page, Table, run_page, verdict
+
+EVIL = "<script>alert('x')</script>"
+
+
+def test_everything_is_escaped() -> None:
+    table = Table(EVIL, [EVIL], [[EVIL], [0.5]], EVIL)
+    html = Page(EVIL, [EVIL], [table], [(EVIL, b"png")], [(EVIL, EVIL)]).html()
+    assert EVIL not in html and html.count("&lt;script&gt;") >= 9
+    assert len(re.findall("<script>", html)) == 1 and "0.5000" in html
+
+
+def test_a_runs_page_has_its_parts_and_needs_no_network(smoke: Path, tmp_path: Path) -> None:
+    html = (smoke / "report.html").read_text()
+    assert html.count("<img") == 6 and "gradroute-run rerun=" in html and "batch_size" in html
+    assert "localization" in html and "published 0.32 ± 0.02" in html
+    assert not re.search(r"(src|href)=.(?!data:)", html) and len(html) < 2_000_000
+    shutil.copytree(smoke, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text() + f"# {EVIL}")
+    assert EVIL not in run_page(tmp_path / "run").read_text()
+
+
+@pytest.mark.parametrize(
+    ("advantages", "baseline", "score"),
+    [
+        ([0.3, 0.0], 0.4, 1.0),
+        ([0.3, -0.1], 0.4, 1.0),  # worse than the mean image is no better than nothing
+        ([0.3, 0.3], 0.4, 0.0),
+        ([0.1, 0.4], 0.5, 0.75),
+        ([0.4, 0.0, 0.2], 0.5, 0.75),
+        ([0.01, 0.0], 0.4, 0.0),  # nothing is held anywhere: a collapse is no split
+    ],
+)
+def test_localization_is_bounded_and_means_what_it_says(advantages: list[float], baseline: float, score: float) -> None:
+    assert localization(advantages, baseline) == pytest.approx(score)
+
+
+def test_the_verdict_uses_words() -> None:
+    rows = [
+        {"group": g, "metric": "localization", "value": 0.9, "head": "score", "region": "all"} for g in ("a", "all")
+    ]
+    assert verdict(rows, "mine") == [
+        "The groups are split cleanly: localization a 0.90 (0: every region holds a group alike; 1: one alone)."
+    ]

@@ -111,6 +111,15 @@ def varying(reads: list[Read]) -> list[str]:
     return [key for key in different if key != "name"] if different != ["name"] else different
 
 
+def independent(reads: list[Read], keys: list[str]) -> dict[str, list[str]]:
+    """Of keys that always change together the first, each with the others: a sweep of one knob is one setting."""
+    patterns: dict[tuple[int, ...], list[str]] = {}
+    for key in keys:
+        values = [json.dumps(read.settings.get(key)) for read in reads]
+        patterns.setdefault(tuple(values.index(value) for value in values), []).append(key)
+    return {first: others for first, *others in patterns.values()}
+
+
 def interval(values: list[float]) -> float:
     """Half-width of the 95 % t-interval of the mean over independent runs; nan for one run."""
     from scipy.special import stdtrit
@@ -136,7 +145,7 @@ def aggregate(reads: list[Read], metric: str) -> "pd.DataFrame":
     metrics = sorted({row["metric"] for read in reads for row in read.rows})
     if metric not in metrics:
         raise unknown("metric", metric, metrics)
-    keys = varying(reads)
+    keys = list(independent(reads, varying(reads)))
     columns = ["experiment", *keys, "head", "region", "group"]
     rows = [
         {"experiment": read.settings["name"], **{k: str(read.settings.get(k)) for k in keys}, **row,
@@ -173,7 +182,8 @@ def compare(
     finished = [read for read in reads if read.left_out is None]
     if not finished:
         raise UserError(f"no run to show: {reads[0].path} is {reads[0].left_out}")
-    table = aggregate(_where(finished, where or []), metric)
+    chosen = _where(finished, where or [])
+    table = aggregate(chosen, metric)
     if sort is not None:
         if sort not in table.columns:
             raise unknown("column of --sort:", sort, table.columns)
@@ -186,6 +196,9 @@ def compare(
         print_table(table, f"{metric} on the test images, pixels in [-1, 1]; mean over seeds, 95 % t-interval")
     else:
         print(render(table, form))
+    for key, others in independent(chosen, varying(chosen)).items() if form == "table" else ():
+        if others:
+            print(f"with {key} also change: {', '.join(others)}")
     for read in reads:
         if read.left_out:
             print(f"not in the table: {read.path} ({read.left_out})", file=sys.stderr)

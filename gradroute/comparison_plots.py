@@ -25,6 +25,11 @@ def _number(text: str) -> float | str:
         return text
 
 
+def _short(key: str) -> str:
+    """The end of a dotted key, to fit below an axis."""
+    return ".".join(key.split(".")[-2:])
+
+
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
@@ -43,7 +48,7 @@ def _against_one(axes: Axes, rows: list[dict[str, Any]], key: str) -> None:
     axes.errorbar(places, [row["mean"] for row in rows], yerr=halves, marker="o", capsize=3)
     published = [row["published"] for row in rows]
     axes.plot(places, published, linestyle="none", marker="_", markersize=14, color="black")
-    axes.set_xlabel(key)
+    axes.set_xlabel(_short(key), fontsize=8)
     axes.set_ylim(bottom=0)
 
 
@@ -58,8 +63,8 @@ def _against_two(axes: Axes, rows: list[dict[str, Any]], keys: list[str]) -> Non
     shown = axes.imshow(grid, aspect="auto", cmap="viridis")
     axes.set_xticks(range(len(labels[0])), labels[0], rotation=30, ha="right", fontsize=8)
     axes.set_yticks(range(len(labels[1])), labels[1], fontsize=8)
-    axes.set_xlabel(keys[0])
-    axes.set_ylabel(keys[1])
+    axes.set_xlabel(_short(keys[0]), fontsize=8)
+    axes.set_ylabel(_short(keys[1]), fontsize=8)
     axes.figure.colorbar(shown, ax=axes)
 
 

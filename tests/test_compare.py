@@ -88,6 +88,20 @@ def test_what_varies_leaves_seed_and_paths_out(tmp_path: Path) -> None:
     assert varying([read_run(run) for run in runs]) == ["trainer.lr"]
 
 
+def test_settings_that_change_together_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(4):
+        fake_run(tmp_path, 0, 0.3, a=number // 2, b=str(number // 2), c=number % 2)
+    rows = printed(capsys, tmp_path)
+    assert "b" not in rows[0] and {(row["a"], row["c"]) for row in rows} == {
+        ("0", "0"),
+        ("0", "1"),
+        ("1", "0"),
+        ("1", "1"),
+    }
+    compare([str(tmp_path)])
+    assert "with a also change: b" in capsys.readouterr().out
+
+
 def test_unfinished_runs_are_named_and_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake_run(tmp_path, 0, 0.3)
     fake_run(tmp_path, 1, 0.9, state="interrupted")

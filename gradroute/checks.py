@@ -30,6 +30,11 @@ def check(config: Config) -> None:
     for key in ("window", "every"):
         _require(getattr(config.ledger, key) >= 1, f"ledger.{key}", getattr(config.ledger, key), "1 or more")
     _check_routing(config.routing)
+    given = config.ablation.region if isinstance(config.ablation.region, list) else [config.ablation.region]
+    for name in config.routing.regions if given == [None] else given:
+        if config.routing.regions[name].parameters is not None and config.ablation.kind not in ("zero", "reinitialise"):
+            raise UserError(f"ablation.kind={config.ablation.kind}: region '{name}' is parameters and has no "
+                            "activations; use zero or reinitialise")  # fmt: skip
     for key, names in {"certificates": config.losses.certificates, "l1": config.losses.l1}.items():
         for name in names:
             if config.routing.regions[name].parameters is not None:

@@ -54,6 +54,10 @@ class Setup:
         self.model, self.certificates = self.parts.model, self.parts.certificates
         self.router, self.regions = self.parts.router, self.parts.router.regions
         self.fresh = nn.ModuleDict()
+        if "ablate" in config.steps and config.ablation.kind in ("reinitialise", "remove"):
+            for tried in self.ablations():  # what cannot be done must be said before hours of training
+                with tried.applied(self.model):
+                    pass
 
     @property
     def parameter_router(self) -> ParameterRouter | None:
@@ -87,9 +91,7 @@ class Setup:
             return ablation.zero(name, router)
         if kind == "reinitialise":
             return ablation.reinitialise(name, router, seed)
-        if isinstance(router, ParameterRouter):
-            right = "zero or reinitialise"
-            raise UserError(f"ablation.kind={kind}: region '{name}' is parameters and has no activations; use {right}")
+        assert isinstance(router, Router)  # by the configuration's checks
         if kind == "remove":
             return ablation.remove(name, router, self.data.test_images[:16])
         seen = activations_at(self.model, self.regions[name].sites, self.data.train_images)

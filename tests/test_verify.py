@@ -110,6 +110,14 @@ def test_runs_of_every_kind_come_out_again(tmp_path: Path, overrides: list[str])
     assert failing(small_run(tmp_path, *overrides)) == []
 
 
+def test_an_ablation_that_cannot_be_made_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ablation.kind=mean: region 'reserved' is parameters"):
+        small_run(tmp_path, "ablation=mean", routing=PARAMETERS)
+    with pytest.raises(UserError, match="the layers around it could not be found"):
+        small_run(tmp_path, "ablation=remove", "losses.certificates=[]", routing={"regions.top.site": "decoder"})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_forward_masking_is_a_closed_route(tmp_path: Path) -> None:
     run = small_run(tmp_path, routing={"routes.digits_0_4.bottom": {"weight": 1.0, "forward": 0.0}})
     assert "digits_0_4's task loss never reached 'bottom'" in [claim.what for claim in claims_of(run) if claim.holds]

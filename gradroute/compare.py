@@ -104,11 +104,17 @@ def _where(reads: list[Read], conditions: list[str]) -> list[Read]:
 
 
 def varying(reads: list[Read]) -> list[str]:
-    """The settings in which runs differ, beside the seed and paths."""
+    """The settings in which runs of one experiment differ, but for seed and paths; what its name says is left out."""
     keys = dict.fromkeys(key for read in reads for key in read.settings)
-    shown = [k for k in keys if not any(k == h or k.startswith(f"{h}.") for h in HIDDEN)]
-    different = [k for k in shown if len({json.dumps(read.settings.get(k)) for read in reads}) > 1]
-    return [key for key in different if key != "name"] if different != ["name"] else different
+    shown = [k for k in keys if not any(k == h or k.startswith(f"{h}.") for h in ("name", *HIDDEN))]
+    experiments: dict[str, list[Read]] = {}
+    for read in reads:
+        experiments.setdefault(read.settings["name"], []).append(read)
+    return [
+        key
+        for key in shown
+        if any(len({json.dumps(read.settings.get(key)) for read in runs}) > 1 for runs in experiments.values())
+    ]
 
 
 def independent(reads: list[Read], keys: list[str]) -> dict[str, list[str]]:

@@ -88,6 +88,14 @@ def test_what_varies_leaves_seed_and_paths_out(tmp_path: Path) -> None:
     assert varying([read_run(run) for run in runs]) == ["trainer.lr"]
 
 
+def test_what_an_experiments_name_says_is_no_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2):
+        for seed in (0, 1):
+            fake_run(tmp_path, seed, 0.1 * number, name=f"mnist_table2_row{number}", decoders=number)
+    rows = printed(capsys, tmp_path)
+    assert "decoders" not in rows[0] and [row["n"] for row in rows] == ["2"] * 4
+
+
 def test_settings_that_change_together_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(4):
         fake_run(tmp_path, 0, 0.3, a=number // 2, b=str(number // 2), c=number % 2)

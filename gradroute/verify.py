@@ -81,7 +81,7 @@ def ledger_claims(config: Config, ledger: Rows, points: int) -> Iterator[Claim]:
             route = read_route(spec, f"routing.routes.{group}.{region}")
             rows = [row for row in ledger if (row["group"], row["region"]) == (group, region)]
             yield _weight_claim(group, region, route, rows)
-            yield _gradient_claim(group, region, route, rows)
+            yield _gradient_claim(group, region, route, rows, config.losses.groups.get(group, 1.0) != 0)
     for region, settings in routing.regions.items():
         rows = [row for row in ledger if (row["group"], row["region"]) == ("all", region)]
         if settings.parameters is not None:
@@ -109,10 +109,13 @@ def _weight_claim(group: str, region: str, route: Route, rows: Rows) -> Claim:
     return Claim(what, bool(rows), f"{low:g}" if low == high else f"{low:g} to {high:g}")
 
 
-def _gradient_claim(group: str, region: str, route: Route, rows: Rows) -> Claim:
-    """Of the task loss: exactly 0 where the weight was 0 in a whole window, and not always 0 where it never was."""
+def _gradient_claim(group: str, region: str, route: Route, rows: Rows, trains: bool) -> Claim:
+    """Of the task loss: exactly 0 where the weight was 0 in a whole window, and not always 0 where it never was.
+
+    A group that does not train, its loss having weight 0, must not reach anything.
+    """
     measured = [row for row in rows if row["routed"] is not None]
-    silent = [row for row in measured if _closed_in(route, row)]
+    silent = [row for row in measured if not trains or _closed_in(route, row)]
     largest = max((row["routed"] for row in (silent or measured)), default=math.nan)
     found = f"largest norm {largest:g} in {len(silent or measured)} windows"
     unrouted = max((row["unrouted"] or 0.0 for row in measured), default=0.0)

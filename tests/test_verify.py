@@ -123,6 +123,12 @@ def test_forward_masking_is_a_closed_route(tmp_path: Path) -> None:
     assert "digits_0_4's task loss never reached 'bottom'" in [claim.what for claim in claims_of(run) if claim.holds]
 
 
+def test_a_group_whose_loss_has_no_weight_reaches_nothing(tmp_path: Path) -> None:
+    run = small_run(tmp_path, "routing=none", "+losses.groups.digits_0_4=0")
+    claims = {claim.what: claim.holds for claim in claims_of(run)}
+    assert all(claims.values()) and "digits_0_4's task loss never reached 'top'" in claims
+
+
 def test_changed_files_and_metrics_are_caught(smoke: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
     run = tmp_path / "run"
     shutil.copytree(smoke, run)

@@ -73,9 +73,7 @@ class Run:
         parameters = [parameter for module in modules for parameter in module.parameters()]
         points = len(setup.data.train_images)
         with self.progress.running(title):
-            fit(
-                task, parameters, points, trainer, setup.precision, setup.device, self.order, after_epoch, **options
-            )  # fmt: skip
+            fit(task, parameters, points, trainer, setup.precision, setup.device, self.order, after_epoch, **options)
 
     def train(self) -> None:
         """Train the model and its certificates together under the routes."""

@@ -1,6 +1,7 @@
 """What a checked configuration stands for: data, groups, model, routes, ablations; and what is measured of them."""
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -112,11 +113,9 @@ class Setup:
 
     def test_scores(self, measured: Iterable[Measurement]) -> Iterator[Measurement]:
         """Each group's localization from the certificates' errors, and the least of them, for the group `all`."""
-        mean_image = self.data.train_images.mean(0)
-        errors = (self.data.test_images - mean_image).square().mean(1)
         rows, scores = list(measured), list[float]()
         for number, group in enumerate(self.groups.names):
-            chosen = errors[self.groups.test == number]
+            chosen = self._mean_image_errors[self.groups.test == number]
             if not len(chosen):
                 continue
             baseline = float(chosen.mean())
@@ -126,6 +125,11 @@ class Setup:
                 yield group, Head("score", "all"), "localization", scores[-1]
         if scores:
             yield "all", Head("score", "all"), "localization", min(scores)
+
+    @cached_property
+    def _mean_image_errors(self) -> torch.Tensor:
+        """Squared error of the training data's mean image on each test image, `(n,)`."""
+        return (self.data.test_images - self.data.train_images.mean(0)).square().mean(1)
 
     def test_norms(self) -> Iterator[Measurement]:
         """Per image, root mean square: how active each region is on each group, and the gradient it would get."""

@@ -1,7 +1,6 @@
 """Routing under autocast, compile, accumulation, checkpointing, vmap and two processes; and what it refuses."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -365,8 +364,7 @@ def test_the_example_pass_leaves_the_model_and_the_generators_alone() -> None:
     model[1].eval()
     state = {key: value.clone() for key, value in model.state_dict().items()}
     before = torch.get_rng_state()
-    with ExitStack():
-        Router(model, {"r": Region("2", [0])}, ["g"], {}, torch.zeros(1, 4))
+    Router(model, {"r": Region("2", [0])}, ["g"], {}, torch.zeros(1, 4))
     assert torch.equal(before, torch.get_rng_state())
     assert model.training and not model[1].training and model[2].training
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())

@@ -21,6 +21,9 @@ def check(config: Config) -> None:
     _check_names(config)
     _check_trainer(config.trainer)
     _require(0 <= config.seed < 2**63, "seed", config.seed, "from 0 to 2**63 - 1")
+    _require(config.seeds is None or 1 <= config.seeds <= 10_000, "seeds", config.seeds, "null, or from 1 to 10000")
+    whole = type(config.stack) is int and 1 <= config.stack <= 10_000
+    _require(config.stack == "auto" or whole, "stack", config.stack, "auto, or a number of runs from 1 to 10000")
     _require(bool(config.model.hidden), "model.hidden", config.model.hidden, "at least one width")
     for width in [*config.model.hidden, config.model.encoding]:
         _require(1 <= width <= 65536, "model.hidden/encoding", width, "from 1 to 65536")

@@ -1,5 +1,6 @@
 """`gradroute-run`: compose the configuration with Hydra, check it, run it; say mistakes in one line."""
 
+import itertools
 import json
 import os
 import signal
@@ -8,9 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from gradroute.command import guarded, report_failure
+from gradroute.command import guarded, one_line, report_failure
 from gradroute.errors import UserError
+
+if TYPE_CHECKING:
+    from gradroute.schema import Config
 
 
 def conf_dir() -> Path:
@@ -23,7 +28,7 @@ def _rerun(run: Path, overrides: Sequence[str]) -> None:
     """Repeat a run from its folder, with `key=value` changes."""
     from omegaconf import OmegaConf
 
-    from gradroute.config import from_mapping, to_mapping
+    from gradroute.config import from_mapping, one_by_seed, to_mapping
     from gradroute.records import read_config
     from gradroute.runner import execute
 
@@ -34,30 +39,63 @@ def _rerun(run: Path, overrides: Sequence[str]) -> None:
     for override in overrides:
         key, _, value = override.partition("=")
         OmegaConf.update(source, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
-    execute(from_mapping(source))
+    for outcome in execute(one_by_seed(from_mapping(source))):
+        if isinstance(outcome, Exception):
+            raise outcome
 
 
 @dataclass
-class Sweep:
-    """The runs of one command, and the jobs that failed; `folder` is None if it was a single run."""
+class Job:
+    """What one line of a sweep asked for, and its runs' folders or what went wrong."""
+
+    overrides: list[str]
+    configs: list["Config"] = field(default_factory=list)
+    outcomes: list["Path | Exception"] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """The jobs of one command; `folder` is None if it is no sweep."""
 
     folder: Path | None = None
-    runs: list[Path] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
 
-    def finish(self) -> None:
-        """Compare the runs of a sweep, on the terminal and in its folder."""
-        if self.folder is not None and self.runs:
-            from gradroute.compare import SWEEP_FILE, compare
-            from gradroute.records import write_atomically
+    def execute(self) -> None:
+        """Make the runs that are not made yet: only now, so that those of several jobs can be trained together."""
+        todo = [job for job in self.jobs if job.configs and not job.outcomes]
+        if not todo:
+            return
+        from gradroute.runner import execute  # only now, so that --help and mistakes are quick
 
-            listed = [os.path.relpath(run, self.folder) for run in dict.fromkeys(self.runs)]
+        outcomes = iter(execute([c for job in todo for c in job.configs], reuse=self.folder is not None))
+        for job in todo:
+            job.outcomes = list(itertools.islice(outcomes, len(job.configs)))
+
+    def compare(self) -> None:
+        """Compare the runs, where there are several, on the terminal and in the sweep's folder."""
+        runs = list(dict.fromkeys(o for job in self.jobs for o in job.outcomes if isinstance(o, Path)))
+        if self.folder is None and len(runs) < 2:
+            return
+        from gradroute.compare import SWEEP_FILE, compare
+        from gradroute.records import write_atomically
+
+        paths = list(map(str, runs))
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            failed = [{"job": ", ".join(job.overrides), "error": one_line(e)} for job, e in self.failures()]
+            listed = {"runs": [os.path.relpath(run, self.folder) for run in runs], "failed": failed}
             write_atomically(self.folder / SWEEP_FILE, json.dumps(listed, indent=2) + "\n")
-            try:
-                compare([str(self.folder)], out=self.folder)
-            except UserError as error:  # such as runs without evaluation
-                print(f"no comparison: {error}", file=sys.stderr)
+            paths = [str(self.folder)]
+        try:
+            compare(paths, out=self.folder)
+        except UserError as error:  # such as runs without evaluation
+            print(f"no comparison: {error}", file=sys.stderr)
+        if self.folder is not None:
             print(self.folder)
+
+    def failures(self) -> list[tuple[Job, Exception]]:
+        """What went wrong, with the job it belongs to."""
+        return [(job, outcome) for job in self.jobs for outcome in job.outcomes if isinstance(outcome, Exception)]
 
 
 def _hydra_run() -> None:
@@ -66,34 +104,35 @@ def _hydra_run() -> None:
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
-    failures: list[Exception] = []
-    sweep = Sweep()
+    plan = Plan()
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="config")
     def job(composed: DictConfig) -> None:
-        from gradroute.config import from_mapping
+        from gradroute.config import from_mapping, one_by_seed
 
         hydra_config = HydraConfig.get()
         if hydra_config.mode == RunMode.MULTIRUN:
-            sweep.folder = Path(hydra_config.sweep.dir)
+            plan.folder = Path(hydra_config.sweep.dir)
+        made = Job(list(hydra_config.overrides.task))
+        plan.jobs.append(made)
         try:
-            config = from_mapping(composed)
-            from gradroute.runner import execute  # only now, so that --help and mistakes are quick
-
-            sweep.runs.append(execute(config, reuse=sweep.folder is not None))
-        except Exception as error:  # a sweep goes on with its other runs
-            failures.append(error)
-            sweep.failed.append(", ".join(hydra_config.overrides.task))
+            made.configs = one_by_seed(from_mapping(composed))
+        except UserError as error:  # a sweep goes on with its other runs
+            made.outcomes = [error]
+        if not str(hydra_config.launcher._target_).endswith(".BasicLauncher"):
+            plan.execute()  # in a process of its own
 
     job()
-    sweep.finish()
-    for what, error in zip(sweep.failed, failures, strict=True):
-        if sweep.folder is not None:
-            print(f"failed: {what or 'the only job'}", file=sys.stderr)
-        if error is not failures[-1]:
+    plan.execute()
+    plan.compare()
+    failures = plan.failures()
+    for what, error in failures:
+        if plan.folder is not None:
+            print(f"failed: {', '.join(what.overrides) or 'the only job'}", file=sys.stderr)
+        if error is not failures[-1][1]:
             report_failure(error)
     if failures:
-        raise failures[-1]
+        raise failures[-1][1]
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import fields
 from gradroute.errors import UserError, nearest
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Hydra's and OmegaConf's messages carry their cause in the lines below the first; keep what says most."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if error.__cause__ is not None and "Could not override" in str(error):
@@ -42,7 +42,7 @@ def report_failure(error: Exception) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     mistake = isinstance(error, UserError | HydraException | OmegaConfBaseException)
-    print(f"error: {_suggest(_one_line(error))}", file=sys.stderr)
+    print(f"error: {_suggest(one_line(error))}", file=sys.stderr)
     if not mistake:
         print("(the traceback is shown with HYDRA_FULL_ERROR=1)", file=sys.stderr)
     return 2 if mistake else 1

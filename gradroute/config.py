@@ -7,6 +7,7 @@ refused wherever it came from.
 import hashlib
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
@@ -45,8 +46,17 @@ def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
 def to_mapping(config: Config) -> dict[str, Any]:
     """Plain nested dictionary of a configuration, as saved in a run folder."""
     mapping = asdict(config)
-    del mapping["presets"]
+    for key in ("presets", "seeds", "stack"):  # how it was asked for, not what it is
+        del mapping[key]
     return mapping
+
+
+def one_by_seed(config: Config) -> list[Config]:
+    """The runs that a configuration asks for with `seeds`: itself, if it does not."""
+    runs = [deepcopy(config) for _ in range(config.seeds or 1)]
+    for number, run in enumerate(runs):
+        run.seed, run.seeds = config.seed + number, None
+    return runs
 
 
 def config_hash(config: Config) -> str:

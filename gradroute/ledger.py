@@ -16,6 +16,11 @@ from gradroute.routing.monitor import DEFAULT
 ALL, SHARED = "all", "shared"  # every group; every parameter of the model that no region owns
 
 
+def _square(tensor: torch.Tensor) -> float:
+    """The square of the L2 norm, summed in double without a copy in double."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+
+
 class Ledger:
     """Watches a training loop: `begin` before every update, from 0, and `close` after the last; `rows` fills by window.
 
@@ -39,6 +44,7 @@ class Ledger:
         self._groups = [*router.groups, DEFAULT]
         self._present = {self._groups[number] for number in present.unique().tolist()}
         self._start = 0
+        self._before: dict[torch.nn.Parameter, torch.Tensor] = {}
 
     def begin(self, step: int, membership: torch.Tensor) -> Monitor | None:
         """Note the points of update `step` and the weights in force; returns a monitor if it is to be measured."""
@@ -79,7 +85,8 @@ class Ledger:
         self._monitor = Monitor(self.router.regions, self.router.groups)
         self._squares: dict[tuple[str, str], float] = {}  # of parameter regions
         self._shift: dict[str, float] = {}
-        self._before = {parameter: parameter.detach().clone() for parameter in self._model.parameters()}
+        for parameter in self._model.parameters():  # into the same memory every time
+            self._before.setdefault(parameter, torch.empty_like(parameter)).copy_(parameter.detach())
 
     def _harvest(self) -> None:
         """Take what the parameter router measured in the update that has just ended."""
@@ -96,14 +103,15 @@ class Ledger:
         """L2 norm of the change of every region's parameters since the window began, and of the shared ones'."""
         squares = dict.fromkeys([*self._owned, SHARED], 0.0)
         for parameter, before in self._before.items():
-            change = (parameter - before).double().square()
-            free = torch.ones((), dtype=torch.bool, device=change.device)
-            for region, masks in self._owned.items():
-                if parameter in masks:
-                    mask = masks[parameter].to(change.device)
-                    squares[region] += float((change * mask).sum())
-                    free = free & ~mask
-            squares[SHARED] += float((change * free).sum())
+            change = parameter - before
+            masks = {
+                region: own[parameter].to(change.device) for region, own in self._owned.items() if parameter in own
+            }
+            if masks:
+                masks[SHARED] = ~torch.stack([mask.expand_as(change) for mask in masks.values()]).any(0)
+            for region, mask in (masks or {SHARED: None}).items():
+                part = change if mask is None else change.masked_fill(~mask, 0)
+                squares[region] += float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2
         return {region: math.sqrt(square) for region, square in squares.items()}
 
     def close(self, step: int) -> None:

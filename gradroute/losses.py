@@ -1,6 +1,7 @@
 """The loss terms of GR App. B, each with a name, so that every one can be recorded and claimed about."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 from gradroute.routing import Monitor, Router
+from gradroute.routing.monitor import Watched
+from gradroute.routing.router import Tables
 from gradroute.schema import LossesConfig
 
 
@@ -23,6 +26,7 @@ class Term:
 
 Terms = dict[Term, tuple[torch.Tensor, float | torch.Tensor]]  # value and weight of each
 UNLABELLED = "unlabelled"
+CORRELATION = Term("penalty", "all", "all", "correlation")
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
@@ -63,8 +67,45 @@ def absolute_error(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.
     return (at_least_float32(reconstruction) - images).abs().mean(1)
 
 
-class Objective:
-    """The training loss of a routed model: every term's value and weight, from one pass of the decoder.
+class Objective(nn.Module):
+    """What is trained: called with a batch it returns `Terms`, whose weighted sum is the loss.
+
+    Attributes: `weights`, of every term it can give (in a stack, tensors of one replica); `router`, the routes on its
+    model; `monitor`, if the next batch is to be measured.
+    """
+
+    def __init__(self, weights: Mapping[Term, float], router: Router | None = None) -> None:
+        super().__init__()
+        self.weights: Mapping[Term, float | torch.Tensor] = dict(weights)
+        self.router = router
+        self.monitor: Monitor | Watched | None = None
+
+    @contextmanager
+    def set_to(self, weights: Mapping[Term, torch.Tensor], tables: Tables, monitor: Watched | None) -> Iterator[None]:
+        """Have other weights, masks and monitor inside: those of one replica of a stack."""
+        kept, self.weights, self.monitor = (self.weights, self.monitor), weights, monitor
+        try:
+            with self.router.using(tables) if self.router else nullcontext():
+                yield
+        finally:
+            self.weights, self.monitor = kept
+
+
+class CertificateObjective(Objective):
+    """A certificate's error on all images, from encodings that are not trained."""
+
+    def __init__(self, certificate: nn.Module, region: str) -> None:
+        self.term = Term("fresh_certificate", "all", region, "mae")
+        super().__init__({self.term: 1.0})
+        self.certificate = certificate
+
+    def forward(self, encodings: torch.Tensor, images: torch.Tensor) -> Terms:
+        """Terms for encodings `(batch, units)` of images `(batch, pixels)`."""
+        return {self.term: (absolute_error(self.certificate(encodings), images).mean(), self.weights[self.term])}
+
+
+class ReconstructionObjective(Objective):
+    """The training loss of a routed autoencoder (GR App. B): every term's value and weight, from one decoder pass.
 
     Args:
         partial: some points carry no label (-1). They are a group `unlabelled`, and each group's mean then weighs its
@@ -73,15 +114,23 @@ class Objective:
         several_decoders: the model also takes the group numbers, to choose each image's decoder.
     """
 
+    router: Router
+
     def __init__(
         self, model: nn.Module, certificates: nn.ModuleDict, router: Router, losses: LossesConfig,
         partial: bool = False, skip_absent: bool = False, several_decoders: bool = False,
     ) -> None:  # fmt: skip
-        self.model, self.certificates, self.router, self.losses = model, certificates, router, losses
+        names = [*router.groups, UNLABELLED] if partial else router.groups
+        weights = {Term("decoder", name, "all", "mae"): losses.groups.get(name, 1.0) for name in names}
+        weights |= {Term("certificate", "all", name, "mae"): 1.0 for name in certificates}
+        weights |= {Term("penalty", "all", name, "l1"): weight for name, weight in losses.l1.items() if weight}
+        if losses.correlation:
+            weights[CORRELATION] = losses.correlation
+        super().__init__(weights, router)
+        self.model, self.certificates = model, certificates
         self.partial, self.skip_absent, self.several_decoders = partial, skip_absent, several_decoders
-        self.monitor: Monitor | None = None
 
-    def __call__(self, images: torch.Tensor, group_index: torch.Tensor) -> Terms:
+    def forward(self, images: torch.Tensor, group_index: torch.Tensor) -> Terms:
         """Terms for images `(batch, pixels)` with group numbers `(batch,)`; the loss is the sum of weight × value.
 
         Each group's mean absolute error has weight 1, or `losses.groups`, so that with two groups the sum is about
@@ -95,27 +144,27 @@ class Objective:
             seen = self.router.regions[name].select(activations).detach()
             error = absolute_error(certificate(seen.flatten(1)), images).mean()
             terms[Term("certificate", "all", name, "mae")] = (error, 1.0)
+        penalties = {term: weight for term, weight in self.weights.items() if term.head == "penalty"}
         regions = {
             name: at_least_float32(region.select(activations)).flatten(0, -2)
             for name, region in self.router.regions.items()
-            if self.losses.correlation or self.losses.l1.get(name)
+            if any(term.region in ("all", name) for term in penalties)
         }
-        for name, weight in self.losses.l1.items():
-            if weight:
-                terms[Term("penalty", "all", name, "l1")] = (l1_penalty(regions[name]), weight)
-        if self.losses.correlation:
-            value = correlation_penalty(list(regions.values()))
-            terms[Term("penalty", "all", "all", "correlation")] = (value, self.losses.correlation)
+        for term, weight in penalties.items():
+            value = (
+                correlation_penalty(list(regions.values())) if term == CORRELATION else l1_penalty(regions[term.region])
+            )
+            terms[term] = (value, weight)
         return terms
 
     def _task_terms(self, per_image: torch.Tensor, group_index: torch.Tensor) -> Terms:
-        groups = self.router.groups
-        names = [*groups, UNLABELLED] if self.partial else groups
+        names = [*self.router.groups, UNLABELLED] if self.partial else self.router.groups
+        groups = len(self.router.groups)
+        numbers = torch.arange(len(names), device=group_index.device)
+        members = (group_index[:, None] % len(names)) == numbers
+        counts = members.sum(0)
         means = group_means(per_image, group_index % len(names), len(names))
-        counts = torch.bincount(group_index % len(names), minlength=len(names))
         present = counts.tolist() if self.skip_absent else [1] * len(names)  # tolist waits for the device
-        shares = counts * (len(groups) / len(per_image)) if self.partial else torch.ones(len(names))
-        weights = [shares[i] * self.losses.groups.get(name, 1.0) for i, name in enumerate(names)]
-        return {
-            Term("decoder", name, "all", "mae"): (means[i], weights[i]) for i, name in enumerate(names) if present[i]
-        }
+        shares = counts * (groups / len(per_image)) if self.partial else torch.ones(len(names))
+        terms = [Term("decoder", name, "all", "mae") for name in names]
+        return {t: (means[i], shares[i] * self.weights[t]) for i, t in enumerate(terms) if present[i]}

@@ -34,6 +34,7 @@ class Autoencoder(nn.Module):
         self.encoder = perceptron([inputs, *hidden, encoding], last_bias=False)
         self.decoder = perceptron(widths)
         self.more_decoders = nn.ModuleList(perceptron(widths) for _ in range(decoders - 1))
+        self.fixed_shapes = False  # decode every image by every decoder and choose: for vmap, which cannot pick rows
 
     def forward(self, images: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
         """Reconstruct images `(batch, pixels)`, image i by decoder number `which[i]`; by the first if None."""
@@ -41,6 +42,9 @@ class Autoencoder(nn.Module):
         if which is None or not len(self.more_decoders):
             reconstruction: torch.Tensor = self.decoder(encoding)
             return reconstruction
+        if self.fixed_shapes:
+            decoded = torch.stack([decode(encoding) for decode in [self.decoder, *self.more_decoders]])
+            return decoded.gather(0, which[None, :, None].expand(1, *decoded.shape[1:])).squeeze(0)
         rows = [torch.nonzero(which == number).flatten() for number in range(1 + len(self.more_decoders))]
         parts = [decode(encoding[r]) for decode, r in zip([self.decoder, *self.more_decoders], rows, strict=True)]
         return torch.cat(parts)[torch.cat(rows).argsort()]

@@ -23,13 +23,16 @@ def describe(means: dict[Term, float]) -> str:
 
 
 class Progress:
-    """A bar with the time left on a terminal, one line an epoch elsewhere; every line also goes to the log."""
+    """A bar with the time left on a terminal, one line an epoch elsewhere; every line also goes to the log.
 
-    def __init__(self, log: Callable[[str], None]) -> None:
+    With `quiet` only to the log: of runs that are trained together the first one shows its losses.
+    """
+
+    def __init__(self, log: Callable[[str], None], quiet: bool = False) -> None:
         self._log = log
-        self._console = Console()
+        self._console = Console(quiet=quiet)
         if not self._console.is_terminal:
-            self._console = Console(width=160)
+            self._console = Console(width=160, quiet=quiet)
         self._bar: Bar | None = None
         self._title = ""
 

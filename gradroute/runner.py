@@ -1,52 +1,62 @@
-"""One run from a checked configuration to its folder."""
+"""Runs from checked configurations to their folders, one alone or several in lockstep."""
 
 import io
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
-from torch import nn
 
 from gradroute import provenance, records
 from gradroute.ablation import Ablation
+from gradroute.datasets import Images
+from gradroute.errors import UserError
 from gradroute.evaluation import Head, activations_at
 from gradroute.ledger import Ledger
-from gradroute.losses import Term, Terms, absolute_error
+from gradroute.losses import CertificateObjective, Objective, Term
 from gradroute.progress import Progress
 from gradroute.records import RunFolder
 from gradroute.schema import Config
 from gradroute.setup import Measurement, Setup, settle_precision
-from gradroute.training import fit
+from gradroute.stacking import together
+from gradroute.training import Fit, Task
 
 CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run
 ENCODINGS_PER_LABEL = 50
 
 
 class Run:
-    """A run in its folder; its methods are the steps.
+    """A run in its folder; its methods are the steps. Those that train yield their tasks and go on when they are done.
 
     Raises: UserError for every mistake in the configuration or the data, before anything is written.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config, self.setup = config, Setup(config)
+    def __init__(self, config: Config, data: Images | None = None, stacked: int = 1) -> None:
+        """`data`: the data set, if it is at hand. `stacked`: how many runs are trained together with this one."""
+        self.config, self.setup = config, Setup(config, data)
         self.ablations: list[Ablation] = []
         self.order = torch.Generator().manual_seed(config.seed)
         self.steps_done = 0
-        self.folder = RunFolder(config, self._facts())
-        self.progress = Progress(self.folder.log)
+        self.stacked = stacked
+        self.error: Exception | None = None
+        self.folder: RunFolder
+        self.progress: Progress
+
+    def open(self, quiet: bool) -> None:
+        """Make the folder. Raises: UserError if that is not possible."""
+        self.folder = RunFolder(self.config, self._facts())
+        self.progress = Progress(self.folder.log, quiet)
 
     def _facts(self) -> dict[str, Any]:
         device, hardware = self.setup.device, provenance.hardware()
         if device.type == "cuda":
             hardware["gpu"] = torch.cuda.get_device_name(device)
         hardware["threads"] = torch.get_num_threads()
-        return {"dataset_sha256": self.setup.data.sha256, "hardware": hardware, "device": str(device)}
+        facts = {"dataset_sha256": self.setup.data.sha256, "hardware": hardware, "device": str(device)}
+        return facts | {"stacked": self.stacked}
 
     def _record(self, split: str, measured: Measurement) -> None:
         group, head, metric, value = measured
@@ -60,25 +70,14 @@ class Run:
         self.folder.write_metrics()
         return heads
 
-    def _fit(
-        self, title: str, task: Callable[[torch.Tensor], Terms], modules: list[nn.Module],
-        on_epoch: Callable[[int, int, dict[Term, float]], None] = lambda epoch, step, means: None, **options: Any,
-    ) -> None:  # fmt: skip
-        trainer, setup = self.config.trainer, self.setup
+    def _task(self, title: str, objective: Objective, **options: Any) -> Task:
+        points, trainer = len(self.setup.data.train_images), self.config.trainer
+        return Task(title, objective, points=points, trainer=trainer, order=self.order, **options)
 
-        def after_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
-            on_epoch(epoch, step, means)
-            self.progress.epoch(epoch, trainer.epochs, means)
-
-        parameters = [parameter for module in modules for parameter in module.parameters()]
-        points = len(setup.data.train_images)
-        with self.progress.running(title):
-            fit(task, parameters, points, trainer, setup.precision, setup.device, self.order, after_epoch, **options)
-
-    def train(self) -> None:
+    def train(self) -> Iterator[Task]:
         """Train the model and its certificates together under the routes."""
         trainer, setup, objective = self.config.trainer, self.setup, self.setup.objective()
-        images, routed, parameter_router = setup.data.train_images, setup.groups.routed, setup.parameter_router
+        images, routed = setup.data.train_images, setup.groups.routed
         every = -(-trainer.epochs // CURVE_POINTS)
         settings = self.config.ledger
         ledger = Ledger(setup.router, setup.parts.parameter_router, routed, settings.window, settings.every)
@@ -98,14 +97,15 @@ class Run:
                 precise = setup.precision == torch.bfloat16
                 with torch.autocast(setup.device.type, torch.bfloat16, enabled=precise):
                     self._evaluate()
+            self.progress.epoch(epoch, trainer.epochs, means)
 
-        self._fit(
+        yield self._task(
             "train",
-            lambda chosen: objective(images[chosen], routed[chosen]),
-            [setup.model, setup.certificates],
-            on_epoch,
+            objective,
+            batch=lambda chosen: (images[chosen], routed[chosen]),
+            on_epoch=on_epoch,
             before_update=before_update,
-            parameter_router=parameter_router,
+            parameter_router=setup.parameter_router,
             group_index=routed if trainer.batches == "by_group" else None,
         )
         self.folder.manifest["train_seconds"] = round(time.monotonic() - started, 1)
@@ -113,25 +113,26 @@ class Run:
             ledger.close(self.steps_done)
             self.folder.write_ledger(ledger.rows)
 
-    def certify(self) -> None:
+    def certify(self) -> Iterator[Task]:
         """Train a fresh certificate per region on the frozen encoding: a weak one must not pass for a clean split."""
         setup, images = self.setup, self.setup.data.train_images
-
-        def terms(name: str, certificate: nn.Module, encodings: torch.Tensor, chosen: torch.Tensor) -> Terms:
-            error = absolute_error(certificate(encodings[chosen]), images[chosen]).mean()
-            return {Term("fresh_certificate", "all", name, "mae"): (error, 1.0)}
-
-        fresh = {name: setup.add_fresh(name) for name in self.config.losses.certificates}
-        for name, certificate in fresh.items():
-            region = setup.regions[name]
+        epochs = self.config.trainer.epochs
+        for name in self.config.losses.certificates:
+            certificate, region = setup.add_fresh(name), setup.regions[name]
             encodings = region.select(activations_at(setup.model, region.sites, images)).flatten(1)
-            self._fit(f"certify {name}", partial(terms, name, certificate, encodings), [certificate])
+            yield self._task(
+                f"certify {name}",
+                CertificateObjective(certificate, name),
+                batch=lambda chosen, encodings=encodings: (encodings[chosen], images[chosen]),
+                on_epoch=lambda epoch, step, means: self.progress.epoch(epoch, epochs, means),
+            )
 
-    def ablate(self) -> None:
+    def ablate(self) -> Iterable[Task]:
         """Prepare the ablations that `evaluate` applies: of one region, of several together, or of each in turn."""
         self.ablations = self.setup.ablations()
+        return ()
 
-    def evaluate(self) -> None:
+    def evaluate(self) -> Iterable[Task]:
         """Measure every head in float32 and write metrics, weights and what the report draws."""
         setup, heads = self.setup, self._evaluate()
         for measured in setup.test_norms():
@@ -146,6 +147,7 @@ class Run:
         named = [row for row in final if row["group"] in [*setup.groups.names, "all"]]
         kept = ("group", "head", "region", "metric", "unit", "value")
         self.folder.write_json("summary.json", {"headline": [{k: row[k] for k in kept} for row in named]})
+        return ()
 
     def _write_samples(self, heads: dict[Head, torch.Tensor]) -> None:
         """One image per label through every head; encodings sorted by label; the mask: all the report needs."""
@@ -185,42 +187,111 @@ class Run:
             "ablation": self.config.ablation.kind,
         }
 
-    def report(self) -> None:
+    def report(self) -> Iterable[Task]:
         """Draw the plots and write the page from what is on disk."""
         from gradroute.page import run_page
         from gradroute.report import draw
 
         draw(self.folder.path)
         run_page(self.folder.path)
+        return ()
 
-
-def execute(config: Config, reuse: bool = False) -> Path:
-    """Run a checked configuration's steps; returns the run folder. Raises: UserError before anything is written.
-
-    With `reuse`, a finished run of the same configuration and version is returned instead, if there is one.
-    """
-    settle_precision(config)
-    if reuse and (done := records.finished_twin(config)):
-        print(f"already finished: {done}")
-        return done
-    run = Run(config)
-    steps: dict[str, Callable[[], None]] = {
-        "train": run.train,
-        "certify": run.certify,
-        "ablate": run.ablate,
-        "evaluate": run.evaluate,
-        "report": run.report,
-    }
-    try:
-        for step in config.steps:
-            run.folder.log(f"step {step}")
-            steps[step]()
-    except BaseException as error:
+    def end(self, error: BaseException | None = None) -> None:
+        """Record how the run ended, and the checksum of every file."""
+        if error is None:
+            self.progress.headline(self.folder.path, records.final_rows(self.folder.rows), self.setup.groups.names)
+            self.folder.finish("finished")
+            return
+        self.error = error if isinstance(error, Exception) else None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        run.folder.log(f"ended: {reason}")
-        run.folder.finish("interrupted" if interrupted else f"failed ({reason})")
-        raise
-    run.progress.headline(run.folder.path, records.final_rows(run.folder.rows), run.setup.groups.names)
-    run.folder.finish("finished")
-    return run.folder.path
+        self.folder.log(f"ended: {reason}")
+        self.folder.finish("interrupted" if interrupted else f"failed ({reason})")
+
+
+Outcome = Path | Exception
+
+
+def _advance(runs: list[Run], step: str) -> dict[Run, FloatingPointError]:
+    """One step of every run, tasks in lockstep; returns the runs that diverged, which did not end it."""
+    failed: dict[Run, FloatingPointError] = {}
+    made = {run: iter(getattr(run, step)()) for run in runs}
+    while made:
+        tasks = {run: task for run, steps in made.items() if (task := next(steps, None)) is not None}
+        if not tasks:
+            break
+        fit = Fit(list(tasks.values()), runs[0].setup.precision, runs[0].setup.device)
+        with runs[0].progress.running(fit.tasks[0].title):
+            fit.run()
+        failed |= {list(tasks)[number]: error for number, error in fit.failed.items()}
+        made = {run: steps for run, steps in made.items() if run in tasks and run not in failed}
+    return failed
+
+
+def _out_of_memory(error: Exception, config: Config, stacked: int) -> Exception:
+    """A lack of memory as a line that names what to lower; any other error as it is."""
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+        return error
+    lower = f"stack (now {stacked})" if stacked > 1 else "model.hidden"
+    return UserError(f"out of memory: lower trainer.batch_size (now {config.trainer.batch_size}) or {lower}")
+
+
+def _steps(runs: list[Run]) -> None:
+    """Every step of runs of one shape; what befalls one does not stop the others."""
+    going, together = list(runs), len(runs)
+    try:
+        for step in runs[0].config.steps:
+            for run in going:
+                run.folder.log(f"step {step}")
+            for run, fault in _advance(going, step).items():
+                run.end(fault)
+            going = [run for run in going if run.error is None]
+    except BaseException as error:
+        said = _out_of_memory(error, runs[0].config, together) if isinstance(error, Exception) else error
+        for run in going:
+            run.end(said)
+        if not isinstance(said, Exception):
+            raise
+    else:
+        for run in going:
+            run.end()
+
+
+def _run_together(configs: Sequence[Config]) -> list[Outcome]:
+    """Runs of one shape in lockstep, from their configurations to their folders."""
+    outcomes: list[Run | Exception] = []
+    runs: list[Run] = []
+    for config in configs:
+        try:
+            run = Run(config, runs[0].setup.data if runs else None, len(configs))
+            run.open(quiet=bool(runs))
+            runs.append(run)
+            outcomes.append(run)
+        except Exception as error:
+            outcomes.append(_out_of_memory(error, config, len(configs)))
+    if runs:
+        _steps(runs)
+    return [o if isinstance(o, Exception) else o.error or o.folder.path for o in outcomes]
+
+
+def execute(configs: Sequence[Config], reuse: bool = False) -> list[Outcome]:
+    """Run checked configurations' steps; returns each one's folder, or why there is no finished one.
+
+    Those that can be are trained together, as `stack` says. With `reuse`, a finished run of the same configuration and
+    version is returned instead, if there is one.
+    """
+    outcomes: dict[int, Outcome] = {}
+    device = "cpu"
+    for number, config in enumerate(configs):
+        try:
+            device = settle_precision(config)[0].type
+            if reuse and (done := records.finished_twin(config)):
+                print(f"already finished: {done}")
+                outcomes[number] = done
+        except UserError as error:
+            outcomes[number] = error
+    todo = {id(config): number for number, config in enumerate(configs) if number not in outcomes}
+    for stack in together([config for config in configs if id(config) in todo], device):
+        made = _run_together(stack)
+        outcomes |= {todo[id(config)]: outcome for config, outcome in zip(stack, made, strict=True)}
+    return [outcomes[number] for number in range(len(configs))]

@@ -146,10 +146,15 @@ class LedgerConfig:
 
 @dataclass
 class Config:
-    """One experiment: a dataset, a model, routing, losses and a list of steps."""
+    """One experiment: a dataset, a model, routing, losses and a list of steps.
+
+    `seeds` of it are as many runs, from `seed` on; at most `stack` runs are trained together as one batched program.
+    """
 
     name: str = "experiment"
     seed: int = 0
+    seeds: int | None = None
+    stack: Any = "auto"
     output_dir: str = "outputs"
     steps: list[str] = field(default_factory=lambda: list(STEPS))
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

@@ -8,14 +8,14 @@ from torch import nn
 
 from gradroute import ablation, datasets
 from gradroute.ablation import Ablation
+from gradroute.devices import pick_device, pick_precision
 from gradroute.errors import UserError
 from gradroute.evaluation import Head, activations_at, errors, localization, reconstructions, region_norms
 from gradroute.groups import Groups, Part, assign
 from gradroute.loading import build, read_regions
-from gradroute.losses import Objective
+from gradroute.losses import ReconstructionObjective
 from gradroute.routing import ParameterRouter, Router
 from gradroute.schema import Config
-from gradroute.training import pick_device, pick_precision
 
 NORM_POINTS = 2048  # test points whose norms are measured
 Measurement = tuple[str, Head, str, float]  # group or label, head, metric, value
@@ -35,10 +35,11 @@ class Setup:
     Raises: UserError for every mistake in the configuration or the data.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, data: datasets.Images | None = None) -> None:
+        """`data` is what `datasets.load` would give, if it is at hand."""
         self.config = config
         self.device, self.precision = settle_precision(config)
-        data = datasets.load(config.dataset, config.trainer.train_limit, config.trainer.test_limit)
+        data = data or datasets.load(config.dataset, config.trainer.train_limit, config.trainer.test_limit)
         self.data = data.to(self.device)
         self.groups: Groups = assign(
             config.routing,
@@ -65,16 +66,19 @@ class Setup:
         """The router of parameters, if there are regions of them."""
         return self.parts.parameter_router if self.parts.parameter_router.regions else None
 
-    def objective(self) -> Objective:
+    def objective(self) -> ReconstructionObjective:
         """The training loss."""
         partial = bool((self.groups.routed == -1).any())
         by_group = self.parameter_router is not None or self.config.trainer.batches == "by_group"
         several = self.config.model.decoders > 1
-        return Objective(self.model, self.certificates, self.router, self.config.losses, partial, by_group, several)
+        parts = (self.model, self.certificates, self.router, self.config.losses)
+        return ReconstructionObjective(*parts, partial, by_group, several)
 
     def add_fresh(self, region: str) -> nn.Module:
-        """A new certificate of the region, to be trained on the frozen encoding."""
-        certificate = self.parts.certificate(self.config.model, region, self.data.train_images[:1])
+        """A new certificate of the region, to be trained on the frozen encoding; the seed alone decides its start."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed + 1 + len(self.fresh))
+            certificate = self.parts.certificate(self.config.model, region, self.data.train_images[:1])
         self.fresh[region] = certificate
         return certificate
 

@@ -1,39 +1,15 @@
-"""The one training loop: any objective that returns named terms, any parameters."""
+"""The one training loop: any objectives that return named terms, one alone or several in lockstep."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
-from gradroute.errors import UserError
-from gradroute.losses import Term, Terms
+from gradroute.losses import Objective, Term
+from gradroute.programs import Single, Stack, Values
 from gradroute.routing import ParameterRouter
 from gradroute.schema import PresetConfig, TrainerConfig
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that `trainer.device` names; `auto` takes a GPU if there is one. Raises: UserError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"trainer.device={name}: cannot be used here ({reason}); auto, cpu or cuda:N") from None
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """Resolve `trainer.precision`: `auto` is bfloat16 where the processor or GPU multiplies it natively."""
-    if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        native = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
-    return torch.bfloat16 if native else torch.float32
 
 
 def learning_rate(trainer: PresetConfig, step: int, steps: int) -> float:
@@ -57,80 +33,113 @@ def batches(
         yield chunks[i]
 
 
-def backward(terms: Terms, router: ParameterRouter | None) -> None:
-    """Add the gradients of the sum of weight × value; with parameter routes, each group's terms by its own weights."""
-    if router is None:
-        torch.stack([value * weight for value, weight in terms.values()]).sum().backward()
-        return
-    losses: dict[str | None, torch.Tensor] = {}
-    for term, (value, weight) in terms.items():
-        group = term.group if term.group in router.groups else None  # None: what no group's route applies to
-        losses[group] = losses[group] + value * weight if group in losses else value * weight
-    router.backward(losses)
+@dataclass
+class Task:
+    """What is trained on what: an objective, its data, their order, and who looks on.
 
-
-def fit(
-    task: Callable[[torch.Tensor], Terms],
-    parameters: Iterable[torch.nn.Parameter],
-    points: int,
-    trainer: TrainerConfig,
-    precision: torch.dtype,
-    device: torch.device,
-    generator: torch.Generator,
-    on_epoch: Callable[[int, int, dict[Term, float]], None],
-    before_update: Callable[[int, torch.Tensor], None] = lambda step, chosen: None,
-    parameter_router: ParameterRouter | None = None,
-    group_index: torch.Tensor | None = None,
-) -> None:
-    """Minimise a task's terms with Adam (coupled L2) over shuffled batches; the last, smaller batch is kept.
-
-    Args:
-        task: takes the row numbers `(batch,)` of data points, on `device`, and returns terms with weights.
-        parameters: what the optimizer updates.
-        points: the number of data points.
-        trainer: the resolved configuration.
-        precision: bfloat16 for autocast, else float32.
-        generator: a CPU generator that alone decides the order of the data.
-        on_epoch: called with the epoch (from 1), the number of updates so far, and each term's mean over the epoch.
-        before_update: called with the number of updates so far and the batch's row numbers.
-        parameter_router: weighs the terms' gradients by their group, and freezes what no group present may touch.
-        group_index: group numbers `(points,)` if batches are to be of one group each.
-
-    Raises: FloatingPointError, naming the term, if a loss is not finite at the end of an epoch.
+    title: what it is called while it runs.
+    objective: called with a batch, returns `Terms`; all of its parameters are trained.
+    batch: takes the row numbers `(batch,)` of data points, on the device, and returns what the objective takes.
+    points: the number of data points.
+    trainer: the resolved configuration.
+    order: a CPU generator that alone decides the order of the data.
+    on_epoch: called with the epoch (from 1), the number of updates so far, and each term's mean over the epoch.
+    before_update: called with the number of updates so far and the batch's row numbers.
+    parameter_router: weighs the terms' gradients by their group, and freezes what no group present may touch.
+    group_index: group numbers `(points,)` if batches are to be of one group each.
     """
-    optimizer = torch.optim.Adam(
-        list(parameters),
-        lr=trainer.lr,
-        betas=(trainer.betas[0], trainer.betas[1]),
-        weight_decay=trainer.weight_decay,
-        fused=True,
-    )
-    step, steps = (
-        0,
-        trainer.epochs * sum(1 for _ in batches(points, trainer.batch_size, torch.Generator(), group_index)),
-    )
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
-    for epoch in range(1, trainer.epochs + 1):
-        values: dict[Term, list[torch.Tensor]] = {}
-        for rows in batches(points, trainer.batch_size, generator, group_index):
-            chosen = rows.to(device)
-            for parameter_group in optimizer.param_groups:
-                parameter_group["lr"] = learning_rate(trainer, step, steps)
-            before_update(step, chosen)
-            with autocast:
-                terms = task(chosen)
-            optimizer.zero_grad()
-            backward(terms, parameter_router)
-            with parameter_router.updating(optimizer) if parameter_router else nullcontext():
-                optimizer.step()
-            step += 1
-            for term, (value, _) in terms.items():  # stays on the device: one synchronisation an epoch
-                values.setdefault(term, []).append(value.detach())
-        means = {term: float(torch.stack(found).mean()) for term, found in values.items()}
-        for term, mean in means.items():
-            if not math.isfinite(mean):
-                raise FloatingPointError(
-                    f"epoch {epoch}: the {term.head} {term.metric} of group {term.group}, region {term.region} is "
-                    f"{mean}; lower trainer.lr (now {trainer.lr})"
-                )
-        on_epoch(epoch, step, means)
+
+    title: str
+    objective: Objective
+    batch: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+    points: int
+    trainer: TrainerConfig
+    order: torch.Generator
+    on_epoch: Callable[[int, int, dict[Term, float]], None] = lambda epoch, step, means: None
+    before_update: Callable[[int, torch.Tensor], None] = lambda step, chosen: None
+    parameter_router: ParameterRouter | None = None
+    group_index: torch.Tensor | None = None
+
+
+@dataclass
+class Fit:
+    """Minimises tasks' terms with Adam (coupled L2) over shuffled batches; the last, smaller batch is kept.
+
+    Several tasks are trained in lockstep as one batched program, each with its own initialisation, order of data and
+    optimizer state; they must agree in everything but numbers (see `gradroute.stacking`).
+
+    `precision` is bfloat16 for autocast, else float32. `failed` has the tasks, by number, whose losses became infinite
+    or nan; the others of a stack go on.
+    """
+
+    tasks: Sequence[Task]
+    precision: torch.dtype
+    device: torch.device
+    epoch: int = 0  # finished ones
+    index: int = 0  # of the next batch in the epoch
+    step: int = 0  # updates made
+    failed: dict[int, FloatingPointError] = field(default_factory=dict)
+    _seen: list[Values] = field(default_factory=list)  # of this epoch's updates; stay on the device
+
+    def __post_init__(self) -> None:
+        first, trainers = self.tasks[0], [task.trainer for task in self.tasks]
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+        if len(self.tasks) == 1:
+            self.program: Single | Stack = Single(first.objective, first.trainer, autocast, first.parameter_router)
+        else:
+            self.program = Stack([task.objective for task in self.tasks], trainers, autocast)
+        self._order = [task.order.get_state() for task in self.tasks]  # at the start of the epoch
+        numbers = batches(first.points, first.trainer.batch_size, torch.Generator(), first.group_index)
+        self.steps = first.trainer.epochs * sum(1 for _ in numbers)
+
+    def run(self, after_update: Callable[[], None] = lambda: None) -> None:
+        """Train to the last epoch, from where this is; `after_update` is called after every update.
+
+        Raises: FloatingPointError, naming the term, if every task has failed: at once on a CPU, and at the end of the
+            epoch elsewhere, since looking at it would make the device wait.
+        """
+        while self.epoch < self.tasks[0].trainer.epochs:
+            self._order = [task.order.get_state() for task in self.tasks]
+            plans = [
+                list(batches(task.points, task.trainer.batch_size, task.order, task.group_index)) for task in self.tasks
+            ]
+            for rows in list(zip(*plans, strict=True))[self.index :]:
+                self._update([chosen.to(self.device) for chosen in rows])
+                after_update()
+            means = self._means()
+            self.epoch, self.index, self._seen = self.epoch + 1, 0, []
+            for number, (task, own) in enumerate(zip(self.tasks, means, strict=True)):
+                if number not in self.failed:
+                    task.on_epoch(self.epoch, self.step, own)
+
+    def _update(self, chosen: list[torch.Tensor]) -> None:
+        """One optimizer update of every task."""
+        for task, rows in zip(self.tasks, chosen, strict=True):
+            task.before_update(self.step, rows)
+        self.program.set_rates([learning_rate(task.trainer, self.step, self.steps) for task in self.tasks])
+        data = [task.batch(rows) for task, rows in zip(self.tasks, chosen, strict=True)]
+        self._seen.append(self.program.gradients(data))
+        if self.device.type == "cpu":
+            self._check(self.step, self._seen[-1])
+        self.program.update()
+        self.index, self.step = self.index + 1, self.step + 1
+
+    def _check(self, step: int, values: Values) -> None:
+        """Note the tasks of which a term of update `step` is not finite."""
+        for number, (term, value) in values.faults().items():
+            where = f"the {term.head} {term.metric} of group {term.group}, region {term.region}"
+            advice = f"lower trainer.lr (now {self.tasks[number].trainer.lr})"
+            error = FloatingPointError(f"update {step}, epoch {self.epoch + 1}: {where} is {value}; {advice}")
+            self.failed.setdefault(number, error)
+        if len(self.failed) == len(self.tasks):
+            raise self.failed[0]
+
+    def _means(self) -> list[dict[Term, float]]:
+        """Each task's terms' means over the epoch's batches that had them."""
+        found: list[dict[Term, list[float]]] = [{} for _ in self.tasks]
+        for step, values in enumerate(self._seen, self.step - len(self._seen)):
+            self._check(step, values)
+            for own, sums in zip(values.by_task(), found, strict=True):
+                for term, value in own.items():
+                    sums.setdefault(term, []).append(value)
+        return [{term: sum(values) / len(values) for term, values in own.items()} for own in found]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradroute import Region, Router
-from gradroute.losses import Objective, correlation_penalty, group_means
+from gradroute.losses import ReconstructionObjective, correlation_penalty, group_means
 from gradroute.models import Autoencoder, perceptron
 from gradroute.schema import LossesConfig
 
@@ -36,7 +36,7 @@ def test_loss_and_gradients_equal_the_published_protocol() -> None:
     regions = {"top": Region("encoder", (0, 1, 2, 3)), "bottom": Region("encoder", (4, 5, 6, 7))}
     router = Router(model, regions, ["low", "high"], {"low": {"bottom": 0.0}, "high": {"top": 0.0}}, x[:1])
     config = LossesConfig(["top", "bottom"], {"top": 3e-3, "bottom": 3e-3}, 0.1)
-    terms = Objective(model, certificates, router, config)(x, (~low).long())
+    terms = ReconstructionObjective(model, certificates, router, config)(x, (~low).long())
     ours = torch.stack([value * weight for value, weight in terms.values()]).sum()
     theirs = transcription(model, certificates, x, low)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)

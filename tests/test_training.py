@@ -4,12 +4,24 @@ import pytest
 import torch
 from torch import nn
 
+from gradroute.devices import pick_device, pick_precision
 from gradroute.errors import UserError
-from gradroute.losses import Term, Terms
+from gradroute.losses import Objective, Term, Terms
 from gradroute.schema import TrainerConfig
-from gradroute.training import batches, fit, learning_rate, pick_device, pick_precision
+from gradroute.training import Fit, Task, batches, learning_rate
 
 TERM = Term("decoder", "all", "all", "mae")
+
+
+class Distance(Objective):
+    """Mean absolute difference of a linear map's output, times `scale`."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__({TERM: 1.0})
+        self.model, self.scale = nn.Linear(3, 1), scale
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor) -> Terms:
+        return {TERM: (self.scale * (self.model(x) - target).abs().mean(), self.weights[TERM])}
 
 
 def train(trainer: TrainerConfig, scale: float = 1.0) -> tuple[list[float], nn.Linear]:
@@ -17,17 +29,18 @@ def train(trainer: TrainerConfig, scale: float = 1.0) -> tuple[list[float], nn.L
     torch.manual_seed(trainer.epochs)
     x = torch.randn(64, 3)
     target = x @ torch.tensor([[1.0], [-2.0], [0.5]])
-    model = nn.Linear(3, 1)
-    losses: list[float] = []
-
-    def task(rows: torch.Tensor) -> Terms:
-        return {TERM: (scale * (model(x[rows]) - target[rows]).abs().mean(), 1.0)}
-
-    fit(
-        task, model.parameters(), 64, trainer, torch.float32, torch.device("cpu"),
-        torch.Generator().manual_seed(1), lambda epoch, step, means: losses.append(means[TERM]),
-    )  # fmt: skip
-    return losses, model
+    objective, losses = Distance(scale), list[float]()
+    task = Task(
+        "train",
+        objective,
+        batch=lambda rows: (x[rows], target[rows]),
+        points=64,
+        trainer=trainer,
+        order=torch.Generator().manual_seed(1),
+        on_epoch=lambda epoch, step, means: losses.append(means[TERM]),
+    )
+    Fit([task], torch.float32, torch.device("cpu")).run()
+    return losses, objective.model
 
 
 def test_fit_converges_on_a_toy() -> None:
@@ -43,7 +56,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named() -> None:
-    with pytest.raises(FloatingPointError, match="decoder mae of group all"):
+    with pytest.raises(FloatingPointError, match="update 0, epoch 1: the decoder mae of group all"):
         train(TrainerConfig(epochs=3, batch_size=10), scale=float("nan"))
 
 

@@ -34,7 +34,10 @@ def small_run(folder: Path, *overrides: str, routing: dict[str, Any] | None = No
 
     for key, value in (routing or {}).items():
         OmegaConf.update(composed, f"routing.{key}", value, force_add=True)
-    return execute(from_mapping(composed))
+    (made,) = execute([from_mapping(composed)])
+    if isinstance(made, Exception):
+        raise made
+    return made
 
 
 def failing(run: Path) -> list[str]:

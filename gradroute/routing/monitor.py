@@ -30,6 +30,19 @@ class Norms:
     unrouted: float
 
 
+class Watched:
+    """Notes what a `Monitor` would watch, for monitors outside of `torch.func.vmap` to `attach` to; see `seen`."""
+
+    def __init__(self) -> None:
+        self.seen: dict[Site, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    def watch(self, site: Site, activation: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
+        """Note activation, branch and membership; returns the branch, which the rest of the model must use."""
+        branch = activation.view_as(activation)
+        self.seen[site] = (activation, branch, membership)
+        return branch
+
+
 class Monitor:
     """Sums that a `Router` fills when it is given to `route`. They stay on the device until `norms` is called.
 
@@ -47,23 +60,37 @@ class Monitor:
 
     def watch(self, site: Site, activation: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
         """Add a site's activation now and its gradients when they come; returns what the rest of the model must use."""
+        branch = activation.view_as(activation)
+        self.attach(site, activation, branch, membership)
+        return branch
+
+    def attach(
+        self, site: Site, activation: torch.Tensor, branch: torch.Tensor, membership: torch.Tensor,
+        replica: int | None = None,
+    ) -> None:  # fmt: skip
+        """Add an activation, and when they come the gradients of it and of `branch`, the view that leads to the mask.
+
+        With `replica`, both tensors are a stack's, and only that one's part is added.
+        """
         arrived: list[torch.Tensor] = []
 
+        def own(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor if replica is None else tensor[replica]
+
         def routed(gradient: torch.Tensor) -> None:
-            arrived.append(gradient)
-            self._add("routed", site, gradient, membership)
+            arrived.append(own(gradient))
+            self._add("routed", site, arrived[0], membership)
 
         def total(gradient: torch.Tensor) -> None:  # comes after `routed`, of which it is the sum with all others
-            self._add("unrouted", site, gradient - arrived.pop() if arrived else gradient, membership)
+            mine = own(gradient)
+            self._add("unrouted", site, mine - arrived.pop() if arrived else mine, membership)
 
-        self._add("activation", site, activation.detach(), membership)
+        self._add("activation", site, own(activation.detach()), membership)
         for name, region in self.regions.items():
             if site == region.sites[0]:
                 self._passes[name] += 1
-        branch = activation.view_as(activation)
         activation.register_hook(total)
         branch.register_hook(routed)
-        return branch
 
     def _add(self, what: str, site: Site, tensor: torch.Tensor, membership: torch.Tensor) -> None:
         for name, region in self.regions.items():

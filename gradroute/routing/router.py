@@ -11,9 +11,11 @@ from torch import nn
 from gradroute.errors import UserError, unknown
 from gradroute.routes import Routes, read_routes
 from gradroute.routing.mask import mask_gradient
-from gradroute.routing.monitor import Monitor
+from gradroute.routing.monitor import Monitor, Watched
 from gradroute.routing.regions import Region, resolve
 from gradroute.routing.sites import Site, by_module, hooked
+
+Tables = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # weights and forward factors by site name
 
 
 @dataclass
@@ -31,7 +33,7 @@ class _Pass:
     """What one `route` holds: who the data points are, what the sites showed, who measures."""
 
     membership: torch.Tensor
-    monitor: Monitor | None
+    monitor: Monitor | Watched | None
     activations: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -60,6 +62,7 @@ class Router:
         self._tables = {site.name: self._empty(site) for site in self.sites}
         self._values: dict[tuple[str, str], tuple[float, float]] = {}
         self._attached, self._hooks, self._active = 0, ExitStack(), list[_Pass]()
+        self._replica = False
         self.at_step(0)
 
     def _empty(self, site: Site) -> _Table:
@@ -109,6 +112,22 @@ class Router:
             table.weight.copy_(weight)  # in place, so that a compiled model sees it
             table.forward.copy_(forward)
 
+    def tables(self) -> Tables:
+        """Weights and forward factors now in force at every site, each `(groups + 1, units)`; the last row is 1."""
+        return {name: (table.weight, table.forward) for name, table in self._tables.items()}
+
+    @contextmanager
+    def using(self, tables: Tables) -> Iterator[None]:
+        """Route by these tables instead of the router's own, such as one replica's of a stack inside `vmap`."""
+        kept, self._replica = self._tables, True
+        self._tables = {
+            name: _Table(*pair, routed=True, forwarded=kept[name].forwarded) for name, pair in tables.items()
+        }
+        try:
+            yield
+        finally:
+            self._tables, self._replica = kept, False
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Keep the hooks on the model for all `route`s inside: needed around `torch.compile`, which freezes hooks."""
@@ -125,7 +144,7 @@ class Router:
 
     @contextmanager
     def route(
-        self, membership: torch.Tensor | int | str, monitor: Monitor | None = None
+        self, membership: torch.Tensor | int | str, monitor: Monitor | Watched | None = None
     ) -> Iterator[dict[str, torch.Tensor]]:
         """Route the forward passes made inside; `backward` may come after.
 
@@ -200,7 +219,8 @@ class Router:
             )
         for entry in self._active:
             entry.activations[site.name] = activation
-            if (table.routed or entry.monitor) and not activation.requires_grad:
+            # inside vmap a tensor does not say that it requires a gradient
+            if (table.routed or entry.monitor) and not (activation.requires_grad or self._replica):
                 raise UserError(f"site '{site.name}': its output needs no gradient; is all before it frozen?")
             if entry.monitor:
                 masked = entry.monitor.watch(site, masked, entry.membership)

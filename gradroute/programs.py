@@ -1,0 +1,208 @@
+"""How one update's gradients are made: of one objective, or of several stacked into one batched program."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+
+from gradroute.losses import Objective, Term, Terms
+from gradroute.routing import Monitor, ParameterRouter
+from gradroute.routing.monitor import Watched
+from gradroute.routing.router import Tables
+from gradroute.schema import TrainerConfig
+
+Autocast = AbstractContextManager[Any]
+Batch = tuple[torch.Tensor, ...]
+State = dict[str, dict[str, torch.Tensor]]  # a task's optimizer state by parameter and name
+
+
+@dataclass
+class Values:
+    """The terms of one update, `numbers` `(terms, tasks)`; a task that has no such term is in `absent` with it."""
+
+    terms: tuple[Term, ...]
+    numbers: torch.Tensor
+    absent: frozenset[tuple[Term, int]] = frozenset()
+
+    def by_task(self) -> list[dict[Term, float]]:
+        """Each task's terms; waits for the device."""
+        tasks = self.numbers.T.tolist()
+        return [
+            {term: v for term, v in zip(self.terms, own, strict=True) if (term, i) not in self.absent}
+            for i, own in enumerate(tasks)
+        ]
+
+    def faults(self) -> dict[int, tuple[Term, float]]:
+        """Each faulty task's first value that is not finite, with its term, by its number; waits for the device."""
+        if bool(self.numbers.isfinite().all()):
+            return {}
+        wrong = [[(term, v) for term, v in own.items() if not math.isfinite(v)] for own in self.by_task()]
+        return {number: found[0] for number, found in enumerate(wrong) if found}
+
+
+def _adam(groups: Sequence[list[nn.Parameter]], trainers: Sequence[TrainerConfig]) -> torch.optim.Adam:
+    settings = [
+        {"params": group, "lr": t.lr, "betas": (t.betas[0], t.betas[1]), "weight_decay": t.weight_decay}
+        for group, t in zip(groups, trainers, strict=True)
+    ]
+    return torch.optim.Adam(settings, fused=True)
+
+
+def total(terms: Terms) -> torch.Tensor:
+    """The sum of weight × value."""
+    return torch.stack([value * weight for value, weight in terms.values()]).sum()
+
+
+def backward(terms: Terms, router: ParameterRouter | None) -> None:
+    """Add the gradients of the sum of weight × value; with parameter routes, each group's terms by its own weights."""
+    if router is None:
+        total(terms).backward()
+        return
+    losses: dict[str | None, torch.Tensor] = {}
+    for term, (value, weight) in terms.items():
+        group = term.group if term.group in router.groups else None  # None: what no group's route applies to
+        losses[group] = losses[group] + value * weight if group in losses else value * weight
+    router.backward(losses)
+
+
+class Single:
+    """One objective, as it is."""
+
+    def __init__(
+        self, objective: Objective, trainer: TrainerConfig, autocast: Autocast, router: ParameterRouter | None
+    ) -> None:
+        self.objective, self.autocast, self.router = objective, autocast, router
+        self.parameters = dict(objective.named_parameters())
+        self.optimizer = _adam([list(self.parameters.values())], [trainer])
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """Set the learning rate of the next update."""
+        self.optimizer.param_groups[0]["lr"] = rates[0]
+
+    def gradients(self, data: Sequence[Batch]) -> Values:
+        """Fill the parameters' `.grad` from one batch; returns its terms."""
+        with self.autocast:
+            terms: Terms = self.objective(*data[0])
+        self.optimizer.zero_grad()
+        backward(terms, self.router)
+        return Values(tuple(terms), torch.stack([value.detach() for value, _ in terms.values()])[:, None])
+
+    def update(self) -> None:
+        """Move the parameters; what no group present may touch stays."""
+        with self.router.updating(self.optimizer) if self.router else nullcontext():
+            self.optimizer.step()
+
+    def state(self, task: int) -> State:
+        """The optimizer's state."""
+        return {name: dict(self.optimizer.state.get(parameter, {})) for name, parameter in self.parameters.items()}
+
+    def load_states(self, states: Sequence[State]) -> None:
+        """Continue from a `state`."""
+        for name, parameter in self.parameters.items():
+            self.optimizer.state[parameter] = dict(states[0][name])
+
+
+class Stack:
+    """Several objectives of one shape as one batched program (`torch.func.vmap` over stacked parameters).
+
+    The objectives' modules keep their parameters, which from now on are views of the stacked ones, so that each can be
+    evaluated and saved as ever. They may differ in weights of losses, in masks and in the optimizer's numbers.
+    """
+
+    def __init__(self, objectives: Sequence[Objective], trainers: Sequence[TrainerConfig], autocast: Autocast) -> None:
+        self.objectives, self.size, self.autocast = list(objectives), len(objectives), autocast
+        named = [dict(objective.named_parameters()) for objective in objectives]
+        self.parameters = {name: nn.Parameter(torch.stack([own[name].detach() for own in named])) for name in named[0]}
+        for i, own in enumerate(named):
+            for name, parameter in own.items():
+                parameter.data = self.parameters[name].data[i]
+        self.terms = tuple(dict.fromkeys(term for objective in objectives for term in objective.weights))
+        self.absent = frozenset((t, i) for i, o in enumerate(objectives) for t in self.terms if t not in o.weights)
+        like = next(iter(self.parameters.values()))
+        self.weights = {  # a term that a task does not have weighs nothing there
+            term: like.detach().new_tensor([o.weights.get(term, 0.0) for o in objectives]) for term in self.terms
+        }
+        alike = len({(t.lr, *t.betas, t.weight_decay) for t in trainers}) == 1
+        self._slices: list[dict[str, nn.Parameter]] = []  # by task, where their optimizers' numbers differ
+        if not alike:
+            self._slices = [{k: nn.Parameter(p.data[i]) for k, p in self.parameters.items()} for i in range(self.size)]
+        groups = [list(own.values()) for own in self._slices or [self.parameters]]
+        self.optimizer = _adam(groups, trainers[: len(groups)])
+        for module in objectives[0].modules():
+            if hasattr(module, "fixed_shapes"):
+                setattr(module, "fixed_shapes", True)  # noqa: B010
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """Set the learning rates of the next update, one for each task."""
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
+            group["lr"] = rate
+
+    def gradients(self, data: Sequence[Batch]) -> Values:
+        """Fill the stacked parameters' `.grad` from one batch of each task; returns their terms."""
+        base = self.objectives[0]
+        monitors = [o.monitor if isinstance(o.monitor, Monitor) else None for o in self.objectives]
+        watched = Watched() if any(monitors) else None
+
+        def one(
+            parameters: Mapping[str, torch.Tensor], weights: dict[Term, torch.Tensor], tables: Tables, batch: Batch
+        ) -> tuple[torch.Tensor, torch.Tensor, dict[Any, Batch]]:
+            with base.set_to(weights, tables, watched):
+                terms: Terms = functional_call(base, dict(parameters), batch)
+            values = torch.stack([terms[term][0] for term in self.terms])
+            return values, total(terms), dict(watched.seen) if watched else {}
+
+        self.optimizer.zero_grad()
+        stacked = tuple(torch.stack(parts) for parts in zip(*data, strict=True))
+        tables = self._tables()
+        with self.autocast:
+            values, losses, seen = vmap(one)(self.parameters, self.weights, tables, stacked)
+        for task, monitor in enumerate(monitors):
+            for site, (activation, branch, membership) in seen.items() if monitor else ():
+                assert monitor is not None
+                monitor.attach(site, activation, branch, membership[task], task)
+        losses.sum().backward()
+        return Values(self.terms, values.detach().T, self.absent)
+
+    def _tables(self) -> Tables:
+        """Every site's weights and forward factors, stacked over tasks."""
+        routers = [objective.router for objective in self.objectives]
+        if routers[0] is None:
+            return {}
+        each = [router.tables() for router in routers if router is not None]
+        weights, factors = ({site: torch.stack([own[site][k] for own in each]) for site in each[0]} for k in (0, 1))
+        return {site: (weights[site], factors[site]) for site in weights}
+
+    def update(self) -> None:
+        """Move the parameters of every task."""
+        for i, own in enumerate(self._slices):
+            for name, parameter in own.items():
+                gradient = self.parameters[name].grad
+                parameter.grad = None if gradient is None else gradient[i]
+        self.optimizer.step()
+        if self._slices:
+            for parameter in self.parameters.values():
+                parameter.grad = None
+
+    def state(self, task: int) -> State:
+        """One task's optimizer state, as if it had been trained alone."""
+        if self._slices:
+            return {name: dict(self.optimizer.state.get(p, {})) for name, p in self._slices[task].items()}
+        kept = {name: self.optimizer.state.get(p, {}) for name, p in self.parameters.items()}
+        return {name: {k: v[task] if v.dim() else v for k, v in own.items()} for name, own in kept.items()}
+
+    def load_states(self, states: Sequence[State]) -> None:
+        """Continue from every task's `state`."""
+        for name, parameter in self.parameters.items():
+            if self._slices:
+                for own, state in zip(self._slices, states, strict=True):
+                    self.optimizer.state[own[name]] = dict(state[name])
+            else:
+                keys = states[0][name]
+                self.optimizer.state[parameter] = {
+                    k: torch.stack([state[name][k] for state in states]) if keys[k].dim() else keys[k] for k in keys
+                }

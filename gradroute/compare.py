@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HIDDEN = ("seed", "output_dir", "dataset.root", "trainer.device", "ledger")  # never why results differ
-SWEEP_FILE = "runs.json"  # the runs of a sweep, relative to its folder
+SWEEP_FILE = "runs.json"  # of a sweep: its runs, relative to its folder, and the jobs that failed
 FORMATS = ("table", "csv", "markdown", "latex")
 
 
@@ -33,6 +33,7 @@ class Read:
     settings: dict[str, Any]
     rows: list[dict[str, Any]]
     left_out: str | None = None
+    commit: str = ""
 
 
 def find_runs(paths: Iterable[str]) -> list[Path]:
@@ -50,12 +51,25 @@ def find_runs(paths: Iterable[str]) -> list[Path]:
 
 def _runs_in(place: Path) -> list[Path]:
     if (place / SWEEP_FILE).is_file():
-        try:
-            listed = json.loads((place / SWEEP_FILE).read_text())
-            return [Path(os.path.normpath(place / run)) for run in listed]
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{place / SWEEP_FILE}: damaged ({error})") from None
+        return [Path(os.path.normpath(place / run)) for run in _read_sweep(place)["runs"]]
     return [path.parent for path in sorted(place.rglob("manifest.json"))]
+
+
+def _read_sweep(place: Path) -> dict[str, list[Any]]:
+    """A sweep's runs and its failed jobs. Raises: UserError if they cannot be read."""
+    try:
+        listed = json.loads((place / SWEEP_FILE).read_text())
+        failed = [(str(entry["job"]), str(entry["error"])) for entry in listed["failed"]]
+        return {"runs": list(map(str, listed["runs"])), "failed": failed}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{place / SWEEP_FILE}: damaged ({error})") from None
+
+
+def left_out(reads: list[Read], paths: list[str]) -> list[tuple[str, str]]:
+    """What is not in the table, and why: runs that are not finished, and jobs that a sweep says have failed."""
+    places = [Path(path) for path in paths if (Path(path) / SWEEP_FILE).is_file()]
+    failed = [entry for place in places for entry in _read_sweep(place)["failed"]]
+    return [(str(read.path), read.left_out) for read in reads if read.left_out] + failed
 
 
 def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -77,14 +91,16 @@ def read_run(run: Path) -> Read:
         return Read(run, {}, [], f"not finished ({manifest['state']})")
     if "summary.json" not in manifest.get("files", {}):
         return Read(run, {}, [], "not evaluated")
-    check_files(run, manifest, ["summary.json", "config.yaml"])
+    check_files(run, manifest, ["summary.json", "config.yaml", "metrics.csv"])
     settings = flat(yaml.load((run / "config.yaml").read_text(), loader))  # a SafeLoader either way
     settings["version"] = manifest.get("packages", {}).get("gradroute")
     settings["data"] = str(manifest.get("dataset_sha256"))[:12]
+    commit = str(manifest.get("git_commit"))
     try:
         rows = json.loads((run / "summary.json").read_text())["headline"]
         keys = ("head", "region", "group", "metric")
-        return Read(run, settings, [{k: row[k] for k in keys} | {"value": float(row["value"])} for row in rows])
+        rows = [{k: row[k] for k in keys} | {"value": float(row["value"])} for row in rows]
+        return Read(run, settings, rows, commit=commit)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run}/summary.json: damaged ({error})") from None
 
@@ -194,20 +210,23 @@ def compare(
         if sort not in table.columns:
             raise unknown("column of --sort:", sort, table.columns)
         table = table.sort_values(sort, kind="stable")
+    out_of_it = left_out(reads, paths)
+    notes = [f"with {k} also change: {', '.join(o)}" for k, o in independent(chosen, varying(chosen)).items() if o]
+    commits = sorted({read.commit[:12] for read in chosen})
+    if len(commits) > 1:
+        notes.append(f"made by {len(commits)} commits of gradroute: {', '.join(commits)}")
     if out is not None:
-        write_comparison(out, table, metric, paths)
+        write_comparison(out, table, metric, paths, notes, out_of_it)
     if form == "csv":
         print(table.to_csv(index=False, float_format="%.6g"), end="")
     elif form == "table":
         print_table(table, f"{metric} on the test images, pixels in [-1, 1]; mean over seeds, 95 % t-interval")
     else:
         print(render(table, form))
-    for key, others in independent(chosen, varying(chosen)).items() if form == "table" else ():
-        if others:
-            print(f"with {key} also change: {', '.join(others)}")
-    for read in reads:
-        if read.left_out:
-            print(f"not in the table: {read.path} ({read.left_out})", file=sys.stderr)
+    for note in notes:
+        print(note, file=sys.stdout if form == "table" else sys.stderr)
+    for what, why in out_of_it:
+        print(f"not in the table: {what} ({why})", file=sys.stderr)
 
 
 def main() -> None:

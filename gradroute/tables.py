@@ -27,8 +27,13 @@ def print_table(table: "pd.DataFrame", title: str) -> None:
     console.print(shown)
 
 
-def write_comparison(out: Path, table: "pd.DataFrame", metric: str, paths: list[str]) -> None:
-    """Write `comparison` as CSV, Markdown, LaTeX, plot and page into a folder."""
+def write_comparison(
+    out: Path, table: "pd.DataFrame", metric: str, paths: list[str], notes: list[str], left_out: list[tuple[str, str]]
+) -> None:
+    """Write `comparison` as CSV, Markdown, LaTeX, plot and page into a folder.
+
+    notes: lines about the runs. left_out: what is not in the table, and why.
+    """
     from gradroute.comparison_plots import draw
     from gradroute.page import Page, Table
 
@@ -46,10 +51,13 @@ def write_comparison(out: Path, table: "pd.DataFrame", metric: str, paths: list[
     rows = [[cell.item() if hasattr(cell, "item") else cell for cell in row] for row in table.values]
     shown = Table(f"{metric} on the test images", [str(column) for column in table.columns], rows, note)
     judged = [word for word in table["agrees"] if word]
-    verdict = [f"{judged.count('yes')} of {len(judged)} published values agree within 0.02 and our half-width."]
+    words = [f"{judged.count('yes')} of {len(judged)} published values agree within 0.02 and our half-width."]
+    words = [*(words if judged else []), *notes]
+    missing = Table("Not in the table", ["run or job", "why"], left_out, "Continue a sweep by its command.")
     title = f"Comparison of {len(set(table['experiment']))} experiments"
     again = "gradroute-compare " + shlex.join(paths)
-    page = Page(title, verdict if judged else [], [shown], list(figures.items()), [("How to make it again", again)])
+    tables = [shown, *([missing] if left_out else [])]
+    page = Page(title, words, tables, list(figures.items()), [("How to make it again", again)])
     write_atomically(out / "comparison.html", page.html())
 
 

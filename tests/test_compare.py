@@ -34,11 +34,17 @@ def fake_run(
         {"head": "certificate", "region": "bottom", "group": g, "metric": "mse", "unit": "", "value": value * scale}
         for g, scale in (("digits_0_4", 1.0), ("digits_5_9", 0.25))
     ]
-    files = {"config.yaml": yaml.safe_dump(config), "summary.json": json.dumps({"headline": rows})}
+    files = {"config.yaml": yaml.safe_dump(config), "summary.json": json.dumps({"headline": rows}), "metrics.csv": "-"}
     for file, text in files.items():
         (run / file).write_text(text)
     sums = {file: hashlib.sha256(text.encode()).hexdigest() for file, text in files.items()}
-    manifest = {"state": state, "packages": {"gradroute": "0.1.0"}, "dataset_sha256": data, "files": sums}
+    manifest = {
+        "state": state,
+        "git_commit": "abc",
+        "packages": {"gradroute": "0.1.0"},
+        "dataset_sha256": data,
+        "files": sums,
+    }
     (run / "manifest.json").write_text(json.dumps(manifest))
     return run
 
@@ -118,6 +124,30 @@ def test_unfinished_runs_are_named_and_not_mixed_in(tmp_path: Path, capsys: pyte
     assert "0.9" not in out and "not finished (interrupted)" in err
 
 
+def test_a_sweep_says_what_failed_and_what_is_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [fake_run(tmp_path, 0, 0.3), fake_run(tmp_path, 1, 0.3, state="running")]
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    failed = [{"job": "seed=-1", "error": "seed=-1: must be <0>"}]
+    (sweep / "runs.json").write_text(json.dumps({"runs": [f"../mnist_split/{r.name}" for r in runs], "failed": failed}))
+    compare([str(sweep)], out=sweep)
+    assert "not finished (running)" in (err := capsys.readouterr().err) and "seed=-1 (seed=-1: must be <0>)" in err
+    html = (sweep / "comparison.html").read_text()
+    assert "Not in the table" in html and "not finished (running)" in html and "must be &lt;0&gt;" in html
+    (sweep / "runs.json").write_text('["a"]')
+    with pytest.raises(UserError, match=r"runs\.json: damaged"):
+        compare([str(sweep)])
+
+
+def test_runs_of_several_commits_are_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_run(tmp_path, 0, 0.3)
+    other = fake_run(tmp_path, 1, 0.3)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"git_commit": "def-dirty"}))
+    compare([str(tmp_path)])
+    assert "made by 2 commits of gradroute: abc, def-dirty" in capsys.readouterr().out
+
+
 def test_mistakes_are_refused(tmp_path: Path, command: Callable[..., Any]) -> None:
     run = fake_run(tmp_path / "a", 0, 0.3)
     fake_run(tmp_path / "b", 0, 0.3, data="e" * 64)
@@ -137,6 +167,9 @@ def test_mistakes_are_refused(tmp_path: Path, command: Callable[..., Any]) -> No
         with pytest.raises(UserError) as error:
             compare([str(path) for path in paths], **options)
         assert message in str(error.value) and "\n" not in str(error.value)
+    (run / "metrics.csv").write_text("x")
+    with pytest.raises(UserError, match=r"metrics\.csv: damaged"):
+        compare([str(run)])
     (run / "summary.json").write_text("{}")
     result = command("gradroute-compare", str(run), cwd=tmp_path)
     assert result.returncode == 2 and "summary.json: damaged" in result.stderr and "Traceback" not in result.stderr

@@ -1,0 +1,252 @@
+"""How fast training is, measured in one go: beside the textbook form and beside what the machine can multiply.
+
+Prints a table of every part and writes all numbers as JSON. What is compared is interleaved, round by round, so that a
+busy machine slows both alike: medians, with the smallest and largest of the rounds. The textbook form is written here
+from the published description (GR App. B): float32, one decoder pass per group, `detach` for the mask, unfused Adam,
+every loss read with `.item()`.
+
+usage: python scripts/benchmark.py [--device cuda] [--rounds 3] [--only epoch,stack] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.table import Table
+
+from gradroute import datasets
+from gradroute.cli import conf_dir
+from gradroute.config import from_mapping
+from gradroute.loading import build
+from gradroute.models import Autoencoder
+from gradroute.provenance import hardware
+from gradroute.schema import Config
+from gradroute.setup import Setup
+from gradroute.training import Fit, Task
+
+FLOP_PER_IMAGE = 60.8e6  # matrix products of one update of setting 1 at paper sizes, one decoder pass
+IMAGES = 60_000
+Row = dict[str, Any]
+Step = Callable[[], None]
+
+
+def configured(*overrides: str) -> Config:
+    """A checked configuration."""
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        return from_mapping(compose("config", list(overrides)))
+
+
+def waited(device: str) -> None:
+    """Until the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(what: dict[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of every step in every round, interleaved; one round before them warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in what}
+    for number in range(rounds + 1):
+        for name, step in what.items():
+            started = time.perf_counter()
+            step()
+            waited(device)
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Median, with the smallest and the largest."""
+    low, middle, high = (f"{v:.{digits}g}" for v in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+def textbook(data: datasets.Images, config: Config, device: str) -> Step:
+    """One epoch as published: two decoder passes with `detach`."""
+    parts = build(config, list(config.routing.groups), torch.zeros(1, 784, device=device))
+    model, certificates = parts.model, parts.certificates
+    assert isinstance(model, Autoencoder)
+    optimizer = torch.optim.Adam([*model.parameters(), *certificates.parameters()], lr=1e-3, weight_decay=5e-5)
+
+    def epoch() -> None:
+        for chosen in torch.randperm(len(data.train_images)).split(2048):
+            rows = chosen.to(device)
+            images, low = data.train_images[rows], data.train_labels[rows] < 5
+            z = model.encoder(images)
+            top, bottom = z[:, :16], z[:, 16:]
+            losses = [
+                (model.decoder(torch.cat([top, bottom.detach()], 1)[low]) - images[low]).abs().mean(),
+                (model.decoder(torch.cat([top.detach(), bottom], 1)[~low]) - images[~low]).abs().mean(),
+                (certificates["top"](top.detach()) - images).abs().mean(),
+                (certificates["bottom"](bottom.detach()) - images).abs().mean(),
+                3e-3 * z.abs().sum(1).mean(),
+            ]
+            s = (z - z.mean(0)) / z.std(0).clamp(min=1e-8)
+            losses.append(0.1 * (s[:, :16].T @ s[:, 16:] / len(z)).abs().mean())
+            optimizer.zero_grad()
+            torch.stack(losses).sum().backward()
+            optimizer.step()
+            for loss in losses:
+                loss.item()
+
+    return epoch
+
+
+def ours(data: datasets.Images, configs: list[Config], updates: int | None = None, ledger: bool = False) -> Step:
+    """One epoch, or so many updates, of these configurations trained together."""
+    setups = [Setup(config, data) for config in configs]
+    trainer = replace(configs[0].trainer, epochs=1)
+    points = min(len(data.train_images), updates * trainer.batch_size) if updates else len(data.train_images)
+
+    def task(setup: Setup, config: Config) -> Task:
+        images, routed = setup.data.train_images, setup.groups.routed
+        order = torch.Generator().manual_seed(config.seed)
+        own = replace(config.trainer, epochs=1)
+        return Task("train", setup.objective(), lambda rows: (images[rows], routed[rows]), points, own, order)
+
+    tasks = [task(setup, config) for setup, config in zip(setups, configs, strict=True)]
+
+    def epoch() -> None:
+        fit = Fit(tasks, setups[0].precision, setups[0].device)
+        fit.run()
+
+    return epoch
+
+
+def ceiling(precision: torch.dtype, device: str, rounds: int) -> float:
+    """The best rate of a square product of 1024 to 4096, in FLOP per second."""
+    best = 0.0
+    for n in (1024, 1536, 2048, 3072, 4096):
+        a, b = (torch.randn(n, n, device=device).to(precision) for _ in range(2))
+        seconds = timed({"product": lambda a=a, b=b: [a @ b for _ in range(5)] and None}, rounds, device)  # type: ignore[misc]
+        best = max(best, 5 * 2 * n**3 / min(seconds["product"]))
+    return best
+
+
+def epochs(device: str, rounds: int) -> list[Row]:
+    """Seconds of an epoch: textbook, paper, paper in float32, unrouted, fast; shares of the ceiling."""
+    overrides = {
+        "paper": ["trainer=paper"],
+        "paper, unrouted": ["trainer=paper", "routing=none"],
+        "paper, float32": ["trainer=paper", "trainer.precision=float32"],
+        "fast": ["trainer=fast"],
+    }
+    configs = {name: configured(f"trainer.device={device}", *given) for name, given in overrides.items()}
+    data = datasets.load(configs["fast"].dataset).to(torch.device(device))
+    steps = {"textbook": textbook(data, configs["paper"], device)}
+    steps |= {name: ours(data, [config]) for name, config in configs.items()}
+    before = {p: ceiling(p, device, rounds) for p in (torch.float32, torch.bfloat16)}
+    seconds = timed(steps, rounds, device)
+    after = {p: ceiling(p, device, rounds) for p in before}
+    rows = []
+    for name, times in seconds.items():
+        ratios = [a / b for a, b in zip(seconds["textbook"], times, strict=True)]
+        row: Row = {"what": f"epoch, {name}", "seconds": spread(times), "times as fast as the textbook": spread(ratios)}
+        if name in configs:
+            precision = torch.bfloat16 if configs[name].trainer.precision == "bfloat16" else torch.float32
+            top = max(before[precision], after[precision])
+            reached = [FLOP_PER_IMAGE * IMAGES / t for t in times]
+            row |= {
+                "TFLOP/s": spread([r / 1e12 for r in reached]),
+                "share of ceiling": spread([r / top for r in reached]),
+            }
+            row["ceiling TFLOP/s"] = f"{top / 1e12:.3g}"
+        rows.append(row)
+    overhead = [a / b for a, b in zip(seconds["paper"], seconds["paper, unrouted"], strict=True)]
+    return [*rows, {"what": "routed epoch to unrouted, paper", "ratio": spread(overhead)}]
+
+
+def stacks(device: str, rounds: int) -> list[Row]:
+    """Runs per hour against the number of runs trained together, without evaluation and folders."""
+    rows = []
+    sizes = (1, 2, 4) if device == "cpu" else (1, 2, 4, 8, 16, 20, 32)
+    for preset in ("paper", "fast"):
+        configs = [configured(f"trainer={preset}", f"trainer.device={device}", f"seed={s}") for s in range(max(sizes))]
+        data, updates = datasets.load(configs[0].dataset).to(torch.device(device)), 4 if preset == "paper" else 12
+        steps = {str(n): ours(data, configs[:n], updates) for n in sizes}
+        trainer = configs[0].trainer
+        needed = trainer.epochs * -(-IMAGES // trainer.batch_size)
+        for name, times in timed(steps, rounds, device).items():
+            rate = [int(name) * 3600 / (t / updates * needed) for t in times]
+            rows.append({"what": f"{name} runs together, trainer={preset}", "runs per hour": spread(rate)})
+    return rows
+
+
+def growth(device: str, rounds: int) -> list[Row]:
+    """Seconds of an update against width and batch size."""
+    variants = {f"width {w}": [f"model.hidden=[{w},{w // 4}]"] for w in (512, 1024, 2048, 4096)}
+    variants |= {f"batch {b}": [f"trainer.batch_size={b}"] for b in (128, 512, 2048, 8192)}
+    configs = {n: configured("trainer=paper", f"trainer.device={device}", *given) for n, given in variants.items()}
+    data = datasets.load(next(iter(configs.values())).dataset).to(torch.device(device))
+    seconds = timed({name: ours(data, [config], 3) for name, config in configs.items()}, rounds, device)
+    return [
+        {"what": f"one update, {name}", "seconds": spread([t / 3 for t in times])} for name, times in seconds.items()
+    ]
+
+
+def commands(device: str, rounds: int) -> list[Row]:
+    """Start-up and peak memory of the command line."""
+    script, rows = Path(sys.executable).parent / "gradroute-run", list[Row]()
+    calls = {"start: gradroute-run --help": ["--help"]}
+    for preset in ("fast", "paper"):
+        calls[f"one epoch of trainer={preset}, all steps"] = [f"trainer={preset}", "trainer.epochs=1"]
+    for name, arguments in calls.items():
+        times, peaks = [], []
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory() as cwd:
+                started = time.perf_counter()
+                given = arguments if arguments == ["--help"] else [*arguments, f"trainer.device={device}"]
+                process = subprocess.Popen([script, *given], cwd=cwd, stdout=subprocess.DEVNULL)
+                _, status, usage = os.wait4(process.pid, 0)
+                if status:
+                    raise SystemExit(f"{name}: failed")
+                times.append(time.perf_counter() - started)
+                peaks.append(usage.ru_maxrss / 2**20)  # GiB: Linux counts it in KiB
+        rows.append({"what": name, "seconds": spread(times), "peak memory GiB": spread(peaks)})
+    return rows
+
+
+PARTS = {"epoch": epochs, "stack": stacks, "growth": growth, "command": commands}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    a = parser.parse_args()
+    if unknown := set(a.only.split(",")) - set(PARTS):
+        parser.error(f"--only: {', '.join(unknown)}: give some of {','.join(PARTS)}")
+    if a.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no GPU here that torch can use")
+    name = torch.cuda.get_device_name() if a.device == "cuda" else hardware()["processor"]
+    facts = {"date": time.strftime("%Y-%m-%d"), "device": name, **hardware(), "torch": torch.__version__}
+    console, measured = Console(width=160), dict[str, list[Row]]()
+    console.print(facts)
+    for part in a.only.split(","):
+        rows = measured[part] = PARTS[part](a.device, a.rounds)
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        table = Table(*columns, title=part)
+        for row in rows:
+            table.add_row(*(str(row.get(column, "")) for column in columns))
+        console.print(table)
+        if a.json:
+            a.json.write_text(json.dumps(facts | measured, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -104,14 +104,12 @@ class Ledger:
         squares = dict.fromkeys([*self._owned, SHARED], 0.0)
         for parameter, before in self._before.items():
             change = parameter - before
-            masks = {
-                region: own[parameter].to(change.device) for region, own in self._owned.items() if parameter in own
-            }
-            if masks:
-                masks[SHARED] = ~torch.stack([mask.expand_as(change) for mask in masks.values()]).any(0)
-            for region, mask in (masks or {SHARED: None}).items():
-                part = change if mask is None else change.masked_fill(~mask, 0)
-                squares[region] += float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2
+            parts = {r: own[parameter].to(change.device) for r, own in self._owned.items() if parameter in own}
+            for region, mask in parts.items():
+                squares[region] += _square(change.masked_fill(~mask, 0))
+            for mask in parts.values():
+                change = change.masked_fill(mask, 0)
+            squares[SHARED] += _square(change)
         return {region: math.sqrt(square) for region, square in squares.items()}
 
     def close(self, step: int) -> None:

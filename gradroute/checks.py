@@ -1,14 +1,39 @@
 """Every range and cross-field check of a configuration that needs neither model nor data."""
 
-import math
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping
 
 from gradroute.errors import UserError, unknown
 from gradroute.routes import read_route
-from gradroute.schema import STEPS, Config, GroupConfig, RoutingConfig, TrainerConfig
+from gradroute.schema import STEPS, Config, GroupConfig, RegionConfig, RoutingConfig, TrainerConfig
 
 ABLATIONS = ("zero", "mean", "resample", "reinitialise", "remove")
+WIDTH = 65536  # units of a layer
+LAYERS = 64
+MANY = 10**9  # updates, data points, labels
+WEIGHT = 10**6  # of a loss; more would leave float32's range within a few layers
+NAME = 64  # characters; a name becomes a part of file names
+RESERVED = ("all", "default", "unassigned")  # names in the metrics and the ledger
+DEVICE = r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?"
+WEIGHTS = (0, WEIGHT)
+# of every number with a fixed range: the least and the largest value
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
+    "seeds": (1, 10_000),
+    "model.encoding": (1, WIDTH),
+    "losses.correlation": WEIGHTS,
+    "trainer.epochs": (1, 100_000),
+    "trainer.batch_size": (2, 1_000_000),
+    "trainer.lr": (1e-12, 10),
+    "trainer.weight_decay": (0, 1000),
+    "trainer.warmup_steps": (0, MANY),
+    "trainer.train_limit": (2, MANY),
+    "trainer.test_limit": (1, MANY),
+    "ledger.window": (1, MANY),
+    "ledger.every": (1, MANY),
+    "routing.labelled_fraction": (0, 1),
+}
+OPTIONAL = ("seeds", "trainer.train_limit", "trainer.test_limit")
 
 
 def _require(holds: bool, key: str, value: object, right: str) -> None:
@@ -16,49 +41,90 @@ def _require(holds: bool, key: str, value: object, right: str) -> None:
         raise UserError(f"{key}={value}: must be {right}")
 
 
+def require_number(key: str, value: object, least: float, largest: float, kind: type = float) -> None:
+    """Raise UserError if the value is no number, or outside of a range; with `kind=int`, no whole number."""
+    number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+    holds = number and least <= value <= largest  # type: ignore[operator]  # never true of nan
+    _require(holds, key, value, f"from {least} to {largest}")
+
+
 def check(config: Config) -> None:
     """Raise UserError at the first value outside its range or against another; weights become floats."""
+    for key, (least, largest) in RANGES.items():
+        part, _, name = key.rpartition(".")
+        value = getattr(getattr(config, part) if part else config, name)
+        if value is not None or key not in OPTIONAL:
+            require_number(key, value, least, largest)
     _check_names(config)
     _check_trainer(config.trainer)
-    _require(0 <= config.seed < 2**63, "seed", config.seed, "from 0 to 2**63 - 1")
-    _require(config.seeds is None or 1 <= config.seeds <= 10_000, "seeds", config.seeds, "null, or from 1 to 10000")
     whole = type(config.stack) is int and 1 <= config.stack <= 10_000
     _require(config.stack == "auto" or whole, "stack", config.stack, "auto, or a number of runs from 1 to 10000")
-    _require(bool(config.model.hidden), "model.hidden", config.model.hidden, "at least one width")
-    for width in [*config.model.hidden, config.model.encoding]:
-        _require(1 <= width <= 65536, "model.hidden/encoding", width, "from 1 to 65536")
-    _require(config.losses.correlation >= 0, "losses.correlation", config.losses.correlation, "0 or more")
-    for region, weight in config.losses.l1.items():
-        _require(0 <= weight < math.inf, f"losses.l1.{region}", weight, "0 or more, and finite")
-    for key in ("window", "every"):
-        _require(getattr(config.ledger, key) >= 1, f"ledger.{key}", getattr(config.ledger, key), "1 or more")
+    hidden = config.model.hidden
+    _require(1 <= len(hidden) <= LAYERS, "model.hidden", hidden, f"a list of 1 to {LAYERS} widths")
+    for width in hidden:
+        require_number("model.hidden", width, 1, WIDTH, int)
     _check_routing(config.routing)
-    given = config.ablation.region if isinstance(config.ablation.region, list) else [config.ablation.region]
-    for name in config.routing.regions if given == [None] else given:
-        if config.routing.regions[name].parameters is not None and config.ablation.kind not in ("zero", "reinitialise"):
-            raise UserError(f"ablation.kind={config.ablation.kind}: region '{name}' is parameters and has no "
-                            "activations; use zero or reinitialise")  # fmt: skip
-    for key, names in {"certificates": config.losses.certificates, "l1": config.losses.l1}.items():
+    groups = len(config.routing.groups)
+    right = (1, groups, groups + 1)  # one more if points are in no group, which the data tell
+    _require(config.model.decoders in right, "model.decoders", config.model.decoders, f"1, or {groups}, one a group")
+    _check_losses(config)
+    _check_ablation(config)
+
+
+def _check_losses(config: Config) -> None:
+    regions, losses = config.routing.regions, config.losses
+    weights: dict[str, tuple[Mapping[str, object], Iterable[str]]] = {
+        "losses.l1": (losses.l1, regions), "losses.groups": (losses.groups, config.routing.groups)
+    }  # fmt: skip
+    for key, (given, valid) in weights.items():
+        for name, weight in given.items():
+            _one_of(key, name, tuple(valid))
+            require_number(f"{key}.{name}", weight, *WEIGHTS)
+    for region in losses.certificates:
+        _one_of("losses.certificates", region, tuple(regions))
+    duplicated = len(set(losses.certificates)) < len(losses.certificates)
+    _require(not duplicated, "losses.certificates", losses.certificates, "each region once")
+    for key, names in {"certificates": losses.certificates, "l1": losses.l1}.items():
         for name in names:
-            if config.routing.regions[name].parameters is not None:
+            if regions[name].parameters is not None:
                 raise UserError(
                     f"losses.{key}: region '{name}' is parameters and has no activations; name one with a site"
                 )
 
 
-def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
+def _check_ablation(config: Config) -> None:
+    regions, kind, given = config.routing.regions, config.ablation.kind, config.ablation.region
+    _one_of("ablation.kind", kind, ABLATIONS)
+    named = given if isinstance(given, list) else list(regions) if given is None else [given]
+    _require(given != [], "ablation.region", given, "null, a region, or a list of regions")
+    for name in named:
+        _one_of("ablation.region", name, tuple(regions))
+        if regions[name].parameters is not None and kind not in ("zero", "reinitialise"):
+            raise UserError(f"ablation.kind={kind}: region '{name}' is parameters and has no activations; use zero or "
+                            "reinitialise")  # fmt: skip
+    _require(len(set(named)) == len(named), "ablation.region", given, "each region once")
+
+
+def _one_of(key: str, value: object, valid: tuple[str, ...]) -> None:
     if value not in valid:
         raise unknown(f"value of {key}:", value, valid)
 
 
+def _check_name(key: str, name: object) -> None:
+    """A name that can stand in file names, tables and plots."""
+    holds = isinstance(name, str) and 1 <= len(name) <= NAME and all(c.isalnum() or c in "_-" for c in name)
+    _require(holds and name[:1] != "-", key, name, f"1 to {NAME} letters, digits, _ and -")  # type: ignore[index]
+
+
+def _check_path(key: str, path: str | None) -> None:
+    _require(path is None or (path.strip() != "" and path.isprintable()), key, repr(path), "a folder's path")
+
+
 def _check_names(config: Config) -> None:
-    regions = tuple(config.routing.regions)
-    _require(
-        bool(config.name) and all(c.isalnum() or c in "_-" for c in config.name),
-        "name",
-        config.name,
-        "letters, digits, _ and -",
-    )
+    _check_name("name", config.name)
+    _check_path("output_dir", config.output_dir)
+    _check_path("dataset.root", config.dataset.root)
+    _check_path("dataset.metadata", config.dataset.metadata)
     for step in config.steps:
         _one_of("steps", step, STEPS)
     positions = [STEPS.index(step) for step in config.steps]
@@ -66,45 +132,28 @@ def _check_names(config: Config) -> None:
     _require("train" in config.steps, "steps", config.steps, "a list with 'train' in it")
     if "report" in config.steps:
         _require("evaluate" in config.steps, "steps", config.steps, "evaluated before the report")
-    _one_of("ablation.kind", config.ablation.kind, ABLATIONS)
-    given = config.ablation.region
-    for region in given if isinstance(given, list) else [] if given is None else [given]:
-        _one_of("ablation.region", region, regions)
-    _require(given != [], "ablation.region", given, "null, a region, or a list of regions")
-    for group, weight in config.losses.groups.items():
-        _one_of("losses.groups", group, tuple(config.routing.groups))
-        _require(0 <= weight < math.inf, f"losses.groups.{group}", weight, "0 or more, and finite")
-    for region in [*config.losses.certificates, *config.losses.l1]:
-        _one_of("losses' region", region, regions)
-    duplicated = len(set(config.losses.certificates)) < len(config.losses.certificates)
-    _require(not duplicated, "losses.certificates", config.losses.certificates, "each region once")
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
     _one_of("trainer.schedule", trainer.schedule, ("constant", "cosine"))
     _one_of("trainer.precision", trainer.precision, ("auto", "float32", "bfloat16"))
     _one_of("trainer.batches", trainer.batches, ("mixed", "by_group"))
-    ranges: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "epochs": (lambda v: 1 <= v <= 100_000, "from 1 to 100000"),
-        "batch_size": (lambda v: 2 <= v <= 1_000_000, "from 2 to 1000000"),
-        "lr": (lambda v: 0 < v < math.inf, "above 0"),
-        "betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers from 0 to below 1"),
-        "weight_decay": (lambda v: 0 <= v < math.inf, "0 or more"),
-        "warmup_steps": (lambda v: v >= 0, "0 or more"),
-        "train_limit": (lambda v: v is None or v >= 2, "null or at least 2"),
-        "test_limit": (lambda v: v is None or v >= 1, "null or at least 1"),
-    }
-    for key, (holds, right) in ranges.items():
-        value = getattr(trainer, key)
-        _require(holds(value), f"trainer.{key}", value, right)
+    right = "auto, cpu, mps, cuda or cuda:N"
+    _require(re.fullmatch(DEVICE, trainer.device) is not None, "trainer.device", trainer.device, right)
+    betas = trainer.betas
+    _require(
+        len(betas) == 2 and all(0 <= b < 1 for b in betas), "trainer.betas", betas, "two numbers from 0 to below 1"
+    )
 
 
 def _check_routing(routing: RoutingConfig) -> None:
     _one_of("routing.unassigned", routing.unassigned, ("error", "unrouted"))
     _require(bool(routing.groups), "routing.groups", "{}", "at least one group")
-    _require("unassigned" not in routing.groups, "routing.groups", "unassigned", "another name: this is reserved")
     owner: dict[int, str] = {}
     for name, group in routing.groups.items():
+        _check_name("routing.groups", name)
+        reserved = name in RESERVED or re.fullmatch(r"(digit|class)_\d+", name)
+        _require(not reserved, "routing.groups", name, "another name: this is reserved")
         _check_rule(f"routing.groups.{name}", group)
         for label in group.labels:
             if label in owner:
@@ -113,15 +162,12 @@ def _check_routing(routing: RoutingConfig) -> None:
                 )
             owner[label] = name
     for name, region in routing.regions.items():
-        where, either = f"routing.regions.{name}", (region.site is None) != (region.parameters is None)
-        _require(either, where, region.site, "one with either site or parameters")
-        given = region.site if isinstance(region.site, list) else [region.site]
-        right = "a module's name, a glob, or a list of them"
-        _require(region.site is None or all(isinstance(s, str) for s in given), f"{where}.site", region.site, right)
-        alone = region.parameters is None or (region.units is None and region.output is None)
-        _require(alone, where, region.units, "without units and output: parameters have their own units")
+        _check_name("routing.regions", name)
+        _require(name != "all", "routing.regions", name, "another name: this is reserved")
+        _check_region(f"routing.regions.{name}", region)
     for group_name, row in routing.routes.items():
         _one_of("routing.routes (group)", group_name, tuple(routing.groups))
+        _require(isinstance(row, dict), f"routing.routes.{group_name}", row, "a mapping of regions to weights")
         for region_name, spec in row.items():
             where = f"routing.routes.{group_name}"
             _one_of(f"{where} (region)", region_name, tuple(routing.regions))
@@ -130,23 +176,42 @@ def _check_routing(routing: RoutingConfig) -> None:
     _check_labelling(routing)
 
 
+def _check_region(where: str, region: RegionConfig) -> None:
+    _require(
+        (region.site is None) != (region.parameters is None), where, region.site, "one with either site or parameters"
+    )
+    given = region.site if isinstance(region.site, list) else [region.site]
+    right = "a module's name, a glob, or a list of them"
+    named = bool(given) and all(isinstance(s, str) and s for s in given)
+    _require(region.site is None or named, f"{where}.site", region.site, right)
+    alone = region.parameters is None or (region.units is None and region.output is None)
+    _require(alone, where, region.units, "without units and output: parameters have their own units")
+    named = region.parameters is None or bool(region.parameters)
+    _require(named, f"{where}.parameters", region.parameters, "at least one parameter's name or glob")
+
+
 def _check_rule(where: str, group: GroupConfig) -> None:
     rules = {"labels": group.labels, "column": group.column, "predicate": group.predicate}
     named = [rule for rule, value in rules.items() if value not in (None, [])]
     _require(len(named) == 1, where, named or "{}", "by exactly one rule: at least one label, a column or a predicate")
+    for label in group.labels:
+        require_number(f"{where}.labels", label, 0, MANY, int)
+    _require(group.column != "", f"{where}.column", "''", "a column's name")
     _require(
         (group.column is None) == (not group.values), f"{where}.values", group.values, "given with column, not else"
     )
-    path = group.predicate
-    _require(path is None or 0 < path.find(":") < len(path) - 1, f"{where}.predicate", path, "module:function")
+    plain = all(isinstance(value, str | int | float) for value in group.values)
+    _require(plain, f"{where}.values", group.values, "a list of texts or numbers")
+    if group.predicate is not None:
+        module, _, function = group.predicate.partition(":")
+        named_well = all(part.isidentifier() for part in [*module.split("."), function])
+        _require(named_well, f"{where}.predicate", group.predicate, "module:function")
 
 
 def _check_labelling(routing: RoutingConfig) -> None:
-    share = routing.labelled_fraction
-    _require(0 <= share <= 1, "routing.labelled_fraction", share, "from 0 to 1")
     for name, rates in routing.label_noise.items():
         _one_of("routing.label_noise", name, tuple(routing.groups))
         for key, rate in (("false_positive", rates.false_positive), ("false_negative", rates.false_negative)):
-            _require(0 <= rate <= 1, f"routing.label_noise.{name}.{key}", rate, "from 0 to 1")
+            require_number(f"routing.label_noise.{name}.{key}", rate, 0, 1)
     total = sum(rates.false_positive for rates in routing.label_noise.values())
     _require(total <= 1, "routing.label_noise", total, "at most 1 in the sum of all false_positive")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 
-from gradroute.errors import UserError, nearest
+from gradroute.errors import UserError, nearest, plain_text
 
 
 def one_line(error: BaseException) -> str:
@@ -36,13 +36,26 @@ def _suggest(message: str) -> str:
     return f"unknown key '{found[1]}'; " + (f"did you mean {' or '.join(near)}?" if near else "see --cfg job")
 
 
+LONGEST = 1000  # characters of a message; what was given may be longer
+
+
+def _from_hydra(error: BaseException) -> bool:
+    """Whether Hydra or OmegaConf raised it: some overrides end in their plain ValueError or TypeError."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return module.partition(".")[0] in ("hydra", "omegaconf", "antlr4")
+
+
 def report_failure(error: Exception) -> int:
     """Print an error in one line; returns the exit status it stands for."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    mistake = isinstance(error, UserError | HydraException | OmegaConfBaseException)
-    print(f"error: {_suggest(one_line(error))}", file=sys.stderr)
+    mistake = isinstance(error, UserError | HydraException | OmegaConfBaseException) or _from_hydra(error)
+    line = plain_text(_suggest(one_line(error)))
+    print(f"error: {line if len(line) <= LONGEST else line[:LONGEST] + ' …'}", file=sys.stderr)
     if not mistake:
         print("(the traceback is shown with HYDRA_FULL_ERROR=1)", file=sys.stderr)
     return 2 if mistake else 1

@@ -2,18 +2,19 @@
 
 import csv
 import hashlib
+import io
 import lzma
 import os
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 import torch
 from filelock import FileLock
 
 from gradroute.errors import UserError, unknown
+from gradroute.reading import open_plain
 from gradroute.schema import DatasetConfig
 
 PACKAGED = Path(__file__).parent / "data"
@@ -122,15 +123,14 @@ def load(config: DatasetConfig, train_limit: int | None = None, test_limit: int 
     parts = [_read(class_name, root, train, download, config) for train in (True, False)]
     digest = hashlib.sha256()
     tensors: list[torch.Tensor] = []
-    for part, limit in zip(parts, (train_limit, test_limit), strict=True):
-        pixels, labels = part.data, part.targets.long()
+    for (pixels, labels), limit in zip(parts, (train_limit, test_limit), strict=True):
         digest.update(pixels.numpy().tobytes() + labels.numpy().tobytes())
         tensors += [pixels[:limit].flatten(1).float().div_(127.5).sub_(1), labels[:limit]]
-    height, width = parts[0].data.shape[1:]
+    height, width = parts[0][0].shape[1:]
     train_images, train_labels, test_images, test_labels = tensors
     train_columns, test_columns = (
-        _columns(config.metadata, name, len(part.data), limit)
-        for name, part, limit in zip(("train", "test"), parts, (train_limit, test_limit), strict=True)
+        _columns(config.metadata, name, len(labels), limit)
+        for name, (_, labels), limit in zip(("train", "test"), parts, (train_limit, test_limit), strict=True)
     )
     return Images(
         train_images,
@@ -151,11 +151,10 @@ def _columns(folder: str | None, name: str, images: int, limit: int | None) -> d
         return {}
     path = Path(folder).expanduser() / f"{name}.csv"
     try:
-        with path.open(newline="") as file:
-            header, *lines = csv.reader(file)
-    except (OSError, ValueError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"dataset.metadata={folder}: {path} cannot be read ({reason})") from None
+        with open_plain(path) as file:
+            header, *lines = csv.reader(io.TextIOWrapper(file, "utf-8", newline=""))
+    except (UserError, OSError, ValueError, csv.Error) as error:
+        raise UserError(f"dataset.metadata={folder}: {path} cannot be read ({error})") from None
     odd = next((number for number, line in enumerate(lines, 2) if len(line) != len(header)), None)
     if len(lines) != images or odd:
         fault = f"line {odd} has not {len(header)} cells" if odd else f"{len(lines)} lines for {images} images"
@@ -163,15 +162,32 @@ def _columns(folder: str | None, name: str, images: int, limit: int | None) -> d
     return {column: [line[i] for line in lines[:limit]] for i, column in enumerate(header)}
 
 
-def _read(class_name: str, root: Path, train: bool, download: bool, config: DatasetConfig) -> Any:
-    import torchvision
+def _read(
+    class_name: str, root: Path, train: bool, download: bool, config: DatasetConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images `(n, height, width)` uint8 and labels `(n,)`, from the raw files alone.
 
+    torchvision's classes would prefer a `processed` folder beside them, which nothing has checked.
+    """
+    from torchvision.datasets import mnist
+
+    raw, prefix = root / class_name / "raw", "train" if train else "t10k"
     try:
-        return getattr(torchvision.datasets, class_name)(root, train=train, download=download)
-    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        if download:
+            getattr(mnist, class_name)(root, train=train, download=True)
+        paths = [raw / f"{prefix}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
+        for path in paths:
+            open_plain(path).close()
+        images, labels = mnist.read_image_file(str(paths[0])), mnist.read_label_file(str(paths[1]))
+        if len(images) != len(labels) or not images.numel():
+            raise ValueError(f"{len(images)} images and {len(labels)} labels")
+    except (
+        UserError, RuntimeError, OSError, ValueError, EOFError, AssertionError, TypeError, KeyError, ArithmeticError,
+    ) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if download:
             advice = f"the download failed; give a folder with dataset.root= ({class_name}/raw/… inside it)"
         else:
             advice = f"no readable {class_name}/raw files in {root}"
         raise UserError(f"dataset={config.name}: {advice} [{reason}]") from None
+    return images, labels.long()

@@ -11,6 +11,11 @@ class UserError(Exception):
     """
 
 
+def plain_text(text: object) -> str:
+    """Text for a terminal: control characters, which could move its cursor or colour it, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def nearest(name: object, valid: Iterable[object]) -> list[str]:
     """The valid names that look most like one that is not, best first."""
     return difflib.get_close_matches(str(name), [str(v) for v in valid], n=3, cutoff=0.65)

@@ -1,18 +1,18 @@
 """A run's modules from its configuration, untrained or with the weights that a finished run left."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from gradroute import models, records
-from gradroute.errors import UserError
+from gradroute.errors import UserError, plain_text
+from gradroute.memory import require_memory
+from gradroute.reading import open_plain, place
 from gradroute.routing import ParameterRegion, ParameterRouter, Region, Router
 from gradroute.schema import Config, ModelConfig, RoutingConfig
 
@@ -56,6 +56,10 @@ def build(config: Config, groups: list[str], example: torch.Tensor) -> Parts:
 
     Raises: UserError for regions and routes that do not fit the model.
     """
+    for name in config.losses.certificates:
+        if hasattr(nn.ModuleDict(), name):
+            raise UserError(f"losses.certificates: '{name}' is a method of torch's modules, no name for a certificate; "
+                            "rename the region")  # fmt: skip
     model = models.build(config.model, example.shape[1]).to(example.device)
     regions, parameters = read_regions(config.routing)
     routes = config.routing.routes
@@ -69,16 +73,31 @@ def build(config: Config, groups: list[str], example: torch.Tensor) -> Parts:
     return parts
 
 
-def read_weights(path: Path, modules: Mapping[str, nn.Module]) -> None:
-    """Load `model.safetensors` of a run folder into modules by their prefix. Raises: UserError if they do not fit."""
+def read_weights(run: Path, modules: Mapping[str, nn.Module], load: bool = True) -> None:
+    """Load `model.safetensors` of a run folder into modules by their prefix, once every shape is known to fit.
+
+    Without `load` only names, shapes and types are compared, and no tensor is read; modules may be on the meta device.
+    Raises: UserError if they do not fit.
+    """
+    path = place(run, "model.safetensors")
+    open_plain(path).close()
     try:
-        tensors = load_file(path / "model.safetensors")
-        for prefix, module in modules.items():
-            own = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
-            module.load_state_dict(own)
+        with safe_open(path, "pt") as file:
+            found = set(file.keys())
+            for prefix, module in modules.items():
+                wanted = {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+                if odd := {name for name in found if name.startswith(f"{prefix}.")} ^ wanted.keys():
+                    raise ValueError(f"{min(odd)} is {'missing' if min(odd) in wanted else 'of no module'}")
+                for name, tensor in wanted.items():
+                    slice_ = file.get_slice(name)
+                    if slice_.get_shape() != list(tensor.shape) or slice_.get_dtype() != "F32":
+                        kind = f"{slice_.get_dtype()} of shape {slice_.get_shape()}"
+                        raise ValueError(f"{name} is {kind}, not float32 of shape {list(tensor.shape)}")
+            for prefix, module in modules.items() if load else ():
+                module.load_state_dict({n: file.get_tensor(f"{prefix}.{n}") for n in module.state_dict()})
     except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: the weights do not fit the run's configuration ({reason})") from None
+        reason = plain_text(str(error).splitlines()[0])
+        raise UserError(f"{run}: the weights do not fit the run's configuration ({reason})") from None
 
 
 @dataclass
@@ -96,13 +115,16 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
     Raises: UserError if the folder is no finished run, or if a file's checksum or shapes are wrong.
     """
     path = Path(run)
-    records.check_files(path, records.read_manifest(path), ["config.yaml", "model.safetensors", "figures.json"])
-    config = records.read_config(path)
-    try:
-        height, width = json.loads((path / "figures.json").read_text())["shape"]
-        example = torch.zeros(1, height * width)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path}/figures.json: damaged ({error})") from None
+    manifest = records.read_manifest(path)
+    records.check_files(path, manifest, ["config.yaml", "figures.json"])
+    config = records.read_config(path, manifest)
+    height, width = records.read_names(path, manifest)["shape"]
+    with torch.device("meta"):
+        untaken = models.build(config.model, height * width)
+    read_weights(path, {"model": untaken}, load=False)  # before memory is taken, and before gigabytes are summed
+    records.check_files(path, manifest, ["model.safetensors"])
+    example = torch.zeros(1, height * width)
+    require_memory(config, example, trains=False)
     parts = build(config, list(config.routing.groups), example)
     read_weights(path, {"model": parts.model, "certificates": parts.certificates})
     return LoadedRun(config, parts.model.eval(), parts.certificates.eval())

@@ -3,13 +3,15 @@
 import base64
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gradroute.published import PUBLISHED, TOLERANCE
-from gradroute.records import final_rows, read_metrics, write_atomically
+from gradroute.reading import read_text
+from gradroute.records import final_rows, read_file, read_manifest, read_metrics, read_names, write_atomically
 
 FIGURES = {
     "reconstructions": "Reconstructions: inputs, decoder, certificates, ablations",
@@ -82,10 +84,10 @@ def verdict(rows: list[dict[str, Any]], experiment: str) -> list[str]:
 
 
 def run_page(run: Path) -> Path:
-    """Write `report.html` of a run from what is in its folder."""
-    rows = final_rows(read_metrics(run))
-    manifest = json.loads((run / "manifest.json").read_text())
-    names = json.loads((run / "figures.json").read_text())["groups"]
+    """Write `report.html` of a run from what is in its folder. Raises: UserError if that is damaged."""
+    manifest = read_manifest(run)
+    rows = final_rows(read_metrics(run, manifest))
+    names, experiment = read_names(run, manifest)["groups"], manifest.get("experiment", "")
     shown = [r for r in rows if r["metric"] in ("mse", "mae")]
     values = {(r["head"], r["region"], r["metric"], r["group"]): r["value"] for r in shown}
     keys = list(dict.fromkeys(key[:3] for key in values))
@@ -94,20 +96,20 @@ def run_page(run: Path) -> Path:
     plots = run / "plots"
     found = FIGURES | {p.stem: f"Encoding at {p.stem.removeprefix('encoding_')}" for p in plots.glob("encoding_*.png")}
     page = Page(
-        f"{manifest['experiment']}, seed {manifest['seed']}",
+        f"{experiment}, seed {manifest.get('seed')}",
         [
-            *verdict(rows, manifest["experiment"]),
-            f"Started {manifest['started']} with gradroute {manifest['packages']['gradroute']}.",
+            *verdict(rows, experiment),
+            f"Started {manifest.get('started')} with gradroute {manifest['packages'].get('gradroute')}.",
         ],
         [Table("Errors of each group", ["head", "region", "metric", *names], table, note)],
         [
-            (title, (plots / f"{name}.png").read_bytes())
+            (title, read_file(run, f"plots/{name}.png", manifest))
             for name, title in found.items()
             if (plots / f"{name}.png").is_file()
         ],
         [
-            ("How to run it again", f"gradroute-run rerun={run}"),
-            ("Configuration", (run / "config.yaml").read_text()),
+            ("How to run it again", f"gradroute-run {shlex.quote(f'rerun={run}')}"),
+            ("Configuration", read_text(read_file(run, "config.yaml", manifest), run / "config.yaml")),
             ("Manifest", json.dumps(manifest, indent=2)),
         ],
     )

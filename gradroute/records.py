@@ -15,12 +15,19 @@ from typing import Any
 
 import yaml
 
+from gradroute import reading
 from gradroute.config import config_hash, from_mapping, to_mapping
 from gradroute.errors import UserError
 from gradroute.provenance import PACKAGES, git_commit, version
 from gradroute.schema import Config
 
 COLUMNS = ("step", "split", "group", "head", "region", "metric", "unit", "value")
+SIDE = 4096  # largest height and width of an image
+SEAL = "manifest_sha256"  # in the manifest, of everything else in it
+MANIFEST_TYPES: dict[str, tuple[type, ...]] = {  # of what readers use
+    "state": (str,), "experiment": (str,), "config_hash": (str,), "seed": (int,), "started": (str,),
+    "packages": (dict,), "files": (dict,), "dataset_sha256": (str, type(None)),
+}  # fmt: skip
 LEDGER_COLUMNS = (
     "from_step", "to_step", "group", "region", "points", "weight_min", "weight_max", "measured",
     "activation", "routed", "unrouted", "moved", "shifted",
@@ -72,7 +79,9 @@ class RunFolder:
             "git_commit": git_commit(),
             **facts,
         }
-        write_atomically(self.path / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
+        text = yaml.safe_dump(to_mapping(config), sort_keys=False)
+        write_atomically(self.path / "config.yaml", text)
+        self.manifest["files"] = {"config.yaml": hashlib.sha256(text.encode()).hexdigest()}
         self._write_manifest()
 
     def add(self, step: int, split: str, group: str, head: str, region: str, metric: str, value: float) -> None:
@@ -117,7 +126,7 @@ class RunFolder:
         self._write_manifest()
 
     def _write_manifest(self) -> None:
-        self.write_json("manifest.json", self.manifest)
+        self.write_json("manifest.json", sealed(self.manifest))
 
 
 def _make_folder(config: Config) -> Path:
@@ -147,25 +156,45 @@ def finished_twin(config: Config) -> Path | None:
     for path in sorted((Path(config.output_dir) / config.name).glob(pattern)):
         try:
             manifest = read_manifest(path)
-            same = to_mapping(read_config(path)) == wanted
+            same = to_mapping(read_config(path, manifest)) == wanted
         except UserError:
             continue
-        made_by = manifest.get("packages", {}).get("gradroute")
+        made_by = manifest["packages"].get("gradroute")
         if manifest["state"] == "finished" and same and made_by == version("gradroute"):
             return path
     return None
 
 
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the checksum of everything in it, which tells damage; it is no signature."""
+    content = {key: value for key, value in manifest.items() if key != SEAL}
+    return {SEAL: hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(), **content}
+
+
 def read_manifest(run: Path) -> dict[str, Any]:
-    """The manifest of a run folder. Raises: UserError if the folder is no run or its manifest is damaged."""
+    """The manifest of a run folder; `files` and `packages` are in it.
+
+    Raises: UserError if the folder is no run, or its manifest is damaged or names files outside of the folder.
+    """
+    path = run / "manifest.json"
     try:
-        manifest = json.loads((run / "manifest.json").read_text())
-        if not isinstance(manifest, dict) or "state" not in manifest:
-            raise ValueError("no state in it")
+        if not path.is_file():
+            raise UserError(f"{run}: not a run folder (it has no manifest.json)")
     except OSError as error:
-        raise UserError(f"{run}: not a run folder (manifest.json: {error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{run}/manifest.json: damaged ({error})") from None
+        raise UserError(f"{run}: not a run folder ({error.strerror})") from None
+    manifest = reading.read_json(reading.read_bytes(run, path.name), path)
+    if not isinstance(manifest, dict) or "state" not in manifest:
+        raise UserError(f"{path}: damaged (no state in it)")
+    for key, kinds in MANIFEST_TYPES.items():
+        if key in manifest and (not isinstance(manifest[key], kinds) or isinstance(manifest[key], bool)):
+            raise UserError(f"{path}: damaged ({key} is a {type(manifest[key]).__name__})")
+    if SEAL in manifest and sealed(manifest)[SEAL] != manifest[SEAL]:
+        raise UserError(f"{path}: damaged (its SHA-256 is not the one in it)")
+    manifest = {"files": {}, "packages": {}, **manifest}
+    for name, sha256 in manifest["files"].items():
+        if not isinstance(sha256, str):
+            raise UserError(f"{path}: damaged (the SHA-256 of {name} is a {type(sha256).__name__})")
+        reading.place(run, name)
     return manifest
 
 
@@ -174,55 +203,126 @@ def check_files(run: Path, manifest: Mapping[str, Any], names: Iterable[str]) ->
     if manifest["state"] != "finished":
         raise UserError(f"{run}: the run is not finished (state: {manifest['state']})")
     for name in names:
-        try:
-            actual = hashlib.sha256((run / name).read_bytes()).hexdigest()
-        except OSError as error:
-            raise UserError(f"{run}/{name}: cannot be read ({error.strerror})") from None
-        if actual != manifest.get("files", {}).get(name):
+        if reading.read_sha256(run, name) != manifest["files"].get(name):
             raise UserError(f"{run}/{name}: damaged (its SHA-256 is not the manifest's)")
 
 
-def read_config(run: Path) -> Config:
-    """The resolved configuration of a run folder, type-checked like any other. Raises: UserError."""
-    try:
-        mapping = yaml.safe_load((run / "config.yaml").read_text())
-    except OSError as error:
-        raise UserError(f"{run}: not a run folder (config.yaml: {error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{run}/config.yaml: damaged ({str(error).splitlines()[0]})") from None
+def read_file(run: Path, name: str, manifest: Mapping[str, Any] | None = None) -> bytes:
+    """A file of a run, compared with the manifest's checksum: of a finished run every file has one. Raises: UserError.
+
+    Without a manifest nothing is compared: for `gradroute-verify`, which says by itself what differs.
+    """
+    if manifest is None:
+        return reading.read_bytes(run, name)
+    return reading.read_bytes(
+        run, name, manifest["files"].get(name, "none" if manifest["state"] == "finished" else None)
+    )
+
+
+def read_config(run: Path, manifest: Mapping[str, Any] | None = None) -> Config:
+    """The resolved configuration of a run folder, type-checked like any other; `manifest` as in `read_file`.
+
+    Raises: UserError, also for an interpolation: what is resolved has none, and one could read the environment.
+    """
+    path = run / "config.yaml"
+    mapping = reading.read_yaml(read_file(run, path.name, manifest), path)
     if not isinstance(mapping, dict):
-        raise UserError(f"{run}/config.yaml: damaged (not a mapping)")
+        raise UserError(f"{path}: damaged (not a mapping)")
+    if "${" in json.dumps(mapping):
+        raise UserError(f"{path}: has an interpolation, ${{…}}, which is not followed in a run folder")
     return from_mapping(mapping)
 
 
-def read_ledger(run: Path) -> list[dict[str, Any]]:
-    """The rows of `ledger.csv`, numbers as numbers and empty cells as None. Raises: UserError if it is damaged."""
+def refuse_code(run: Path, predicates: Mapping[str, str], consent: str) -> None:
+    """Raise UserError if groups are made by code, by name; `consent` is what the user may say to run it."""
+    if predicates:
+        names = ", ".join(predicates.values())
+        raise UserError(f"{run}: its groups are made by code, {names}; {consent} runs it, if you trust it")
+
+
+def predicates(config: Config) -> dict[str, str]:
+    """The import paths that the groups of a configuration name, by group."""
+    return {name: rule.predicate for name, rule in config.routing.groups.items() if rule.predicate}
+
+
+def read_rerun(run: Path, given: Iterable[str] = (), run_code: bool = False) -> Config:
+    """The configuration to repeat a run by.
+
+    Args:
+        given: the keys that the user changes, such as `output_dir`: they need no trust in the folder.
+        run_code: whether predicates of the folder may run.
+
+    Raises: UserError if the folder is no run or is damaged; if its groups are made by code; or if it would write
+        outside of the current folder, where the user has not said so.
+    """
+    config, given = read_config(run, read_manifest(run)), set(given)
+    if not run_code:
+        theirs = {g: p for g, p in predicates(config).items() if f"routing.groups.{g}.predicate" not in given}
+        refuse_code(run, theirs, "run_code=true")
+    place = Path(config.output_dir)
+    if "output_dir" not in given and (place.is_absolute() or ".." in place.parts):
+        right = f"give output_dir={config.output_dir} to write there, or another"
+        raise UserError(f"{run}: its output_dir={config.output_dir} is outside of the current folder; {right}")
+    return config
+
+
+def read_ledger(run: Path, manifest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The rows of `ledger.csv`, numbers as numbers and empty cells as None; `manifest` as in `read_file`.
+
+    Raises: UserError if it is damaged.
+    """
 
     def read(column: str, cell: str) -> Any:
         if column in ("group", "region"):
             return cell
-        return None if cell == "" else int(cell) if column in LEDGER_COLUMNS[:2] else float(cell)
+        return None if cell == "" else _step(cell) if column in LEDGER_COLUMNS[:2] else float(cell)
 
-    return _read_table(run / "ledger.csv", LEDGER_COLUMNS, read)
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.csv` with `step` and `value` as numbers. Raises: UserError if it is damaged."""
-    kinds = {"step": int, "value": float}
-    return _read_table(run / "metrics.csv", COLUMNS, lambda column, cell: kinds.get(column, str)(cell))
+    rows = _read_table(run, "ledger.csv", manifest, LEDGER_COLUMNS, read)
+    for number, row in enumerate(rows, 2):
+        if row["from_step"] is None or row["to_step"] is None or row["from_step"] >= row["to_step"]:
+            raise UserError(f"{run}/ledger.csv: damaged (line {number}: its steps are no window)")
+    return rows
 
 
-def _read_table(path: Path, columns: tuple[str, ...], read: Callable[[str, str], Any]) -> list[dict[str, Any]]:
+def read_metrics(run: Path, manifest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The rows of `metrics.csv` with `step` and `value` as numbers; `manifest` as in `read_file`.
+
+    Raises: UserError if it is damaged.
+    """
+    kinds: dict[str, Callable[[str], Any]] = {"step": _step, "value": float}
+    return _read_table(run, "metrics.csv", manifest, COLUMNS, lambda column, cell: kinds.get(column, str)(cell))
+
+
+def read_names(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What `figures.json` says of a run: names of groups and regions, and the images' `shape`. Raises: UserError."""
+    path = run / "figures.json"
+    names = reading.read_json(read_file(run, path.name, manifest), path)
+    found = names if isinstance(names, dict) else {}
+    groups, regions, shape = (found.get(key) for key in ("groups", "regions", "shape"))
+    if not isinstance(groups, list) or not all(isinstance(g, str) for g in groups) or not isinstance(regions, dict):
+        raise UserError(f"{path}: damaged (no names of groups and regions)")
+    if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and 1 <= n <= SIDE for n in shape):
+        raise UserError(f"{path}: damaged (shape={shape}: must be two numbers from 1 to {SIDE})")
+    return found
+
+
+def _step(cell: str) -> int:
+    if not 0 <= int(cell) < 2**53:
+        raise ValueError(f"step {cell}")
+    return int(cell)
+
+
+def _read_table(
+    run: Path, name: str, manifest: Mapping[str, Any] | None, columns: tuple[str, ...], read: Callable[[str, str], Any]
+) -> list[dict[str, Any]]:
+    text = reading.read_text(read_file(run, name, manifest), run / name)
     try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != columns:
-                raise ValueError(f"columns are {reader.fieldnames}")
-            return [{column: read(column, row[column]) for column in columns} for row in reader]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error})") from None
+        header, *lines = csv.reader(io.StringIO(text, newline=""))
+        if tuple(header) != columns:
+            raise ValueError(f"columns are {header}")
+        return [{c: read(c, cell) for c, cell in zip(columns, line, strict=True)} for line in lines]
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{run / name}: damaged ({error})") from None
 
 
 def final_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,12 +1,13 @@
 """A route: the weight of a group's gradients in a region, and when it holds."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 
 from gradroute.errors import UserError, unknown
 
-RIGHT = "a finite number, or {weight: number, forward: number, start: step, ramp: steps, stop: step}"
+LARGEST = 10**6  # a weight; more would leave float32's range within a few layers
+STEPS = 10**9  # updates
+RIGHT = "a finite number from -1000000 to 1000000, or {weight: number, forward: number, start: step, ramp: …, stop: …}"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Route:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def read_route(spec: object, where: str) -> Route:
@@ -53,10 +54,10 @@ def read_route(spec: object, where: str) -> Route:
         if key not in names:
             raise unknown(f"key of {where}:", key, names)
         if key in ("weight", "forward") and not _is_number(value):
-            raise UserError(f"{where}.{key}={value}: must be a finite number")
-        whole = type(value) is int and value >= 0
+            raise UserError(f"{where}.{key}={value}: must be a finite number from {-LARGEST} to {LARGEST}")
+        whole = type(value) is int and 0 <= value <= STEPS
         if key in ("start", "ramp", "stop") and not whole and not (key == "stop" and value is None):
-            raise UserError(f"{where}.{key}={value}: must be a number of updates, 0 or more")
+            raise UserError(f"{where}.{key}={value}: must be a number of updates, from 0 to {STEPS}")
     route = Route(**spec)
     if route.stop is not None and route.stop <= route.start + route.ramp:
         raise UserError(f"{where}.stop={route.stop}: must come after start + ramp = {route.start + route.ramp}")

@@ -1,13 +1,13 @@
 """What the plots of a run share: its rows, arrays and names, and one colour for one thing."""
 
-import json
+import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from gradroute.records import final_rows, read_ledger, read_metrics
+from gradroute.reading import read_arrays
+from gradroute.records import final_rows, read_file, read_ledger, read_manifest, read_metrics, read_names
 
 DECODER_COLOUR = "#4d4d4d"
 REGION_COLOURS = (
@@ -27,16 +27,17 @@ Array = npt.NDArray[Any]
 
 
 class Scene:
-    """A finished run, read from its folder alone."""
+    """A run, read from its folder alone. Raises: UserError if it cannot be read."""
 
     def __init__(self, run: Path) -> None:
-        self.rows = read_metrics(run)
+        manifest = read_manifest(run)
+        self.rows = read_metrics(run, manifest)
         self.final = final_rows(self.rows)
-        self.names = json.loads((run / "figures.json").read_text())
-        with np.load(run / "samples.npz", allow_pickle=False) as arrays:
-            self.arrays: dict[str, Array] = {key: arrays[key] for key in arrays.files}
+        self.names = read_names(run, manifest)
+        packed = io.BytesIO(read_file(run, "samples.npz", manifest))
+        self.arrays: dict[str, Array] = dict(read_arrays(packed, run / "samples.npz"))
         self.heads = list(dict.fromkeys((row["head"], row["region"]) for row in self.final if row["metric"] == "mse"))
-        self.ledger = read_ledger(run) if (run / "ledger.csv").is_file() else []
+        self.ledger = read_ledger(run, manifest) if (run / "ledger.csv").is_file() else []
         self.noun: str = self.names["label_noun"]
 
     def colour(self, region: str) -> str:

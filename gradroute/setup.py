@@ -14,6 +14,7 @@ from gradroute.evaluation import Head, activations_at, errors, localization, rec
 from gradroute.groups import Groups, Part, assign
 from gradroute.loading import build, read_regions
 from gradroute.losses import ReconstructionObjective
+from gradroute.memory import require_memory
 from gradroute.routing import ParameterRouter, Router
 from gradroute.schema import Config
 
@@ -51,6 +52,7 @@ class Setup:
         if decoders not in (1, len(self.groups.names)) or (decoders > 1 and bool((self.groups.routed < 0).any())):
             right = f"1, or {len(self.groups.names)}, the number of groups, with every point labelled"
             raise UserError(f"model.decoders={decoders}: must be {right}")
+        require_memory(config, self.data.train_images, trains=True)
         torch.manual_seed(config.seed)
         self.parts = build(config, self.groups.names, self.data.train_images[:1])
         self.model, self.certificates = self.parts.model, self.parts.certificates

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+from gradroute.checks import WIDTH, require_number
 from gradroute.errors import UserError
 from gradroute.schema import Config, GroupConfig, RegionConfig, SplitConfig
 
@@ -20,7 +21,7 @@ def _shares(units: Sequence[int] | None, groups: int, width: int) -> list[tuple[
     if units is None:
         edges = [round(i * width / groups) for i in range(groups + 1)]
         return list(pairwise(edges))
-    if len(units) != groups or min(units) < 1 or sum(units) > width:
+    if len(units) != groups or min(units, default=0) < 1 or sum(units) > width:
         raise UserError(f"split.units={list(units)}: must be {groups} numbers above 0, {width} at most in sum")
     return [(sum(units[:i]), sum(units[: i + 1])) for i in range(groups)]
 
@@ -37,12 +38,15 @@ def expand_split(config: Config) -> None:
         return
     labels = [label for group in split.groups for label in group]
     twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice or not all(split.groups):
-        fault = f"label {twice[0]} is named twice" if twice else "a set is empty"
+    if twice or not split.groups or not all(split.groups):
+        fault = f"label {twice[0]} is named twice" if twice else "a set is empty" if split.groups else "no set is in it"
         raise UserError(f"split.groups={split.groups}: {fault}; give disjoint sets such as [[0,1,2],[3,4]]")
+    if split.site == "encoder" and split.width not in (None, config.model.encoding):
+        raise UserError(f"split.width={split.width}: must be null, or model.encoding={config.model.encoding}")
     width = config.model.encoding if split.site == "encoder" else split.width
     if width is None:
         raise UserError(f"split.site={split.site}: give split.width, the number of its units")
+    require_number("split.width", width, 1, WIDTH, int)
     names = [group_name(group) for group in split.groups]
     shares = dict(zip(names, _shares(split.units, len(names), width), strict=True))
     routing = config.routing

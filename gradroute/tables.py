@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradroute.errors import UserError
+from gradroute.errors import UserError, plain_text
 from gradroute.records import write_atomically
 
 if TYPE_CHECKING:
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 def print_table(table: "pd.DataFrame", title: str) -> None:
     """Print the table on the terminal, as wide as it is where output is piped."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     shown = Table(title=title)
     for column in table.columns:
-        shown.add_column(str(column), overflow="fold", justify="right" if table[column].dtype == float else "left")
+        title = escape(plain_text(column))
+        shown.add_column(title, overflow="fold", justify="right" if table[column].dtype == float else "left")
     for row in table.itertuples(index=False):
         cells = ["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
-        shown.add_row(*cells)
+        shown.add_row(*(escape(plain_text(cell)) for cell in cells))
     console = Console() if sys.stdout.isatty() else Console(width=40 + 16 * len(table.columns))
     console.print(shown)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradroute import records
 from gradroute.command import guarded
-from gradroute.errors import UserError
+from gradroute.errors import UserError, plain_text
 from gradroute.routes import Route, read_route
 from gradroute.schema import Config
 
@@ -33,29 +33,38 @@ class Claim:
 
 def file_claims(run: Path, manifest: dict[str, Any]) -> Iterator[Claim]:
     """Every file has the checksum that the manifest gives; no file is missing or came later."""
-    listed = manifest.get("files", {})
+    listed = manifest["files"]
     damaged = []
     for name in listed:
         try:
             records.check_files(run, manifest, [name])
         except UserError as error:
             damaged.append(str(error))
-    present = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()} - {"manifest.json"}
+    present = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_symlink() or not p.is_dir()}
+    present -= {"manifest.json"}
     added = sorted(present - set(listed))
     found = "; ".join(damaged) or f"{len(listed)} files agree"
     yield Claim("every file has the checksum in the manifest", bool(listed) and not damaged, found)
     yield Claim("no file was added", not added, ", ".join(added) or "none")
 
 
+def _values_in(route: Route, row: dict[str, Any]) -> list[tuple[float, float]]:
+    """Weight and forward factor at the updates of a ledger's row where they may be extreme: at its ends and kinks."""
+    first, last = row["from_step"], row["to_step"] - 1
+    kinks = [first, last, route.start, route.start + route.ramp, last if route.stop is None else route.stop]
+    steps = {min(max(kink + offset, first), last) for kink in kinks for offset in (-1, 0, 1)}
+    return [route.at(step) for step in sorted(steps)]
+
+
 def _weights_in(route: Route, row: dict[str, Any]) -> tuple[float, float]:
     """Smallest and largest weight that the configuration asks for at the updates of a ledger's row."""
-    weights = [route.at(step)[0] for step in range(row["from_step"], row["to_step"])]
+    weights = [weight for weight, _ in _values_in(route, row)]
     return min(weights), max(weights)
 
 
 def _closed_in(route: Route, row: dict[str, Any]) -> bool:
     """Whether no gradient may pass at any update of the row, by the mask or by the forward factor."""
-    return all(0 in route.at(step) for step in range(row["from_step"], row["to_step"]))
+    return all(0 in values for values in _values_in(route, row))
 
 
 def _close(a: float, b: float) -> bool:
@@ -100,6 +109,8 @@ def _frozen_claim(config: Config, region: str, shifts: list[float]) -> Claim:
 def _weight_claim(group: str, region: str, route: Route, rows: Rows) -> Claim:
     what = f"the weight of {group} in '{region}' was as configured"
     for row in rows:
+        if row["weight_min"] is None or row["weight_max"] is None:
+            return Claim(what, False, f"updates {row['from_step']} to {row['to_step']}: not in the ledger")
         low, high = _weights_in(route, row)
         if not (_close(row["weight_min"], low) and _close(row["weight_max"], high)):
             found = f"updates {row['from_step']} to {row['to_step']}: {row['weight_min']:g} to {row['weight_max']:g}"
@@ -162,9 +173,8 @@ def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
         raise UserError(f"{run}: the run is not finished (state: {manifest['state']})")
     yield from file_claims(run, manifest)
     config = records.read_config(run)
-    code = [rule.predicate for rule in config.routing.groups.values() if rule.predicate]
-    if code and not run_code:
-        raise UserError(f"{run}: its groups are made by code, {', '.join(code)}; --run-code runs it, if you trust it")
+    if not run_code:
+        records.refuse_code(run, records.predicates(config), "--run-code")
     from gradroute.setup import Setup
 
     config.trainer.device = "cpu"
@@ -183,14 +193,16 @@ def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
 def verify(run: Path, run_code: bool = False) -> bool:
     """Check a run and print a table of its claims; returns whether all hold. Raises: UserError if it is no run."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     claims = list(claims_of(run, run_code))
-    table = Table(title=str(run))
+    table = Table(title=escape(plain_text(run)))
     for title in ("claim", "", "found"):
         table.add_column(title, overflow="fold")
     for claim in claims:
-        table.add_row(claim.what, "[green]pass[/]" if claim.holds else "[bold red]FAIL[/]", claim.found)
+        ends = "[green]pass[/]" if claim.holds else "[bold red]FAIL[/]"
+        table.add_row(escape(plain_text(claim.what)), ends, escape(plain_text(claim.found)))
     console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(table)
     failed = sum(not claim.holds for claim in claims)

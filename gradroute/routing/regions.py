@@ -12,6 +12,7 @@ from torch import nn
 from gradroute.errors import UserError, unknown
 from gradroute.routing.sites import Found, Site, survey
 
+RANGE_LENGTH = 64  # characters
 HEAD_COUNTS = ("num_heads", "n_heads", "n_head", "nhead", "num_attention_heads")
 
 
@@ -87,17 +88,19 @@ def parse_units(spec: object, width: int, where: str, heads: int | None = None) 
 
     Raises: UserError if it cannot be read, is empty, repeats a unit or is outside.
     """
+    units: Sequence[int]
     right = f'null for all, a range in quotes like "0:{width}", a list like [0, 3] or {{heads: [1], of: 8}}'
     if isinstance(spec, torch.Tensor):
         spec = spec.tolist()
     if spec is None:
-        units = list(range(width))
+        units = range(width)
     elif isinstance(spec, int):
         raise UserError(
             f"{where}: {spec}: a bare number is no range (YAML reads an unquoted 16:32 as 992); give {right}"
         )
-    elif isinstance(spec, str) and re.fullmatch(r"\d+:\d+(:0*[1-9]\d*)?", spec):
-        units = list(range(*map(int, spec.split(":"))))
+    elif isinstance(spec, str) and re.fullmatch(r"[0-9]+:[0-9]+(:0*[1-9][0-9]*)?", spec) and len(spec) <= RANGE_LENGTH:
+        first, stop, *step = map(int, spec.split(":"))
+        units = range(first, stop, *step)
     elif isinstance(spec, Mapping) and "heads" in spec:
         units = _heads(spec, width, heads, where)
     elif isinstance(spec, Sequence) and len(spec) == width and all(type(unit) is bool for unit in spec):
@@ -108,11 +111,11 @@ def parse_units(spec: object, width: int, where: str, heads: int | None = None) 
         raise UserError(f"{where}: {spec!r} cannot be read as units; give {right}")
     if not units:
         raise UserError(f"{where}: {spec!r}: the region is empty; give {right}")
-    if len(set(units)) < len(units):
-        raise UserError(f"{where}: {spec!r}: units must be each named once")
-    if units[0] < 0 or units[-1] >= width:
+    if units[0] < 0 or units[-1] >= width:  # before a range becomes numbers, of which there could be billions
         outside = units[0] if units[0] < 0 else units[-1]
         raise UserError(f"{where}: unit {outside} is outside; units go from 0 to {width - 1}")
+    if len(set(units)) < len(units):
+        raise UserError(f"{where}: {spec!r}: units must be each named once")
     return tuple(units)
 
 

@@ -1,0 +1,200 @@
+"""Reading files that a stranger may have made: every file of a run folder comes in through here.
+
+Nothing that is read is executed. A path stays inside its folder, a file is a plain one, and its size is checked before
+memory is taken; what was parsed is plain data: mappings with text keys, lists, text, numbers, true, false and null.
+"""
+
+import hashlib
+import json
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, BinaryIO
+
+import yaml
+
+from gradroute.errors import UserError, plain_text
+
+MIB = 2**20
+LIMITS = {  # largest file that is read, by the end of its name, in bytes
+    ".yaml": 4 * MIB, ".json": 16 * MIB, ".csv": 128 * MIB, ".npz": 512 * MIB, ".png": 64 * MIB, ".html": 256 * MIB,
+    ".safetensors": 65536 * MIB,
+}  # fmt: skip
+OTHER_LIMIT = 1024 * MIB
+ARRAYS_LIMIT = 1024 * MIB  # all arrays of an .npz together, unpacked
+DEPTH = 32  # levels of nesting in YAML and JSON
+SCALAR = 10_000  # characters of one value in YAML
+
+
+def place(folder: Path, name: str) -> Path:
+    """The path of a file of `folder`. Raises: UserError for a name that leads out of it, also through a link."""
+    plain = PurePosixPath(name)
+    inside = name == plain.as_posix() and not plain.is_absolute() and ".." not in plain.parts
+    if not inside or name in ("", ".") or not name.isprintable() or "\\" in name or ":" in name:
+        raise UserError(f"{folder}: the file name '{plain_text(name)}' leads out of the folder or is no plain name")
+    try:
+        if (folder / name).resolve().is_relative_to(folder.resolve()):
+            return folder / name
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise UserError(f"{folder / name}: cannot be read ({_reason(error)})") from None
+    raise UserError(f"{folder / name}: is a link out of its folder, which is not followed")
+
+
+def _reason(error: BaseException) -> str:
+    return plain_text(getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__)
+
+
+def open_plain(path: Path, limit: int | None = None) -> BinaryIO:
+    """Open a plain file for reading; pipes and devices are not even opened.
+
+    `limit`: its largest size in bytes; by its name if None. Raises: UserError if it cannot be read, is of another kind
+    or is larger.
+    """
+    limit = LIMITS.get(path.suffix, OTHER_LIMIT) if limit is None else limit
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path}: cannot be read (it is no plain file)")
+        file = os.fdopen(os.open(path, flags), "rb")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({_reason(error)})") from None
+    size = os.fstat(file.fileno()).st_size
+    if size > limit:
+        file.close()
+        raise UserError(f"{path}: has {size} bytes; at most {limit} are read of such a file")
+    return file
+
+
+def read_bytes(folder: Path, name: str, sha256: str | None = None) -> bytes:
+    """The content of a file of `folder`, compared with its checksum if one is given. Raises: UserError."""
+    path = place(folder, name)
+    with open_plain(path) as file:
+        try:
+            content = file.read(LIMITS.get(path.suffix, OTHER_LIMIT))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({_reason(error)})") from None
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{path}: damaged (its SHA-256 is not the manifest's)")
+    return content
+
+
+def read_sha256(folder: Path, name: str) -> str:
+    """The checksum of a file of `folder`, which is not held in memory. Raises: UserError."""
+    path = place(folder, name)
+    with open_plain(path) as file:
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({_reason(error)})") from None
+
+
+def read_text(content: bytes, where: object) -> str:
+    """UTF-8 as text. Raises: UserError, naming `where`."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: damaged ({error})") from None
+
+
+def read_json(content: bytes, where: object) -> Any:
+    """Plain data from JSON. Raises: UserError, naming `where`."""
+    try:
+        value = json.loads(read_text(content, where))
+        _require_plain(value)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: damaged ({_reason(error)})") from None
+    return value
+
+
+def read_yaml(content: bytes, where: object) -> Any:
+    """Plain data from YAML without tags or aliases, which our files never have. Raises: UserError, naming `where`."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a SafeLoader either way
+    text, depth = read_text(content, where), 0
+    try:
+        for event in yaml.parse(text, loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("aliases are not read")
+            if (tag := getattr(event, "tag", None)) is not None:
+                raise ValueError(f"the tag {tag} is not read")
+            if len(getattr(event, "value", "")) > SCALAR:
+                raise ValueError(f"a value of more than {SCALAR} characters")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH:
+                raise ValueError(f"more than {DEPTH} levels of nesting")
+        value = yaml.load(text, loader)
+        _require_plain(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: damaged ({_reason(error)})") from None
+    return value
+
+
+def _require_plain(root: Any) -> None:
+    """Raises: ValueError for what is no plain data, nested too deep, or a number or text that cannot be written."""
+    level = [root]
+    for _ in range(DEPTH + 1):
+        level = [child for value in level for child in _checked_children(value)]
+        if not level:
+            return
+    raise ValueError(f"more than {DEPTH} levels of nesting")
+
+
+def _checked_children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("a key is not text")
+        return [*value, *value.values()]
+    if isinstance(value, list):
+        return value
+    if isinstance(value, int) and abs(value) >= 2**64:
+        raise ValueError("a whole number of more than 64 bits")
+    if isinstance(value, str):
+        value.encode()  # half a surrogate pair could not be written
+    elif not (value is None or isinstance(value, bool | int | float)):
+        raise ValueError(f"a {type(value).__name__} is not plain data")
+    return []
+
+
+def read_arrays(file: IO[bytes], where: object) -> "Mapping[str, Any]":
+    """The arrays of an `.npz`, numbers and bools only; each one's size is known before it is unpacked.
+
+    Raises: UserError, naming `where`.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if len({member.filename for member in members}) < len(members):
+                raise ValueError("two arrays of one name")
+            if sum(member.file_size for member in members) > ARRAYS_LIMIT:
+                raise ValueError(f"arrays of more than {ARRAYS_LIMIT} bytes")
+            return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
+    except (
+        zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError, KeyError, SyntaxError, TypeError,
+        OverflowError, MemoryError,
+    ) as error:  # fmt: skip
+        raise UserError(f"{where}: damaged ({_reason(error)})") from None
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
+    import numpy as np
+
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member.filename}: packed in an unknown way")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in header:
+            raise ValueError(f"{member.filename}: version {version} is not read")
+        shape, fortran, dtype = header[version](file)
+        size = dtype.itemsize
+        for length in shape:
+            size *= int(length)
+        if dtype.kind not in "fiub" or any(length < 0 for length in shape):
+            raise ValueError(f"{member.filename}: {dtype} of shape {shape} is not read")
+        if size != member.file_size - file.tell():
+            raise ValueError(f"{member.filename}: {dtype} of shape {shape} is not what is in the file")
+        content = file.read(size)  # the zip's own checksum is compared at its end
+        file.read(1)
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C").copy()

@@ -1,0 +1,157 @@
+"""Damage any byte range of any file of a finished run: reading it is refused, or right; nothing else."""
+
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from robust import Hang, Tally, count, one_line, within
+
+import gradroute
+from gradroute.compare import compare
+from gradroute.config import to_mapping
+from gradroute.errors import UserError
+from gradroute.page import run_page
+from gradroute.records import read_rerun
+from gradroute.scene import Scene
+from gradroute.verify import claims_of
+
+SECONDS = 60  # no command may take longer
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One change of one file, by number: `length` bytes from `start`, both numbers taken modulo what there is."""
+
+    kind: str
+    file: int
+    start: int
+    length: int
+    value: int
+
+    def apply(self, content: bytes) -> bytes:
+        """The damaged content."""
+        at = self.start % max(1, len(content))
+        before, hit, after = content[:at], content[at : at + self.length], content[at + self.length :]
+        return {
+            "flip": lambda: before + bytes(byte ^ self.value for byte in hit) + after,
+            "delete": lambda: before + after,
+            "truncate": lambda: before,
+            "insert": lambda: before + bytes([self.value]) * self.length + hit + after,
+            "zero": lambda: before + bytes(len(hit)) + after,
+        }[self.kind]()
+
+
+damages = st.builds(
+    Damage,
+    kind=st.sampled_from(["flip", "delete", "truncate", "insert", "zero"]),
+    file=st.integers(0, 2**20),
+    start=st.integers(0, 2**40),
+    length=st.one_of(st.just(1), st.integers(1, 20), st.integers(1, 5000)),
+    value=st.integers(1, 255),
+)
+
+
+def _printed(run: Path) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        compare([str(run)], form="csv")
+    return out.getvalue()
+
+
+def _weights(run: Path) -> list[tuple[str, str]]:
+    loaded = gradroute.load(run)
+    state = {**loaded.model.state_dict(), **loaded.certificates.state_dict()}
+    return [(name, hashlib.sha256(tensor.numpy().tobytes()).hexdigest()) for name, tensor in state.items()]
+
+
+def _scene(run: Path) -> list[Any]:
+    scene = Scene(run)
+    arrays = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in scene.arrays.items()}
+    return [scene.rows, scene.ledger, scene.names, arrays]
+
+
+COMMANDS: dict[str, Callable[[Path], Any]] = {
+    "compare": _printed,
+    "verify": lambda run: list(claims_of(run)),
+    "load": _weights,
+    "page": lambda run: run_page(run).read_text(),
+    "scene": _scene,
+    "rerun": lambda run: to_mapping(read_rerun(run)),
+}
+
+
+def _judge(name: str, run: Path, right: Any, changed: bool) -> str:
+    """`correct`, `refused`, or what went wrong."""
+    try:
+        with within(SECONDS):
+            answer = COMMANDS[name](run)
+    except UserError as error:
+        return "refused" if one_line(error) else f"not one line: {error!s:.200}"
+    except (Hang, Exception) as error:
+        return f"{type(error).__name__}: {error!s:.200}"
+    if name == "verify" and changed and not all(claim.holds for claim in answer):
+        return "refused"
+    return "correct" if answer == right and not (name == "verify" and changed) else "another answer"
+
+
+class Damaged:
+    """A run folder to damage again and again; what is not damaged is linked to the sound one."""
+
+    def __init__(self, sound: Path, folder: Path) -> None:
+        self.sound, self.run = sound, folder / "damaged"
+        self.files = sorted(p.relative_to(sound).as_posix() for p in sound.rglob("*") if p.is_file())
+        self._fresh()
+        self.right = {name: command(self.run) for name, command in COMMANDS.items()}
+
+    def _fresh(self) -> None:
+        shutil.rmtree(self.run, ignore_errors=True)
+        shutil.copytree(self.sound, self.run, copy_function=os.link)
+
+    def attempt(self, damage: Damage, tally: Tally) -> None:
+        """Try every command on the folder with one damage."""
+        self._fresh()
+        name = self.files[damage.file % len(self.files)]
+        content = (self.sound / name).read_bytes()
+        damaged = damage.apply(content)
+        (self.run / name).unlink()
+        (self.run / name).write_bytes(damaged)
+        changed = damaged != content and name != "manifest.json"
+        found = {command: _judge(command, self.run, self.right[command], changed) for command in COMMANDS}
+        tally.tried += 1
+        bad = {command: end for command, end in found.items() if end not in ("correct", "refused")}
+        if bad:
+            tally.wrong.append(f"{name} {damage}: {bad}")
+        elif "refused" in found.values():
+            tally.refused += 1
+        else:
+            tally.correct += 1
+
+
+def run(cases: int, sound: Path, folder: Path) -> Tally:
+    """Damage the finished run `sound` in `cases` ways, working in `folder`."""
+    damaged, tally = Damaged(sound, folder), Tally()
+
+    @settings(
+        max_examples=cases, database=None, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )  # fmt: skip
+    @given(damages)
+    def attempt(damage: Damage) -> None:
+        damaged.attempt(damage, tally)
+
+    attempt()
+    return tally
+
+
+def test_damage_is_refused_or_harmless(smoke: Path, tmp_path: Path) -> None:
+    tally = run(count("GRADROUTE_CORRUPTIONS", 60), smoke, tmp_path)
+    assert not tally.wrong, "\n".join(tally.wrong[:5])
+    assert tally.refused > tally.tried // 2

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradroute.command import guarded
 from gradroute.errors import UserError, unknown
-from gradroute.published import PUBLISHED, TOLERANCE
+from gradroute.published import PUBLISHED, TOLERANCE, setting
 from gradroute.reading import read_bytes, read_json, read_yaml
 from gradroute.records import check_files, read_file, read_manifest
 from gradroute.tables import print_table, render, write_comparison
@@ -36,6 +36,7 @@ class Read:
     rows: list[dict[str, Any]]
     left_out: str | None = None
     commit: str = ""
+    setting: str = ""  # see `gradroute.published`
 
 
 def find_runs(paths: Iterable[str]) -> list[Path]:
@@ -118,11 +119,9 @@ def read_run(run: Path) -> Read:
     if odd or not rows:
         raise UserError(f"{run}/summary.json: damaged ({odd or 'no rows'})")
     lost = next((row for row in rows if not math.isfinite(row["value"])), None)
-    return (
-        Read(run, settings, rows, commit=commit)
-        if lost is None
-        else Read(run, {}, [], f"its {lost['metric']} is {lost['value']}")
-    )
+    if lost is not None:
+        return Read(run, {}, [], f"its {lost['metric']} is {lost['value']}")
+    return Read(run, settings, rows, None, commit, setting(config))
 
 
 def _where(reads: list[Read], conditions: list[str]) -> list[Read]:
@@ -191,19 +190,20 @@ def aggregate(reads: list[Read], metric: str) -> "pd.DataFrame":
     columns = ["experiment", *keys, "head", "region", "group"]
     rows = [
         {"experiment": read.settings["name"], **{k: str(read.settings.get(k)) for k in keys}, **row,
-         "seed": read.settings["seed"]}
+         "seed": read.settings["seed"], "setting": read.setting}
         for read in reads
         for row in read.rows
         if row["metric"] == metric
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     again = table.duplicated([*columns, "seed"], keep="last")
-    grouped = table[~again].groupby(columns, sort=False)["value"]
+    grouped = table[~again].groupby([*columns, "setting"], sort=False)["value"]
     result = grouped.agg(mean="mean", half_width=lambda v: interval(list(v)), n="count").reset_index()
     published = [
-        PUBLISHED.get(r["experiment"], {}).get((r["head"], r["region"], r["group"], metric), (math.nan, math.nan))
+        PUBLISHED.get(r["setting"], {}).get((r["head"], r["region"], r["group"], metric), (math.nan, math.nan))
         for r in result.to_dict("records")
     ]
+    result = result.drop(columns="setting")
     result["published"] = [value for value, _ in published]
     off = (result["mean"] - result["published"]).abs()
     agrees = off <= TOLERANCE + result["half_width"].fillna(0)

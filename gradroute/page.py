@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradroute.published import PUBLISHED, TOLERANCE
-from gradroute.reading import read_text
+from gradroute.published import PUBLISHED, TOLERANCE, setting
+from gradroute.reading import read_text, read_yaml
 from gradroute.records import final_rows, read_file, read_manifest, read_metrics, read_names, write_atomically
 
 FIGURES = {
@@ -60,8 +60,8 @@ def _shown(value: float) -> str:
     return str(value)
 
 
-def verdict(rows: list[dict[str, Any]], experiment: str) -> list[str]:
-    """What the final rows of a run say, in words."""
+def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
+    """What the final rows of a run say, in words; `published` is its `setting`."""
     scores = {r["group"]: r["value"] for r in rows if r["metric"] == "localization"}
     lines = []
     if scores:
@@ -69,7 +69,7 @@ def verdict(rows: list[dict[str, Any]], experiment: str) -> list[str]:
         word = "split cleanly" if least >= 0.8 else "split in part" if least >= 0.3 else "not split"
         each = ", ".join(f"{group} {value:.2f}" for group, value in scores.items() if group != "all")
         lines.append(f"The groups are {word}: localization {each} (0: every region holds a group alike; 1: one alone).")
-    for (head, region, group, metric), (value, half) in PUBLISHED.get(experiment, {}).items():
+    for (head, region, group, metric), (value, half) in PUBLISHED.get(published, {}).items():
         ours = [
             r["value"]
             for r in rows
@@ -87,7 +87,9 @@ def run_page(run: Path) -> Path:
     """Write `report.html` of a run from what is in its folder. Raises: UserError if that is damaged."""
     manifest = read_manifest(run)
     rows = final_rows(read_metrics(run, manifest))
-    names, experiment = read_names(run, manifest)["groups"], manifest.get("experiment", "")
+    names = read_names(run, manifest)["groups"]
+    content = read_file(run, "config.yaml", manifest)
+    config = read_yaml(content, run / "config.yaml")
     shown = [r for r in rows if r["metric"] in ("mse", "mae")]
     values = {(r["head"], r["region"], r["metric"], r["group"]): r["value"] for r in shown}
     keys = list(dict.fromkeys(key[:3] for key in values))
@@ -96,9 +98,9 @@ def run_page(run: Path) -> Path:
     plots = run / "plots"
     found = FIGURES | {p.stem: f"Encoding at {p.stem.removeprefix('encoding_')}" for p in plots.glob("encoding_*.png")}
     page = Page(
-        f"{experiment}, seed {manifest.get('seed')}",
+        f"{manifest.get('experiment', '')}, seed {manifest.get('seed')}",
         [
-            *verdict(rows, experiment),
+            *verdict(rows, setting(config) if isinstance(config, dict) else ""),
             f"Started {manifest.get('started')} with gradroute {manifest['packages'].get('gradroute')}.",
         ],
         [Table("Errors of each group", ["head", "region", "metric", *names], table, note)],
@@ -109,7 +111,7 @@ def run_page(run: Path) -> Path:
         ],
         [
             ("How to run it again", f"gradroute-run {shlex.quote(f'rerun={run}')}"),
-            ("Configuration", read_text(read_file(run, "config.yaml", manifest), run / "config.yaml")),
+            ("Configuration", read_text(content, run / "config.yaml")),
             ("Manifest", json.dumps(manifest, indent=2)),
         ],
     )

@@ -7,13 +7,15 @@ from gradroute.checks import WIDTH, require_number
 from gradroute.errors import UserError
 from gradroute.schema import Config, GroupConfig, RegionConfig, SplitConfig
 
+NOUNS = {"mnist": "digits"}  # what labels are called; classes elsewhere
 
-def group_name(labels: Sequence[int]) -> str:
+
+def group_name(labels: Sequence[int], noun: str = "digits") -> str:
     """`digits_0_4` for neighbours, `digits_1_3_5` else; also for one label, whose own row is `digit_3`."""
     ordered = sorted(labels)
     if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
         ordered = [ordered[0], ordered[-1]]
-    return "_".join(["digits", *map(str, ordered)])
+    return "_".join([noun, *map(str, ordered)])
 
 
 def _shares(units: Sequence[int] | None, groups: int, width: int) -> list[tuple[int, int]]:
@@ -47,7 +49,7 @@ def expand_split(config: Config) -> None:
     if width is None:
         raise UserError(f"split.site={split.site}: give split.width, the number of its units")
     require_number("split.width", width, 1, WIDTH, int)
-    names = [group_name(group) for group in split.groups]
+    names = [group_name(group, NOUNS.get(config.dataset.name, "classes")) for group in split.groups]
     shares = dict(zip(names, _shares(split.units, len(names), width), strict=True))
     routing = config.routing
     routing.groups = {n: GroupConfig(labels=list(g)) for n, g in zip(names, split.groups, strict=True)}

@@ -15,6 +15,7 @@ import yaml
 
 from gradroute.compare import compare, find_runs, interval, read_run, varying
 from gradroute.errors import UserError
+from gradroute.published import PUBLISHED, setting
 
 
 def fake_run(
@@ -61,16 +62,23 @@ def test_the_interval_is_students() -> None:
     assert math.isnan(interval([1.0]))
 
 
-def test_seeds_are_put_together_and_settings_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_are_put_together_and_settings_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = ("certificate", "bottom", "digits_0_4", "mse")
+    monkeypatch.setitem(PUBLISHED, setting({}), {key: (0.32, 0.02)})
     for seed, value in enumerate((0.30, 0.32, 0.34)):
         fake_run(tmp_path, seed, value)
-    fake_run(tmp_path, 0, 0.1, routing="none")
+    fake_run(tmp_path, 0, 0.1, size=5)
+    fake_run(tmp_path, 1, 0.1, size=5, losses={"correlation": 1.0})  # another setting than the published one
     rows = printed(capsys, tmp_path)
-    low = {row["routing"]: row for row in rows if row["group"] == "digits_0_4"}
-    assert low["None"]["n"] == "3" and float(low["None"]["mean"]) == pytest.approx(0.32)
-    assert float(low["None"]["half_width"]) == pytest.approx(4.302653 * 0.02 / math.sqrt(3), rel=1e-4)
-    assert (low["None"]["published"], low["None"]["agrees"]) == ("0.32", "yes")
-    assert low["none"]["n"] == "1" and low["none"]["half_width"] == "" and low["none"]["agrees"] == "no"
+    low = {(row["size"], row["losses.correlation"]): row for row in rows if row["group"] == "digits_0_4"}
+    plain, other, foreign = low["None", "None"], low["5", "None"], low["5", "1.0"]
+    assert plain["n"] == "3" and float(plain["mean"]) == pytest.approx(0.32)
+    assert float(plain["half_width"]) == pytest.approx(4.302653 * 0.02 / math.sqrt(3), rel=1e-4)
+    assert (plain["published"], plain["agrees"]) == ("0.32", "yes")
+    assert other["n"] == "1" and other["half_width"] == "" and other["agrees"] == "no"
+    assert (foreign["published"], foreign["agrees"]) == ("", "")
 
 
 def test_filters_sorting_and_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,10 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
+from gradroute.config import from_mapping, to_mapping
 from gradroute.loading import build
 from gradroute.losses import ReconstructionObjective
+from gradroute.published import PUBLISHED, setting
 
 L1 = {1: (3e-3, 3e-3), 2: (3e-3, 3e-3), 3: (3e-3, 3e-3), 6: (3e-3, 2e-2), 7: (1e-3, 1e-3), 9: (3e-3, 3e-3)}
 CORRELATION = {1, 2, 6, 9}
@@ -53,6 +54,9 @@ def test_a_row_has_the_published_loss_and_gradients(row: int) -> None:
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         config = from_mapping(compose("config", [f"experiment=mnist_table2/row{row}", "model.hidden=[10]"]))
     assert config.name == f"mnist_table2_row{row}"
+    config.model.hidden = [2048, 512]
+    assert list(PUBLISHED)[row - 1] == setting(to_mapping(config))  # what the published values stand beside
+    config.model.hidden = [10]
     torch.manual_seed(row)
     parts = build(config, list(config.routing.groups), torch.zeros(1, 12))
     model, certificates = parts.model.double(), parts.certificates.double()

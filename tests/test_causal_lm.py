@@ -1,6 +1,7 @@
 """Causal language models of `transformers`, tiny and with random weights: packed documents, sites, routing."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,14 @@ from gradroute.completion import complete, steered
 from gradroute.errors import UserError
 from gradroute.routing import Site
 
-try:
-    import transformers
-except ImportError:
-    transformers = None
-
-needs_transformers = pytest.mark.skipif(transformers is None, reason="needs gradroute[hf]")
+needs_transformers = pytest.mark.skipif(not find_spec("transformers"), reason="needs gradroute[hf]")
 SITES = {"gpt2": "model.transformer.h.*.mlp.act", "gpt_neox": "model.gpt_neox.layers.*.mlp.act"}
 BLOCKS = {"gpt2": "model.transformer.h.0", "gpt_neox": "model.gpt_neox.layers.0"}
 
 
 def model_of(kind: str) -> CausalLM:
+    import transformers
+
     torch.manual_seed(0)
     if kind == "gpt2":
         config: Any = transformers.GPT2Config(vocab_size=11, n_positions=16, n_embd=8, n_layer=2, n_head=2)
@@ -60,8 +58,6 @@ def test_its_modules_are_sites(kind: str) -> None:
     with router.route(torch.where(member, 0, -1)) as seen:
         routed = model(tokens, ids)
     assert torch.equal(plain, routed) and len(seen) == 2
-    made = [activation.grad_fn for activation in seen.values()]
-    assert all(made)
     gradients = torch.autograd.grad(routed.square().sum(), list(seen.values()))
     for gradient in gradients:
         assert bool((gradient[member][:, 4:] == 0).all()) and bool((gradient[member][:, :4] != 0).any())

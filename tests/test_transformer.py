@@ -13,6 +13,9 @@ from torch import nn
 from gradroute import Layer, Region, Router, UserError, contract, expand, removed
 from gradroute.completion import complete, steered
 from gradroute.routing import Site
+from gradroute.text.packing import Corpus, pack
+from gradroute.text.tokenizing import train_words
+from gradroute.text.toy_stories import generate
 from gradroute.transformer import PRESETS, Transformer, TransformerConfig, preset, rotate, separated
 
 GPT = TransformerConfig(vocabulary=11, layers=3, width=16, heads=4, context=12)
@@ -142,6 +145,27 @@ def test_a_sequence_is_learnt_by_heart(changes: dict[str, Any]) -> None:
         optimizer.step()
     assert loss.item() < 0.4  # two rows that begin alike can stay ambiguous; the uniform guess has 2.4
     assert complete(model, tokens[:, :4], 6, temperature=0).tolist() == tokens[:, :10].tolist()
+
+
+def test_toy_stories_are_learnt_below_what_word_frequencies_give() -> None:
+    texts = generate(300, 0).texts
+    tokenizer = train_words(texts)
+    packed = pack(Corpus.of(tokenizer.encode(texts), tokenizer.end), 128)
+    counted = packed.targets[packed.targets >= 0]
+    frequency = torch.bincount(counted, minlength=tokenizer.size).double() / len(counted)
+    entropy = float(-torch.xlogy(frequency, frequency).sum())
+    torch.manual_seed(0)
+    sizes = replace(GPT, vocabulary=tokenizer.size, layers=2, width=64, context=128)
+    model, generator = Transformer(sizes), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(120):
+        rows = torch.randint(len(packed), (8,), generator=generator)
+        logits = model(packed.tokens[rows], packed.documents[rows])
+        loss = F.cross_entropy(logits.flatten(0, 1), packed.targets[rows].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert entropy > 4.5 and loss.item() < 0.6 * entropy
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [

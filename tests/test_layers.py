@@ -18,6 +18,10 @@ ALLOWED = {
     "datasets": {"errors", "schema"},
     "models": {"errors", "schema"},
     "groups": {"errors", "schema"},
+    "text": {"errors", "text"},
+    "transformer": {"errors"},
+    "causal_lm": {"errors", "transformer"},
+    "completion": {"errors", "routing"},
     "routing": {"errors", "routes", "routing"},
     "expansion": {"errors"},
     "losses": {"routing", "schema"},
@@ -78,7 +82,7 @@ def test_imports_follow_the_order(path: Path) -> None:
     if module in NO_TORCH:
         assert not any(name.split(".")[0] in ("torch", "torchvision") for name in names)
     if module not in TOP:
-        modules = {p.stem for p in PACKAGE.glob("*.py")} | {"routing"}
+        modules = {p.stem for p in PACKAGE.glob("*.py")} | {"routing", "text"}
         inside = {n.split(".")[1] for n in names if n.startswith("gradroute.")} & modules
         assert inside <= ALLOWED[module]
 

@@ -1,0 +1,70 @@
+"""Completions of a language model, plain or steered."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradroute.errors import UserError
+from gradroute.routing.sites import Site, hooked, undisturbed
+
+
+def complete(
+    model: nn.Module,
+    prompt: torch.Tensor,
+    tokens: int,
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+    context: int | None = None,
+    steer: AbstractContextManager[Any] | None = None,
+) -> torch.Tensor:
+    """The prompt `(batch, length)` int64 and `tokens` more, one forward pass for each: `(batch, length + tokens)`.
+
+    Args:
+        model: tokens to logits `(batch, length, vocabulary)`; left in the mode in which it was.
+        generator: draws the tokens, on the device of the logits; not needed at temperature 0.
+        temperature: 0 takes the most likely token.
+        context: the model sees at most so many of the last tokens; None for all.
+        steer: entered around all forward passes, such as `steered(…)`.
+
+    Raises: UserError for an empty prompt, values outside, or a temperature without generator.
+    """
+    if prompt.dim() != 2 or not prompt.shape[1]:
+        raise UserError(f"complete: a prompt of shape {tuple(prompt.shape)}; give (batch, length), one token or more")
+    if temperature < 0 or tokens < 0 or (context is not None and context < 1):
+        raise UserError(f"complete: temperature={temperature}, tokens={tokens}, context={context}: must be 0 or more, "
+                        "and the context 1 or more")  # fmt: skip
+    if temperature and generator is None:
+        raise UserError(f"complete: temperature={temperature} draws tokens; give a generator, or temperature=0")
+    text = prompt
+    with undisturbed(model), torch.no_grad(), steer or nullcontext():
+        for _ in range(tokens):
+            logits = model(text[:, -context:] if context else text)[:, -1].float()
+            if temperature:
+                drawn = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+            else:
+                drawn = logits.argmax(-1, keepdim=True)
+            text = torch.cat([text, drawn], 1)
+    return text
+
+
+@contextmanager
+def steered(model: nn.Module, site: Site, unit: int, amount: float) -> Iterator[None]:
+    """Add `amount` to one unit of a site's output in the forward passes made inside (GR section 4.2.1).
+
+    Raises: UserError for an unknown site, or in the forward pass for a unit outside of it.
+    """
+
+    def add(module: nn.Module, inputs: Any, output: Any) -> Any:
+        activation = site.read(output).clone()
+        units = site.units_last(activation)
+        if not 0 <= unit < units.shape[-1]:
+            raise UserError(f"site '{site.name}': unit {unit} is outside; units go from 0 to {units.shape[-1] - 1}")
+        units[..., unit] += amount
+        return site.replace(output, activation)
+
+    hook: Callable[[nn.Module, Any, Any], Any] = add
+    with hooked(model, {site.module: hook}):
+        yield

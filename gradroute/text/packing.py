@@ -1,0 +1,149 @@
+"""Documents as one line of tokens, and packed into sequences of one length without leaking from one to another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from heapq import heappop, heappush
+
+import torch
+
+from gradroute.errors import UserError
+
+IGNORED = -100  # a target that no loss counts: `ignore_index` of `torch.nn.functional.cross_entropy`
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokenized documents, one after the other.
+
+    tokens: `(total,)` int64. lengths: `(documents,)` int64, in tokens. Raises: UserError for a document without any.
+    """
+
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if not len(self.lengths) or bool((self.lengths < 1).any()):
+            number = int((self.lengths < 1).nonzero()[0]) if len(self.lengths) else 0
+            raise UserError(f"document {number} has no token; leave it out")
+
+    @classmethod
+    def of(cls, documents: Sequence[Sequence[int]], end: int | None = None) -> "Corpus":
+        """The corpus of lists of tokens; `end`, if given, is put after each."""
+        last = [] if end is None else [end]
+        lists = [[*document, *last] for document in documents]
+        lengths = torch.tensor([len(tokens) for tokens in lists], dtype=torch.int64)
+        return cls(torch.tensor([token for tokens in lists for token in tokens], dtype=torch.int64), lengths)
+
+    @cached_property
+    def documents(self) -> torch.Tensor:
+        """The number of each token's document, `(total,)`."""
+        return torch.arange(len(self.lengths)).repeat_interleave(self.lengths)
+
+    @cached_property
+    def starts(self) -> torch.Tensor:
+        """Where each document starts, `(documents,)`."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    def document(self, number: int) -> torch.Tensor:
+        """The tokens of one document."""
+        start = int(self.starts[number])
+        return self.tokens[start : start + int(self.lengths[number])]
+
+    def predicting(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of tokens, `(total, …)`, at the position that predicts the token: one before it in its document.
+
+        The last position of a document predicts nothing and gets 0; no position predicts a document's first token.
+        """
+        moved = torch.zeros_like(values)
+        moved[:-1] = values[1:]
+        moved[self.starts + self.lengths - 1] = 0
+        return moved
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences of documents: each tensor is `(rows, length)` int64.
+
+    index: which token of the corpus is there, -1 for padding. tokens: 0 where padded. targets: the next token of the
+    same document, also where that one stands in another row; `IGNORED` at a document's end and where padded.
+    documents: numbers, -1 where padded; give them to a model as `document_ids`.
+    """
+
+    index: torch.Tensor
+    tokens: torch.Tensor
+    targets: torch.Tensor
+    documents: torch.Tensor
+    total: int = field(repr=False)  # tokens of the corpus
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of the corpus's positions, `(total, …)`, laid out as `(rows, length, …)`; 0 where padded."""
+        spread: torch.Tensor = values[self.index.clamp(min=0)]
+        spread[self.index < 0] = 0
+        return spread
+
+    def gathered(self, values: torch.Tensor) -> torch.Tensor:
+        """The reverse of `spread`: `(rows, length, …)` to `(total, …)`, in the order of the corpus."""
+        there = self.index >= 0
+        gathered = values.new_zeros((self.total, *values.shape[2:]))
+        gathered[self.index[there]] = values[there]
+        return gathered
+
+
+def pack(corpus: Corpus, length: int) -> Packed:
+    """Pack documents into rows of `length`: each token once, a document of at most `length` tokens in one piece.
+
+    Longer ones are cut; their last piece may share a row. Pieces go, in order, to the first row where they fit most
+    tightly; what is left over at the end of a row is padding. Raises: UserError for a length below 2.
+    """
+    if length < 2:
+        raise UserError(f"packing: length={length}: must be 2 or more")
+    pieces = _pieces(corpus, length)
+    rows, offsets, count = _places([size for _, size in pieces], length)
+    index = torch.full((count, length), -1, dtype=torch.int64)
+    first, sizes = torch.tensor(pieces, dtype=torch.int64).unbind(1)
+    within = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    place = torch.tensor(rows) * length + torch.tensor(offsets)
+    index.view(-1)[place.repeat_interleave(sizes) + within] = first.repeat_interleave(sizes) + within
+    padding, at = index < 0, index.clamp(min=0)
+    following = (at + 1).clamp(max=len(corpus.tokens) - 1)
+    last = (corpus.documents[following] != corpus.documents[at]) | (following == at)
+    targets = corpus.tokens[following].masked_fill(last | padding, IGNORED)
+    tokens, documents = corpus.tokens[at].masked_fill(padding, 0), corpus.documents[at].masked_fill(padding, -1)
+    return Packed(index, tokens, targets, documents, len(corpus.tokens))
+
+
+def _pieces(corpus: Corpus, length: int) -> list[tuple[int, int]]:
+    """First token and size of each piece; all of a document but its last one are `length` long."""
+    return [
+        (start + cut, min(length, size - cut))
+        for start, size in zip(corpus.starts.tolist(), corpus.lengths.tolist(), strict=True)
+        for cut in range(0, size, length)
+    ]
+
+
+def _places(sizes: Sequence[int], length: int) -> tuple[list[int], list[int], int]:
+    """Row and offset of each piece, and the number of rows: best fit, in order.
+
+    `room` has a bit for each size of free space that some row has, so that finding the tightest is one shift.
+    """
+    by_space: list[list[int]] = [[] for _ in range(length + 1)]
+    rows, offsets, room, count = list[int](), list[int](), 0, 0
+    for size in sizes:
+        fitting = room >> size
+        if fitting:
+            space = size + (fitting & -fitting).bit_length() - 1
+            row = heappop(by_space[space])
+            if not by_space[space]:
+                room &= ~(1 << space)
+        else:
+            space, row, count = length, count, count + 1
+        rows.append(row)
+        offsets.append(length - space)
+        if space > size:
+            heappush(by_space[space - size], row)
+            room |= 1 << (space - size)
+    return rows, offsets, count

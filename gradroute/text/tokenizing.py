@@ -1,0 +1,106 @@
+"""Tokenizers of Hugging Face `tokenizers`, trained locally and kept in one JSON file."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+
+from gradroute.errors import UserError
+
+END, UNKNOWN = "<|endoftext|>", "<unk>"
+WORDS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s"  # as GPT-2: the space belongs to the word that it precedes
+
+
+class Tokenizer:
+    """Texts to token numbers and back.
+
+    Attributes: `size`, the number of tokens; `end`, the token that ends a document; `unknown`, the token of what is in
+    no other, None if there is none.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend, end = backend, backend.token_to_id(END)
+        if end is None:
+            raise UserError(f"the tokenizer has no token {END}, which ends a document; train one that has")
+        backend.encode_special_tokens = True  # `<|endoftext|>` inside a document is ordinary text
+        self.size: int = backend.get_vocab_size()
+        self.end: int = end
+        self.unknown: int | None = backend.token_to_id(UNKNOWN)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token numbers of each text, without `end`."""
+        return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of token numbers; `end` is written out."""
+        return self._backend.decode(list(tokens), skip_special_tokens=False)
+
+    @cached_property
+    def spellings(self) -> list[str]:
+        """What each token alone spells; half a character as `�`."""
+        return [self.decode([token]) for token in range(self.size)]
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of the vocabulary and of all rules: two tokenizers with one hash do the same."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+
+    def check(self, sha256: str, where: str) -> None:
+        """Raise UserError unless the hash is this tokenizer's; `where` says what else was made with it."""
+        if sha256 != self.sha256:
+            raise UserError(f"{where} was made with another tokenizer (SHA-256 {sha256[:12]}…, this one's is "
+                            f"{self.sha256[:12]}…); give the tokenizer.json that belongs to it")  # fmt: skip
+
+    def to_json(self) -> str:
+        """The content of its file."""
+        return self._backend.to_str(pretty=True)
+
+
+def load(path: Path | str) -> Tokenizer:
+    """The tokenizer of a JSON file, ours or any of Hugging Face with a token `<|endoftext|>`. Raises: UserError."""
+    path = Path(path).expanduser()
+    try:
+        return Tokenizer(Backend.from_str(path.read_text("utf-8")))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception as error:  # the package raises bare ones
+        raise UserError(f"{path}: is no tokenizer file ({str(error).splitlines()[0]})") from None
+
+
+def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
+    """A byte-level BPE of at most `size` tokens: nothing is unknown, and a space belongs to the word after it.
+
+    Raises: UserError for a size that does not hold all bytes and the end token.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if size <= len(alphabet):
+        raise UserError(f"tokenizer: size={size}: a byte-level BPE needs {len(alphabet) + 1} or more")
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False, min_frequency=2
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)
+
+
+def train_words(texts: Iterable[str], size: int | None = None) -> Tokenizer:
+    """One token per word or punctuation, with the space before it; the most frequent `size`, all if None.
+
+    Raises: UserError for a size below 3.
+    """
+    if size is not None and size < 3:
+        raise UserError(f"tokenizer: size={size}: words need 3 or more, two of them for {END} and {UNKNOWN}")
+    backend = Backend(models.WordLevel(unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    backend.decoder = decoders.Fuse()
+    special = [AddedToken(token, special=True, normalized=False) for token in (END, UNKNOWN)]
+    trainer = trainers.WordLevelTrainer(vocab_size=size or 2**31 - 1, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)

@@ -1,0 +1,226 @@
+"""A small decoder-only transformer, pre-norm. Its sites are its modules' names.
+
+`blocks.3` is the residual stream after layer 3, `blocks.3.mlp.act` the hidden activations of its MLP,
+`blocks.3.attn.heads` its heads' results side by side, before they are mixed into `blocks.3.attn`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gradroute.errors import UserError, unknown
+
+MLPS, POSITIONS, NORMS = ("gelu", "swiglu"), ("learned", "rotary"), ("layernorm", "rmsnorm")
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, (batch or 1, 1, length, head width / 2)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and kinds; checked when it is made. Raises: UserError for values outside, or that do not fit together.
+
+    hidden: units of each MLP; None is 4 widths for `gelu`, 8/3 rounded up to a multiple of 8 for `swiglu`.
+    context: the longest sequence, in tokens.
+    """
+
+    vocabulary: int
+    layers: int
+    width: int
+    heads: int
+    context: int
+    hidden: int | None = None
+    mlp: str = "gelu"
+    positions: str = "learned"
+    norm: str = "layernorm"
+    tied: bool = True
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "layers", "width", "heads", "context", "units"):
+            if getattr(self, name) < 1:
+                raise UserError(f"transformer: {name}={getattr(self, name)}: must be 1 or more")
+        for name, valid in (("mlp", MLPS), ("positions", POSITIONS), ("norm", NORMS)):
+            if getattr(self, name) not in valid:
+                raise unknown(f"{name} of a transformer:", getattr(self, name), valid)
+        if self.width % self.heads:
+            raise UserError(f"transformer: width={self.width} is not a multiple of heads={self.heads}")
+        if self.positions == "rotary" and self.width // self.heads % 2:
+            raise UserError(f"transformer: rotary positions need heads of even width, not {self.width // self.heads}")
+
+    @property
+    def units(self) -> int:
+        """Hidden units of each MLP."""
+        if self.hidden is not None:
+            return self.hidden
+        return 4 * self.width if self.mlp == "gelu" else math.ceil(self.width / 3) * 8
+
+
+PRESETS = {  # the vocabulary is the tokenizer's; names are the parameters with the tokenizer in brackets
+    "1M": TransformerConfig(vocabulary=1, layers=4, width=128, heads=4, context=256),  # (2,048)
+    "3M": TransformerConfig(vocabulary=1, layers=6, width=192, heads=6, context=256),  # (2,048)
+    "8M": TransformerConfig(vocabulary=1, layers=8, width=256, heads=8, context=256),  # (4,096)
+    "28M": TransformerConfig(vocabulary=1, layers=8, width=512, heads=16, context=256),  # (4,096), GR section 4.2.2
+    "303M": TransformerConfig(  # (50,257), GR section 4.2.1
+        vocabulary=1, layers=20, width=1024, heads=16, context=1024, positions="rotary", norm="rmsnorm", bias=False
+    ),
+}
+
+
+def preset(name: str, vocabulary: int) -> TransformerConfig:
+    """A preset for a vocabulary of that size; change it with `dataclasses.replace`. Raises: UserError if unknown."""
+    if name not in PRESETS:
+        raise unknown("preset of a transformer:", name, PRESETS)
+    return replace(PRESETS[name], vocabulary=vocabulary)
+
+
+def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Turn pairs of features, `(batch, heads, length, head width)`; i and i + half are a pair (Su et al. 2021)."""
+    (cos, sin), (left, right) = rotation, x.chunk(2, -1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; queries, keys and values are layers of their own, so that heads can be added."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.num_heads, self.head_width = config.heads, config.width // config.heads
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(config.width, config.width, bias=config.bias) for _ in range(4)
+        )
+        self.heads = nn.Identity()
+
+    def forward(self, x: torch.Tensor, rotation: Rotation | None, mask: torch.Tensor | None) -> torch.Tensor:
+        """Map `(batch, length, width)` to the same; `mask` is true where a position may look, None is causal."""
+        size = (*x.shape[:2], self.num_heads, self.head_width)
+        query, key, value = (layer(x).view(size).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+        result: torch.Tensor = self.out(self.heads(mixed.transpose(1, 2).flatten(2)))
+        return result
+
+
+class Gated(nn.Module):
+    """SwiGLU's activation: silu(gate) * up (Shazeer 2020)."""
+
+    def forward(self, up: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """Multiply two tensors of one shape."""
+        return F.silu(gate) * up
+
+
+class MLP(nn.Module):
+    """Two layers with GELU between, or three as SwiGLU; `act` has the hidden activations."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.width, config.units, bias=config.bias) if config.mlp == "swiglu" else None
+        self.up = nn.Linear(config.width, config.units, bias=config.bias)
+        self.act = nn.GELU() if self.gate is None else Gated()
+        self.down = nn.Linear(config.units, config.width, bias=config.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `(batch, length, width)` to the same."""
+        given = () if self.gate is None else (self.gate(x),)
+        result: torch.Tensor = self.down(self.act(self.up(x), *given))
+        return result
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each after a norm and added to the residual stream."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attn_norm, self.attn = _norm(config), Attention(config)
+        self.mlp_norm, self.mlp = _norm(config), MLP(config)
+
+    def forward(self, x: torch.Tensor, rotation: Rotation | None, mask: torch.Tensor | None) -> torch.Tensor:
+        """Map the residual stream before the layer, `(batch, length, width)`, to that after it."""
+        x = x + self.attn(self.attn_norm(x), rotation, mask)
+        result: torch.Tensor = x + self.mlp(self.mlp_norm(x))
+        return result
+
+
+class Transformer(nn.Module):
+    """Decoder-only transformer; weights are normal with deviation 0.02, layers that add to the stream less (GPT-2)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocabulary, config.width)
+        self.position = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = _norm(config)
+        self.unembed = None if config.tied else nn.Linear(config.width, config.vocabulary, bias=False)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                adds = name.endswith(("attn.out", "mlp.down"))
+                nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * config.layers if adds else 1))
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    @property
+    def unembedding(self) -> torch.Tensor:
+        """The matrix that makes logits, `(vocabulary, width)`; the embedding's own if tied."""
+        return self.embed.weight if self.unembed is None else self.unembed.weight
+
+    def mlp_layers(self, layer: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the modules that make and that read a layer's MLP units: `Layer(*model.mlp_layers(3))`.
+
+        Raises: UserError if there is no such layer.
+        """
+        if not 0 <= layer < len(self.blocks):
+            raise UserError(f"layer {layer} is beyond the model: layers go from 0 to {len(self.blocks) - 1}")
+        mlp = f"blocks.{layer}.mlp"
+        producers = (f"{mlp}.gate", f"{mlp}.up") if self.config.mlp == "swiglu" else (f"{mlp}.up",)
+        return producers, (f"{mlp}.down",)
+
+    def forward(self, tokens: torch.Tensor, document_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits `(batch, length, vocabulary)` of the token after each of `tokens`, `(batch, length)` int64.
+
+        Args:
+            document_ids: `(batch, length)`; a run of one number is one document: positions start anew in each, and none
+                sees another. None: each row is one document.
+
+        Raises: UserError if a row is longer than the context.
+        """
+        length = tokens.shape[1]
+        if length > self.config.context:
+            raise UserError(f"a sequence of {length} tokens is longer than the model's context={self.config.context}")
+        positions, mask = torch.arange(length, device=tokens.device)[None], None
+        if document_ids is not None:
+            positions, mask = separated(document_ids)
+        x = self.embed(tokens)
+        rotation = None
+        if self.position is None:
+            rotation = self._rotation(positions)
+        else:
+            x = x + self.position(positions)
+        for block in self.blocks:
+            x = block(x, rotation, mask)
+        return F.linear(self.norm(x), self.unembedding)
+
+    def _rotation(self, positions: torch.Tensor) -> Rotation:
+        half = self.config.width // self.config.heads // 2
+        speeds = 10000.0 ** (-torch.arange(half, device=positions.device) / half)
+        angles = positions[:, None, :, None] * speeds
+        return angles.cos(), angles.sin()
+
+
+def separated(document_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions within each document, `(batch, length)`, and where each may look, `(batch, 1, length, length)` bool.
+
+    Documents are runs of one number in `document_ids`, `(batch, length)`.
+    """
+    length = document_ids.shape[1]
+    at = torch.arange(length, device=document_ids.device)
+    starts = document_ids != document_ids.roll(1, 1)
+    first = torch.where(starts, at, 0).cummax(1).values  # the roll compares the first with the last: either way it is 0
+    mask = (first[:, :, None] == first[:, None, :]) & (at[:, None] >= at)
+    return at - first, mask[:, None]
+
+
+def _norm(config: TransformerConfig) -> nn.Module:
+    return nn.LayerNorm(config.width) if config.norm == "layernorm" else nn.RMSNorm(config.width, eps=1e-6)

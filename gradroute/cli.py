@@ -29,7 +29,7 @@ def _rerun(run: Path, overrides: Sequence[str]) -> None:
     from omegaconf import OmegaConf
 
     from gradroute.config import from_mapping, one_by_seed, to_mapping
-    from gradroute.records import read_config
+    from gradroute.folders import read_config
     from gradroute.runner import execute
 
     for override in overrides:
@@ -76,7 +76,8 @@ class Plan:
         runs = list(dict.fromkeys(o for job in self.jobs for o in job.outcomes if isinstance(o, Path)))
         if self.folder is None and len(runs) < 2:
             return
-        from gradroute.compare import SWEEP_FILE, compare
+        from gradroute.collecting import SWEEP_FILE
+        from gradroute.compare import compare
         from gradroute.records import write_atomically
 
         paths = list(map(str, runs))

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from gradroute import models, records
+from gradroute import folders, models
 from gradroute.errors import UserError, plain_text
 from gradroute.memory import require_memory
 from gradroute.reading import open_plain, place
@@ -115,14 +115,14 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
     Raises: UserError if the folder is no finished run, or if a file's checksum or shapes are wrong.
     """
     path = Path(run)
-    manifest = records.read_manifest(path)
-    records.check_files(path, manifest, ["config.yaml", "figures.json"])
-    config = records.read_config(path, manifest)
-    height, width = records.read_names(path, manifest)["shape"]
+    manifest = folders.read_manifest(path)
+    folders.check_files(path, manifest, ["config.yaml", "figures.json"])
+    config = folders.read_config(path, manifest)
+    height, width = folders.read_names(path, manifest)["shape"]
     with torch.device("meta"):
         untaken = models.build(config.model, height * width)
     read_weights(path, {"model": untaken}, load=False)  # before memory is taken, and before gigabytes are summed
-    records.check_files(path, manifest, ["model.safetensors"])
+    folders.check_files(path, manifest, ["model.safetensors"])
     example = torch.zeros(1, height * width)
     require_memory(config, example, trains=False)
     parts = build(config, list(config.routing.groups), example)

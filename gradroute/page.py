@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradroute.folders import read_file, read_manifest, read_metrics, read_names
 from gradroute.published import PUBLISHED, TOLERANCE, setting
 from gradroute.reading import read_text, read_yaml
-from gradroute.records import final_rows, read_file, read_manifest, read_metrics, read_names, write_atomically
+from gradroute.records import final_rows, write_atomically
 
 FIGURES = {
     "reconstructions": "Reconstructions: inputs, decoder, certificates, ablations",

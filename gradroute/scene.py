@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from gradroute.folders import read_file, read_ledger, read_manifest, read_metrics, read_names
 from gradroute.reading import read_arrays
-from gradroute.records import final_rows, read_file, read_ledger, read_manifest, read_metrics, read_names
+from gradroute.records import final_rows
 
 DECODER_COLOUR = "#4d4d4d"
 REGION_COLOURS = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradroute import records
+from gradroute import folders, records
 from gradroute.command import guarded
 from gradroute.errors import UserError, plain_text
 from gradroute.routes import Route, read_route
@@ -37,7 +37,7 @@ def file_claims(run: Path, manifest: dict[str, Any]) -> Iterator[Claim]:
     damaged = []
     for name in listed:
         try:
-            records.check_files(run, manifest, [name])
+            folders.check_files(run, manifest, [name])
         except UserError as error:
             damaged.append(str(error))
     present = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_symlink() or not p.is_dir()}
@@ -153,7 +153,7 @@ def metric_claims(setup: "Setup", run: Path) -> Iterator[Claim]:
     read_weights(run, modules)
     with torch.no_grad():
         heads = setup.heads(setup.ablations() if "ablate" in config.steps else [])
-    final = records.final_rows(records.read_metrics(run))
+    final = records.final_rows(folders.read_metrics(run))
     recorded = {
         (r["group"], r["head"], r["region"], r["metric"]): r["value"] for r in final if r["metric"] in ("mse", "mae")
     }
@@ -168,13 +168,13 @@ def metric_claims(setup: "Setup", run: Path) -> Iterator[Claim]:
 
 def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
     """Every claim of a finished run, checked. Raises: UserError if it is no run, or its groups need `run_code`."""
-    manifest = records.read_manifest(run)
+    manifest = folders.read_manifest(run)
     if manifest["state"] != "finished":
         raise UserError(f"{run}: the run is not finished (state: {manifest['state']})")
     yield from file_claims(run, manifest)
-    config = records.read_config(run)
+    config = folders.read_config(run)
     if not run_code:
-        records.refuse_code(run, records.predicates(config), "--run-code")
+        folders.refuse_code(run, folders.predicates(config), "--run-code")
     from gradroute.setup import Setup
 
     config.trainer.device = "cpu"
@@ -183,7 +183,7 @@ def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
     yield Claim("the data are those of the run", same, setup.data.sha256[:12])
     if config.ledger.enabled:
         points = config.trainer.epochs * len(setup.data.train_images)
-        yield from ledger_claims(config, records.read_ledger(run), points)
+        yield from ledger_claims(config, folders.read_ledger(run), points)
     else:
         yield Claim("the run has a ledger", False, "ledger.enabled=false: nothing proves its routes")
     if "evaluate" in config.steps:

@@ -17,7 +17,8 @@ import torch
 import gradroute
 from gradroute import datasets
 from gradroute.errors import UserError
-from gradroute.records import COLUMNS, final_rows, read_metrics
+from gradroute.folders import read_metrics
+from gradroute.records import COLUMNS, final_rows
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 PLOTS = ("encoding_encoder", "ledger", "loss_per_label", "mask", "reconstructions", "training_curves")

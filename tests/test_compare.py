@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from gradroute.compare import compare, find_runs, interval, read_run, varying
+from gradroute.collecting import find_runs, read_run
+from gradroute.compare import compare, interval, varying
 from gradroute.errors import UserError
 from gradroute.published import PUBLISHED, setting
 

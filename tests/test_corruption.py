@@ -18,8 +18,8 @@ import gradroute
 from gradroute.compare import compare
 from gradroute.config import to_mapping
 from gradroute.errors import UserError
+from gradroute.folders import read_rerun
 from gradroute.page import run_page
-from gradroute.records import read_rerun
 from gradroute.scene import Scene
 from gradroute.verify import claims_of
 

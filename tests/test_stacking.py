@@ -11,8 +11,10 @@ from hydra import compose, initialize_config_dir
 from gradroute.cli import conf_dir
 from gradroute.config import from_mapping, one_by_seed
 from gradroute.errors import UserError
-from gradroute.records import final_rows, read_ledger, read_manifest, read_metrics
-from gradroute.runner import Run, execute
+from gradroute.folders import read_ledger, read_manifest, read_metrics
+from gradroute.records import final_rows
+from gradroute.run import Run
+from gradroute.runner import execute
 from gradroute.schema import Config
 from gradroute.stacking import together
 from gradroute.training import Fit

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from gradroute.cli import conf_dir
 from gradroute.config import from_mapping
 from gradroute.errors import UserError
-from gradroute.records import read_ledger
+from gradroute.folders import read_ledger
 from gradroute.routing import parameters, router
 from gradroute.runner import execute
 from gradroute.verify import claims_of

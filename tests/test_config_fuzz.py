@@ -14,7 +14,7 @@ from robust import Hang, Tally, count, within
 from gradroute import datasets
 from gradroute.cli import conf_dir
 from gradroute.command import report_failure
-from gradroute.compare import flat
+from gradroute.collecting import flat
 from gradroute.config import from_mapping, to_mapping
 from gradroute.schema import Config
 from gradroute.setup import Setup

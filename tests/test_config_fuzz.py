@@ -44,12 +44,14 @@ MAPPINGS = [
 ]  # fmt: skip
 GOOD = [  # each is right by itself
     "seed=3", "trainer.lr=0.01", "trainer.epochs=2", "trainer.batch_size=16", "trainer.betas=[0.5,0.9]", "routing=none",
-    "trainer.schedule=constant", "trainer.batches=by_group", "model.hidden=[64]", "model.hidden=[16,8,4]", "ablation=mean",
+    "trainer.schedule=constant", "trainer.batches=by_group", "model.hidden=[64]", "model.hidden=[16,8,4]",
+    "ablation=mean",
     "routing.routes.digits_0_4.bottom=-0.75", "routing.routes.digits_0_4.bottom={weight:0,start:1,ramp:2}",
     "routing.labelled_fraction=0.5", "+routing.label_noise.digits_0_4={false_positive:0.2}", "ablation=remove",
     "split.groups=[[0,1,2],[3,4,5,6,7,8,9]]", "'split.groups=[[0,1,2,3,4],[5,6,7,8,9]]'", "losses.correlation=0",
     "losses.certificates=[top]", "routing.regions.top.units=[0,1,2]", "ablation.region=[top,bottom]", "ledger.window=1",
-    "steps=[train,certify,evaluate]", "trainer.weight_decay=0", "+losses.groups.digits_0_4=0.5", "trainer.warmup_steps=0",
+    "steps=[train,certify,evaluate]", "trainer.weight_decay=0", "+losses.groups.digits_0_4=0.5",
+    "trainer.warmup_steps=0",
     "routing.groups.digits_0_4.labels=[0]", "routing.unassigned=unrouted", "model.decoders=2", "name=mine",
 ]  # fmt: skip
 NAMES = [

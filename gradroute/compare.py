@@ -93,11 +93,15 @@ def read_run(run: Path) -> Read:
         rows = [{k: row[k] for k in KEYS} | {"value": float(row["value"])} for row in summary["headline"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run}/summary.json: damaged ({error})") from None
-    odd = next((row for row in rows if not all(isinstance(row[k], str) for k in KEYS)), None)
+    odd = next((row for row in rows if not all(isinstance(row[k], str) and len(row[k]) < 500 for k in KEYS)), None)
     if odd or not rows:
         raise UserError(f"{run}/summary.json: damaged ({odd or 'no rows'})")
     lost = next((row for row in rows if not math.isfinite(row["value"])), None)
-    return Read(run, settings, rows) if lost is None else Read(run, {}, [], f"its {lost['metric']} is {lost['value']}")
+    return (
+        Read(run, settings, rows)
+        if lost is None
+        else Read(run, {}, [], f"not finite ({lost['metric']} {lost['value']})")
+    )
 
 
 def _where(reads: list[Read], conditions: list[str]) -> list[Read]:

@@ -20,6 +20,7 @@ import pandas  # noqa: F401
 import rich.console  # noqa: F401
 import scipy.special  # noqa: F401
 import torchvision.datasets  # noqa: F401
+from robust import kept_data
 
 import gradroute
 import gradroute.comparison_plots
@@ -29,7 +30,6 @@ from gradroute.compare import compare
 from gradroute.page import run_page
 from gradroute.records import read_rerun
 from gradroute.scene import Scene
-from gradroute.schema import DatasetConfig
 from gradroute.verify import verify
 
 MEMORY = 2 * 2**30  # bytes beyond the imports
@@ -52,23 +52,10 @@ def watch(places: list[Path]) -> None:
     sys.addaudithook(note)
 
 
-def keep_data() -> None:
-    """Read each data set once: that is not what is tried here."""
-    load, kept = datasets.load, dict[str, datasets.Images]()
-
-    def loaded(config: DatasetConfig, *limits: int | None) -> datasets.Images:
-        key = f"{config} {limits}"
-        if key not in kept:
-            kept[key] = load(config, *limits)
-        return kept[key]
-
-    datasets.load = loaded  # type: ignore[assignment]
-
-
-def commands(run: Path, out: Path) -> dict[str, Callable[[], object]]:
+def commands(run: Path) -> dict[str, Callable[[], object]]:
     """What can be done with a folder of which nothing is known."""
     return {
-        "compare": lambda: compare([str(run)], out=out),
+        "compare": lambda: compare([str(run)], out=Path("out") if run.name == "texts" else None),
         "verify": lambda: verify(run),
         "load": lambda: gradroute.load(run),
         "page": lambda: run_page(run),
@@ -92,9 +79,9 @@ def main() -> None:
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
-    keep_data()
     watch([*(run.resolve() for run in runs), Path("out").resolve(), datasets.cache_dir().resolve()])
-    found = {str(run): {n: answer(c) for n, c in commands(run, Path("out") / run.name).items()} for run in runs}
+    with kept_data():
+        found = {str(run): {n: answer(c) for n, c in commands(run).items()} for run in runs}
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     print(json.dumps({"found": found, "noted": noted, "peak": peak}))
 

@@ -21,6 +21,7 @@ SECONDS = 900
 
 def run(number: int, folder: Path, overrides: list[str]) -> Tally:
     """Start `number` smoke runs at once in `folder` and look at what they leave."""
+    folder.mkdir(parents=True, exist_ok=True)
     call = [str(Path(sys.executable).parent / "gradroute-run"), "experiment=mnist_split", "trainer=smoke", *overrides]
     environment = {**os.environ, "GRADROUTE_DATA": str(folder / "cache")}
     started = [
@@ -34,7 +35,7 @@ def run(number: int, folder: Path, overrides: list[str]) -> Tally:
         tally.add("a run", "correct" if process.returncode == 0 else f"status {process.returncode}: {printed[-300:]}")
     if len(runs) != number:
         tally.wrong.append(f"{len(runs)} run folders for {number} runs")
-    for run in runs:
+    for run in runs if not tally.wrong else ():
         state = json.loads((run / "manifest.json").read_text())["state"]
         failed = [claim.what for claim in claims_of(run) if not claim.holds]
         if state != "finished" or failed:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from gradroute.schema import Config
 
 
+RUN_CODE = "run_code=true"
+
+
 def conf_dir() -> Path:
     """The folder of configurations: inside an installed package, else the checkout's."""
     packaged = Path(__file__).parent / "conf"
@@ -25,18 +28,20 @@ def conf_dir() -> Path:
 
 
 def _rerun(run: Path, overrides: Sequence[str]) -> None:
-    """Repeat a run from its folder, with `key=value` changes."""
+    """Repeat a run from its folder, with `key=value` changes; `run_code=true` lets its predicates run."""
     from omegaconf import OmegaConf
 
     from gradroute.config import from_mapping, one_by_seed, to_mapping
-    from gradroute.folders import read_config
+    from gradroute.folders import read_rerun
     from gradroute.runner import execute
 
-    for override in overrides:
+    changes = [override for override in overrides if override != RUN_CODE]
+    for override in changes:
         if "=" not in override or override[0] in "+~-":
             raise UserError(f"{override}: beside rerun=RUN only key=value can be given, such as seed=1")
-    source = OmegaConf.create(to_mapping(read_config(run)))
-    for override in overrides:
+    keys = [override.partition("=")[0] for override in changes]
+    source = OmegaConf.create(to_mapping(read_rerun(run, keys, RUN_CODE in overrides)))
+    for override in changes:
         key, _, value = override.partition("=")
         OmegaConf.update(source, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
     for outcome in execute(one_by_seed(from_mapping(source))):
@@ -88,7 +93,7 @@ class Plan:
             write_atomically(self.folder / SWEEP_FILE, json.dumps(listed, indent=2) + "\n")
             paths = [str(self.folder)]
         try:
-            compare(paths, out=self.folder)
+            compare(paths, out=self.folder, failed=False)
         except UserError as error:  # such as runs without evaluation
             print(f"no comparison: {error}", file=sys.stderr)
         if self.folder is not None:

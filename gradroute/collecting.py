@@ -105,10 +105,10 @@ def read_run(run: Path) -> Read:
         rows = [{k: row[k] for k in KEYS} | {"value": float(row["value"])} for row in summary["headline"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run}/summary.json: damaged ({error})") from None
-    odd = next((row for row in rows if not all(isinstance(row[k], str) for k in KEYS)), None)
+    odd = next((row for row in rows if not all(isinstance(row[k], str) and len(row[k]) < 500 for k in KEYS)), None)
     if odd or not rows:
         raise UserError(f"{run}/summary.json: damaged ({odd or 'no rows'})")
     lost = next((row for row in rows if not math.isfinite(row["value"])), None)
     if lost is not None:
-        return Read(run, {}, [], f"its {lost['metric']} is {lost['value']}")
+        return Read(run, {}, [], f"not finite ({lost['metric']} {lost['value']})")
     return Read(run, settings, rows, None, commit, setting(config))

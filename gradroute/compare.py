@@ -114,8 +114,12 @@ def compare(
     sort: str | None = None,
     form: str = "table",
     out: Path | None = None,
+    failed: bool = True,
 ) -> None:
-    """Print the comparison, and what was left out and why; with `out`, write it there in every form and as a page."""
+    """Print the comparison, and what was left out and why; with `out`, write it there in every form and as a page.
+
+    `failed`: also print the jobs of a sweep that failed; `gradroute-run` has its own list of them.
+    """
     reads = [read_run(path) for path in find_runs(paths)]
     finished = [read for read in reads if read.left_out is None]
     if not finished:
@@ -141,7 +145,7 @@ def compare(
         print(render(table, form))
     for note in notes:
         print(note, file=sys.stdout if form == "table" else sys.stderr)
-    for what, why in out_of_it:
+    for what, why in out_of_it if failed else ():
         print(f"not in the table: {what} ({why})", file=sys.stderr)
 
 

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     import pandas as pd
 
+matplotlib.rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
+
 FIXED = ("head", "region", "group", "mean", "half_width", "n", "published", "agrees")
 PANELS = 24  # more would not be read
 

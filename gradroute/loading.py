@@ -95,7 +95,7 @@ def read_weights(run: Path, modules: Mapping[str, nn.Module], load: bool = True)
                         raise ValueError(f"{name} is {kind}, not float32 of shape {list(tensor.shape)}")
             for prefix, module in modules.items() if load else ():
                 module.load_state_dict({n: file.get_tensor(f"{prefix}.{n}") for n in module.state_dict()})
-    except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
+    except (SafetensorError, RuntimeError, ValueError, KeyError, OSError, MemoryError) as error:
         reason = plain_text(str(error).splitlines()[0])
         raise UserError(f"{run}: the weights do not fit the run's configuration ({reason})") from None
 

@@ -44,7 +44,8 @@ def place(folder: Path, name: str) -> Path:
 
 
 def _reason(error: BaseException) -> str:
-    return plain_text(getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__)
+    said = getattr(error, "strerror", None) or getattr(error, "problem", None)  # of the system, of YAML
+    return plain_text(said or str(error).partition("\n")[0] or type(error).__name__)
 
 
 def open_plain(path: Path, limit: int | None = None) -> BinaryIO:

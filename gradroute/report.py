@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 from gradroute.scene import LINE_STYLES, Scene
 
+matplotlib.rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
+
 
 def loss_per_label(scene: Scene) -> Figure:
     """Test MSE of decoder and certificates for each label (GR figure 3b)."""

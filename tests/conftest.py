@@ -52,3 +52,14 @@ def smoke(command: Callable[..., Result], tmp_path_factory: pytest.TempPathFacto
     assert result.returncode == 0, result.stderr
     (run,) = (cwd / "outputs" / "mnist_split").iterdir()
     return run
+
+
+@pytest.fixture(scope="session")
+def small(command: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with every step and file of the smoke run, but next to no sizes: to be read many times."""
+    cwd = tmp_path_factory.mktemp("small")
+    sizes = ["trainer.train_limit=256", "trainer.test_limit=64", "trainer.batch_size=64", "model.hidden=[32]"]
+    result = command("gradroute-run", "experiment=mnist_split", "trainer=smoke", *sizes, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    (run,) = (cwd / "outputs" / "mnist_split").iterdir()
+    return run

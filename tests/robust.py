@@ -1,13 +1,19 @@
 """What the robustness tests and `scripts/robustness.py` share: a tally of cases, and a limit of time for each."""
 
 import contextlib
+import hashlib
+import json
 import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
+from gradroute import datasets
 from gradroute.errors import UserError
+from gradroute.records import sealed
+from gradroute.schema import DatasetConfig
 
 
 @dataclass
@@ -18,6 +24,14 @@ class Tally:
     correct: int = 0
     refused: int = 0
     wrong: list[str] = field(default_factory=list)
+
+    def add(self, case: str, end: str) -> None:
+        """Count a case that ended `accepted`, `correct` or `refused`; any other end went wrong."""
+        self.tried += 1
+        self.correct += end in ("accepted", "correct")
+        self.refused += end == "refused"
+        if end not in ("accepted", "correct", "refused"):
+            self.wrong.append(f"{case}: {end}")
 
 
 class Hang(BaseException):
@@ -38,6 +52,32 @@ def within(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def reseal(run: Path) -> None:
+    """Give the manifest the checksums of what is there now, as a stranger can."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    plain = [p for p in run.rglob("*") if p.is_file() and p.name != "manifest.json" and p.stat().st_size < 2**30]
+    sums = {p.relative_to(run).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in plain}
+    (run / "manifest.json").write_text(json.dumps(sealed({**manifest, "files": manifest["files"] | sums})))
+
+
+@contextlib.contextmanager
+def kept_data() -> Iterator[None]:
+    """Each data set is read once in what runs inside, where reading it is not what is tried."""
+    load, kept = datasets.load, dict[str, datasets.Images]()
+
+    def loaded(config: DatasetConfig, *limits: int | None) -> datasets.Images:
+        key = f"{config} {limits}"
+        if key not in kept:
+            kept[key] = load(config, *limits)
+        return kept[key]
+
+    datasets.load = loaded  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        datasets.load = load
 
 
 def one_line(error: UserError) -> bool:

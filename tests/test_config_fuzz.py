@@ -3,18 +3,24 @@
 import contextlib
 import functools
 import io
-from collections.abc import Iterator
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from robust import Hang, Tally, count, within
+from robust import Hang, Tally, count, kept_data, within
 
-from gradroute import datasets
 from gradroute.cli import conf_dir
-from gradroute.command import report_failure
 from gradroute.collecting import flat
+from gradroute.command import report_failure
 from gradroute.config import from_mapping, to_mapping
 from gradroute.schema import Config
 from gradroute.setup import Setup
@@ -159,50 +165,62 @@ def judge(overrides: list[str], renames: list[tuple[str, str]]) -> str:
         )
 
 
-@contextlib.contextmanager
-def _kept_data() -> Iterator[None]:
-    """Data sets are read once, not for every case."""
-    original = datasets.load
-    kept: dict[Any, Any] = {}
-
-    def load(config: Any, *limits: Any) -> Any:
-        key = (repr(config), limits)
-        if key not in kept:
-            kept[key] = original(config, *limits)
-        return kept[key]
-
-    datasets.load = load  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        datasets.load = original
-
-
-def run(number: int) -> Tally:
-    """Try generated configurations in this process."""
+def _tally(number: int, strategy: st.SearchStrategy[Case], judged: Callable[[Case], str]) -> Tally:
     tally = Tally()
 
     @settings(
         max_examples=number, database=None, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
     )  # fmt: skip
-    @given(cases())
+    @given(strategy)
     def try_one(case: Case) -> None:
-        found = judge(*case)
-        tally.tried += 1
-        if found == "accepted":
-            tally.correct += 1
-        elif found == "refused":
-            tally.refused += 1
-        else:
-            tally.wrong.append(f"{case!r}: {found}")
+        tally.add(repr(case), judged(case))
 
-    with _kept_data():
-        try_one()
+    try_one()
     return tally
+
+
+def run(number: int) -> Tally:
+    """Try generated configurations in this process."""
+    with kept_data():
+        return _tally(number, cases(), lambda case: judge(*case))
+
+
+def by_command(overrides: list[str], folder: Path) -> str:
+    """How `gradroute-run` ends on them in a new folder: `accepted`, `refused`, or what went wrong."""
+    cwd = folder / "in" / "here"
+    shutil.rmtree(folder, ignore_errors=True)
+    cwd.mkdir(parents=True)
+    call = [str(Path(sys.executable).parent / "gradroute-run"), *SMALL, *overrides]
+    environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+    try:
+        done = subprocess.run(call, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return "hang"
+    lines, left = done.stderr.splitlines(), [*cwd.rglob("*"), *folder.glob("[!i]*")]
+    if done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: ") and not left:
+        return "refused"
+    states = [json.loads(p.read_text())["state"] for p in folder.rglob("manifest.json")]
+    if done.returncode == 0 and (states == ["finished"] or "--" in " ".join(overrides)):
+        return "accepted"
+    return f"status {done.returncode}, states {states}, left {left[:3]}: {lines!s:.300}"
+
+
+def run_by_command(number: int, folder: Path) -> Tally:
+    """Try generated overrides by the command line, working in `folder`, but for flags and what no shell can pass."""
+
+    def passable(case: Case) -> bool:
+        return bool(case[0]) and not any(o.startswith("-") or re.search("[\0\ud800-\udfff]", o) for o in case[0])
+
+    return _tally(number, cases().filter(passable), lambda case: by_command(case[0], folder / "case"))
 
 
 def test_configurations_are_accepted_or_refused_in_one_line() -> None:
     tally = run(count("GRADROUTE_CONFIGURATIONS", 150))
     assert not tally.wrong, "\n".join(tally.wrong[:5])
     assert tally.correct and tally.refused
+
+
+def test_the_command_line_accepts_or_refuses_in_one_line(tmp_path: Path) -> None:
+    tally = run_by_command(count("GRADROUTE_COMMANDS", 3), tmp_path)
+    assert tally.tried and not tally.wrong, "\n".join(tally.wrong)

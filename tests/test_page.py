@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from robust import reseal
 
+from gradroute.errors import UserError
 from gradroute.evaluation import localization
 from gradroute.page import Page, Table, run_page, verdict
 
@@ -27,6 +29,9 @@ def test_a_runs_page_has_its_parts_and_needs_no_network(smoke: Path, tmp_path: P
     shutil.copytree(smoke, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text() + f"# {EVIL}")
+    with pytest.raises(UserError, match=r"config\.yaml: damaged"):
+        run_page(tmp_path / "run")
+    reseal(tmp_path / "run")
     assert EVIL not in run_page(tmp_path / "run").read_text()
 
 

@@ -1,0 +1,90 @@
+"""Read run folders as the commands do, in a process that notes what it should not do; used by `test_hostile_folder`.
+
+`python reader.py FOLDER…` prints one JSON object: by folder and command the exit status and what was printed; what was
+executed, imported or written; and the peak of memory beyond what the imports took. Memory is limited while reading.
+"""
+
+import contextlib
+import io
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot  # noqa: F401  # imports come before the watch
+import pandas  # noqa: F401
+import rich.console  # noqa: F401
+import scipy.special  # noqa: F401
+import torchvision.datasets  # noqa: F401
+from robust import kept_data
+
+import gradroute
+import gradroute.comparison_plots
+from gradroute import datasets
+from gradroute.command import guarded
+from gradroute.compare import compare
+from gradroute.folders import read_rerun
+from gradroute.page import run_page
+from gradroute.scene import Scene
+from gradroute.verify import verify
+
+MEMORY = 2 * 2**30  # bytes beyond the imports
+EXECUTES = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.connect")
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+noted: list[str] = []
+
+
+def watch(places: list[Path]) -> None:
+    """Note every execution, every import of a module called evil, and every file opened to write elsewhere."""
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in EXECUTES or (event == "import" and str(arguments[0]).startswith("evil")):
+            noted.append(f"{event} {arguments!r:.100}")
+        elif event == "open" and isinstance(arguments[0], str | bytes) and (arguments[2] or 0) & WRITES:
+            path = Path(os.fsdecode(arguments[0])).resolve()
+            if not any(path.is_relative_to(place) for place in places) and path != Path(os.devnull):
+                noted.append(f"wrote {path}")
+
+    sys.addaudithook(note)
+
+
+def commands(run: Path) -> dict[str, Callable[[], object]]:
+    """What can be done with a folder of which nothing is known."""
+    return {
+        "compare": lambda: compare([str(run)], out=Path("out") if run.name == "texts" else None),
+        "verify": lambda: verify(run),
+        "load": lambda: gradroute.load(run),
+        "page": lambda: run_page(run),
+        "scene": lambda: Scene(run),
+        "rerun": lambda: read_rerun(run),
+    }
+
+
+def answer(command: Callable[[], object]) -> dict[str, Any]:
+    """How a command ended, as `guarded` does for the command line."""
+    printed, errors, started = io.StringIO(), io.StringIO(), time.monotonic()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+        status = guarded(lambda: (command(), None)[1])
+    seconds = round(time.monotonic() - started, 1)
+    return {"status": status, "out": printed.getvalue(), "err": errors.getvalue(), "seconds": seconds}
+
+
+def main() -> None:
+    """Read every folder named."""
+    runs = [Path(argument) for argument in sys.argv[1:]]
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
+    watch([*(run.resolve() for run in runs), Path("out").resolve(), datasets.cache_dir().resolve()])
+    with kept_data():
+        found = {str(run): {n: answer(c) for n, c in commands(run).items()} for run in runs}
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    print(json.dumps({"found": found, "noted": noted, "peak": peak}))
+
+
+if __name__ == "__main__":
+    main()

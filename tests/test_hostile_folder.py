@@ -26,6 +26,11 @@ PEAK = 1200 * 2**20  # bytes that reading may take: a sound run's data and model
 COMMANDS = {"compare", "verify", "load", "page", "scene", "rerun"}
 
 
+def sweep(folder: Path, *runs: str) -> None:
+    """Write a sweep's list of runs."""
+    (folder / "runs.json").write_text(json.dumps({"runs": runs, "failed": []}))
+
+
 class Payload:
     """Leaves a file behind when it is unpickled."""
 
@@ -192,8 +197,8 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
     "plot_linked_away": lambda run: link(run, "plots/mask.png", run.parent.parent / "secret"),
     "plot_pipe": lambda run: pipe(run, "plots/mask.png"),
     "links_in_a_circle": lambda run: link(run, "metrics.csv", run / "metrics.csv"),
-    "sweep_absolute": lambda run: (run / "runs.json").write_text(json.dumps({"runs": [str(run.parent.parent / "private")], "failed": []})),
-    "sweep_up": lambda run: (run / "runs.json").write_text(json.dumps({"runs": ["../../../private", "../../../../etc"], "failed": []})),
+    "sweep_absolute": lambda run: sweep(run, str(run.parent.parent / "private")),
+    "sweep_up": lambda run: sweep(run, "../../../private", "../../../../etc"),
     "sweep_types": lambda run: (run / "runs.json").write_text('{"a": [1]}'),
     "texts": everywhere,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 import glob
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,19 @@ class Read:
     setting: str = ""  # see `gradroute.published`
 
 
+def natural(text: str) -> tuple[Any, ...]:
+    """A key to sort by: numbers by their value, also inside of names, so that `row10` comes after `row9`."""
+    try:
+        return 0, float(text)
+    except ValueError:
+        return 1, [(not part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", text)]
+
+
 def find_runs(paths: Iterable[str]) -> list[Path]:
     """Run folders that paths mean: a run, a glob, or a folder with runs in it. Raises: UserError for one without."""
     found: list[Path] = []
     for path in paths:
-        places = [Path(p) for p in sorted(glob.glob(path))] if glob.has_magic(path) else [Path(path)]
+        places = [Path(p) for p in sorted(glob.glob(path), key=natural)] if glob.has_magic(path) else [Path(path)]
         try:
             runs = [run for place in places if place.is_dir() for run in _runs_in(place)]
         except OSError as error:  # such as a name that is too long

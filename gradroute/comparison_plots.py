@@ -11,6 +11,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradroute.collecting import natural
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -41,13 +43,15 @@ def _png(figure: Figure) -> bytes:
 
 def _against_one(axes: Axes, rows: list[dict[str, Any]], key: str) -> None:
     """Means with their intervals, against the one setting that was swept."""
-    rows = sorted(rows, key=lambda row: (isinstance(_number(row[key]), str), _number(row[key])))
+    rows = sorted(rows, key=lambda row: natural(row[key]))
     places = [_number(row[key]) for row in rows]
+    line = "-"
     if any(isinstance(place, str) for place in places):
+        line = "none"  # between names there is nothing
         axes.set_xticks(range(len(rows)), [row[key] for row in rows], rotation=30, ha="right", fontsize=8)
         places = list(range(len(rows)))
     halves = [0 if math.isnan(row["half_width"]) else row["half_width"] for row in rows]
-    axes.errorbar(places, [row["mean"] for row in rows], yerr=halves, marker="o", capsize=3)
+    axes.errorbar(places, [row["mean"] for row in rows], yerr=halves, marker="o", capsize=3, linestyle=line)
     published = [row["published"] for row in rows]
     axes.plot(places, published, linestyle="none", marker="_", markersize=14, color="black")
     axes.set_xlabel(_short(key), fontsize=8)
@@ -56,9 +60,7 @@ def _against_one(axes: Axes, rows: list[dict[str, Any]], key: str) -> None:
 
 def _against_two(axes: Axes, rows: list[dict[str, Any]], keys: list[str]) -> None:
     """A heat map over the two settings that were swept."""
-    labels = [
-        sorted({row[key] for row in rows}, key=lambda v: (isinstance(_number(v), str), _number(v))) for key in keys
-    ]
+    labels = [sorted({row[key] for row in rows}, key=natural) for key in keys]
     grid = [[math.nan] * len(labels[0]) for _ in labels[1]]
     for row in rows:
         grid[labels[1].index(row[keys[1]])][labels[0].index(row[keys[0]])] = row["mean"]

@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from gradroute.scene import LINE_STYLES, Scene
 
@@ -184,6 +185,8 @@ def ledger_curves(scene: Scene) -> Figure:
     left.set_ylim(bottom=-0.03 * left.get_ylim()[1])  # a line at exactly 0 stays visible
     if all(r["moved"] > 0 for r in moved):
         right.set_yscale("log")
+        right.yaxis.set_major_formatter(LogFormatter())  # the default one writes mathematics
+        right.yaxis.set_minor_formatter(LogFormatter())
     for axes in (left, right):
         axes.set_xlabel("optimizer step at the window's end")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8, ncols=2, frameon=False)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gradroute.collecting import find_runs, read_run
+from gradroute.collecting import find_runs, natural, read_run
 from gradroute.compare import compare, interval, varying
 from gradroute.errors import UserError
 from gradroute.published import PUBLISHED, setting
@@ -96,6 +96,14 @@ def test_filters_sorting_and_formats(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert r"mnist\_split" in capsys.readouterr().out
     compare([str(tmp_path)])
     assert "0.3000" in capsys.readouterr().out
+
+
+def test_names_with_numbers_are_in_their_order(tmp_path: Path) -> None:
+    names = ["row10", "row9", "row1", "2", "0.5", "1e-3", "b", "a2"]
+    assert sorted(names, key=natural) == ["1e-3", "0.5", "2", "a2", "b", "row1", "row9", "row10"]
+    for number in (10, 9):
+        fake_run(tmp_path, 0, 0.1, name=f"row{number}")
+    assert [run.parent.name for run in find_runs([f"{tmp_path}/row*"])] == ["row9", "row10"]
 
 
 def test_what_varies_leaves_seed_and_paths_out(tmp_path: Path) -> None:

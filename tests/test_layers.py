@@ -43,7 +43,7 @@ ALLOWED = {
     "command": {"errors", "schema"},
     "published": set(),
     "page": {"folders", "published", "reading", "records"},
-    "comparison_plots": set(),
+    "comparison_plots": {"collecting"},
     "tables": {"comparison_plots", "errors", "page", "records"},
     "collecting": {"errors", "folders", "published", "reading"},
     "compare": {"collecting", "command", "errors", "published", "tables"},

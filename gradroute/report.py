@@ -117,7 +117,10 @@ def encoding_heat_map(scene: Scene, site: str) -> Figure:
         axes.axhline(start - 0.5, color="black", linewidth=0.4)
     axes.set_ylabel(f"test images sorted by {scene.noun}")
     axes.set_xlabel(f"unit of {site}")
-    for region, place in scene.names["regions"].items():
+    regions = scene.names["regions"]
+    crowded = max(map(len, regions)) * len(regions) > 70  # names beside each other would overlap
+    names: dict[str, Any] = {"ha": "left", "rotation": 40, "fontsize": 8} if crowded else {"ha": "center"}
+    for region, place in regions.items():
         if site in place["sites"]:
             units = place["units"]
             axes.plot(
@@ -133,8 +136,8 @@ def encoding_heat_map(scene: Scene, site: str) -> Figure:
                 -0.025 * len(labels),
                 region,
                 color=scene.colour(region),
-                ha="center",
                 va="bottom",
+                **names,
             )
     axes.set_ylim(len(labels) - 0.5, -0.5)
     figure.suptitle(f"What each unit of {site} encodes")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -29,6 +29,7 @@ plain = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(plain)
 def test_plain_data_comes_back_from_json_and_yaml(value: Any) -> None:
     import json
@@ -138,15 +139,8 @@ numbers = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 3.0])
 times = st.integers(0, 12)
 
 
-@given(
-    st.sampled_from([-1.0, 0.0, 0.5, 2.0]),
-    st.sampled_from([0.0, 1.0, 3.0]),
-    times,
-    times,
-    st.none() | times,
-    times,
-    times,
-)
+@settings(deadline=None)
+@given(numbers, numbers, times, times, st.none() | times, times, times)
 def test_extremes_of_a_route_in_a_window_are_those_of_every_step(
     weight: float, forward: float, start: int, ramp: int, stop: int | None, first: int, length: int
 ) -> None:

@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -37,10 +38,36 @@ def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
         raise _readable(error) from None
     if not isinstance(config, Config):
         raise UserError("the configuration is not a mapping of keys to values")
+    _require_type("", config, Config)
     config.presets = {}  # resolved into `trainer`; keeping both would let them disagree
     expand_split(config)
     check(config)
     return config
+
+
+def _require_type(key: str, value: Any, kind: Any) -> None:
+    """Raise UserError for a value that is not of its field's type: an interpolation passes OmegaConf's own check."""
+    if kind is Any or (value is None and type(None) in get_args(kind)):
+        return
+    if get_origin(kind) in (Union, UnionType):
+        kind = get_args(kind)[0]
+    base: Any = get_origin(kind) or kind
+    name = "mapping" if base is dict or is_dataclass(base) else base.__name__
+    holds = isinstance(value, (int, float) if base is float else base)
+    if not holds or (isinstance(value, bool) and base is not bool):
+        raise UserError(f"{key}={value}: must be a {name}")
+    for child, inner, child_kind in _children(value, kind):
+        _require_type(f"{key}.{child}" if key else str(child), inner, child_kind)
+
+
+def _children(value: Any, kind: Any) -> list[tuple[object, Any, Any]]:
+    """Name or place, value and type of what is inside a value."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return [(entry.name, getattr(value, entry.name), hints[entry.name]) for entry in fields(kind)]
+    if get_origin(kind) is dict:
+        return [(name, inner, get_args(kind)[1]) for name, inner in value.items()]
+    return [(place, inner, get_args(kind)[0]) for place, inner in enumerate(value)] if get_origin(kind) is list else []
 
 
 def to_mapping(config: Config) -> dict[str, Any]:

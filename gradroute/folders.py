@@ -21,17 +21,21 @@ MANIFEST_TYPES: dict[str, tuple[type, ...]] = {  # of what readers use
 }  # fmt: skip
 
 
+def _require_run(run: Path, name: str) -> None:
+    try:
+        if not (run / name).exists():
+            raise UserError(f"{run}: not a run folder (it has no {name})")
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"{run}: not a run folder ({error.strerror})") from None
+
+
 def read_manifest(run: Path) -> dict[str, Any]:
     """The manifest of a run folder; `files` and `packages` are in it.
 
     Raises: UserError if the folder is no run, or its manifest is damaged or names files outside of the folder.
     """
     path = run / "manifest.json"
-    try:
-        if not path.is_file():
-            raise UserError(f"{run}: not a run folder (it has no manifest.json)")
-    except OSError as error:
-        raise UserError(f"{run}: not a run folder ({error.strerror})") from None
+    _require_run(run, path.name)
     manifest = reading.read_json(reading.read_bytes(run, path.name), path)
     if not isinstance(manifest, dict) or "state" not in manifest:
         raise UserError(f"{path}: damaged (no state in it)")
@@ -75,6 +79,7 @@ def read_config(run: Path, manifest: Mapping[str, Any] | None = None) -> Config:
     Raises: UserError, also for an interpolation: what is resolved has none, and one could read the environment.
     """
     path = run / "config.yaml"
+    _require_run(run, path.name)
     mapping = reading.read_yaml(read_file(run, path.name, manifest), path)
     if not isinstance(mapping, dict):
         raise UserError(f"{path}: damaged (not a mapping)")

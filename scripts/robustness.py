@@ -1,6 +1,6 @@
 """What the tests try at a reduced count, in full: damage, generated configurations, load, hostile folders.
 
-python scripts/robustness.py                                  everything; about an hour on two cores
+python scripts/robustness.py                                  everything; about fifteen minutes on two cores
 python scripts/robustness.py --only corruption --count 50     one part, with another count
 
 Prints a line for each part: cases tried, how many ended right or were refused in one clear line, how many were lost or
@@ -42,7 +42,7 @@ PARTS: dict[str, tuple[int, Part]] = {
     "load": (16, lambda count, folder: test_load.run(count, folder, [])),
     "hostile": (
         len(test_hostile_folder.FOLDERS),
-        lambda count, folder: test_hostile_folder.run(_smoke(folder), folder),
+        lambda count, folder: test_hostile_folder.run(_smoke(folder), folder / "read"),
     ),
 }
 

@@ -201,7 +201,7 @@ def by_command(overrides: list[str], folder: Path) -> str:
     if done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: ") and not left:
         return "refused"
     states = [json.loads(p.read_text())["state"] for p in folder.rglob("manifest.json")]
-    if done.returncode == 0 and (states == ["finished"] or "--" in " ".join(overrides)):
+    if done.returncode == 0 and states == ["finished"]:
         return "accepted"
     return f"status {done.returncode}, states {states}, left {left[:3]}: {lines!s:.300}"
 

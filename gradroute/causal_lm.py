@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradroute.errors import UserError
+from gradroute.errors import HF_EXTRA, UserError
 from gradroute.transformer import separated
-
-EXTRA = "pip install 'gradroute[hf]'"
 
 
 class CausalLM(nn.Module):
@@ -64,7 +62,7 @@ def load(source: Any) -> CausalLM:
     try:
         import transformers
     except ImportError:
-        raise UserError(f"model '{source}' needs the package transformers: {EXTRA}") from None
+        raise UserError(f"model '{source}' needs the package transformers: {HF_EXTRA}") from None
     named = isinstance(source, str | Path)
     try:
         if named:

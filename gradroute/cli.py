@@ -33,7 +33,6 @@ def _rerun(run: Path, overrides: Sequence[str]) -> None:
 
     from gradroute.config import from_mapping, one_by_seed, to_mapping
     from gradroute.folders import read_rerun
-    from gradroute.runner import execute
 
     changes = [override for override in overrides if override != RUN_CODE]
     for override in changes:
@@ -44,9 +43,7 @@ def _rerun(run: Path, overrides: Sequence[str]) -> None:
     for override in changes:
         key, _, value = override.partition("=")
         OmegaConf.update(source, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
-    for outcome in execute(one_by_seed(from_mapping(source))):
-        if isinstance(outcome, Exception):
-            raise outcome
+    Plan(jobs=[Job(changes, one_by_seed(from_mapping(source)))]).finish()
 
 
 @dataclass
@@ -103,6 +100,19 @@ class Plan:
         """What went wrong, with the job it belongs to."""
         return [(job, outcome) for job in self.jobs for outcome in job.outcomes if isinstance(outcome, Exception)]
 
+    def finish(self) -> None:
+        """Make the runs, compare them, and say what failed; raises the last failure."""
+        self.execute()
+        self.compare()
+        failures = self.failures()
+        for what, error in failures:
+            if self.folder is not None:
+                print(f"failed: {', '.join(what.overrides) or 'the only job'}", file=sys.stderr)
+            if error is not failures[-1][1]:
+                report_failure(error)
+        if failures:
+            raise failures[-1][1]
+
 
 def _hydra_run() -> None:
     import hydra
@@ -129,16 +139,7 @@ def _hydra_run() -> None:
             plan.execute()  # in a process of its own
 
     job()
-    plan.execute()
-    plan.compare()
-    failures = plan.failures()
-    for what, error in failures:
-        if plan.folder is not None:
-            print(f"failed: {', '.join(what.overrides) or 'the only job'}", file=sys.stderr)
-        if error is not failures[-1][1]:
-            report_failure(error)
-    if failures:
-        raise failures[-1][1]
+    plan.finish()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

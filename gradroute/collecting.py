@@ -70,12 +70,11 @@ def _read_sweep(place: Path) -> dict[str, list[Any]]:
     where = place / SWEEP_FILE
     found = read_json(read_bytes(place, SWEEP_FILE), where)
     try:
-        runs = [run for run in found["runs"] if run.isprintable()]
-        failed = [(str(entry["job"]), str(entry["error"])) for entry in found["failed"]]
-    except (TypeError, KeyError, AttributeError):
-        runs, failed = [], []
-    if not isinstance(found, dict) or len(runs) != len(found.get("runs", [None])):
-        raise UserError(f"{where}: damaged (no lists of runs and failed jobs)")
+        runs, failed = found["runs"], [(str(entry["job"]), str(entry["error"])) for entry in found["failed"]]
+        if not isinstance(runs, list) or not all(isinstance(run, str) and run.isprintable() for run in runs):
+            raise TypeError
+    except (TypeError, KeyError):
+        raise UserError(f"{where}: damaged (no lists of runs and failed jobs)") from None
     return {"runs": runs, "failed": failed}
 
 

@@ -69,8 +69,10 @@ def interval(values: list[float]) -> float:
     return float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
 
 
-def aggregate(reads: list[Read], metric: str) -> "pd.DataFrame":
+def aggregate(reads: list[Read], metric: str, keys: list[str]) -> "pd.DataFrame":
     """One row per setting, head, region and group: mean over seeds, half-width, n, and the published value.
+
+    `keys`: the settings that have a column.
 
     Raises: UserError for an unknown metric, or runs of different data sets.
     """
@@ -82,7 +84,6 @@ def aggregate(reads: list[Read], metric: str) -> "pd.DataFrame":
     metrics = sorted({row["metric"] for read in reads for row in read.rows})
     if metric not in metrics:
         raise unknown("metric", metric, metrics)
-    keys = list(independent(reads, varying(reads)))
     columns = ["experiment", *keys, "head", "region", "group"]
     rows = [
         {"experiment": read.settings["name"], **{k: str(read.settings.get(k)) for k in keys}, **row,
@@ -125,13 +126,14 @@ def compare(
     if not finished:
         raise UserError(f"no run to show: {reads[0].path} is {reads[0].left_out}")
     chosen = _where(finished, where or [])
-    table = aggregate(chosen, metric)
+    keys = independent(chosen, varying(chosen))
+    table = aggregate(chosen, metric, list(keys))
     if sort is not None:
         if sort not in table.columns:
             raise unknown("column of --sort:", sort, table.columns)
         table = table.sort_values(sort, kind="stable")
     out_of_it = left_out(reads, paths)
-    notes = [f"with {k} also change: {', '.join(o)}" for k, o in independent(chosen, varying(chosen)).items() if o]
+    notes = [f"with {k} also change: {', '.join(o)}" for k, o in keys.items() if o]
     commits = sorted({read.commit[:12] for read in chosen})
     if len(commits) > 1:
         notes.append(f"made by {len(commits)} commits of gradroute: {', '.join(commits)}")

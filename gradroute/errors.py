@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+HF_EXTRA = "pip install 'gradroute[hf]'"  # what brings the packages of Hugging Face
+
 
 class UserError(Exception):
     """A mistake in a configuration, a command or a file: one line that says what, where, and what is right.

@@ -160,11 +160,12 @@ class ReconstructionObjective(Objective):
     def _task_terms(self, per_image: torch.Tensor, group_index: torch.Tensor) -> Terms:
         names = [*self.router.groups, UNLABELLED] if self.partial else self.router.groups
         groups = len(self.router.groups)
-        numbers = torch.arange(len(names), device=group_index.device)
-        members = (group_index[:, None] % len(names)) == numbers
-        counts = members.sum(0)
         means = group_means(per_image, group_index % len(names), len(names))
-        present = counts.tolist() if self.skip_absent else [1] * len(names)  # tolist waits for the device
-        shares = counts * (groups / len(per_image)) if self.partial else torch.ones(len(names))
+        present, shares = [1] * len(names), torch.ones(len(names))
+        if self.skip_absent or self.partial:
+            numbers = torch.arange(len(names), device=group_index.device)
+            counts = (group_index[:, None] % len(names) == numbers).sum(0)
+            present = counts.tolist() if self.skip_absent else present  # tolist waits for the device
+            shares = counts * (groups / len(per_image)) if self.partial else shares
         terms = [Term("decoder", name, "all", "mae") for name in names]
         return {t: (means[i], shares[i] * self.weights[t]) for i, t in enumerate(terms) if present[i]}

@@ -18,7 +18,6 @@ from gradroute.schema import TrainerConfig
 
 Autocast = AbstractContextManager[Any]
 Batch = tuple[torch.Tensor, ...]
-State = dict[str, dict[str, torch.Tensor]]  # a task's optimizer state by parameter and name
 
 
 @dataclass
@@ -97,15 +96,6 @@ class Single:
         with self.router.updating(self.optimizer) if self.router else nullcontext():
             self.optimizer.step()
 
-    def state(self, task: int) -> State:
-        """The optimizer's state."""
-        return {name: dict(self.optimizer.state.get(parameter, {})) for name, parameter in self.parameters.items()}
-
-    def load_states(self, states: Sequence[State]) -> None:
-        """Continue from a `state`."""
-        for name, parameter in self.parameters.items():
-            self.optimizer.state[parameter] = dict(states[0][name])
-
 
 class Stack:
     """Several objectives of one shape as one batched program (`torch.func.vmap` over stacked parameters).
@@ -115,7 +105,7 @@ class Stack:
     """
 
     def __init__(self, objectives: Sequence[Objective], trainers: Sequence[TrainerConfig], autocast: Autocast) -> None:
-        self.objectives, self.size, self.autocast = list(objectives), len(objectives), autocast
+        self.objectives, self.autocast = list(objectives), autocast
         named = [dict(objective.named_parameters()) for objective in objectives]
         self.parameters = {name: nn.Parameter(torch.stack([own[name].detach() for own in named])) for name in named[0]}
         for i, own in enumerate(named):
@@ -130,7 +120,8 @@ class Stack:
         alike = len({(t.lr, *t.betas, t.weight_decay) for t in trainers}) == 1
         self._slices: list[dict[str, nn.Parameter]] = []  # by task, where their optimizers' numbers differ
         if not alike:
-            self._slices = [{k: nn.Parameter(p.data[i]) for k, p in self.parameters.items()} for i in range(self.size)]
+            numbers = range(len(objectives))
+            self._slices = [{k: nn.Parameter(p.data[i]) for k, p in self.parameters.items()} for i in numbers]
         groups = [list(own.values()) for own in self._slices or [self.parameters]]
         self.optimizer = _adam(groups, trainers[: len(groups)])
         for module in objectives[0].modules():
@@ -187,22 +178,3 @@ class Stack:
         if self._slices:
             for parameter in self.parameters.values():
                 parameter.grad = None
-
-    def state(self, task: int) -> State:
-        """One task's optimizer state, as if it had been trained alone."""
-        if self._slices:
-            return {name: dict(self.optimizer.state.get(p, {})) for name, p in self._slices[task].items()}
-        kept = {name: self.optimizer.state.get(p, {}) for name, p in self.parameters.items()}
-        return {name: {k: v[task] if v.dim() else v for k, v in own.items()} for name, own in kept.items()}
-
-    def load_states(self, states: Sequence[State]) -> None:
-        """Continue from every task's `state`."""
-        for name, parameter in self.parameters.items():
-            if self._slices:
-                for own, state in zip(self._slices, states, strict=True):
-                    self.optimizer.state[own[name]] = dict(state[name])
-            else:
-                keys = states[0][name]
-                self.optimizer.state[parameter] = {
-                    k: torch.stack([state[name][k] for state in states]) if keys[k].dim() else keys[k] for k in keys
-                }

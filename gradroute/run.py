@@ -31,19 +31,17 @@ class Run:
     Raises: UserError for every mistake in the configuration or the data, before anything is written.
     """
 
-    def __init__(self, config: Config, data: Images | None = None, stacked: int = 1) -> None:
-        """`data`: the data set, if it is at hand. `stacked`: how many runs are trained together with this one."""
+    def __init__(self, config: Config, data: Images | None = None, stacked: int = 1, quiet: bool = False) -> None:
+        """Check everything, then make the folder.
+
+        data: the data set, if it is at hand. stacked: how many runs are trained together. quiet: only its log tells.
+        """
         self.config, self.setup = config, Setup(config, data)
         self.ablations: list[Ablation] = []
         self.order = torch.Generator().manual_seed(config.seed)
         self.steps_done = 0
         self.stacked = stacked
         self.error: Exception | None = None
-        self.folder: RunFolder
-        self.progress: Progress
-
-    def open(self, quiet: bool) -> None:
-        """Make the folder. Raises: UserError if that is not possible."""
         self.folder = RunFolder(self.config, self._facts())
         self.progress = Progress(self.folder.log, quiet)
 

@@ -67,8 +67,7 @@ def _run_together(configs: Sequence[Config]) -> list[Outcome]:
     runs: list[Run] = []
     for config in configs:
         try:
-            run = Run(config, runs[0].setup.data if runs else None, len(configs))
-            run.open(quiet=bool(runs))
+            run = Run(config, runs[0].setup.data if runs else None, len(configs), quiet=bool(runs))
             runs.append(run)
             outcomes.append(run)
         except Exception as error:

@@ -44,12 +44,18 @@ def together(configs: Sequence[Config], device: str) -> list[list[Config]]:
     `device` is the type that `stack: auto` decides by. Raises: UserError if `stack` is a number and a run cannot be.
     """
     stacks: list[list[Config]] = []
+    open_ones: dict[str, list[Config]] = {}  # by shape, the stack that has room
     for config in configs:
         size = AUTO.get(device, 1) if config.stack == "auto" else int(config.stack)
         reason = obstacle(config)
         if reason and config.stack != "auto" and size > 1:
             raise UserError(f"stack={config.stack}: cannot be done with {reason}; set stack=1 or auto")
-        shape = shape_of(config)
-        room = [s for s in stacks if len(s) < size and shape_of(s[0]) == shape] if size > 1 and not reason else []
-        room[0].append(config) if room else stacks.append([config])
+        shape = shape_of(config) if size > 1 and not reason else None
+        room = open_ones.get(shape, []) if shape else []
+        if room and len(room) < size:
+            room.append(config)
+            continue
+        stacks.append([config])
+        if shape:
+            open_ones[shape] = stacks[-1]
     return stacks

@@ -76,7 +76,6 @@ class Fit:
     precision: torch.dtype
     device: torch.device
     epoch: int = 0  # finished ones
-    index: int = 0  # of the next batch in the epoch
     step: int = 0  # updates made
     failed: dict[int, FloatingPointError] = field(default_factory=dict)
     _seen: list[Values] = field(default_factory=list)  # of this epoch's updates; stay on the device
@@ -88,26 +87,22 @@ class Fit:
             self.program: Single | Stack = Single(first.objective, first.trainer, autocast, first.parameter_router)
         else:
             self.program = Stack([task.objective for task in self.tasks], trainers, autocast)
-        self._order = [task.order.get_state() for task in self.tasks]  # at the start of the epoch
         numbers = batches(first.points, first.trainer.batch_size, torch.Generator(), first.group_index)
         self.steps = first.trainer.epochs * sum(1 for _ in numbers)
 
     def run(self, after_update: Callable[[], None] = lambda: None) -> None:
-        """Train to the last epoch, from where this is; `after_update` is called after every update.
+        """Train to the last epoch; `after_update` is called after every update.
 
         Raises: FloatingPointError, naming the term, if every task has failed: at once on a CPU, and at the end of the
             epoch elsewhere, since looking at it would make the device wait.
         """
         while self.epoch < self.tasks[0].trainer.epochs:
-            self._order = [task.order.get_state() for task in self.tasks]
-            plans = [
-                list(batches(task.points, task.trainer.batch_size, task.order, task.group_index)) for task in self.tasks
-            ]
-            for rows in list(zip(*plans, strict=True))[self.index :]:
+            plans = [batches(t.points, t.trainer.batch_size, t.order, t.group_index) for t in self.tasks]
+            for rows in zip(*plans, strict=True):
                 self._update([chosen.to(self.device) for chosen in rows])
                 after_update()
             means = self._means()
-            self.epoch, self.index, self._seen = self.epoch + 1, 0, []
+            self.epoch, self._seen = self.epoch + 1, []
             for number, (task, own) in enumerate(zip(self.tasks, means, strict=True)):
                 if number not in self.failed:
                     task.on_epoch(self.epoch, self.step, own)
@@ -122,7 +117,7 @@ class Fit:
         if self.device.type == "cpu":
             self._check(self.step, self._seen[-1])
         self.program.update()
-        self.index, self.step = self.index + 1, self.step + 1
+        self.step += 1
 
     def _check(self, step: int, values: Values) -> None:
         """Note the tasks of which a term of update `step` is not finite."""
@@ -138,7 +133,8 @@ class Fit:
         """Each task's terms' means over the epoch's batches that had them."""
         found: list[dict[Term, list[float]]] = [{} for _ in self.tasks]
         for step, values in enumerate(self._seen, self.step - len(self._seen)):
-            self._check(step, values)
+            if self.device.type != "cpu":  # there it was done at the update
+                self._check(step, values)
             for own, sums in zip(values.by_task(), found, strict=True):
                 for term, value in own.items():
                     sums.setdefault(term, []).append(value)

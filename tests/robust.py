@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from hypothesis import HealthCheck, Phase, settings
+
 from gradroute import datasets
 from gradroute.errors import UserError
 from gradroute.records import sealed
@@ -32,6 +34,14 @@ class Tally:
         self.refused += end == "refused"
         if end not in ("accepted", "correct", "refused"):
             self.wrong.append(f"{case}: {end}")
+
+
+def trying(cases: int) -> settings:
+    """Hypothesis for a fixed series of cases, all of which are tried: a fault is tallied, not searched for."""
+    return settings(
+        max_examples=cases, database=None, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )  # fmt: skip
 
 
 class Hang(BaseException):

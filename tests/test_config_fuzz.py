@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from robust import Hang, Tally, count, kept_data, within
+from robust import Hang, Tally, count, kept_data, trying, within
 
 from gradroute.cli import conf_dir
 from gradroute.collecting import flat
@@ -168,10 +168,7 @@ def judge(overrides: list[str], renames: list[tuple[str, str]]) -> str:
 def _tally(number: int, strategy: st.SearchStrategy[Case], judged: Callable[[Case], str]) -> Tally:
     tally = Tally()
 
-    @settings(
-        max_examples=number, database=None, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-    )  # fmt: skip
+    @trying(number)
     @given(strategy)
     def try_one(case: Case) -> None:
         tally.add(repr(case), judged(case))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from robust import Hang, Tally, count, kept_data, one_line, within
+from robust import Hang, Tally, count, kept_data, one_line, trying, within
 
 import gradroute
 from gradroute.compare import compare
@@ -134,10 +134,7 @@ def run(cases: int, sound: Path, folder: Path) -> Tally:
     """Damage the finished run `sound` in `cases` ways, working in `folder`."""
     damaged, tally = Damaged(sound, folder), Tally()
 
-    @settings(
-        max_examples=cases, database=None, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-    )  # fmt: skip
+    @trying(cases)
     @given(damages)
     def attempt(damage: Damage) -> None:
         damaged.attempt(damage, tally)

@@ -42,9 +42,7 @@ def trained(configs: list[Config], folder: Path) -> list[list[dict[str, torch.Te
     """Parameters after every update of runs trained together, by run."""
     for own in configs:
         own.output_dir = str(folder)
-    runs = [Run(own) for own in configs]
-    for run in runs:
-        run.open(quiet=True)
+    runs = [Run(own, quiet=True) for own in configs]
     tasks = [next(iter(run.train())) for run in runs]
     fit = Fit(tasks, torch.float32, torch.device("cpu"))
     seen: list[list[dict[str, torch.Tensor]]] = [[] for _ in runs]

@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gradroute.errors import UserError, unknown
+from gradroute.errors import HF_EXTRA, UserError, unknown
 
 SEPARATOR = "<|endoftext|>"  # alone on a line of a plain text file
-HF_EXTRA = "pip install 'gradroute[hf]'"
 Row = Mapping[str, Any]  # one document's fields by name
 
 

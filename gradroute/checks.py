@@ -31,6 +31,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "trainer.test_limit": (1, MANY),
     "ledger.window": (1, MANY),
     "ledger.every": (1, MANY),
+    "checkpoint.minutes": (0, 100_000),
     "routing.labelled_fraction": (0, 1),
 }
 OPTIONAL = ("seeds", "trainer.train_limit", "trainer.test_limit")
@@ -59,6 +60,7 @@ def check(config: Config) -> None:
     _check_trainer(config.trainer)
     whole = type(config.stack) is int and 1 <= config.stack <= 10_000
     _require(config.stack == "auto" or whole, "stack", config.stack, "auto, or a number of runs from 1 to 10000")
+    _one_of("checkpoint.keep", config.checkpoint.keep, ("weights", "none"))
     hidden = config.model.hidden
     _require(1 <= len(hidden) <= LAYERS, "model.hidden", hidden, f"a list of 1 to {LAYERS} widths")
     for width in hidden:

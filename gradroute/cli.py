@@ -3,16 +3,15 @@
 import itertools
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from gradroute.command import guarded, one_line, report_failure
 from gradroute.errors import UserError
+from gradroute.stopping import heard
 
 if TYPE_CHECKING:
     from gradroute.schema import Config
@@ -27,8 +26,11 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
 
 
-def _rerun(run: Path, overrides: Sequence[str]) -> None:
-    """Repeat a run from its folder, with `key=value` changes; `run_code=true` lets its predicates run."""
+def _again(run: Path, overrides: Sequence[str], resumes: bool) -> None:
+    """Repeat a run from its folder, or go on with it there, with `key=value` changes.
+
+    `run_code=true` lets the run's predicates be called.
+    """
     from omegaconf import OmegaConf
 
     from gradroute.config import from_mapping, one_by_seed, to_mapping
@@ -37,13 +39,15 @@ def _rerun(run: Path, overrides: Sequence[str]) -> None:
     changes = [override for override in overrides if override != RUN_CODE]
     for override in changes:
         if "=" not in override or override[0] in "+~-":
-            raise UserError(f"{override}: beside rerun=RUN only key=value can be given, such as seed=1")
+            taking = "resume" if resumes else "rerun"
+            raise UserError(f"{override}: beside {taking}=RUN only key=value can be given, such as trainer.device=cpu")
     keys = [override.partition("=")[0] for override in changes]
-    source = OmegaConf.create(to_mapping(read_rerun(run, keys, RUN_CODE in overrides)))
+    given = [*keys, "output_dir"] if resumes else keys  # which does not write there
+    source = OmegaConf.create(to_mapping(read_rerun(run, given, RUN_CODE in overrides)))
     for override in changes:
         key, _, value = override.partition("=")
         OmegaConf.update(source, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
-    Plan(jobs=[Job(changes, one_by_seed(from_mapping(source)))]).finish()
+    Plan(jobs=[Job(changes, one_by_seed(from_mapping(source)))], resumed=run if resumes else None).finish()
 
 
 @dataclass
@@ -57,10 +61,11 @@ class Job:
 
 @dataclass
 class Plan:
-    """The jobs of one command; `folder` is None if it is no sweep."""
+    """The jobs of one command; `folder` is None if it is no sweep, `resumed` the run that its only job goes on with."""
 
     folder: Path | None = None
     jobs: list[Job] = field(default_factory=list)
+    resumed: Path | None = None
 
     def execute(self) -> None:
         """Make the runs that are not made yet: only now, so that those of several jobs can be trained together."""
@@ -69,7 +74,7 @@ class Plan:
             return
         from gradroute.runner import execute  # only now, so that --help and mistakes are quick
 
-        outcomes = iter(execute([c for job in todo for c in job.configs], reuse=self.folder is not None))
+        outcomes = iter(execute([c for job in todo for c in job.configs], self.folder is not None, self.resumed))
         for job in todo:
             job.outcomes = list(itertools.islice(outcomes, len(job.configs)))
 
@@ -142,20 +147,15 @@ def _hydra_run() -> None:
     plan.finish()
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
 def main() -> None:
     """Entry point of `gradroute-run`."""
-    signal.signal(signal.SIGTERM, _terminate)
-    reruns = [a for a in sys.argv[1:] if a.startswith("rerun=")]
-    if reruns:
-        others = [a for a in sys.argv[1:] if a != reruns[0]]
-        status = guarded(lambda: _rerun(Path(reruns[0].partition("=")[2]), others))
-    else:
-        status = guarded(_hydra_run)
-    sys.exit(status)
+    with heard():
+        for taking in ("rerun=", "resume="):
+            runs = [argument for argument in sys.argv[1:] if argument.startswith(taking)]
+            if runs:
+                run, others = Path(runs[0].removeprefix(taking)), [a for a in sys.argv[1:] if a != runs[0]]
+                sys.exit(guarded(lambda: _again(run, others, taking == "resume=")))  # noqa: B023 # called at once
+        sys.exit(guarded(_hydra_run))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradroute.config import flat
 from gradroute.errors import UserError
-from gradroute.folders import check_files, read_file, read_manifest
+from gradroute.folders import check_files, read_file, read_manifest, state
 from gradroute.published import setting
 from gradroute.reading import read_bytes, read_json, read_yaml
 
@@ -85,20 +86,11 @@ def left_out(reads: list[Read], paths: list[str]) -> list[tuple[str, str]]:
     return [(str(read.path), read.left_out) for read in reads if read.left_out] + failed
 
 
-def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    items: dict[str, Any] = {}
-    for key, value in mapping.items():
-        name = f"{prefix}{key}"
-        items |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
-    return items
-
-
 def read_run(run: Path) -> Read:
     """A run's settings and headline. Raises: UserError if a file of a finished run is damaged."""
     manifest = read_manifest(run)
     if manifest["state"] != "finished":
-        return Read(run, {}, [], f"not finished ({manifest['state']})")
+        return Read(run, {}, [], f"not finished ({state(run, manifest)})")
     if "summary.json" not in manifest["files"]:
         return Read(run, {}, [], "not evaluated")
     config = read_yaml(read_file(run, "config.yaml", manifest), run / "config.yaml")

@@ -86,10 +86,28 @@ def one_by_seed(config: Config) -> list[Config]:
     return runs
 
 
+def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    items: dict[str, Any] = {}
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        items |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return items
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """The keys in which two configurations ask for different runs; devices, folders and checkpoints may differ."""
+    elsewhere = ("output_dir", "dataset.root", "trainer.device")
+    a, b = flat(to_mapping(one)), flat(to_mapping(other))
+    keys = [key for key in {**a, **b} if a.get(key) != b.get(key) or (key in a) != (key in b)]
+    return [key for key in keys if key not in elsewhere and not key.startswith("checkpoint.")]
+
+
 def config_hash(config: Config) -> str:
-    """Eight hex digits that two runs share when they differ at most in seed, device and paths."""
+    """Eight hex digits that two runs share when they differ at most in seed, device, paths and checkpoints."""
     mapping = to_mapping(config)
     del mapping["seed"], mapping["output_dir"], mapping["dataset"]["root"], mapping["trainer"]["device"]
+    del mapping["checkpoint"]
     return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:8]
 
 

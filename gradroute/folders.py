@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gradroute import reading
+from gradroute import locks, reading
 from gradroute.config import config_hash, from_mapping, to_mapping
 from gradroute.errors import UserError
 from gradroute.provenance import version
-from gradroute.records import COLUMNS, LEDGER_COLUMNS, SEAL, sealed
+from gradroute.records import CHECKPOINTS, COLUMNS, LEDGER_COLUMNS, SEAL, sealed
 from gradroute.schema import Config
 
 SIDE = 4096  # largest height and width of an image
@@ -55,7 +55,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
 def check_files(run: Path, manifest: Mapping[str, Any], names: Iterable[str]) -> None:
     """Compare files of a finished run with the manifest's checksums; raises UserError for one that differs."""
     if manifest["state"] != "finished":
-        raise UserError(f"{run}: the run is not finished (state: {manifest['state']})")
+        raise UserError(f"{run}: the run is not finished (state: {state(run, manifest)})")
     for name in names:
         if reading.read_sha256(run, name) != manifest["files"].get(name):
             raise UserError(f"{run}/{name}: damaged (its SHA-256 is not the manifest's)")
@@ -121,20 +121,41 @@ def read_rerun(run: Path, given: Iterable[str] = (), run_code: bool = False) -> 
     return config
 
 
-def finished_twin(config: Config) -> Path | None:
-    """A finished run of this version with the same configuration, seed included, in the same output folder."""
-    wanted = to_mapping(config)
+def _identity(config: Config) -> dict[str, Any]:
+    """What two runs must share to be the same run: all but how often it was kept."""
+    mapping = to_mapping(config)
+    del mapping["checkpoint"]["minutes"]
+    return mapping
+
+
+def twin(config: Config) -> tuple[Path, bool] | None:
+    """A run of this version with the same configuration, seed included, in the same output folder; is it finished?
+
+    One that is not finished is meant to be gone on with: no process is at work in it, and it has checkpoints.
+    """
+    wanted, unfinished = _identity(config), list[Path]()
     pattern = f"*_{config_hash(config)}_seed{config.seed}*"
     for path in sorted((Path(config.output_dir) / config.name).glob(pattern)):
         try:
             manifest = read_manifest(path)
-            same = to_mapping(read_config(path, manifest)) == wanted
+            same = _identity(read_config(path, manifest)) == wanted
         except UserError:
             continue
-        made_by = manifest["packages"].get("gradroute")
-        if manifest["state"] == "finished" and same and made_by == version("gradroute"):
-            return path
-    return None
+        if not same or manifest["packages"].get("gradroute") != version("gradroute"):
+            continue
+        if manifest["state"] == "finished":
+            return path, True
+        if not locks.in_use(path) and (path / CHECKPOINTS).is_dir():
+            unfinished.append(path)
+    return (unfinished[-1], False) if unfinished else None
+
+
+def state(run: Path, manifest: Mapping[str, Any]) -> str:
+    """How the run stands; `killed` if it says that it is running and no process is at work in it."""
+    said = str(manifest["state"])
+    if said != "running" or locks.in_use(run):
+        return said
+    return "killed, or running on another machine"
 
 
 def read_ledger(run: Path, manifest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:

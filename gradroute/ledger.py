@@ -5,6 +5,7 @@ own column. The columns are explained in `outputs/README.md`.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -133,3 +134,24 @@ class Ledger:
     def _add(self, step: int, group: str, region: str, cells: dict[str, Any]) -> None:
         row = {"from_step": self._start, "to_step": step, "group": group, "region": region, "measured": self._measured}
         self.rows.append({column: (row | cells).get(column, "") for column in LEDGER_COLUMNS})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far and the open window, after an update."""
+        self._harvest()
+        names = {parameter: name for name, parameter in self._model.named_parameters()}
+        return {
+            "rows": self.rows, "start": self._start, "measured": self._measured, "unseen": sorted(self._unseen),
+            "points": self._points, "weights": self._weights, "monitor": self._monitor.state_dict(),
+            "squares": self._squares, "shift": self._shift,
+            "before": {names[parameter]: before for parameter, before in self._before.items()},
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, as if the update had just been made."""
+        self._open(state["start"], state["points"].device)
+        self.rows, self._measured, self._unseen = list(state["rows"]), state["measured"], set(state["unseen"])
+        self._points, self._weights = state["points"], state["weights"]
+        self._monitor.load_state_dict(state["monitor"])
+        self._squares, self._shift = dict(state["squares"]), dict(state["shift"])
+        for name, parameter in self._model.named_parameters():
+            self._before[parameter].copy_(state["before"][name])

@@ -16,6 +16,7 @@ from gradroute.reading import open_plain, place
 from gradroute.routing import ParameterRegion, ParameterRouter, Region, Router
 from gradroute.schema import Config, ModelConfig, RoutingConfig
 
+WEIGHTS = "model.safetensors"  # of a finished run
 Regions = tuple[dict[str, Region], dict[str, ParameterRegion]]
 
 
@@ -73,26 +74,30 @@ def build(config: Config, groups: list[str], example: torch.Tensor) -> Parts:
     return parts
 
 
-def read_weights(run: Path, modules: Mapping[str, nn.Module], load: bool = True) -> None:
-    """Load `model.safetensors` of a run folder into modules by their prefix, once every shape is known to fit.
+TYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
+         torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}  # fmt: skip
+
+
+def read_weights(run: Path, modules: Mapping[str, nn.Module], load: bool = True, name: str = WEIGHTS) -> None:
+    """Load weights of a run folder into modules by their prefix, once every shape is known to fit.
 
     Without `load` only names, shapes and types are compared, and no tensor is read; modules may be on the meta device.
     Raises: UserError if they do not fit.
     """
-    path = place(run, "model.safetensors")
+    path = place(run, name)
     open_plain(path).close()
     try:
         with safe_open(path, "pt") as file:
             found = set(file.keys())
             for prefix, module in modules.items():
-                wanted = {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
-                if odd := {name for name in found if name.startswith(f"{prefix}.")} ^ wanted.keys():
+                wanted = {f"{prefix}.{key}": tensor for key, tensor in module.state_dict().items()}
+                if odd := {key for key in found if key.startswith(f"{prefix}.")} ^ wanted.keys():
                     raise ValueError(f"{min(odd)} is {'missing' if min(odd) in wanted else 'of no module'}")
-                for name, tensor in wanted.items():
-                    slice_ = file.get_slice(name)
-                    if slice_.get_shape() != list(tensor.shape) or slice_.get_dtype() != "F32":
-                        kind = f"{slice_.get_dtype()} of shape {slice_.get_shape()}"
-                        raise ValueError(f"{name} is {kind}, not float32 of shape {list(tensor.shape)}")
+                for key, tensor in wanted.items():
+                    slice_, kind = file.get_slice(key), TYPES.get(tensor.dtype)
+                    if slice_.get_shape() != list(tensor.shape) or slice_.get_dtype() != kind:
+                        is_ = f"{slice_.get_dtype()} of shape {slice_.get_shape()}"
+                        raise ValueError(f"{key} is {is_}, not {kind} of shape {list(tensor.shape)}")
             for prefix, module in modules.items() if load else ():
                 module.load_state_dict({n: file.get_tensor(f"{prefix}.{n}") for n in module.state_dict()})
     except (SafetensorError, RuntimeError, ValueError, KeyError, OSError, MemoryError) as error:
@@ -117,12 +122,14 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
     path = Path(run)
     manifest = folders.read_manifest(path)
     folders.check_files(path, manifest, ["config.yaml", "figures.json"])
+    if WEIGHTS not in manifest["files"]:
+        raise UserError(f"{path}: the run kept no weights (checkpoint.keep=none)")
     config = folders.read_config(path, manifest)
     height, width = folders.read_names(path, manifest)["shape"]
     with torch.device("meta"):
         untaken = models.build(config.model, height * width)
     read_weights(path, {"model": untaken}, load=False)  # before memory is taken, and before gigabytes are summed
-    folders.check_files(path, manifest, ["model.safetensors"])
+    folders.check_files(path, manifest, [WEIGHTS])
     example = torch.zeros(1, height * width)
     require_memory(config, example, trains=False)
     parts = build(config, list(config.routing.groups), example)

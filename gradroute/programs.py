@@ -1,9 +1,7 @@
 """How one update's gradients are made: of one objective, or of several stacked into one batched program."""
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,33 +13,11 @@ from gradroute.routing import Monitor, ParameterRouter
 from gradroute.routing.monitor import Watched
 from gradroute.routing.router import Tables
 from gradroute.schema import TrainerConfig
+from gradroute.values import Values
 
 Autocast = AbstractContextManager[Any]
 Batch = tuple[torch.Tensor, ...]
-
-
-@dataclass
-class Values:
-    """The terms of one update, `numbers` `(terms, tasks)`; a task that has no such term is in `absent` with it."""
-
-    terms: tuple[Term, ...]
-    numbers: torch.Tensor
-    absent: frozenset[tuple[Term, int]] = frozenset()
-
-    def by_task(self) -> list[dict[Term, float]]:
-        """Each task's terms; waits for the device."""
-        tasks = self.numbers.T.tolist()
-        return [
-            {term: v for term, v in zip(self.terms, own, strict=True) if (term, i) not in self.absent}
-            for i, own in enumerate(tasks)
-        ]
-
-    def faults(self) -> dict[int, tuple[Term, float]]:
-        """Each faulty task's first value that is not finite, with its term, by its number; waits for the device."""
-        if bool(self.numbers.isfinite().all()):
-            return {}
-        wrong = [[(term, v) for term, v in own.items() if not math.isfinite(v)] for own in self.by_task()]
-        return {number: found[0] for number, found in enumerate(wrong) if found}
+Moments = dict[str, dict[str, torch.Tensor]]  # the optimizer's state, by the parameter's name
 
 
 def _adam(groups: Sequence[list[nn.Parameter]], trainers: Sequence[TrainerConfig]) -> torch.optim.Adam:
@@ -69,6 +45,30 @@ def backward(terms: Terms, router: ParameterRouter | None) -> None:
     router.backward(losses)
 
 
+def _probe(gradients: Sequence[torch.Tensor | None], stacked: int = 0) -> torch.Tensor:
+    """Whether gradients are finite, by their first column, `(1,)` or, of a stack, `(stacked,)`.
+
+    Where the gradient that arrives at a unit is not, neither is any number in the row of its weights; looking at all
+    of them took as long as half an update.
+    """
+    own = [g.reshape(stacked or 1, g.shape[1 if stacked else 0] if g.dim() > bool(stacked) else 1, -1)[..., 0]
+           for g in gradients if g is not None]  # fmt: skip
+    return torch.cat(own, 1).isfinite().all(1) if own else torch.ones(stacked or 1, dtype=torch.bool)
+
+
+def culprit(objective: Objective, batch: Batch, autocast: Autocast) -> Term | None:
+    """The first term whose gradient alone is not finite; slow."""
+    with autocast:
+        terms: Terms = objective(*batch)
+    parameters = list(objective.parameters())
+    for term, (value, weight) in terms.items():
+        if value.requires_grad:
+            found = torch.autograd.grad(value * weight, parameters, retain_graph=True, allow_unused=True)
+            if not all(bool(g.isfinite().all()) for g in found if g is not None):
+                return term
+    return None
+
+
 class Single:
     """One objective, as it is."""
 
@@ -89,12 +89,23 @@ class Single:
             terms: Terms = self.objective(*data[0])
         self.optimizer.zero_grad()
         backward(terms, self.router)
-        return Values(tuple(terms), torch.stack([value.detach() for value, _ in terms.values()])[:, None])
+        numbers = torch.stack([value.detach() for value, _ in terms.values()])[:, None]
+        return Values(tuple(terms), numbers, _probe([p.grad for p in self.parameters.values()]))
 
     def update(self) -> None:
         """Move the parameters; what no group present may touch stays."""
         with self.router.updating(self.optimizer) if self.router else nullcontext():
             self.optimizer.step()
+
+    def moments(self) -> list[Moments]:
+        """The optimizer's state of every parameter that it has moved."""
+        known = self.optimizer.state
+        return [{name: dict(known[p]) for name, p in self.parameters.items() if p in known}]
+
+    def set_moments(self, given: Sequence[Moments]) -> None:
+        """Go on from what `moments` gave."""
+        for name, state in given[0].items():
+            self.optimizer.state[self.parameters[name]] = dict(state)
 
 
 class Stack:
@@ -157,7 +168,8 @@ class Stack:
                 assert monitor is not None
                 monitor.attach(site, activation, branch, membership[task], task)
         losses.sum().backward()
-        return Values(self.terms, values.detach().T, self.absent)
+        sound = _probe([p.grad for p in self.parameters.values()], len(self.objectives))
+        return Values(self.terms, values.detach().T, sound, self.absent)
 
     def _tables(self) -> Tables:
         """Every site's weights and forward factors, stacked over tasks."""
@@ -178,3 +190,26 @@ class Stack:
         if self._slices:
             for parameter in self.parameters.values():
                 parameter.grad = None
+
+    def moments(self) -> list[Moments]:
+        """Each task's part of the optimizer's state, as a task alone would have it."""
+        known = self.optimizer.state
+        if self._slices:
+            return [{name: dict(known[p]) for name, p in own.items() if p in known} for own in self._slices]
+        return [
+            {  # cloned: a saved view would bring the whole stack along
+                name: {k: v[i].clone() if v.dim() else v for k, v in known[p].items()}
+                for name, p in self.parameters.items() if p in known
+            }
+            for i in range(len(self.objectives))
+        ]  # fmt: skip
+
+    def set_moments(self, given: Sequence[Moments]) -> None:
+        """Go on from what `moments` gave."""
+        for number, own in enumerate(self._slices or [self.parameters]):
+            each = [given[number]] if self._slices else list(given)
+            for name, state in each[0].items():
+                self.optimizer.state[own[name]] = {
+                    k: v if self._slices or not v.dim() else torch.stack([g[name][k] for g in each])
+                    for k, v in state.items()
+                }

@@ -21,7 +21,7 @@ from gradroute.errors import UserError, plain_text
 MIB = 2**20
 LIMITS = {  # largest file that is read, by the end of its name, in bytes
     ".yaml": 4 * MIB, ".json": 16 * MIB, ".csv": 128 * MIB, ".npz": 512 * MIB, ".png": 64 * MIB, ".html": 256 * MIB,
-    ".safetensors": 65536 * MIB,
+    ".safetensors": 65536 * MIB, ".pt": 131072 * MIB,
 }  # fmt: skip
 OTHER_LIMIT = 1024 * MIB
 ARRAYS_LIMIT = 1024 * MIB  # all arrays of an .npz together, unpacked
@@ -39,11 +39,12 @@ def place(folder: Path, name: str) -> Path:
         if (folder / name).resolve().is_relative_to(folder.resolve()):
             return folder / name
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise UserError(f"{folder / name}: cannot be read ({_reason(error)})") from None
+        raise UserError(f"{folder / name}: cannot be read ({reason(error)})") from None
     raise UserError(f"{folder / name}: is a link out of its folder, which is not followed")
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line and without the name of the file."""
     said = getattr(error, "strerror", None) or getattr(error, "problem", None)  # of the system, of YAML
     return plain_text(said or str(error).partition("\n")[0] or type(error).__name__)
 
@@ -61,7 +62,7 @@ def open_plain(path: Path, limit: int | None = None) -> BinaryIO:
             raise UserError(f"{path}: cannot be read (it is no plain file)")
         file = os.fdopen(os.open(path, flags), "rb")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({_reason(error)})") from None
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from None
     size = os.fstat(file.fileno()).st_size
     if size > limit:
         file.close()
@@ -76,7 +77,7 @@ def read_bytes(folder: Path, name: str, sha256: str | None = None) -> bytes:
         try:
             content = file.read(LIMITS.get(path.suffix, OTHER_LIMIT))
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({_reason(error)})") from None
+            raise UserError(f"{path}: cannot be read ({reason(error)})") from None
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{path}: damaged (its SHA-256 is not the manifest's)")
     return content
@@ -89,7 +90,7 @@ def read_sha256(folder: Path, name: str) -> str:
         try:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({_reason(error)})") from None
+            raise UserError(f"{path}: cannot be read ({reason(error)})") from None
 
 
 def read_text(content: bytes, where: object) -> str:
@@ -106,7 +107,7 @@ def read_json(content: bytes, where: object) -> Any:
         value = json.loads(read_text(content, where))
         _require_plain(value)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: damaged ({_reason(error)})") from None
+        raise UserError(f"{where}: damaged ({reason(error)})") from None
     return value
 
 
@@ -128,7 +129,7 @@ def read_yaml(content: bytes, where: object) -> Any:
         value = yaml.load(text, loader)
         _require_plain(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: damaged ({_reason(error)})") from None
+        raise UserError(f"{where}: damaged ({reason(error)})") from None
     return value
 
 
@@ -175,7 +176,7 @@ def read_arrays(file: IO[bytes], where: object) -> "Mapping[str, Any]":
         zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError, KeyError, SyntaxError, TypeError,
         OverflowError, MemoryError,
     ) as error:  # fmt: skip
-        raise UserError(f"{where}: damaged ({_reason(error)})") from None
+        raise UserError(f"{where}: damaged ({reason(error)})") from None
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:

@@ -15,12 +15,15 @@ from typing import Any
 
 import yaml
 
+from gradroute import locks
 from gradroute.config import config_hash, to_mapping
 from gradroute.errors import UserError
 from gradroute.provenance import PACKAGES, git_commit, version
 from gradroute.schema import Config
 
 COLUMNS = ("step", "split", "group", "head", "region", "metric", "unit", "value")
+CHECKPOINTS = "checkpoints"  # the folder of what a run goes on from
+TIME = "%Y-%m-%dT%H:%M:%S%z"
 SEAL = "manifest_sha256"  # in the manifest, of everything else in it
 LEDGER_COLUMNS = (
     "from_step", "to_step", "group", "region", "points", "weight_min", "weight_max", "measured",
@@ -54,29 +57,56 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 class RunFolder:
-    """A run folder being written: configuration, manifest, metrics and whatever else the steps add."""
+    """A run folder being written: configuration, manifest, metrics and whatever else the steps add.
 
-    def __init__(self, config: Config, facts: Mapping[str, Any]) -> None:
-        """Create the folder. Raises: UserError if it cannot be created."""
-        self.path = _make_folder(config)
+    It is this process's until `finish`.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        """Take a folder. Raises: UserError if another process has it."""
+        self.path, self.manifest = path, dict(manifest)
         self.rows: list[dict[str, Any]] = []
+        self._lock = locks.take(path)
+        for aside in path.rglob(".*"):
+            if aside.is_file() and aside.name != locks.NAME:
+                aside.unlink()  # of a process that was killed while it wrote
         self._started = time.monotonic()
-        self.manifest: dict[str, Any] = {
+
+    @classmethod
+    def create(cls, config: Config, facts: Mapping[str, Any]) -> "RunFolder":
+        """Make the folder. Raises: UserError if it cannot be made."""
+        manifest = {
             "state": "running",
             "experiment": config.name,
             "config_hash": config_hash(config),
             "seed": config.seed,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "started": time.strftime(TIME),
             "command": sys.argv,
             "packages": {name: version(name) for name in PACKAGES},
             "python": platform.python_version(),
             "git_commit": git_commit(),
             **facts,
         }
+        folder = cls(_make_folder(config), manifest)
         text = yaml.safe_dump(to_mapping(config), sort_keys=False)
-        write_atomically(self.path / "config.yaml", text)
-        self.manifest["files"] = {"config.yaml": hashlib.sha256(text.encode()).hexdigest()}
+        write_atomically(folder.path / "config.yaml", text)
+        folder.manifest["files"] = {"config.yaml": hashlib.sha256(text.encode()).hexdigest()}
+        folder._write_manifest()
+        return folder
+
+    def resume(self, seconds: float, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Go on after `seconds` with the metrics so far."""
+        self.rows, self._started = [dict(row) for row in rows], time.monotonic() - seconds
+        self.manifest["state"] = "running"
+        self.manifest.setdefault("resumed", []).append(
+            {"at": time.strftime(TIME), "step": step, "command": sys.argv, "git_commit": git_commit()}
+        )
         self._write_manifest()
+
+    @property
+    def seconds(self) -> float:
+        """What the run has taken so far."""
+        return time.monotonic() - self._started
 
     def add(self, step: int, split: str, group: str, head: str, region: str, metric: str, value: float) -> None:
         """Add one row to the metrics; its unit follows from the metric."""
@@ -110,14 +140,22 @@ class RunFolder:
             file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
     def finish(self, state: str) -> None:
-        """Record the end state, the wall time and the checksum of every file."""
+        """Record the end state, the wall time and the checksum of every file; checkpoints have their own."""
         self.manifest["state"] = state
-        self.manifest["wall_seconds"] = round(time.monotonic() - self._started, 1)
+        self.manifest["wall_seconds"] = round(self.seconds, 1)
         files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "manifest.json")
+        names = {p: p.relative_to(self.path) for p in files}
         self.manifest["files"] = {
-            p.relative_to(self.path).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+            name.as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p, name in names.items()
+            if name.parts[0] != CHECKPOINTS and not name.name.startswith(".")
         }
         self._write_manifest()
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes have the folder."""
+        locks.release(self.path, self._lock)
 
     def _write_manifest(self) -> None:
         self.write_json("manifest.json", sealed(self.manifest))

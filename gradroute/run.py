@@ -1,28 +1,29 @@
 """One run: its steps, from a checked configuration to its folder."""
 
-import io
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
 
-from gradroute import provenance, records
+from gradroute import checkpoints, folders, provenance, records
 from gradroute.ablation import Ablation
+from gradroute.checkpoints import Checkpoint
 from gradroute.datasets import Images
+from gradroute.errors import UserError
 from gradroute.evaluation import Head, activations_at
 from gradroute.ledger import Ledger
+from gradroute.loading import read_weights
 from gradroute.losses import CertificateObjective, Objective, Term
 from gradroute.progress import Progress
 from gradroute.records import RunFolder
+from gradroute.samples import write_samples
 from gradroute.schema import Config
 from gradroute.setup import Measurement, Setup
 from gradroute.training import Task
 
 CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run
-ENCODINGS_PER_LABEL = 50
 
 
 class Run:
@@ -31,19 +32,87 @@ class Run:
     Raises: UserError for every mistake in the configuration or the data, before anything is written.
     """
 
-    def __init__(self, config: Config, data: Images | None = None, stacked: int = 1, quiet: bool = False) -> None:
+    def __init__(
+        self, config: Config, data: Images | None = None, stacked: int = 1, quiet: bool = False,
+        folder: Path | None = None, checkpoint: Checkpoint | None = None,
+    ) -> None:  # fmt: skip
         """Check everything, then make the folder.
 
         data: the data set, if it is at hand. stacked: how many runs are trained together. quiet: only its log tells.
+        folder: an unfinished run's, to go on with that very run. checkpoint: where in it; at its beginning if None.
         """
         self.config, self.setup = config, Setup(config, data)
         self.ablations: list[Ablation] = []
         self.order = torch.Generator().manual_seed(config.seed)
-        self.steps_done = 0
+        self.steps_done = 0  # updates of the training
+        self.train_began = 0.0  # seconds of the run
+        self.done: list[str] = []  # steps of the run
+        self.tasks_done = 0  # of the step that is next
+        self.fit: Mapping[str, Any] | None = None  # where its next task was
         self.stacked = stacked
         self.error: Exception | None = None
-        self.folder = RunFolder(self.config, self._facts())
+        if folder is None:
+            self.folder = RunFolder.create(self.config, self._facts())
+        else:
+            self.folder = RunFolder(folder, folders.read_manifest(folder))
         self.progress = Progress(self.folder.log, quiet)
+        if folder is not None:
+            try:
+                self._restore(checkpoint)
+            except BaseException:
+                self.folder.release()
+                raise
+
+    def checkpoint(self, fit: Mapping[str, Any] | None = None) -> None:
+        """Keep what the run is, and where its present task is, to go on from."""
+        position = f"{len(self.done)} steps, {self.tasks_done} tasks, {fit['step'] if fit else 0} updates"
+        cuda = self.setup.device.type == "cuda"
+        state = {
+            "done": self.done, "tasks_done": self.tasks_done, "fit": fit, "steps_done": self.steps_done,
+            "fresh": list(self.setup.fresh), "order": self.order.get_state(), "rows": self.folder.rows,
+            "seconds": self.folder.seconds, "train_began": self.train_began,
+            "train_seconds": self.folder.manifest.get("train_seconds"), "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.setup.device) if cuda else None,
+        }  # fmt: skip
+        checkpoints.save(self.folder.path, position, state, self.setup.tensors())
+
+    def end_step(self, step: str) -> None:
+        """Note a step as done, and keep the run if there is another."""
+        self.done, self.tasks_done = [*self.done, step], 0
+        if step != self.config.steps[-1]:
+            self.checkpoint()
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        """Be what the run was. Raises: UserError if the checkpoint is not of this run, or the data set is another."""
+        folder, setup = self.folder, self.setup
+        if folder.manifest.get("dataset_sha256") != setup.data.sha256:
+            raise UserError(f"{folder.path}: the data set is not the one that the run began with (by its SHA-256)")
+        if checkpoint is None:
+            folder.resume(0.0, [], 0)
+            folder.log("starts again: there is no checkpoint")
+            return
+        state = checkpoint.state(setup.device)
+        try:
+            for name in state["fresh"]:
+                setup.add_fresh(name)
+            read_weights(folder.path, setup.modules(), name=f"{checkpoint.name}/{checkpoints.WEIGHTS}")
+            self.done, self.tasks_done = list(state["done"]), int(state["tasks_done"])
+            self.steps_done, self.fit = int(state["steps_done"]), state["fit"]
+            self.order.set_state(state["order"].cpu())
+            torch.set_rng_state(state["random"].cpu())
+            if state["random_cuda"] is not None:
+                torch.cuda.set_rng_state(state["random_cuda"].cpu(), setup.device)
+            self.train_began = float(state["train_began"])
+            if state["train_seconds"] is not None:
+                folder.manifest["train_seconds"] = float(state["train_seconds"])
+            folder.resume(float(state["seconds"]), state["rows"], self.steps_done)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{folder.path / checkpoint.name}: is no checkpoint of this run ({reason})") from None
+        setup.at_step(max(0, self.steps_done - 1))
+        if "ablate" in self.done:
+            self.ablate()
+        folder.log(f"goes on from {checkpoint.name}: {checkpoint.position}")
 
     def _facts(self) -> dict[str, Any]:
         device, hardware = self.setup.device, provenance.hardware()
@@ -76,11 +145,11 @@ class Run:
         every = -(-trainer.epochs // CURVE_POINTS)
         settings = self.config.ledger
         ledger = Ledger(setup.router, setup.parts.parameter_router, routed, settings.window, settings.every)
-        started = time.monotonic()
+        if self.fit is None:
+            self.train_began = self.folder.seconds
 
         def before_update(step: int, chosen: torch.Tensor) -> None:
-            setup.router.at_step(step)
-            setup.parts.parameter_router.at_step(step)
+            setup.at_step(step)
             if settings.enabled:
                 objective.monitor = ledger.begin(step, routed[chosen])
 
@@ -102,8 +171,10 @@ class Run:
             before_update=before_update,
             parameter_router=setup.parameter_router,
             group_index=routed if trainer.batches == "by_group" else None,
+            watcher=ledger if settings.enabled else None,
         )
-        self.folder.manifest["train_seconds"] = round(time.monotonic() - started, 1)
+        setup.at_step(self.steps_done - 1)  # no update sets it if the run goes on from after the last one
+        self.folder.manifest["train_seconds"] = round(self.folder.seconds - self.train_began, 1)
         if settings.enabled:
             ledger.close(self.steps_done)
             self.folder.write_ledger(ledger.rows)
@@ -112,8 +183,11 @@ class Run:
         """Train a fresh certificate per region on the frozen encoding: a weak one must not pass for a clean split."""
         setup, images = self.setup, self.setup.data.train_images
         epochs = self.config.trainer.epochs
-        for name in self.config.losses.certificates:
-            certificate, region = setup.add_fresh(name), setup.regions[name]
+        for name in self.config.losses.certificates[self.tasks_done :]:
+            certificate, region = (
+                setup.fresh[name] if name in setup.fresh else setup.add_fresh(name),
+                setup.regions[name],
+            )
             encodings = region.select(activations_at(setup.model, region.sites, images)).flatten(1)
             yield self._task(
                 f"certify {name}",
@@ -133,54 +207,14 @@ class Run:
         for measured in setup.test_norms():
             self._record("test", measured)
         self.folder.write_metrics()
-        modules = {"model": setup.model, "certificates": setup.certificates, "fresh_certificates": setup.fresh}
-        tensors = {f"{prefix}.{k}": v for prefix, module in modules.items() for k, v in module.state_dict().items()}
-        tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
-        records.write_atomically(self.folder.path / "model.safetensors", save(tensors))
-        self._write_samples(heads)
+        if self.config.checkpoint.keep == "weights":
+            records.write_atomically(self.folder.path / "model.safetensors", save(setup.tensors()))
+        write_samples(self.folder, setup, self.config.ablation.kind, heads)
         final = records.final_rows(self.folder.rows)
         named = [row for row in final if row["group"] in [*setup.groups.names, "all"]]
         kept = ("group", "head", "region", "metric", "unit", "value")
         self.folder.write_json("summary.json", {"headline": [{k: row[k] for k in kept} for row in named]})
         return ()
-
-    def _write_samples(self, heads: dict[Head, torch.Tensor]) -> None:
-        """One image per label through every head; encodings sorted by label; the mask: all the report needs."""
-        setup, data = self.setup, self.setup.data
-        by_label = [torch.nonzero(data.test_labels == label).flatten() for label in data.labels]
-        first = torch.cat([found[:1] for found in by_label])
-        many = torch.cat([found[:ENCODINGS_PER_LABEL] for found in by_label])
-        arrays: dict[str, torch.Tensor] = {
-            "image_labels": data.test_labels[first],
-            "encoding_labels": data.test_labels[many],
-            "images": data.test_images[first],
-        }
-        arrays |= {f"head/{head.name}/{head.region}": output[first] for head, output in heads.items()}
-        seen = activations_at(setup.model, setup.router.sites, data.test_images[many])
-        for site in setup.router.sites:
-            arrays[f"encoding/{site.name}"] = site.units_last(seen[site.name]).contiguous()
-            arrays[f"mask/{site.name}"] = setup.router.masks[site.name]
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **{k: v.cpu().numpy() for k, v in arrays.items()})
-        records.write_atomically(self.folder.path / "samples.npz", buffer.getvalue())
-        self.folder.write_json("figures.json", self._names())
-
-    def _names(self) -> dict[str, Any]:
-        """What the report must know beside the numbers."""
-        setup, data = self.setup, self.setup.data
-        owner = {label: setup.groups.test[data.test_labels == label].unique().tolist() for label in data.labels}
-        return {
-            "groups": setup.groups.names,
-            "regions": {
-                name: {"sites": [s.name for s in region.sites], "units": list(region.units)}
-                for name, region in setup.regions.items()
-            }
-            | {name: {"sites": [], "units": []} for name in setup.parts.parameter_router.regions},
-            "label_noun": data.label_noun,
-            "labels": {g: [x for x in data.labels if owner[x] == [i]] for i, g in enumerate(setup.groups.names)},
-            "shape": list(data.shape),
-            "ablation": self.config.ablation.kind,
-        }
 
     def report(self) -> Iterable[Task]:
         """Draw the plots and write the page from what is on disk."""
@@ -194,11 +228,15 @@ class Run:
     def end(self, error: BaseException | None = None) -> None:
         """Record how the run ended, and the checksum of every file."""
         if error is None:
+            checkpoints.remove(self.folder.path)
             self.progress.headline(self.folder.path, records.final_rows(self.folder.rows), self.setup.groups.names)
             self.folder.finish("finished")
             return
         self.error = error if isinstance(error, Exception) else None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        self.folder.log(f"ended: {reason}")
-        self.folder.finish("interrupted" if interrupted else f"failed ({reason})")
+        try:
+            self.folder.log(f"ended: {reason}")
+            self.folder.finish("interrupted" if interrupted else f"failed ({reason})")
+        except OSError:  # the folder is full, read-only or gone, which may be why the run ends
+            self.folder.release()

@@ -145,6 +145,17 @@ class LedgerConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """What a run goes on from: minutes between checkpoints while it trains, and what a finished run keeps.
+
+    keep: `weights`, or `none`.
+    """
+
+    minutes: float = 5.0
+    keep: str = "weights"
+
+
+@dataclass
 class Config:
     """One experiment: a dataset, a model, routing, losses and a list of steps.
 
@@ -164,5 +175,6 @@ class Config:
     losses: LossesConfig = field(default_factory=LossesConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     presets: dict[str, PresetConfig] = field(default_factory=dict)

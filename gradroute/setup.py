@@ -68,6 +68,11 @@ class Setup:
         """The router of parameters, if there are regions of them."""
         return self.parts.parameter_router if self.parts.parameter_router.regions else None
 
+    def at_step(self, step: int) -> None:
+        """Have the routes be what they are at an update, from 0."""
+        self.router.at_step(step)
+        self.parts.parameter_router.at_step(step)
+
     def objective(self) -> ReconstructionObjective:
         """The training loss."""
         partial = bool((self.groups.routed == -1).any())
@@ -83,6 +88,17 @@ class Setup:
             certificate = self.parts.certificate(self.config.model, region, self.data.train_images[:1])
         self.fresh[region] = certificate
         return certificate
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Everything that was trained, by its prefix in saved weights."""
+        return {"model": self.model, "certificates": self.certificates, "fresh_certificates": self.fresh}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weights of everything that was trained, by name, on the CPU."""
+        named = {
+            f"{prefix}.{k}": v for prefix, module in self.modules().items() for k, v in module.state_dict().items()
+        }
+        return {name: tensor.cpu().contiguous() for name, tensor in named.items()}
 
     def ablations(self) -> list[Ablation]:
         """The configured ablations: of one region, of several together, or of each in turn."""

@@ -1,7 +1,7 @@
 """Which runs can be trained together as one batched program: those that differ in numbers only."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gradroute.config import to_mapping
@@ -38,10 +38,13 @@ def obstacle(config: Config) -> str | None:
     return None
 
 
-def together(configs: Sequence[Config], device: str) -> list[list[Config]]:
+def together(
+    configs: Sequence[Config], device: str, position: Callable[[Config], str] = lambda config: ""
+) -> list[list[Config]]:
     """The runs in the order given, those that can be trained together in one list, at most `stack` of them.
 
-    `device` is the type that `stack: auto` decides by. Raises: UserError if `stack` is a number and a run cannot be.
+    `device` is the type that `stack: auto` decides by. `position` tells how far a run is: only runs that are equally
+    far go together. Raises: UserError if `stack` is a number and a run cannot be.
     """
     stacks: list[list[Config]] = []
     open_ones: dict[str, list[Config]] = {}  # by shape, the stack that has room
@@ -50,7 +53,7 @@ def together(configs: Sequence[Config], device: str) -> list[list[Config]]:
         reason = obstacle(config)
         if reason and config.stack != "auto" and size > 1:
             raise UserError(f"stack={config.stack}: cannot be done with {reason}; set stack=1 or auto")
-        shape = shape_of(config) if size > 1 and not reason else None
+        shape = shape_of(config) + position(config) if size > 1 and not reason else None
         room = open_ones.get(shape, []) if shape else []
         if room and len(room) < size:
             room.append(config)

@@ -1,15 +1,18 @@
 """The one training loop: any objectives that return named terms, one alone or several in lockstep."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
 
 import torch
 
 from gradroute.losses import Objective, Term
-from gradroute.programs import Single, Stack, Values
+from gradroute.programs import Batch, Single, Stack, culprit
 from gradroute.routing import ParameterRouter
 from gradroute.schema import PresetConfig, TrainerConfig
+from gradroute.values import Values, packed, unpacked
 
 
 def learning_rate(trainer: PresetConfig, step: int, steps: int) -> float:
@@ -33,6 +36,18 @@ def batches(
         yield chunks[i]
 
 
+class Stateful(Protocol):
+    """What has a state to go on from."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, of plain data and tensors."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        ...
+
+
 @dataclass
 class Task:
     """What is trained on what: an objective, its data, their order, and who looks on.
@@ -47,6 +62,7 @@ class Task:
     before_update: called with the number of updates so far and the batch's row numbers.
     parameter_router: weighs the terms' gradients by their group, and freezes what no group present may touch.
     group_index: group numbers `(points,)` if batches are to be of one group each.
+    watcher: what else goes on from update to update, and must be kept to go on from.
     """
 
     title: str
@@ -59,6 +75,11 @@ class Task:
     before_update: Callable[[int, torch.Tensor], None] = lambda step, chosen: None
     parameter_router: ParameterRouter | None = None
     group_index: torch.Tensor | None = None
+    watcher: Stateful | None = None
+
+
+def _named(term: Term) -> str:
+    return f"the {term.head} {term.metric} of group {term.group}, region {term.region}"
 
 
 @dataclass
@@ -68,25 +89,27 @@ class Fit:
     Several tasks are trained in lockstep as one batched program, each with its own initialisation, order of data and
     optimizer state; they must agree in everything but numbers (see `gradroute.stacking`).
 
-    `precision` is bfloat16 for autocast, else float32. `failed` has the tasks, by number, whose losses became infinite
-    or nan; the others of a stack go on.
+    `precision` is bfloat16 for autocast, else float32. `failed` has the tasks, by number, whose losses or gradients
+    became infinite or nan, or that `fail` was told of; the others of a stack go on.
     """
 
     tasks: Sequence[Task]
     precision: torch.dtype
     device: torch.device
     epoch: int = 0  # finished ones
+    update: int = 0  # updates made in this epoch
     step: int = 0  # updates made
-    failed: dict[int, FloatingPointError] = field(default_factory=dict)
+    failed: dict[int, Exception] = field(default_factory=dict)
     _seen: list[Values] = field(default_factory=list)  # of this epoch's updates; stay on the device
+    _starts: list[torch.Tensor] = field(default_factory=list)  # the orders' states when this epoch began
 
     def __post_init__(self) -> None:
         first, trainers = self.tasks[0], [task.trainer for task in self.tasks]
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
         if len(self.tasks) == 1:
-            self.program: Single | Stack = Single(first.objective, first.trainer, autocast, first.parameter_router)
+            self.program: Single | Stack = Single(first.objective, first.trainer, self.autocast, first.parameter_router)
         else:
-            self.program = Stack([task.objective for task in self.tasks], trainers, autocast)
+            self.program = Stack([task.objective for task in self.tasks], trainers, self.autocast)
         numbers = batches(first.points, first.trainer.batch_size, torch.Generator(), first.group_index)
         self.steps = first.trainer.epochs * sum(1 for _ in numbers)
 
@@ -97,15 +120,17 @@ class Fit:
             epoch elsewhere, since looking at it would make the device wait.
         """
         while self.epoch < self.tasks[0].trainer.epochs:
+            self._starts = [task.order.get_state() for task in self.tasks]
             plans = [batches(t.points, t.trainer.batch_size, t.order, t.group_index) for t in self.tasks]
-            for rows in zip(*plans, strict=True):
+            for rows in islice(zip(*plans, strict=True), self.update, None):
                 self._update([chosen.to(self.device) for chosen in rows])
                 after_update()
             means = self._means()
-            self.epoch, self._seen = self.epoch + 1, []
+            self.epoch, self.update, self._seen = self.epoch + 1, 0, []
             for number, (task, own) in enumerate(zip(self.tasks, means, strict=True)):
                 if number not in self.failed:
                     task.on_epoch(self.epoch, self.step, own)
+        self.check_parameters()
 
     def _update(self, chosen: list[torch.Tensor]) -> None:
         """One optimizer update of every task."""
@@ -115,17 +140,32 @@ class Fit:
         data = [task.batch(rows) for task, rows in zip(self.tasks, chosen, strict=True)]
         self._seen.append(self.program.gradients(data))
         if self.device.type == "cpu":
-            self._check(self.step, self._seen[-1])
+            self._check(self._seen[-1], self.step, data)
         self.program.update()
-        self.step += 1
+        self.update, self.step = self.update + 1, self.step + 1
 
-    def _check(self, step: int, values: Values) -> None:
-        """Note the tasks of which a term of update `step` is not finite."""
-        for number, (term, value) in values.faults().items():
-            where = f"the {term.head} {term.metric} of group {term.group}, region {term.region}"
-            advice = f"lower trainer.lr (now {self.tasks[number].trainer.lr})"
-            error = FloatingPointError(f"update {step}, epoch {self.epoch + 1}: {where} is {value}; {advice}")
-            self.failed.setdefault(number, error)
+    def _check(self, values: Values, step: int, data: Sequence[Batch] = ()) -> None:
+        """Note the tasks of which a term of update `step`, or its gradient, is not finite; `data`: its batches."""
+        for number, fault in values.faults().items():
+            if fault:
+                self._diverged(number, step, f"{_named(fault[0])} is {fault[1]}")
+            else:
+                term = culprit(self.tasks[number].objective, data[number], self.autocast) if data else None
+                self._diverged(number, step, f"the gradient of {_named(term) if term else 'the loss'} is not finite")
+
+    def check_parameters(self) -> None:
+        """Note the tasks of which a parameter is not finite: what must not be kept. Raises: FloatingPointError."""
+        for number, task in enumerate(self.tasks):
+            if not all(bool(parameter.isfinite().all()) for parameter in task.objective.parameters()):
+                self._diverged(number, self.step, "a parameter is not finite")
+
+    def _diverged(self, number: int, step: int, what: str) -> None:
+        advice = f"lower trainer.lr (now {self.tasks[number].trainer.lr})"
+        self.fail(number, FloatingPointError(f"update {step}, epoch {self.epoch + 1}: {what}; {advice}"))
+
+    def fail(self, number: int, error: Exception) -> None:
+        """Leave a task out from now on; raises its first error when no other is left."""
+        self.failed.setdefault(number, error)
         if len(self.failed) == len(self.tasks):
             raise self.failed[0]
 
@@ -134,8 +174,35 @@ class Fit:
         found: list[dict[Term, list[float]]] = [{} for _ in self.tasks]
         for step, values in enumerate(self._seen, self.step - len(self._seen)):
             if self.device.type != "cpu":  # there it was done at the update
-                self._check(step, values)
+                self._check(values, step)
             for own, sums in zip(values.by_task(), found, strict=True):
                 for term, value in own.items():
                     sums.setdefault(term, []).append(value)
         return [{term: sum(values) / len(values) for term, values in own.items()} for own in found]
+
+    def states(self) -> list[dict[str, Any]]:
+        """Of every task, after an update, what `load_states` goes on from; its parameters are not in it."""
+        seen = [values.by_task() for values in self._seen]
+        position = {"epoch": self.epoch, "update": self.update, "step": self.step}
+        return [
+            position
+            | {
+                "order": start,
+                "seen": packed([own[number] for own in seen]),
+                "moments": moments,
+                "watcher": task.watcher.state_dict() if task.watcher else {},
+            }
+            for number, (task, start, moments) in enumerate(
+                zip(self.tasks, self._starts, self.program.moments(), strict=True)
+            )
+        ]
+
+    def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on where tasks were, all at one update, when `states` was called."""
+        self.epoch, self.update, self.step = (states[0][key] for key in ("epoch", "update", "step"))
+        self._seen = [Values.of(own) for own in zip(*(unpacked(state["seen"]) for state in states), strict=True)]
+        self.program.set_moments([state["moments"] for state in states])
+        for task, state in zip(self.tasks, states, strict=True):
+            task.order.set_state(state["order"].cpu())
+            if task.watcher:
+                task.watcher.load_state_dict(state["watcher"])

@@ -1,4 +1,4 @@
-"""`gradroute-verify RUN`: check a finished run's files, the ledger's claims, and its metrics from the checkpoint."""
+"""`gradroute-verify RUN`: check a finished run's files, the ledger's claims, and its metrics from the weights."""
 
 import argparse
 import itertools
@@ -140,7 +140,7 @@ def _gradient_claim(group: str, region: str, route: Route, rows: Rows, trains: b
 
 
 def metric_claims(setup: "Setup", run: Path) -> Iterator[Claim]:
-    """The run's test metrics come out again from its checkpoint."""
+    """The run's test metrics come out again from its weights."""
     import torch
 
     from gradroute.loading import read_weights
@@ -149,8 +149,7 @@ def metric_claims(setup: "Setup", run: Path) -> Iterator[Claim]:
     if "certify" in config.steps:
         for region in config.losses.certificates:
             setup.add_fresh(region)
-    modules = {"model": setup.model, "certificates": setup.certificates, "fresh_certificates": setup.fresh}
-    read_weights(run, modules)
+    read_weights(run, setup.modules())
     with torch.no_grad():
         heads = setup.heads(setup.ablations() if "ablate" in config.steps else [])
     final = records.final_rows(folders.read_metrics(run))
@@ -162,7 +161,7 @@ def metric_claims(setup: "Setup", run: Path) -> Iterator[Claim]:
         keys = [key for key in {**again, **recorded} if key[1:3] == (head, region)]
         pairs = [(recorded.get(key, math.nan), again.get(key, math.nan)) for key in keys]
         worst = max((abs(a - b) / max(abs(b), 1e-12) if a == a and b == b else math.inf) for a, b in pairs)
-        what = f"the errors of {head}, region {region}, come out again from the checkpoint"
+        what = f"the errors of {head}, region {region}, come out again from its weights"
         yield Claim(what, worst <= TOLERANCE, f"{len(pairs)} values, largest relative difference {worst:.1e}")
 
 
@@ -170,7 +169,7 @@ def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
     """Every claim of a finished run, checked. Raises: UserError if it is no run, or its groups need `run_code`."""
     manifest = folders.read_manifest(run)
     if manifest["state"] != "finished":
-        raise UserError(f"{run}: the run is not finished (state: {manifest['state']})")
+        raise UserError(f"{run}: the run is not finished (state: {folders.state(run, manifest)})")
     yield from file_claims(run, manifest)
     config = folders.read_config(run)
     if not run_code:
@@ -186,7 +185,9 @@ def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
         yield from ledger_claims(config, folders.read_ledger(run), points)
     else:
         yield Claim("the run has a ledger", False, "ledger.enabled=false: nothing proves its routes")
-    if "evaluate" in config.steps:
+    if "evaluate" in config.steps and config.checkpoint.keep == "none":
+        yield Claim("the metrics come out again", False, "checkpoint.keep=none: there are no weights to try it with")
+    elif "evaluate" in config.steps:
         yield from metric_claims(setup, run)
 
 

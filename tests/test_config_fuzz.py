@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from robust import Hang, Tally, count, kept_data, trying, within
 
 from gradroute.cli import conf_dir
-from gradroute.collecting import flat
 from gradroute.command import report_failure
-from gradroute.config import from_mapping, to_mapping
+from gradroute.config import flat, from_mapping, to_mapping
 from gradroute.schema import Config
 from gradroute.setup import Setup
 

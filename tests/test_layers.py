@@ -27,8 +27,9 @@ ALLOWED = {
     "losses": {"routing", "schema"},
     "devices": {"errors"},
     "memory": {"errors", "models", "routing", "schema"},
-    "programs": {"losses", "routing", "schema"},
-    "training": {"losses", "programs", "routing", "schema"},
+    "values": {"losses"},
+    "programs": {"losses", "routing", "schema", "values"},
+    "training": {"losses", "programs", "routing", "schema", "values"},
     "stacking": {"config", "errors", "schema"},
     "ablation": {"errors", "expansion", "routing"},
     "ledger": {"records", "routing"},
@@ -36,8 +37,11 @@ ALLOWED = {
     "progress": {"losses"},
     "provenance": set(),
     "reading": {"errors"},
-    "records": {"config", "errors", "provenance", "schema"},
-    "folders": {"config", "errors", "provenance", "reading", "records", "schema"},
+    "locks": {"errors"},
+    "stopping": set(),
+    "records": {"config", "errors", "locks", "provenance", "schema"},
+    "checkpoints": {"errors", "reading", "records"},
+    "folders": {"config", "errors", "locks", "provenance", "reading", "records", "schema"},
     "scene": {"errors", "folders", "reading", "records"},
     "report": {"scene"},
     "command": {"errors", "schema"},
@@ -45,10 +49,10 @@ ALLOWED = {
     "page": {"folders", "published", "reading", "records"},
     "comparison_plots": {"collecting"},
     "tables": {"comparison_plots", "errors", "page", "records"},
-    "collecting": {"errors", "folders", "published", "reading"},
+    "collecting": {"config", "errors", "folders", "published", "reading"},
     "compare": {"collecting", "command", "errors", "published", "tables"},
 }
-TOP = {"__init__", "cli", "run", "runner", "setup", "loading", "verify"}  # these put the parts together
+TOP = {"__init__", "cli", "run", "runner", "samples", "setup", "loading", "verify"}  # these put the parts together
 NO_TORCH = {
     "errors",
     "schema",
@@ -72,6 +76,8 @@ NO_TORCH = {
     "stacking",
     "folders",
     "collecting",
+    "locks",
+    "stopping",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -129,3 +130,11 @@ class Monitor:
                 if n > 0:
                     roots = (math.sqrt(activation / n), math.sqrt(routed / passes), math.sqrt(unrouted / passes))
                     yield Norms(name, region, n, *roots)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was summed so far, to go on from."""
+        return {"sums": dict(self._sums), "passes": dict(self._passes)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._sums, self._passes = dict(state["sums"]), dict(state["passes"])

@@ -124,7 +124,8 @@ def load(config: DatasetConfig, train_limit: int | None = None, test_limit: int 
     digest = hashlib.sha256()
     tensors: list[torch.Tensor] = []
     for (pixels, labels), limit in zip(parts, (train_limit, test_limit), strict=True):
-        digest.update(pixels.numpy().tobytes() + labels.numpy().tobytes())
+        digest.update(pixels.contiguous().numpy().data)
+        digest.update(labels.contiguous().numpy().data)
         tensors += [pixels[:limit].flatten(1).float().div_(127.5).sub_(1), labels[:limit]]
     height, width = parts[0][0].shape[1:]
     train_images, train_labels, test_images, test_labels = tensors

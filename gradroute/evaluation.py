@@ -1,6 +1,6 @@
 """What each head reconstructs: per label, per group, before and after ablation."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,24 +68,40 @@ def reconstructions(
     return heads
 
 
+@torch.no_grad()
+def image_errors(
+    reconstruct: Callable[[torch.Tensor, torch.Tensor], dict[Head, torch.Tensor]],
+    images: torch.Tensor, group_index: torch.Tensor,
+) -> dict[tuple[Head, str], torch.Tensor]:  # fmt: skip
+    """Mean squared and mean absolute error of every head on every image, `(n,)` by head and metric (`mse`, `mae`).
+
+    In chunks, so that the reconstructions `(n, pixels)` of all heads are never in memory together. `reconstruct` takes
+    images and their group numbers.
+    """
+    found: dict[tuple[Head, str], list[torch.Tensor]] = {}
+    for chunk, groups in zip(images.split(CHUNK), group_index.split(CHUNK), strict=True):
+        for head, reconstruction in reconstruct(chunk, groups).items():
+            difference = reconstruction - chunk
+            found.setdefault((head, "mse"), []).append(difference.square().mean(1))
+            found.setdefault((head, "mae"), []).append(difference.abs_().mean(1))
+    return {key: torch.cat(chunks) for key, chunks in found.items()}
+
+
 def errors(
-    images: torch.Tensor, heads: dict[Head, torch.Tensor], parts: dict[str, torch.Tensor]
+    by_image: Mapping[tuple[Head, str], torch.Tensor], parts: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, Head, str, float]]:
-    """Mean squared and mean absolute error of every head on every part of the images.
+    """Mean over the images of every part of what `image_errors` gives.
 
     Args:
-        images: the images `(n, pixels)`.
-        heads: each head's reconstruction of them.
+        by_image: errors `(n,)` by head and metric.
         parts: name of a group or label to a boolean mask `(n,)`; a part without images is left out.
 
-    Yields: the part's name, the head, the metric (`mse` or `mae`) and its value.
+    Yields: the part's name, the head, the metric and its value.
     """
     counted = {name: part for name, part in parts.items() if bool(part.any())}
-    for head, reconstruction in heads.items():
-        difference = reconstruction - images
-        for metric, per_image in (("mse", difference.square().mean(1)), ("mae", difference.abs().mean(1))):
-            for name, part in counted.items():
-                yield name, head, metric, float(per_image[part].mean())
+    for (head, metric), per_image in by_image.items():
+        for name, part in counted.items():
+            yield name, head, metric, float(per_image[part].mean())
 
 
 def region_norms(

@@ -63,13 +63,16 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
-        """Take a folder. Raises: UserError if another process has it."""
+        """Take a folder. Raises: UserError if another process has it, or if writing there may lead elsewhere."""
         self.path, self.manifest = path, dict(manifest)
         self.rows: list[dict[str, Any]] = []
+        found = list(path.rglob("*"))
+        if links := [file for file in found if file.is_symlink()]:
+            raise UserError(f"{links[0]}: is a link; a run is not gone on with in a folder that has one")
         self._lock = locks.take(path)
-        for aside in path.rglob(".*"):
-            if aside.is_file() and aside.name != locks.NAME:
-                aside.unlink()  # of a process that was killed while it wrote
+        for file in found:
+            if file.name.startswith(".") and file.name != locks.NAME and file.is_file():
+                file.unlink()  # of a process that was killed while it wrote
         self._started = time.monotonic()
 
     @classmethod

@@ -126,13 +126,11 @@ class Run:
         group, head, metric, value = measured
         self.folder.add(self.steps_done, split, group, head.name, head.region, metric, value)
 
-    def _evaluate(self) -> dict[Head, torch.Tensor]:
-        heads = self.setup.heads(self.ablations)
-        measurements = list(self.setup.test_errors(heads))
+    def _evaluate(self) -> None:
+        measurements = list(self.setup.test_errors(self.ablations))
         for measured in [*measurements, *self.setup.test_scores(measurements)]:
             self._record("test", measured)
         self.folder.write_metrics()
-        return heads
 
     def _task(self, title: str, objective: Objective, **options: Any) -> Task:
         points, trainer = len(self.setup.data.train_images), self.config.trainer
@@ -203,13 +201,14 @@ class Run:
 
     def evaluate(self) -> Iterable[Task]:
         """Measure every head in float32 and write metrics, weights and what the report draws."""
-        setup, heads = self.setup, self._evaluate()
+        setup = self.setup
+        self._evaluate()
         for measured in setup.test_norms():
             self._record("test", measured)
         self.folder.write_metrics()
         if self.config.checkpoint.keep == "weights":
             records.write_atomically(self.folder.path / "model.safetensors", save(setup.tensors()))
-        write_samples(self.folder, setup, self.config.ablation.kind, heads)
+        write_samples(self.folder, setup, self.ablations)
         final = records.final_rows(self.folder.rows)
         named = [row for row in final if row["group"] in [*setup.groups.names, "all"]]
         kept = ("group", "head", "region", "metric", "unit", "value")

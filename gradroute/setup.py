@@ -1,7 +1,7 @@
 """What a checked configuration stands for: data, groups, model, routes, ablations; and what is measured of them."""
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -10,7 +10,16 @@ from gradroute import ablation, datasets
 from gradroute.ablation import Ablation
 from gradroute.devices import pick_device, pick_precision
 from gradroute.errors import UserError
-from gradroute.evaluation import Head, activations_at, errors, localization, reconstructions, region_norms
+from gradroute.evaluation import (
+    CHUNK,
+    Head,
+    activations_at,
+    errors,
+    image_errors,
+    localization,
+    reconstructions,
+    region_norms,
+)
 from gradroute.groups import Groups, Part, assign
 from gradroute.loading import build, read_regions
 from gradroute.losses import ReconstructionObjective
@@ -120,18 +129,21 @@ class Setup:
         seen = activations_at(self.model, self.regions[name].sites, self.data.train_images)
         return ablation.mean(name, router, seen) if kind == "mean" else ablation.resample(name, router, seen, seed)
 
-    def heads(self, ablations: list[Ablation]) -> dict[Head, torch.Tensor]:
-        """Every head's reconstruction of the test images."""
+    def heads(
+        self, ablations: list[Ablation], images: torch.Tensor, group_index: torch.Tensor
+    ) -> dict[Head, torch.Tensor]:
+        """Every head's reconstruction of images `(n, pixels)` with group numbers `(n,)`."""
         certificates = {"certificate": self.certificates, "fresh_certificate": self.fresh}
-        which = self.groups.test if self.config.model.decoders > 1 else None
-        return reconstructions(self.model, certificates, self.regions, ablations, self.data.test_images, which)
+        which = group_index if self.config.model.decoders > 1 else None
+        return reconstructions(self.model, certificates, self.regions, ablations, images, which)
 
-    def test_errors(self, heads: dict[Head, torch.Tensor]) -> Iterator[Measurement]:
+    def test_errors(self, ablations: list[Ablation]) -> Iterator[Measurement]:
         """Errors of the heads on every group and every label of the test images."""
         labels = self.data.test_labels
         parts = {name: self.groups.test == i for i, name in enumerate(self.groups.names)}
         parts |= {f"{self.data.label_noun}_{label}": labels == label for label in self.data.labels}
-        yield from errors(self.data.test_images, heads, parts)
+        reconstruct = partial(self.heads, ablations)
+        yield from errors(image_errors(reconstruct, self.data.test_images, self.groups.test), parts)
 
     def test_scores(self, measured: Iterable[Measurement]) -> Iterator[Measurement]:
         """Each group's localization from the certificates' errors, and the least of them, for the group `all`."""
@@ -151,7 +163,8 @@ class Setup:
     @cached_property
     def _mean_image_errors(self) -> torch.Tensor:
         """Squared error of the training data's mean image on each test image, `(n,)`."""
-        return (self.data.test_images - self.data.train_images.mean(0)).square().mean(1)
+        mean = self.data.train_images.mean(0)
+        return torch.cat([(chunk - mean).square().mean(1) for chunk in self.data.test_images.split(CHUNK)])
 
     def test_norms(self) -> Iterator[Measurement]:
         """Per image, root mean square: how active each region is on each group, and the gradient it would get."""

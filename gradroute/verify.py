@@ -151,12 +151,12 @@ def metric_claims(setup: "Setup", run: Path) -> Iterator[Claim]:
             setup.add_fresh(region)
     read_weights(run, setup.modules())
     with torch.no_grad():
-        heads = setup.heads(setup.ablations() if "ablate" in config.steps else [])
+        measured = list(setup.test_errors(setup.ablations() if "ablate" in config.steps else []))
     final = records.final_rows(folders.read_metrics(run))
     recorded = {
         (r["group"], r["head"], r["region"], r["metric"]): r["value"] for r in final if r["metric"] in ("mse", "mae")
     }
-    again = {(group, head.name, head.region, metric): value for group, head, metric, value in setup.test_errors(heads)}
+    again = {(group, head.name, head.region, metric): value for group, head, metric, value in measured}
     for head, region in dict.fromkeys((head, region) for _, head, region, _ in [*again, *recorded]):
         keys = [key for key in {**again, **recorded} if key[1:3] == (head, region)]
         pairs = [(recorded.get(key, math.nan), again.get(key, math.nan)) for key in keys]

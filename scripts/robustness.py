@@ -1,6 +1,6 @@
-"""What the tests try at a reduced count, in full: damage, generated configurations, load, hostile folders.
+"""What the tests try at a reduced count, in full: kills, damage, generated configurations, load, hostile folders.
 
-python scripts/robustness.py                                  everything; about fifteen minutes on two cores
+python scripts/robustness.py                                  everything; about half an hour on two cores
 python scripts/robustness.py --only corruption --count 50     one part, with another count
 
 Prints a line for each part: cases tried, how many ended right or were refused in one clear line, how many were lost or
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import test_config_fuzz
 import test_corruption
 import test_hostile_folder
+import test_kill
 import test_load
 from robust import Tally
 
@@ -36,6 +37,7 @@ def _smoke(folder: Path) -> Path:
 
 # a part's name, its full count, and what tries that many cases in a folder of its own
 PARTS: dict[str, tuple[int, Part]] = {
+    "kill": (100, test_kill.run),
     "corruption": (500, lambda count, folder: test_corruption.run(count, _smoke(folder), folder)),
     "configurations": (2000, lambda count, folder: test_config_fuzz.run(count)),
     "command_line": (100, test_config_fuzz.run_by_command),

@@ -326,6 +326,21 @@ def test_a_disk_that_is_full_leaves_what_there_was(tmp_path: Path, monkeypatch: 
     assert made(execute([config(tmp_path)], folder=run)[0]) == run
 
 
+@pytest.mark.parametrize("name", ["log.txt", "checkpoints", "plots", ".lock"])
+def test_a_folder_with_links_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (run,) = interrupted(monkeypatch, [config(tmp_path)], 2)
+    outside = tmp_path / "outside"
+    if (run / name).exists():
+        (run / name).rename(outside)
+    else:
+        outside.mkdir()
+    (run / name).symlink_to(outside)
+    before = outside.read_bytes() if outside.is_file() else sorted(outside.rglob("*"))
+    (refused,) = execute([config(tmp_path)], folder=run)
+    assert isinstance(refused, UserError) and "link" in str(refused)
+    assert before == (outside.read_bytes() if outside.is_file() else sorted(outside.rglob("*")))
+
+
 def test_a_run_can_keep_no_weights(tmp_path: Path) -> None:
     run = made(execute([config(tmp_path, "checkpoint.keep=none")])[0])
     assert not list(run.rglob("*.safetensors")) and not (run / "checkpoints").exists()
@@ -338,7 +353,7 @@ def test_a_run_can_keep_no_weights(tmp_path: Path) -> None:
 def test_the_commands_stop_and_go_on(command: Callable[..., Result], data_cache: Path, tmp_path: Path) -> None:
     sizes = ["trainer=smoke", "trainer.train_limit=512", "model.hidden=[24]", "steps=[train,ablate,evaluate]"]
     script = Path(sys.executable).parent / "gradroute-run"
-    call = [script, *sizes, "trainer.epochs=400", "trainer.batch_size=64", "ledger.window=1000"]
+    call = [str(script), *sizes, "trainer.epochs=400", "trainer.batch_size=64", "ledger.window=1000"]
     environment = {**os.environ, "GRADROUTE_DATA": str(data_cache)}
     process = subprocess.Popen(call, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

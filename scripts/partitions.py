@@ -1,4 +1,4 @@
-"""The split by other partitions of the labels, each with a region of its own for every part; the README's table of them.
+"""The split by other partitions of the labels, every part with a region of its own: the README's table of them.
 
 python scripts/partitions.py                              every partition of MNIST, one seed each
 python scripts/partitions.py --fashion FOLDER             Fashion-MNIST as well, from a folder in torchvision's layout
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, action="append", help="a partition by its number, from 0")
     parser.add_argument("overrides", nargs="*", help="overrides of every run, such as trainer.epochs=1")
     arguments = parser.parse_args()
-    wanted = [("mnist", groups, []) for groups in PARTITIONS["mnist"]]
+    wanted: list[tuple[str, list[list[int]], list[str]]] = [("mnist", groups, []) for groups in PARTITIONS["mnist"]]
     if arguments.fashion:
         root = [f"dataset.root={arguments.fashion}"]
         wanted += [("fashion_mnist", groups, root) for groups in PARTITIONS["fashion_mnist"]]

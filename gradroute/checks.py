@@ -138,7 +138,7 @@ def _check_names(config: Config) -> None:
 
 def _check_trainer(trainer: TrainerConfig) -> None:
     _one_of("trainer.schedule", trainer.schedule, ("constant", "cosine"))
-    _one_of("trainer.precision", trainer.precision, ("auto", "float32", "bfloat16"))
+    _one_of("trainer.precision", trainer.precision, ("auto", "float32", "tf32", "bfloat16"))
     _one_of("trainer.batches", trainer.batches, ("mixed", "by_group"))
     right = "auto, cpu, mps, cuda or cuda:N"
     _require(re.fullmatch(DEVICE, trainer.device) is not None, "trainer.device", trainer.device, right)

@@ -1,5 +1,8 @@
 """Where and in which precision to compute."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from gradroute.errors import UserError
@@ -17,13 +20,33 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"trainer.device={name}: cannot be used here ({reason}); auto, cpu or cuda:N") from None
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """Resolve `trainer.precision`: `auto` is bfloat16 where the processor or GPU multiplies it natively."""
+def pick_precision(name: str, device: torch.device) -> str:
+    """The precision that `trainer.precision` names: `float32`, `tf32` or `bfloat16`.
+
+    `auto` is bfloat16 where the processor or GPU multiplies it natively, else float32. Raises: UserError for tf32 where
+    there is none.
+    """
+    if name == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        raise UserError(f"trainer.precision=tf32: {device} has none, an NVIDIA GPU from Ampere on has; use float32 or "
+                        "bfloat16")  # fmt: skip
     if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
+        return name
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         native = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
-    return torch.bfloat16 if native else torch.float32
+    return "bfloat16" if native else "float32"
+
+
+@contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """Have modules compute in a precision inside: by autocast to bfloat16, or with TF32 in matrix products."""
+    before = torch.get_float32_matmul_precision()
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

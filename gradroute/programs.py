@@ -1,6 +1,6 @@
 """How one update's gradients are made: of one objective, or of several stacked into one batched program."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from gradroute.routing.router import Tables
 from gradroute.schema import TrainerConfig
 from gradroute.values import Values
 
-Autocast = AbstractContextManager[Any]
+Computing = Callable[[], AbstractContextManager[None]]  # see `gradroute.devices`
 Batch = tuple[torch.Tensor, ...]
 Moments = dict[str, dict[str, torch.Tensor]]  # the optimizer's state, by the parameter's name
 
@@ -56,9 +56,9 @@ def _probe(gradients: Sequence[torch.Tensor | None], stacked: int = 0) -> torch.
     return torch.cat(own, 1).isfinite().all(1) if own else torch.ones(stacked or 1, dtype=torch.bool)
 
 
-def culprit(objective: Objective, batch: Batch, autocast: Autocast) -> Term | None:
+def culprit(objective: Objective, batch: Batch, computing: Computing) -> Term | None:
     """The first term whose gradient alone is not finite; slow."""
-    with autocast:
+    with computing():
         terms: Terms = objective(*batch)
     parameters = list(objective.parameters())
     for term, (value, weight) in terms.items():
@@ -73,9 +73,9 @@ class Single:
     """One objective, as it is."""
 
     def __init__(
-        self, objective: Objective, trainer: TrainerConfig, autocast: Autocast, router: ParameterRouter | None
+        self, objective: Objective, trainer: TrainerConfig, computing: Computing, router: ParameterRouter | None
     ) -> None:
-        self.objective, self.autocast, self.router = objective, autocast, router
+        self.objective, self.computing, self.router = objective, computing, router
         self.parameters = dict(objective.named_parameters())
         self.optimizer = _adam([list(self.parameters.values())], [trainer])
 
@@ -85,7 +85,7 @@ class Single:
 
     def gradients(self, data: Sequence[Batch]) -> Values:
         """Fill the parameters' `.grad` from one batch; returns its terms."""
-        with self.autocast:
+        with self.computing():
             terms: Terms = self.objective(*data[0])
         self.optimizer.zero_grad()
         backward(terms, self.router)
@@ -115,8 +115,10 @@ class Stack:
     evaluated and saved as ever. They may differ in weights of losses, in masks and in the optimizer's numbers.
     """
 
-    def __init__(self, objectives: Sequence[Objective], trainers: Sequence[TrainerConfig], autocast: Autocast) -> None:
-        self.objectives, self.autocast = list(objectives), autocast
+    def __init__(
+        self, objectives: Sequence[Objective], trainers: Sequence[TrainerConfig], computing: Computing
+    ) -> None:
+        self.objectives, self.computing = list(objectives), computing
         named = [dict(objective.named_parameters()) for objective in objectives]
         self.parameters = {name: nn.Parameter(torch.stack([own[name].detach() for own in named])) for name in named[0]}
         for i, own in enumerate(named):
@@ -161,7 +163,7 @@ class Stack:
         self.optimizer.zero_grad()
         stacked = tuple(torch.stack(parts) for parts in zip(*data, strict=True))
         tables = self._tables()
-        with self.autocast:
+        with self.computing():
             values, losses, seen = vmap(one)(self.parameters, self.weights, tables, stacked)
         for task, monitor in enumerate(monitors):
             for site, (activation, branch, membership) in seen.items() if monitor else ():

@@ -11,6 +11,7 @@ from gradroute import checkpoints, folders, provenance, records
 from gradroute.ablation import Ablation
 from gradroute.checkpoints import Checkpoint
 from gradroute.datasets import Images
+from gradroute.devices import computing
 from gradroute.errors import UserError
 from gradroute.evaluation import Head, activations_at
 from gradroute.ledger import Ledger
@@ -156,8 +157,7 @@ class Run:
             for term, mean in means.items():
                 self._record("train", (term.group, Head(term.head, term.region), term.metric, mean))
             if epoch % every == 0 and epoch < trainer.epochs:
-                precise = setup.precision == torch.bfloat16
-                with torch.autocast(setup.device.type, torch.bfloat16, enabled=precise):
+                with computing(trainer.precision, setup.device):
                     self._evaluate()
             self.progress.epoch(epoch, trainer.epochs, means)
 

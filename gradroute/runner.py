@@ -96,7 +96,7 @@ def _advance(runs: list[Run], step: str) -> dict[Run, Exception]:
     while made:
         tasks = {run: task for run, task in each(list(made), next_task).items() if task is not None}
         if tasks:
-            fit = Fit(list(tasks.values()), runs[0].setup.precision, runs[0].setup.device)
+            fit = Fit(list(tasks.values()), runs[0].config.trainer.precision, runs[0].setup.device)
             _train(list(tasks), fit)
             failed |= {list(tasks)[number]: error for number, error in fit.failed.items()}
         for run in [run for run in made if run not in tasks or run in failed]:
@@ -190,7 +190,7 @@ def _execute(configs: Sequence[Config], reuse: bool, folder: Path | None) -> lis
     device = "cpu"
     for number, config in enumerate(configs):
         try:
-            device = settle_precision(config)[0].type
+            device = settle_precision(config).type
             plan = _resumed(config, folder) if folder else _plan(config) if reuse else _Plan(config)
         except UserError as error:
             outcomes[number] = error

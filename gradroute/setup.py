@@ -31,12 +31,11 @@ NORM_POINTS = 2048  # test points whose norms are measured
 Measurement = tuple[str, Head, str, float]  # group or label, head, metric, value
 
 
-def settle_precision(config: Config) -> tuple[torch.device, torch.dtype]:
-    """The device and precision to train in; `auto` in the configuration becomes its name. Raises: UserError."""
+def settle_precision(config: Config) -> torch.device:
+    """The device to train on; `auto` in the configuration's precision becomes its name. Raises: UserError."""
     device = pick_device(config.trainer.device)
-    precision = pick_precision(config.trainer.precision, device)
-    config.trainer.precision = "bfloat16" if precision == torch.bfloat16 else "float32"
-    return device, precision
+    config.trainer.precision = pick_precision(config.trainer.precision, device)
+    return device
 
 
 class Setup:
@@ -48,7 +47,7 @@ class Setup:
     def __init__(self, config: Config, data: datasets.Images | None = None) -> None:
         """`data` is what `datasets.load` would give, if it is at hand."""
         self.config = config
-        self.device, self.precision = settle_precision(config)
+        self.device = settle_precision(config)
         data = data or datasets.load(config.dataset, config.trainer.train_limit, config.trainer.test_limit)
         self.data = data.to(self.device)
         self.groups: Groups = assign(

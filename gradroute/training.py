@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
 import torch
 
+from gradroute.devices import computing
 from gradroute.losses import Objective, Term
 from gradroute.programs import Batch, Single, Stack, culprit
 from gradroute.routing import ParameterRouter
@@ -89,12 +91,12 @@ class Fit:
     Several tasks are trained in lockstep as one batched program, each with its own initialisation, order of data and
     optimizer state; they must agree in everything but numbers (see `gradroute.stacking`).
 
-    `precision` is bfloat16 for autocast, else float32. `failed` has the tasks, by number, whose losses or gradients
+    `precision` is one of `gradroute.devices`. `failed` has the tasks, by number, whose losses or gradients
     became infinite or nan, or that `fail` was told of; the others of a stack go on.
     """
 
     tasks: Sequence[Task]
-    precision: torch.dtype
+    precision: str
     device: torch.device
     epoch: int = 0  # finished ones
     update: int = 0  # updates made in this epoch
@@ -105,11 +107,14 @@ class Fit:
 
     def __post_init__(self) -> None:
         first, trainers = self.tasks[0], [task.trainer for task in self.tasks]
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+        self.program: Single | Stack
+        self.computing = partial(computing, self.precision, self.device)
         if len(self.tasks) == 1:
-            self.program: Single | Stack = Single(first.objective, first.trainer, self.autocast, first.parameter_router)
+            self.program: Single | Stack = Single(
+                first.objective, first.trainer, self.computing, first.parameter_router
+            )
         else:
-            self.program = Stack([task.objective for task in self.tasks], trainers, self.autocast)
+            self.program = Stack([task.objective for task in self.tasks], trainers, self.computing)
         numbers = batches(first.points, first.trainer.batch_size, torch.Generator(), first.group_index)
         self.steps = first.trainer.epochs * sum(1 for _ in numbers)
 
@@ -150,7 +155,7 @@ class Fit:
             if fault:
                 self._diverged(number, step, f"{_named(fault[0])} is {fault[1]}")
             else:
-                term = culprit(self.tasks[number].objective, data[number], self.autocast) if data else None
+                term = culprit(self.tasks[number].objective, data[number], self.computing) if data else None
                 self._diverged(number, step, f"the gradient of {_named(term) if term else 'the loss'} is not finite")
 
     def check_parameters(self) -> None:

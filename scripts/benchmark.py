@@ -29,6 +29,7 @@ from rich.table import Table
 from gradroute import datasets
 from gradroute.cli import conf_dir
 from gradroute.config import from_mapping
+from gradroute.devices import computing
 from gradroute.loading import build
 from gradroute.models import Autoencoder
 from gradroute.provenance import hardware
@@ -119,21 +120,22 @@ def ours(data: datasets.Images, configs: list[Config], updates: int | None = Non
     tasks = [task(setup, config) for setup, config in zip(setups, configs, strict=True)]
 
     def epoch() -> None:
-        fit = Fit(tasks, setups[0].precision, setups[0].device)
+        fit = Fit(tasks, configs[0].trainer.precision, setups[0].device)
         fit.run()
 
     return epoch
 
 
-def ceiling(precision: torch.dtype, device: str, rounds: int) -> float:
+def ceiling(precision: str, device: str, rounds: int) -> float:
     """The best rate of a square product of 1024 to 4096, in FLOP per second."""
-    best = 0.0
+    best, dtype = 0.0, torch.bfloat16 if precision == "bfloat16" else torch.float32
     for n in (1024, 1536, 2048, 3072, 4096):
-        a, b = (torch.randn(n, n, device=device).to(precision) for _ in range(2))
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
 
         def products(a: torch.Tensor = a, b: torch.Tensor = b) -> None:
-            for _ in range(5):
-                a @ b
+            with computing("tf32" if precision == "tf32" else "float32", torch.device(device)):
+                for _ in range(5):
+                    a @ b
 
         seconds = timed({"product": products}, rounds, device)
         best = max(best, 5 * 2 * n**3 / min(seconds["product"]))
@@ -148,11 +150,13 @@ def epochs(device: str, rounds: int) -> list[Row]:
         "paper, float32": ["trainer=paper", "trainer.precision=float32"],
         "fast": ["trainer=fast"],
     }
+    if device == "cuda":
+        overrides["paper, TF32"] = ["trainer=paper", "trainer.precision=tf32"]
     configs = {name: configured(f"trainer.device={device}", *given) for name, given in overrides.items()}
     data = datasets.load(configs["fast"].dataset).to(torch.device(device))
     steps = {"textbook": textbook(data, configs["paper"], device)}
     steps |= {name: ours(data, [config]) for name, config in configs.items()}
-    before = {p: ceiling(p, device, rounds) for p in (torch.float32, torch.bfloat16)}
+    before = {p: ceiling(p, device, rounds) for p in sorted({c.trainer.precision for c in configs.values()})}
     seconds = timed(steps, rounds, device)
     after = {p: ceiling(p, device, rounds) for p in before}
     rows = []
@@ -160,7 +164,7 @@ def epochs(device: str, rounds: int) -> list[Row]:
         ratios = [a / b for a, b in zip(seconds["textbook"], times, strict=True)]
         row: Row = {"what": f"epoch, {name}", "seconds": spread(times), "times as fast as the textbook": spread(ratios)}
         if name in configs:
-            precision = torch.bfloat16 if configs[name].trainer.precision == "bfloat16" else torch.float32
+            precision = configs[name].trainer.precision
             top = max(before[precision], after[precision])
             reached = [FLOP_PER_IMAGE * IMAGES / t for t in times]
             row |= {

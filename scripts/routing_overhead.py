@@ -64,7 +64,7 @@ def autoencoder() -> dict[str, Step]:
     parameters = [*model.parameters(), *setup.certificates.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, weight_decay=5e-5, fused=True)
     ledger, step = ledger_of(setup.router, group), iter(range(10**9))
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=setup.precision == torch.bfloat16)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=setup.config.trainer.precision == "bfloat16")
 
     def finish(loss: torch.Tensor) -> None:
         optimizer.zero_grad()

@@ -29,7 +29,7 @@ ALLOWED = {
     "memory": {"errors", "models", "routing", "schema"},
     "values": {"losses"},
     "programs": {"losses", "routing", "schema", "values"},
-    "training": {"losses", "programs", "routing", "schema", "values"},
+    "training": {"devices", "losses", "programs", "routing", "schema", "values"},
     "stacking": {"config", "errors", "schema"},
     "ablation": {"errors", "expansion", "routing"},
     "ledger": {"records", "routing"},

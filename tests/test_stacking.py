@@ -44,7 +44,7 @@ def trained(configs: list[Config], folder: Path) -> list[list[dict[str, torch.Te
         own.output_dir = str(folder)
     runs = [Run(own, quiet=True) for own in configs]
     tasks = [next(iter(run.train())) for run in runs]
-    fit = Fit(tasks, torch.float32, torch.device("cpu"))
+    fit = Fit(tasks, "float32", torch.device("cpu"))
     seen: list[list[dict[str, torch.Tensor]]] = [[] for _ in runs]
 
     def note() -> None:

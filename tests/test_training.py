@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradroute.devices import pick_device, pick_precision
+from gradroute.devices import computing, pick_device, pick_precision
 from gradroute.errors import UserError
 from gradroute.losses import Objective, Term, Terms
 from gradroute.schema import TrainerConfig
@@ -39,7 +39,7 @@ def train(trainer: TrainerConfig, scale: float = 1.0) -> tuple[list[float], nn.L
         order=torch.Generator().manual_seed(1),
         on_epoch=lambda epoch, step, means: losses.append(means[TERM]),
     )
-    Fit([task], torch.float32, torch.device("cpu")).run()
+    Fit([task], "float32", torch.device("cpu")).run()
     return losses, objective.model
 
 
@@ -70,10 +70,22 @@ def test_learning_rate_warms_up_then_decays_to_zero() -> None:
 
 def test_device_and_precision_are_resolved_or_refused() -> None:
     cpu = pick_device("cpu")
-    assert pick_precision("float32", cpu) == torch.float32
-    assert pick_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    assert pick_precision("float32", cpu) == "float32"
+    assert pick_precision("auto", cpu) in ("float32", "bfloat16")
+    with pytest.raises(UserError, match=r"trainer.precision=tf32: cpu has none"):
+        pick_precision("tf32", cpu)
     with pytest.raises(UserError, match=r"trainer.device=nonsense"):
         pick_device("nonsense")
+
+
+def test_modules_compute_in_the_precision_that_is_asked_for() -> None:
+    layer, x, cpu = torch.nn.Linear(4, 4), torch.randn(2, 4), torch.device("cpu")
+    for precision, kind, products in (
+        ("float32", torch.float32, "highest"), ("tf32", torch.float32, "high"), ("bfloat16", torch.bfloat16, "highest")
+    ):  # fmt: skip
+        with computing(precision, cpu):
+            assert layer(x).dtype == kind and torch.get_float32_matmul_precision() == products
+        assert layer(x).dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
 
 
 def test_batches_cover_every_point_once_also_by_group() -> None:

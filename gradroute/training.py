@@ -110,9 +110,7 @@ class Fit:
         self.program: Single | Stack
         self.computing = partial(computing, self.precision, self.device)
         if len(self.tasks) == 1:
-            self.program: Single | Stack = Single(
-                first.objective, first.trainer, self.computing, first.parameter_router
-            )
+            self.program = Single(first.objective, first.trainer, self.computing, first.parameter_router)
         else:
             self.program = Stack([task.objective for task in self.tasks], trainers, self.computing)
         numbers = batches(first.points, first.trainer.batch_size, torch.Generator(), first.group_index)

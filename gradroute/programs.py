@@ -76,6 +76,7 @@ class Single:
         self, objective: Objective, trainer: TrainerConfig, computing: Computing, router: ParameterRouter | None
     ) -> None:
         self.objective, self.computing, self.router = objective, computing, router
+        self.terms, self.absent = tuple(objective.weights), frozenset[tuple[Term, int]]()
         self.parameters = dict(objective.named_parameters())
         self.optimizer = _adam([list(self.parameters.values())], [trainer])
 
@@ -171,7 +172,7 @@ class Stack:
                 monitor.attach(site, activation, branch, membership[task], task)
         losses.sum().backward()
         sound = _probe([p.grad for p in self.parameters.values()], len(self.objectives))
-        return Values(self.terms, values.detach().T, sound, self.absent)
+        return Values(self.terms, values.detach().T, sound)
 
     def _tables(self) -> Tables:
         """Every site's weights and forward factors, stacked over tasks."""

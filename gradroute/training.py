@@ -14,7 +14,7 @@ from gradroute.losses import Objective, Term
 from gradroute.programs import Batch, Single, Stack, culprit
 from gradroute.routing import ParameterRouter
 from gradroute.schema import PresetConfig, TrainerConfig
-from gradroute.values import Values, packed, unpacked
+from gradroute.values import Record
 
 
 def learning_rate(trainer: PresetConfig, step: int, steps: int) -> float:
@@ -102,7 +102,6 @@ class Fit:
     update: int = 0  # updates made in this epoch
     step: int = 0  # updates made
     failed: dict[int, Exception] = field(default_factory=dict)
-    _seen: list[Values] = field(default_factory=list)  # of this epoch's updates; stay on the device
     _starts: list[torch.Tensor] = field(default_factory=list)  # the orders' states when this epoch began
 
     def __post_init__(self) -> None:
@@ -114,7 +113,9 @@ class Fit:
         else:
             self.program = Stack([task.objective for task in self.tasks], trainers, self.computing)
         numbers = batches(first.points, first.trainer.batch_size, torch.Generator(), first.group_index)
-        self.steps = first.trainer.epochs * sum(1 for _ in numbers)
+        self.updates = sum(1 for _ in numbers)  # of an epoch
+        self.steps = first.trainer.epochs * self.updates
+        self._seen = self._record()
 
     def run(self, after_update: Callable[[], None] = lambda: None) -> None:
         """Train to the last epoch; `after_update` is called after every update.
@@ -128,8 +129,11 @@ class Fit:
             for rows in islice(zip(*plans, strict=True), self.update, None):
                 self._update([chosen.to(self.device) for chosen in rows])
                 after_update()
-            means = self._means()
-            self.epoch, self.update, self._seen = self.epoch + 1, 0, []
+            if self.device.type != "cpu":  # there it was done at every update
+                for update in range(len(self._seen)):
+                    self._check(update)
+            means, self._seen = self._seen.means(), self._record()
+            self.epoch, self.update = self.epoch + 1, 0
             for number, (task, own) in enumerate(zip(self.tasks, means, strict=True)):
                 if number not in self.failed:
                     task.on_epoch(self.epoch, self.step, own)
@@ -141,20 +145,27 @@ class Fit:
             task.before_update(self.step, rows)
         self.program.set_rates([learning_rate(task.trainer, self.step, self.steps) for task in self.tasks])
         data = [task.batch(rows) for task, rows in zip(self.tasks, chosen, strict=True)]
-        self._seen.append(self.program.gradients(data))
+        self._seen.add(self.program.gradients(data))
         if self.device.type == "cpu":
-            self._check(self._seen[-1], self.step, data)
+            self._check(self.update, data)
         self.program.update()
         self.update, self.step = self.update + 1, self.step + 1
 
-    def _check(self, values: Values, step: int, data: Sequence[Batch] = ()) -> None:
-        """Note the tasks of which a term of update `step`, or its gradient, is not finite; `data`: its batches."""
-        for number, fault in values.faults().items():
+    def _record(self) -> Record:
+        return Record(self.program.terms, self.updates, len(self.tasks), self.device, self.program.absent)
+
+    def _check(self, update: int, data: Sequence[Batch] = ()) -> None:
+        """Note the tasks of which a term of an update of this epoch, or its gradient, is not finite.
+
+        `data`: its batches, if it is the present one.
+        """
+        for number, fault in self._seen.faults(update).items():
             if fault:
-                self._diverged(number, step, f"{_named(fault[0])} is {fault[1]}")
+                what = f"{_named(fault[0])} is {fault[1]}"
             else:
                 term = culprit(self.tasks[number].objective, data[number], self.computing) if data else None
-                self._diverged(number, step, f"the gradient of {_named(term) if term else 'the loss'} is not finite")
+                what = f"the gradient of {_named(term) if term else 'the loss'} is not finite"
+            self._diverged(number, self.epoch * self.updates + update, what)
 
     def check_parameters(self) -> None:
         """Note the tasks of which a parameter is not finite: what must not be kept. Raises: FloatingPointError."""
@@ -172,26 +183,14 @@ class Fit:
         if len(self.failed) == len(self.tasks):
             raise self.failed[0]
 
-    def _means(self) -> list[dict[Term, float]]:
-        """Each task's terms' means over the epoch's batches that had them."""
-        found: list[dict[Term, list[float]]] = [{} for _ in self.tasks]
-        for step, values in enumerate(self._seen, self.step - len(self._seen)):
-            if self.device.type != "cpu":  # there it was done at the update
-                self._check(values, step)
-            for own, sums in zip(values.by_task(), found, strict=True):
-                for term, value in own.items():
-                    sums.setdefault(term, []).append(value)
-        return [{term: sum(values) / len(values) for term, values in own.items()} for own in found]
-
     def states(self) -> list[dict[str, Any]]:
         """Of every task, after an update, what `load_states` goes on from; its parameters are not in it."""
-        seen = [values.by_task() for values in self._seen]
         position = {"epoch": self.epoch, "update": self.update, "step": self.step}
         return [
             position
             | {
                 "order": start,
-                "seen": packed([own[number] for own in seen]),
+                "seen": self._seen.state(number),
                 "moments": moments,
                 "watcher": task.watcher.state_dict() if task.watcher else {},
             }
@@ -203,7 +202,7 @@ class Fit:
     def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on where tasks were, all at one update, when `states` was called."""
         self.epoch, self.update, self.step = (states[0][key] for key in ("epoch", "update", "step"))
-        self._seen = [Values.of(own) for own in zip(*(unpacked(state["seen"]) for state in states), strict=True)]
+        self._seen.load([state["seen"] for state in states])
         self.program.set_moments([state["moments"] for state in states])
         for task, state in zip(self.tasks, states, strict=True):
             task.order.set_state(state["order"].cpu())

@@ -1,7 +1,7 @@
-"""The terms of one update of several tasks, on their device until somebody looks."""
+"""The terms of an epoch's updates of several tasks, on their device until somebody looks."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -10,60 +10,96 @@ import torch
 from gradroute.losses import Term
 
 
-@dataclass
+@dataclass(frozen=True)
 class Values:
-    """The terms of one update, `numbers` `(terms, tasks)`; a task that has no such term is in `absent` with it.
-
-    `sound` `(tasks,)`: whether the task's gradients were found to be finite.
-    """
+    """The terms of one update: `numbers` `(terms, tasks)`, and whether a task's gradients are finite, `(tasks,)`."""
 
     terms: tuple[Term, ...]
     numbers: torch.Tensor
     sound: torch.Tensor
-    absent: frozenset[tuple[Term, int]] = frozenset()
 
-    @classmethod
-    def of(cls, tasks: Sequence[Mapping[Term, float]]) -> "Values":
-        """The same from what `by_task` gave."""
-        terms = tuple(dict.fromkeys(term for own in tasks for term in own))
-        numbers = torch.tensor([[own.get(term, 0.0) for own in tasks] for term in terms], dtype=torch.float64)
-        absent = frozenset((t, i) for i, own in enumerate(tasks) for t in terms if t not in own)
-        return cls(terms, numbers, torch.ones(len(tasks), dtype=torch.bool), absent)
 
-    def by_task(self) -> list[dict[Term, float]]:
-        """Each task's terms; waits for the device."""
-        tasks = self.numbers.T.tolist()
+class Record:
+    """What the updates of an epoch gave, in one piece of memory.
+
+    Small tensors that stay, one an update, would each keep the memory around it from being used again for large ones: a
+    run of a thousand updates grew by a gigabyte.
+
+    Args:
+        terms: every term that an update can give.
+        absent: what a task of a stack does not have.
+    """
+
+    def __init__(
+        self, terms: Iterable[Term], updates: int, tasks: int, device: torch.device,
+        absent: frozenset[tuple[Term, int]] = frozenset(),
+    ) -> None:  # fmt: skip
+        self.terms, self.absent = tuple(terms), absent
+        self._place = {term: place for place, term in enumerate(self.terms)}
+        self._numbers = torch.zeros(updates, len(self.terms), tasks, device=device)
+        self._sound = torch.ones(updates, tasks, dtype=torch.bool, device=device)
+        self._given: list[tuple[Term, ...]] = []  # by update
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def add(self, values: Values) -> None:
+        """Add an update."""
+        row = self._numbers[len(self)]
+        if values.terms == self.terms:
+            row.copy_(values.numbers)
+        else:
+            row[[self._place[term] for term in values.terms]] = values.numbers.to(row.dtype)
+        self._sound[len(self)] = values.sound
+        self._given.append(values.terms)
+
+    def by_task(self, update: int) -> list[dict[Term, float]]:
+        """Each task's terms of an update; waits for the device."""
+        tasks = self._numbers[update].T.tolist()
         return [
-            {term: v for term, v in zip(self.terms, own, strict=True) if (term, i) not in self.absent}
+            {t: own[self._place[t]] for t in self._given[update] if (t, i) not in self.absent}
             for i, own in enumerate(tasks)
         ]
 
-    def faults(self) -> dict[int, tuple[Term, float] | None]:
+    def faults(self, update: int) -> dict[int, tuple[Term, float] | None]:
         """Each faulty task's first value that is not finite, with its term, by its number; waits for the device.
 
         None where the values are finite and only a gradient is not.
         """
-        if bool(self.numbers.isfinite().all()) and bool(self.sound.all()):
+        if bool(self._numbers[update].isfinite().all()) and bool(self._sound[update].all()):
             return {}
-        wrong = [[(term, v) for term, v in own.items() if not math.isfinite(v)] for own in self.by_task()]
+        wrong = [[(t, v) for t, v in own.items() if not math.isfinite(v)] for own in self.by_task(update)]
         return {
             number: found[0] if found else None
-            for number, (found, sound) in enumerate(zip(wrong, self.sound.tolist(), strict=True))
+            for number, (found, sound) in enumerate(zip(wrong, self._sound[update].tolist(), strict=True))
             if found or not sound
         }
 
+    def means(self) -> list[dict[Term, float]]:
+        """Each task's terms' means over the updates that gave them; waits for the device."""
+        found: list[dict[Term, list[float]]] = [{} for _ in range(self._numbers.shape[2])]
+        for update in range(len(self)):
+            for own, values in zip(self.by_task(update), found, strict=True):
+                for term, value in own.items():
+                    values.setdefault(term, []).append(value)
+        return [{term: sum(values) / len(values) for term, values in own.items()} for own in found]
 
-def packed(seen: Sequence[Mapping[Term, float]]) -> dict[str, Any]:
-    """One task's terms of several updates as names and a table `(updates, terms)`, nan where an update had none."""
-    terms = list(dict.fromkeys(term for own in seen for term in own))
-    table = [[own.get(term, math.nan) for term in terms] for own in seen]
-    return {"terms": [astuple(term) for term in terms], "table": torch.tensor(table, dtype=torch.float64)}
+    def state(self, task: int) -> dict[str, Any]:
+        """One task's part, to go on from."""
+        return {
+            "terms": [astuple(term) for term in self.terms],
+            "given": [[self._place[t] for t in given if (t, task) not in self.absent] for given in self._given],
+            "numbers": self._numbers[: len(self), :, task].clone(),
+        }
 
-
-def unpacked(state: Mapping[str, Any]) -> list[dict[Term, float]]:
-    """What was `packed`."""
-    terms = [Term(*names) for names in state["terms"]]
-    return [
-        {term: value for term, value in zip(terms, row, strict=True) if not math.isnan(value)}
-        for row in state["table"].tolist()
-    ]
+    def load(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from every task's `state`."""
+        updates = len(states[0]["given"])
+        for update in range(updates):
+            given: dict[Term, None] = {}
+            for task, state in enumerate(states):
+                terms = [Term(*names) for names in state["terms"]]
+                for place in state["given"][update]:
+                    given[terms[place]] = None
+                    self._numbers[update, self._place[terms[place]], task] = state["numbers"][update, place]
+            self._given.append(tuple(given))

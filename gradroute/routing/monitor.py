@@ -116,7 +116,10 @@ class Monitor:
             sums = (values[..., None] * shares).flatten(0, -2).sum(0)
         else:
             sums = values.new_zeros(groups + 1).index_add(0, membership.flatten() % (groups + 1), values.flatten())
-        self._sums[what, region] = self._sums.get((what, region), 0) + sums
+        if (what, region) in self._sums:
+            self._sums[what, region].add_(sums)  # in place: see `gradroute.values.Record`
+        else:
+            self._sums[what, region] = sums
 
     def norms(self) -> Iterator[Norms]:
         """What was measured so far, for every region and every group that came."""

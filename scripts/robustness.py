@@ -39,6 +39,7 @@ def _smoke(folder: Path) -> Path:
 PARTS: dict[str, tuple[int, Part]] = {
     "kill": (100, test_kill.run),
     "corruption": (500, lambda count, folder: test_corruption.run(count, _smoke(folder), folder)),
+    "corruption of an interrupted run": (100, test_corruption.run_interrupted),
     "configurations": (2000, lambda count, folder: test_config_fuzz.run(count)),
     "command_line": (100, test_config_fuzz.run_by_command),
     "load": (16, lambda count, folder: test_load.run(count, folder, [])),

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
 from robust import Hang, Tally, count, kept_data, one_line, trying, within
+from test_kill import FILES, small
 
 import gradroute
 from gradroute.compare import compare
@@ -20,7 +22,10 @@ from gradroute.config import to_mapping
 from gradroute.errors import UserError
 from gradroute.folders import read_rerun
 from gradroute.page import run_page
+from gradroute.run import Run
+from gradroute.runner import execute
 from gradroute.scene import Scene
+from gradroute.schema import Config
 from gradroute.verify import claims_of
 
 SECONDS = 60  # no command may take longer
@@ -148,3 +153,64 @@ def test_damage_is_refused_or_harmless(small: Path, tmp_path: Path) -> None:
     tally = run(count("GRADROUTE_CORRUPTIONS", 60), small, tmp_path)
     assert not tally.wrong, "\n".join(tally.wrong[:5])
     assert tally.refused > tally.tried // 2
+
+
+class _Gone(BaseException):
+    """The process is gone."""
+
+
+def _interrupted(config: Config, checkpoints: int) -> Path:
+    """Begin a run and lose the process after some checkpoints; returns its folder."""
+    save, made = Run.checkpoint, [0]
+
+    def checkpoint(run: Run, fit: Any = None) -> None:
+        save(run, fit)
+        made[0] += 1
+        if made[0] == checkpoints:
+            raise _Gone
+
+    with contextlib.suppress(_Gone), mock.patch.object(Run, "checkpoint", checkpoint):
+        execute([config])
+    (manifest,) = Path(config.output_dir).glob("*/*/manifest.json")
+    return manifest.parent
+
+
+def run_interrupted(cases: int, folder: Path) -> Tally:
+    """Damage a run that was interrupted in `cases` ways and go on with it, working in `folder`."""
+    tally, out = Tally(), io.StringIO()
+    sizes = ["trainer.train_limit=200", "model.hidden=[24]", "checkpoint.minutes=0"]
+    whole, cut = (small(*sizes, f"output_dir={folder / name}") for name in ("whole", "cut"))
+    with kept_data(), contextlib.redirect_stdout(out):
+        (reference,) = execute([whole])
+        sound, damaged = _interrupted(cut, 9), folder / "damaged"
+        assert isinstance(reference, Path)
+        files = sorted(p.relative_to(sound).as_posix() for p in sound.rglob("*") if p.is_file())
+
+        @trying(cases)
+        @given(damages)
+        def attempt(damage: Damage) -> None:
+            shutil.rmtree(damaged, ignore_errors=True)
+            shutil.copytree(sound, damaged)
+            name = files[damage.file % len(files)]
+            (damaged / name).write_bytes(damage.apply((sound / name).read_bytes()))
+            try:
+                with within(SECONDS):
+                    (outcome,) = execute([cut], folder=damaged)
+            except Hang as error:
+                outcome = RuntimeError(str(error))
+            if isinstance(outcome, UserError):
+                end = "refused" if one_line(outcome) else f"not one line: {outcome!s:.200}"
+            elif isinstance(outcome, Path):
+                differ = [f for f in FILES if (damaged / f).read_bytes() != (reference / f).read_bytes()]
+                end = f"another answer in {differ}" if differ else "correct"
+            else:
+                end = f"{type(outcome).__name__}: {outcome!s:.200}"
+            tally.add(f"{name} {damage}", end)
+
+        attempt()
+    return tally
+
+
+def test_a_damaged_run_goes_on_right_or_not_at_all(tmp_path: Path) -> None:
+    tally = run_interrupted(count("GRADROUTE_INTERRUPTED_CASES", 10), tmp_path)
+    assert tally.correct and not tally.wrong, "\n".join(tally.wrong)

@@ -52,7 +52,8 @@ ALLOWED = {
     "collecting": {"config", "errors", "folders", "published", "reading"},
     "compare": {"collecting", "command", "errors", "published", "tables"},
 }
-TOP = {"__init__", "cli", "run", "runner", "samples", "setup", "loading", "verify"}  # these put the parts together
+# these put the parts together
+TOP = {"__init__", "cli", "loading", "problem", "reconstruction", "run", "runner", "samples", "setup", "verify"}
 NO_TORCH = {
     "errors",
     "schema",

@@ -49,6 +49,18 @@ class Parts:
         return models.build_certificate(config, units, example.shape[1]).to(example.device)
 
 
+def routers(
+    model: nn.Module, routing: RoutingConfig, groups: list[str], example: torch.Tensor
+) -> tuple[Router, ParameterRouter]:
+    """The configured routes on a model, of activations and of parameters. Raises: UserError if they do not fit."""
+    regions, parameters = read_regions(routing)
+    mine, others = (
+        {g: {r: row[r] for r in row if r in kind} for g, row in routing.routes.items()}
+        for kind in (regions, parameters)
+    )
+    return Router(model, regions, groups, mine, example), ParameterRouter(model, parameters, groups, others)
+
+
 def build(config: Config, groups: list[str], example: torch.Tensor) -> Parts:
     """The untrained model, its routes and one certificate per certified region, on the example's device.
 
@@ -62,13 +74,7 @@ def build(config: Config, groups: list[str], example: torch.Tensor) -> Parts:
             raise UserError(f"losses.certificates: '{name}' is a method of torch's modules, no name for a certificate; "
                             "rename the region")  # fmt: skip
     model = models.build(config.model, example.shape[1]).to(example.device)
-    regions, parameters = read_regions(config.routing)
-    routes = config.routing.routes
-    mine, others = (
-        {g: {r: row[r] for r in row if r in kind} for g, row in routes.items()} for kind in (regions, parameters)
-    )
-    router = Router(model, regions, groups, mine, example)
-    parts = Parts(model, nn.ModuleDict(), router, ParameterRouter(model, parameters, groups, others))
+    parts = Parts(model, nn.ModuleDict(), *routers(model, config.routing, groups, example))
     for name in config.losses.certificates:
         parts.certificates[name] = parts.certificate(config.model, name, example)
     return parts

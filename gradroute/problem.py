@@ -1,7 +1,7 @@
 """What a checked configuration stands for: data, groups, model, routes, ablations; and what is measured of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from gradroute.loading import Parts
 from gradroute.losses import Objective
 from gradroute.programs import Batch
 from gradroute.routing import ParameterRouter, Router, Site
-from gradroute.schema import Config
+from gradroute.schema import Config, TrainerConfig
 
 Measurement = tuple[str, Head, str, float]  # group or label, head, metric, value
 
@@ -30,11 +30,17 @@ def settle_precision(config: Config) -> torch.device:
 
 @dataclass(frozen=True)
 class Probe:
-    """Something to train on a part of the finished model: what, and its data."""
+    """Something to train beside, or after, the model: what, and on what data.
+
+    batch: takes row numbers on the device, `(batch,)`, and returns what the objective takes. points, trainer: the
+    problem's and the configuration's if None.
+    """
 
     title: str
     objective: Objective
-    batch: Any  # row numbers on the device to what the objective takes
+    batch: Callable[[torch.Tensor], Batch]
+    points: int | None = None
+    trainer: TrainerConfig | None = None
 
 
 class Problem(ABC):

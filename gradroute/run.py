@@ -124,17 +124,19 @@ class Run:
         facts = {"dataset_sha256": self.problem.sha256, "hardware": hardware, "device": str(device)}
         return facts | {"stacked": self.stacked}
 
-    def _record(self, split: str, measured: Measurement) -> None:
+    def record(self, split: str, measured: Measurement, step: int | None = None) -> None:
+        """Add a row to the metrics; `step` is how many updates the training has made, if None."""
         group, head, metric, value = measured
-        self.folder.add(self.steps_done, split, group, head.name, head.region, metric, value)
+        self.folder.add(self.steps_done if step is None else step, split, group, head.name, head.region, metric, value)
 
     def _evaluate(self) -> None:
         for measured in self.problem.measure(self.ablations):
-            self._record("test", measured)
+            self.record("test", measured)
         self.folder.write_metrics()
 
-    def _task(self, probe: Probe, **options: Any) -> Task:
-        points, trainer = self.problem.points, self.config.trainer
+    def task(self, probe: Probe, **options: Any) -> Task:
+        """The training of a probe in this run's order of data."""
+        points, trainer = probe.points or self.problem.points, probe.trainer or self.config.trainer
         return Task(probe.title, probe.objective, probe.batch, points, trainer, self.order, **options)
 
     def train(self) -> Iterator[Task]:
@@ -155,13 +157,13 @@ class Run:
         def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
             self.steps_done = step
             for term, mean in means.items():
-                self._record("train", (term.group, Head(term.head, term.region), term.metric, mean))
+                self.record("train", (term.group, Head(term.head, term.region), term.metric, mean))
             if epoch % every == 0 and epoch < trainer.epochs:
                 with computing(trainer.precision, problem.device):
                     self._evaluate()
             self.progress.epoch(epoch, trainer.epochs, means)
 
-        yield self._task(
+        yield self.task(
             Probe("train", objective, problem.batch),
             on_epoch=on_epoch,
             before_update=before_update,
@@ -179,19 +181,31 @@ class Run:
         """Train fresh certificates on the frozen model."""
         epochs = self.config.trainer.epochs
         for probe in islice(self.problem.probes(), self.tasks_done, None):
-            yield self._task(probe, on_epoch=lambda epoch, step, means: self.progress.epoch(epoch, epochs, means))
+            yield self.task(probe, on_epoch=lambda epoch, step, means: self.progress.epoch(epoch, epochs, means))
 
     def ablate(self) -> Iterable[Task]:
         """Prepare the ablations that `evaluate` applies: of one region, of several together, or of each in turn."""
         self.ablations = self.problem.ablations()
         return ()
 
+    def finetune(self) -> Iterator[Task]:
+        """Train what the ablation left on a few documents."""
+        from gradroute.tuning import finetuning
+
+        yield from finetuning(self)
+
+    def relearn(self) -> Iterator[Task]:
+        """Train what is left then on a few documents of what was to be forgotten."""
+        from gradroute.tuning import relearning
+
+        yield from relearning(self)
+
     def evaluate(self) -> Iterable[Task]:
         """Measure every head in float32 and write metrics, weights and what the report draws."""
         problem = self.problem
         self._evaluate()
         for measured in problem.measure_once():
-            self._record("test", measured)
+            self.record("test", measured)
         self.folder.write_metrics()
         if self.config.checkpoint.keep == "weights":
             records.write_atomically(self.folder.path / "model.safetensors", save(problem.tensors()))

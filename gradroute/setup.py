@@ -3,7 +3,6 @@
 from typing import Any
 
 from gradroute.problem import Problem
-from gradroute.reconstruction import Reconstruction
 from gradroute.schema import Config
 
 
@@ -12,4 +11,10 @@ def build_problem(config: Config, data: Any = None) -> Problem:
 
     Raises: UserError for every mistake in the configuration or the data.
     """
+    if config.model.transformer is not None:
+        from gradroute.language import LanguageModelling
+
+        return LanguageModelling(config, data)
+    from gradroute.reconstruction import Reconstruction
+
     return Reconstruction(config, data)

@@ -12,41 +12,21 @@ from gradroute.ablation import Ablation
 from gradroute.corpora import Part, Texts, load_texts
 from gradroute.errors import UserError
 from gradroute.evaluation import Head, activations_at
-from gradroute.expansion import Layer, expand
 from gradroute.groups import Part as Rules
 from gradroute.groups import assign
 from gradroute.loading import Parts, routers
 from gradroute.losses import NextTokenObjective
 from gradroute.memory import machine_memory
+from gradroute.models import build_transformer
 from gradroute.problem import Measurement, Probe, Problem, settle_precision
 from gradroute.programs import Batch
 from gradroute.routing import Site
 from gradroute.schema import Config, TransformerSizes
 from gradroute.text.packing import IGNORED
 from gradroute.text.rules import by_weight, everywhere, memberships, ratio_weights
-from gradroute.transformer import Transformer, TransformerConfig
 
 ROWS = 64  # at once in an evaluation
 SHOWN = 2048  # rows whose activations an ablation by mean or resampling draws from
-
-
-def build_transformer(sizes: TransformerSizes, vocabulary: int, context: int) -> Transformer:
-    """The untrained model; added units are drawn as the others are. Raises: UserError for sizes that do not fit."""
-    kept = {key: getattr(sizes, key) for key in TransformerConfig.__dataclass_fields__ if hasattr(sizes, key)}
-    model = Transformer(TransformerConfig(vocabulary=vocabulary, context=context, **kept))
-    for number in sizes.expand:
-        producers, consumers = model.mlp_layers(number)
-        new = list(expand(model, Layer(producers, consumers), sizes.added))
-        with torch.no_grad():
-            for name in producers:
-                made = model.get_submodule(name)
-                made.weight[new] = torch.randn(len(new), sizes.width) * 0.02  # type: ignore[operator]
-                if made.bias is not None:
-                    made.bias[new] = 0  # type: ignore[operator]
-            read = model.get_submodule(consumers[0])
-            deviation = 0.02 / (2 * sizes.layers) ** 0.5
-            read.weight[:, new] = torch.randn(sizes.width, len(new)) * deviation  # type: ignore[operator]
-    return model
 
 
 class LanguageModelling(Problem):
@@ -115,7 +95,8 @@ class LanguageModelling(Problem):
 
     def objective(self) -> NextTokenObjective:
         """The training loss."""
-        return NextTokenObjective(self.model, self.names, self.config.losses, self.router)
+        partial = bool((self.labelled == -1).any())
+        return NextTokenObjective(self.model, self.names, self.config.losses, partial, self.router)
 
     def batch(self, chosen: torch.Tensor) -> Batch:
         """Tokens, targets, documents, group numbers and memberships of rows."""
@@ -137,6 +118,10 @@ class LanguageModelling(Problem):
                 model = copy.deepcopy(ablated)
         self.made[name] = model
         return model
+
+    def expected(self) -> list[str]:
+        """What a finished run has beside the model."""
+        return ["finetuned"] if self.config.finetune else []
 
     def probes(self) -> Iterator[Probe]:
         """Nothing: a language model has no certificates."""
@@ -195,6 +180,10 @@ class LanguageModelling(Problem):
             plain = test.corpus.predicting(shares) < 0.5
             for group, value in self.group_losses(model, test, self.test_groups, plain).items():
                 yield group, head, "cross_entropy_unrouted", value
+
+    def texts(self) -> dict[str, str]:
+        """The tokenizer's file."""
+        return {"tokenizer.json": self.data.tokenizer.to_json()}
 
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The masks, and the size of the vocabulary."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,7 @@ from gradroute.errors import UserError, plain_text
 from gradroute.memory import require_memory
 from gradroute.reading import open_plain, place
 from gradroute.routing import ParameterRegion, ParameterRouter, Region, Router
-from gradroute.schema import Config, ModelConfig, RoutingConfig
+from gradroute.schema import Config, ModelConfig, RoutingConfig, TransformerSizes
 
 WEIGHTS = "model.safetensors"  # of a finished run
 Regions = tuple[dict[str, Region], dict[str, ParameterRegion]]
@@ -131,7 +132,11 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
     if WEIGHTS not in manifest["files"]:
         raise UserError(f"{path}: the run kept no weights (checkpoint.keep=none)")
     config = folders.read_config(path, manifest)
-    height, width = folders.read_names(path, manifest)["shape"]
+    names = folders.read_names(path, manifest)
+    if config.model.transformer is not None and config.dataset.text is not None:
+        model = _built(path, manifest, config.model.transformer, names["vocabulary"], config.dataset.text.length)
+        return LoadedRun(config, model.eval(), nn.ModuleDict())
+    height, width = names["shape"]
     with torch.device("meta"):
         untaken = models.build(config.model, height * width)
     read_weights(path, {"model": untaken}, load=False)  # before memory is taken, and before gigabytes are summed
@@ -141,3 +146,14 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
     parts = build(config, list(config.routing.groups), example)
     read_weights(path, {"model": parts.model, "certificates": parts.certificates})
     return LoadedRun(config, parts.model.eval(), parts.certificates.eval())
+
+
+def _built(run: Path, manifest: Mapping[str, Any], sizes: TransformerSizes, vocabulary: int, length: int) -> nn.Module:
+    """A language model with its weights; nothing is taken before its sizes are known to be those of the file."""
+    with torch.device("meta"):
+        untaken = models.build_transformer(sizes, vocabulary, length)
+    read_weights(run, {"model": untaken}, load=False)
+    folders.check_files(run, manifest, [WEIGHTS])
+    model = models.build_transformer(sizes, vocabulary, length)
+    read_weights(run, {"model": model})
+    return model

@@ -179,13 +179,15 @@ class NextTokenObjective(Objective):
 
     Args:
         groups: the groups' names; tokens in none are a group `unlabelled`.
+        partial: some tokens are in none.
         router: None where nothing is routed, as after an ablation; there are no penalties then.
     """
 
     def __init__(
-        self, model: nn.Module, groups: Sequence[str], losses: LossesConfig, router: Router | None = None
-    ) -> None:
-        self.names = [*groups, UNLABELLED]
+        self, model: nn.Module, groups: Sequence[str], losses: LossesConfig, partial: bool = False,
+        router: Router | None = None,
+    ) -> None:  # fmt: skip
+        self.names = [*groups, UNLABELLED] if partial else list(groups)
         weights = {Term("model", name, "all", "cross_entropy"): losses.groups.get(name, 1.0) for name in self.names}
         penalised = losses.l1 if router else {}
         weights |= {Term("penalty", "all", name, "l1"): weight for name, weight in penalised.items() if weight}

@@ -102,6 +102,10 @@ class Problem(ABC):
         """Make one of them anew, untrained."""
 
     @abstractmethod
+    def expected(self) -> list[str]:
+        """Names of those that a finished run has."""
+
+    @abstractmethod
     def probes(self) -> Iterator[Probe]:
         """What `certify` trains on the frozen model."""
 
@@ -124,6 +128,10 @@ class Problem(ABC):
     @abstractmethod
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Arrays and names that the report draws from."""
+
+    def texts(self) -> dict[str, str]:
+        """Files that a run leaves beside what every run does, by name."""
+        return {}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weights of everything that was trained, by name, on the CPU."""

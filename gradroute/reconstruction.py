@@ -89,6 +89,10 @@ class Reconstruction(Problem):
             self.fresh[name] = self.parts.certificate(self.config.model, name, self.data.train_images[:1])
         return self.fresh[name]
 
+    def expected(self) -> list[str]:
+        """The regions of which a finished run has a fresh certificate."""
+        return self.config.losses.certificates if "certify" in self.config.steps else []
+
     def probes(self) -> Iterator[Probe]:
         """A fresh certificate per region on the frozen encoding: a weak one must not pass for a clean split."""
         for name in self.config.losses.certificates:

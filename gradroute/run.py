@@ -209,6 +209,8 @@ class Run:
         self.folder.write_metrics()
         if self.config.checkpoint.keep == "weights":
             records.write_atomically(self.folder.path / "model.safetensors", save(problem.tensors()))
+        for name, text in problem.texts().items():
+            records.write_atomically(self.folder.path / name, text)
         write_samples(self.folder, problem, self.ablations)
         final = records.final_rows(self.folder.rows)
         named = [row for row in final if row["group"] in [*problem.names, "all"]]

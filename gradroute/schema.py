@@ -65,8 +65,7 @@ class TransformerSizes:
 class ModelConfig:
     """Sizes of the autoencoder: encoder widths (the decoder has them in reverse), encoding width, decoders.
 
-    `decoders` is 1, or the number of groups: then each group's images are read by a decoder of their own. With
-    `transformer` the model is one, and these say nothing.
+    `decoders` is 1, or the number of groups, each group's images then having their own. A `transformer` has none.
     """
 
     name: str = "autoencoder"

@@ -65,9 +65,7 @@ class Tuning:
         problem = self.problem
         own = torch.nonzero(problem.train_groups == problem.names.index(tune.group)).flatten()
         if len(own) < documents:
-            raise UserError(
-                f"group '{tune.group}' has {len(own)} documents, not {documents}; ask for fewer"
-            )
+            raise UserError(f"group '{tune.group}' has {len(own)} documents, not {documents}; ask for fewer")
         order = torch.Generator().manual_seed(problem.config.seed * 1000 + sample)
         chosen = own[torch.randperm(len(own), generator=order)[:documents]].tolist()
         self.part = some(problem.data.train, chosen, problem.data.length)

@@ -147,9 +147,8 @@ def metric_claims(problem: "Problem", run: Path) -> Iterator[Claim]:
     from gradroute.loading import read_weights
 
     config = problem.config
-    if "certify" in config.steps:
-        for region in config.losses.certificates:
-            problem.make(region)
+    for name in problem.expected():
+        problem.make(name)
     read_weights(run, problem.modules())
     with torch.no_grad():
         measured = list(problem.measure(problem.ablations() if "ablate" in config.steps else []))
@@ -182,7 +181,7 @@ def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
     same = problem.sha256 == manifest.get("dataset_sha256")
     yield Claim("the data are those of the run", same, problem.sha256[:12])
     if config.ledger.enabled:
-        points = config.trainer.epochs * problem.points
+        points = config.trainer.epochs * problem.routed.numel()
         yield from ledger_claims(config, folders.read_ledger(run), points)
     else:
         yield Claim("the run has a ledger", False, "ledger.enabled=false: nothing proves its routes")

@@ -14,17 +14,19 @@ ALLOWED = {
     "routes": {"errors"},
     "checks": {"errors", "routes", "schema"},
     "split": {"checks", "errors", "schema"},
-    "config": {"checks", "errors", "schema", "split"},
+    "language_checks": {"checks", "errors", "schema"},
+    "config": {"checks", "errors", "language_checks", "schema", "split"},
     "datasets": {"errors", "reading", "schema"},
-    "models": {"errors", "schema"},
-    "groups": {"errors", "schema"},
+    "models": {"errors", "expansion", "schema", "transformer"},
+    "groups": {"errors", "schema", "text"},
     "text": {"errors", "text"},
     "transformer": {"errors"},
+    "corpora": {"errors", "schema", "text"},
     "causal_lm": {"errors", "transformer"},
     "completion": {"errors", "routing"},
     "routing": {"errors", "routes", "routing"},
     "expansion": {"errors"},
-    "losses": {"routing", "schema"},
+    "losses": {"routing", "schema", "text"},
     "devices": {"errors"},
     "memory": {"errors", "models", "routing", "schema"},
     "values": {"losses"},
@@ -43,7 +45,8 @@ ALLOWED = {
     "checkpoints": {"errors", "reading", "records"},
     "folders": {"config", "errors", "locks", "provenance", "reading", "records", "schema"},
     "scene": {"errors", "folders", "reading", "records"},
-    "report": {"scene"},
+    "language_report": {"scene"},
+    "report": {"language_report", "scene"},
     "command": {"errors", "schema"},
     "published": set(),
     "page": {"folders", "published", "reading", "records"},
@@ -53,7 +56,20 @@ ALLOWED = {
     "compare": {"collecting", "command", "errors", "published", "tables"},
 }
 # these put the parts together
-TOP = {"__init__", "cli", "loading", "problem", "reconstruction", "run", "runner", "samples", "setup", "verify"}
+TOP = {
+    "__init__",
+    "cli",
+    "language",
+    "loading",
+    "problem",
+    "reconstruction",
+    "run",
+    "runner",
+    "samples",
+    "setup",
+    "tuning",
+    "verify",
+}
 NO_TORCH = {
     "errors",
     "schema",
@@ -79,6 +95,8 @@ NO_TORCH = {
     "collecting",
     "locks",
     "stopping",
+    "language_checks",
+    "language_report",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -13,6 +13,7 @@ from gradroute.text.packing import Corpus, Packed, pack
 from gradroute.text.tokenizing import Tokenizer, load, train_bpe, train_words
 
 NAMES = ("toy_stories", "text")
+CORPUS = 0  # the seed of the toy stories: runs of several seeds share them
 BPE = 2048  # tokens, where none are said
 
 
@@ -41,9 +42,7 @@ class Texts:
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
-def load_texts(
-    config: DatasetConfig, seed: int, train_limit: int | None = None, test_limit: int | None = None
-) -> Texts:
+def load_texts(config: DatasetConfig, train_limit: int | None = None, test_limit: int | None = None) -> Texts:
     """Read or write the documents and make their tokens; a limit keeps the first documents only.
 
     Raises: UserError for an unknown name, files that cannot be read, or settings that do not fit.
@@ -51,7 +50,7 @@ def load_texts(
     text = config.text
     if text is None or config.name not in NAMES:
         raise unknown("dataset of a language model:", config.name, NAMES)
-    train, test = _stories(text, seed) if config.name == "toy_stories" else _files(text)
+    train, test = _stories(text) if config.name == "toy_stories" else _files(text)
     train, test = (
         part.take(range(min(limit, len(part)))) if limit else part
         for part, limit in ((train, train_limit), (test, test_limit))
@@ -64,13 +63,13 @@ def load_texts(
     return Texts(parts[0], parts[1], tokenizer, text.length)
 
 
-def _stories(text: TextConfig, seed: int) -> tuple[Documents, Documents]:
+def _stories(text: TextConfig) -> tuple[Documents, Documents]:
     if text.files is not None:
         raise UserError(f"dataset.text.files={text.files}: toy stories are written, not read; use dataset=text")
     if text.stories is None:
         raise UserError("dataset.text.stories=null: give how many toy stories are to be written")
     train, test = (
-        toy_stories.generate(count, seed, text.concept, text.share, part)
+        toy_stories.generate(count, CORPUS, text.concept, text.share, part)
         for count, part in ((text.stories, "train"), (text.test_stories, "test"))
     )
     return train, test

@@ -40,7 +40,7 @@ class LanguageModelling(Problem):
         self.config = config
         self.device = settle_precision(config)
         limits = (config.trainer.train_limit, config.trainer.test_limit)
-        self.data = data or load_texts(config.dataset, config.seed, *limits)
+        self.data = data or load_texts(config.dataset, *limits)
         train, test = self.data.train, self.data.test
         self.sha256, self.points = self.data.sha256, len(train.packed)
         rules = [
@@ -164,11 +164,13 @@ class LanguageModelling(Problem):
         return found
 
     def measure(self, ablations: list[Ablation]) -> Iterator[Measurement]:
-        """The model's loss on every group of the test documents, and the ablated models'."""
+        """The model's loss on every group of the test documents, the ablated models', and the fine-tuned one's."""
         yield from self.measured(self.model, Head("model", "all"))
         for ablation in ablations:
             with ablation.applied(self.model) as ablated:
                 yield from self.measured(ablated, Head("model_ablated", ablation.name))
+        if "finetuned" in self.made:
+            yield from self.measured(self.made["finetuned"], Head("model_finetuned", "all"))
 
     def measured(self, model: nn.Module, head: Head) -> Iterator[Measurement]:
         """A model's loss on every group of the test documents; where tokens are weighed, also without the routed."""

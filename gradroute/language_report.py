@@ -32,8 +32,8 @@ def stages(scene: Scene) -> Figure:
     axes.set_xticks(range(len(heads)), [scene.title(*head) for head in heads], rotation=20, ha="right")
     finite = [value for value in values.values() if np.isfinite(value)]
     axes.set_ylim(bottom=0.9 * min(finite, default=0.0))
-    axes.set_ylabel(f"{NATS}; the axis does not begin at 0")
-    axes.set_title("Loss on the test documents; of relearning the lowest")
+    axes.set_ylabel(NATS)
+    axes.set_title("Loss on the test documents, of relearning the lowest (the axis does not begin at 0)", fontsize=10)
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 

@@ -111,8 +111,6 @@ def finetuning(run: "Run") -> Iterator["Task"]:
     tuning = Tuning(run, model, tune, tune.documents[0], 0, "model_finetuned", keep=True)
     yield tuning.task()
     model.load_state_dict(tuning.best.weights)
-    for measured in problem.measured(model, Head("model_finetuned", "all")):
-        run.record("test", measured)
 
 
 def relearning(run: "Run") -> Iterator["Task"]:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from gradroute.problem import Problem
 
 TOLERANCE = 1e-3  # relative, of a metric computed again: other processors sum in another order
-ERRORS = ("mse", "mae", "cross_entropy")  # the metrics that are computed again
+ERRORS = ("mse", "mae", "cross_entropy", "cross_entropy_unrouted")  # the metrics that are computed again
+NOT_KEPT = "model_relearned"  # heads whose models a run does not keep
 Rows = list[dict[str, Any]]
 
 
@@ -153,7 +154,8 @@ def metric_claims(problem: "Problem", run: Path) -> Iterator[Claim]:
     with torch.no_grad():
         measured = list(problem.measure(problem.ablations() if "ablate" in config.steps else []))
     final = records.final_rows(folders.read_metrics(run))
-    recorded = {(r["group"], r["head"], r["region"], r["metric"]): r["value"] for r in final if r["metric"] in ERRORS}
+    kept = [row for row in final if row["metric"] in ERRORS and not row["head"].startswith(NOT_KEPT)]
+    recorded = {(r["group"], r["head"], r["region"], r["metric"]): r["value"] for r in kept}
     again = {
         (group, head.name, head.region, metric): value for group, head, metric, value in measured if metric in ERRORS
     }

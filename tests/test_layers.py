@@ -53,7 +53,7 @@ ALLOWED = {
     "comparison_plots": {"collecting"},
     "tables": {"comparison_plots", "errors", "page", "records"},
     "collecting": {"config", "errors", "folders", "published", "reading"},
-    "compare": {"collecting", "command", "errors", "published", "tables"},
+    "compare": {"collecting", "command", "errors", "published", "records", "tables"},
 }
 # these put the parts together
 TOP = {

@@ -13,6 +13,7 @@ def check_language(config: Config) -> None:
     if text is None and sizes is None:
         rules = [name for name, rule in config.routing.groups.items() if rule.tokens != "all"]
         require(not rules, "routing.groups", rules, "without tokens=: images have none")
+        require(config.trainer.tune_steps is None, "trainer.tune_steps", config.trainer.tune_steps, "null for images")
         for step in TUNES:
             require(step not in config.steps, "steps", config.steps, f"without {step}, which is for language models")
         return
@@ -33,6 +34,7 @@ def check_language(config: Config) -> None:
         right = f"with {step} if, and only if, {step}= says how"
         require((step in config.steps) == (tune is not None), "steps", config.steps, right)
         if tune is not None:
+            require_number("trainer.tune_steps", config.trainer.tune_steps, 1, MANY, int)
             _check_tune(step, tune, tuple(config.routing.groups))
     if config.finetune or config.relearn:
         regions = list(config.routing.regions)
@@ -66,7 +68,7 @@ def _check_sizes(sizes: TransformerSizes) -> None:
 
 def _check_tune(step: str, tune: TuneConfig, groups: tuple[str, ...]) -> None:
     one_of(f"{step}.group", tune.group, groups)
-    require_number(f"{step}.steps", tune.steps, 1, MANY, int)
+    require_number(f"{step}.every", tune.every, 1, MANY, int)
     require_number(f"{step}.samples", tune.samples, 1, 1000, int)
     require_number(f"{step}.lr", tune.lr, 1e-12, 10)
     require(bool(tune.documents), f"{step}.documents", tune.documents, "a list of numbers of documents")

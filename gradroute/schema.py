@@ -147,7 +147,7 @@ class LossesConfig:
 
 @dataclass
 class PresetConfig:
-    """Settings of the optimizer and the amount of data."""
+    """Settings of the optimizer and the amount of data; `tune_steps`, of a language model, as in `TuneConfig`."""
 
     epochs: int = 1
     batch_size: int = 256
@@ -161,6 +161,7 @@ class PresetConfig:
     train_limit: int | None = None
     test_limit: int | None = None
     precision: str = "auto"
+    tune_steps: int | None = None
 
 
 @dataclass
@@ -190,17 +191,16 @@ class SplitConfig:
 
 @dataclass
 class TuneConfig:
-    """Training after the ablation, on few documents of a group, all in one batch.
+    """Training after the ablation, on few `documents` of a `group` in one batch; several numbers are several trainings.
 
-    group: whose documents. documents: how many; several numbers are several trainings. steps: updates. samples: how
-    often it is done with other documents, to average over.
+    samples: how often it is done with other documents. every: updates, of `trainer.tune_steps`, to a measurement.
     """
 
     group: str = ""
     documents: list[int] = field(default_factory=list)
-    steps: int = 40
     lr: float = 5e-5
     samples: int = 1
+    every: int = 1
 
 
 @dataclass

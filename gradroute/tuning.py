@@ -73,14 +73,14 @@ class Tuning:
         validated = torch.cat(first)
         self.validation = some(problem.data.test, validated.tolist(), problem.data.length)
         self.validation_groups = problem.test_groups[validated]
-        self.best = Best(model, keep)
+        self.best, self.steps = Best(model, keep), run.config.trainer.tune_steps or 0
 
     @property
     def probe(self) -> Probe:
         """What to train, all documents in every batch."""
         problem, rows = self.problem, self.part.packed
         trainer = replace(
-            problem.config.trainer, epochs=self.tune.steps, batch_size=len(rows), lr=self.tune.lr, schedule="constant",
+            problem.config.trainer, epochs=self.steps, batch_size=len(rows), lr=self.tune.lr, schedule="constant",
             warmup_steps=0,
         )  # fmt: skip
         tensors = [t.to(problem.device) for t in (rows.tokens, rows.targets, rows.documents)]
@@ -90,7 +90,9 @@ class Tuning:
         return Probe(title, objective, lambda chosen: tuple(t[chosen] for t in tensors), len(rows), trainer)
 
     def see(self, step: int) -> None:
-        """Measure, record and remember the best."""
+        """Measure, if it is time to, record and remember the best."""
+        if step % self.tune.every and step != self.steps:
+            return
         found = self.problem.group_losses(self.model, self.validation, self.validation_groups)
         for group, value in found.items():
             self.run.record("validation", (group, self.head, "cross_entropy", value), step)

@@ -28,7 +28,7 @@ SMALL = [
     "model.transformer.width=16", "model.transformer.heads=2", "model.transformer.hidden=24",
     "model.transformer.added=8", "routing.regions.original.units='0:24'", "routing.regions.added.units='24:32'",
     "dataset.text.stories=60", "dataset.text.test_stories=40", "dataset.text.length=48", "trainer.batch_size=8",
-    "finetune.documents=[4]", "finetune.steps=2", "relearn.documents=[2,4]", "relearn.steps=2", "relearn.samples=2",
+    "finetune.documents=[4]", "relearn.documents=[2,4]", "relearn.samples=2", "relearn.every=1",
 ]  # fmt: skip
 FILES = ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json", "tokenizer.json")
 

@@ -197,7 +197,7 @@ def _check_rule(where: str, group: GroupConfig) -> None:
     rules = {"labels": group.labels, "column": group.column, "predicate": group.predicate, "words": group.words,
              "pattern": group.pattern, "rest": group.rest or None}  # fmt: skip
     named = [rule for rule, value in rules.items() if value not in (None, [])]
-    require(len(named) == 1, where, named or "{}", f"by exactly one rule: {', '.join(rules)}")
+    require(len(named) == 1, where, named or "{}", f"by exactly one rule, not empty: {', '.join(rules)}")
     one_of(f"{where}.tokens", group.tokens, ("all", "frequent"))
     for label in group.labels:
         require_number(f"{where}.labels", label, 0, MANY, int)

@@ -148,9 +148,9 @@ def test_a_sweep_says_what_failed_and_what_is_not_finished(tmp_path: Path, capsy
     failed = [{"job": "seed=-1", "error": "seed=-1: must be <0>"}]
     (sweep / "runs.json").write_text(json.dumps({"runs": [f"../mnist_split/{r.name}" for r in runs], "failed": failed}))
     compare([str(sweep)], out=sweep)
-    assert "not finished (running)" in (err := capsys.readouterr().err) and "seed=-1 (seed=-1: must be <0>)" in err
+    assert "not finished (killed" in (err := capsys.readouterr().err) and "seed=-1 (seed=-1: must be <0>)" in err
     html = (sweep / "comparison.html").read_text()
-    assert "Not in the table" in html and "not finished (running)" in html and "must be &lt;0&gt;" in html
+    assert "Not in the table" in html and "not finished (killed" in html and "must be &lt;0&gt;" in html
     (sweep / "runs.json").write_text('["a"]')
     with pytest.raises(UserError, match=r"runs\.json: damaged"):
         compare([str(sweep)])

@@ -39,8 +39,8 @@ def test_linters_and_types_are_clean(command: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
-    steps = "steps=[train,certify,ablate,evaluate,report]"
-    call("gradroute-run", f"experiment={experiment}", "trainer=smoke", steps, cwd=tmp_path)
+    certified = ["steps=[train,certify,ablate,evaluate,report]"] if experiment.startswith("mnist") else []
+    call("gradroute-run", f"experiment={experiment}", "trainer=smoke", *certified, cwd=tmp_path)
     for run in tmp_path.glob("outputs/*/*/manifest.json"):
         call("gradroute-verify", run.parent, cwd=tmp_path)
 

@@ -37,7 +37,8 @@ RANGES: dict[str, tuple[float, float]] = {
 OPTIONAL = ("seeds", "trainer.train_limit", "trainer.test_limit")
 
 
-def _require(holds: bool, key: str, value: object, right: str) -> None:
+def require(holds: bool, key: str, value: object, right: str) -> None:
+    """Raise UserError unless it holds: what the key's value must be."""
     if not holds:
         raise UserError(f"{key}={value}: must be {right}")
 
@@ -46,7 +47,7 @@ def require_number(key: str, value: object, least: float, largest: float, kind: 
     """Raise UserError if the value is no number, or outside of a range; with `kind=int`, no whole number."""
     number = isinstance(value, (int, kind)) and not isinstance(value, bool)
     holds = number and least <= value <= largest  # type: ignore[operator]  # never true of nan
-    _require(holds, key, value, f"from {least} to {largest}")
+    require(holds, key, value, f"from {least} to {largest}")
 
 
 def check(config: Config) -> None:
@@ -59,16 +60,16 @@ def check(config: Config) -> None:
     _check_names(config)
     _check_trainer(config.trainer)
     whole = type(config.stack) is int and 1 <= config.stack <= 10_000
-    _require(config.stack == "auto" or whole, "stack", config.stack, "auto, or a number of runs from 1 to 10000")
-    _one_of("checkpoint.keep", config.checkpoint.keep, ("weights", "none"))
+    require(config.stack == "auto" or whole, "stack", config.stack, "auto, or a number of runs from 1 to 10000")
+    one_of("checkpoint.keep", config.checkpoint.keep, ("weights", "none"))
     hidden = config.model.hidden
-    _require(1 <= len(hidden) <= LAYERS, "model.hidden", hidden, f"a list of 1 to {LAYERS} widths")
+    require(1 <= len(hidden) <= LAYERS, "model.hidden", hidden, f"a list of 1 to {LAYERS} widths")
     for width in hidden:
         require_number("model.hidden", width, 1, WIDTH, int)
     _check_routing(config.routing)
     groups = len(config.routing.groups)
     right = (1, groups, groups + 1)  # one more if points are in no group, which the data tell
-    _require(config.model.decoders in right, "model.decoders", config.model.decoders, f"1, or {groups}, one a group")
+    require(config.model.decoders in right, "model.decoders", config.model.decoders, f"1, or {groups}, one a group")
     _check_losses(config)
     _check_ablation(config)
 
@@ -80,12 +81,12 @@ def _check_losses(config: Config) -> None:
     }  # fmt: skip
     for key, (given, valid) in weights.items():
         for name, weight in given.items():
-            _one_of(key, name, tuple(valid))
+            one_of(key, name, tuple(valid))
             require_number(f"{key}.{name}", weight, *WEIGHTS)
     for region in losses.certificates:
-        _one_of("losses.certificates", region, tuple(regions))
+        one_of("losses.certificates", region, tuple(regions))
     duplicated = len(set(losses.certificates)) < len(losses.certificates)
-    _require(not duplicated, "losses.certificates", losses.certificates, "each region once")
+    require(not duplicated, "losses.certificates", losses.certificates, "each region once")
     for key, names in {"certificates": losses.certificates, "l1": losses.l1}.items():
         for name in names:
             if regions[name].parameters is not None:
@@ -96,18 +97,19 @@ def _check_losses(config: Config) -> None:
 
 def _check_ablation(config: Config) -> None:
     regions, kind, given = config.routing.regions, config.ablation.kind, config.ablation.region
-    _one_of("ablation.kind", kind, ABLATIONS)
+    one_of("ablation.kind", kind, ABLATIONS)
     named = given if isinstance(given, list) else list(regions) if given is None else [given]
-    _require(given != [], "ablation.region", given, "null, a region, or a list of regions")
+    require(given != [], "ablation.region", given, "null, a region, or a list of regions")
     for name in named:
-        _one_of("ablation.region", name, tuple(regions))
+        one_of("ablation.region", name, tuple(regions))
         if regions[name].parameters is not None and kind not in ("zero", "reinitialise"):
             raise UserError(f"ablation.kind={kind}: region '{name}' is parameters and has no activations; use zero or "
                             "reinitialise")  # fmt: skip
-    _require(len(set(named)) == len(named), "ablation.region", given, "each region once")
+    require(len(set(named)) == len(named), "ablation.region", given, "each region once")
 
 
-def _one_of(key: str, value: object, valid: tuple[str, ...]) -> None:
+def one_of(key: str, value: object, valid: tuple[str, ...]) -> None:
+    """Raise UserError, with the nearest ones, unless the value is valid."""
     if value not in valid:
         raise unknown(f"value of {key}:", value, valid)
 
@@ -115,11 +117,11 @@ def _one_of(key: str, value: object, valid: tuple[str, ...]) -> None:
 def _check_name(key: str, name: object) -> None:
     """A name that can stand in file names, tables and plots."""
     holds = isinstance(name, str) and 1 <= len(name) <= NAME and all(c.isalnum() or c in "_-" for c in name)
-    _require(holds and name[:1] != "-", key, name, f"1 to {NAME} letters, digits, _ and -")  # type: ignore[index]
+    require(holds and name[:1] != "-", key, name, f"1 to {NAME} letters, digits, _ and -")  # type: ignore[index]
 
 
 def _check_path(key: str, path: str | None) -> None:
-    _require(path is None or (path.strip() != "" and path.isprintable()), key, repr(path), "a folder's path")
+    require(path is None or (path.strip() != "" and path.isprintable()), key, repr(path), "a folder's path")
 
 
 def _check_names(config: Config) -> None:
@@ -128,34 +130,33 @@ def _check_names(config: Config) -> None:
     _check_path("dataset.root", config.dataset.root)
     _check_path("dataset.metadata", config.dataset.metadata)
     for step in config.steps:
-        _one_of("steps", step, STEPS)
+        one_of("steps", step, STEPS)
     positions = [STEPS.index(step) for step in config.steps]
-    _require(positions == sorted(set(positions)), "steps", config.steps, f"in this order, each once: {list(STEPS)}")
-    _require("train" in config.steps, "steps", config.steps, "a list with 'train' in it")
+    require(positions == sorted(set(positions)), "steps", config.steps, f"in this order, each once: {list(STEPS)}")
+    require("train" in config.steps, "steps", config.steps, "a list with 'train' in it")
     if "report" in config.steps:
-        _require("evaluate" in config.steps, "steps", config.steps, "evaluated before the report")
+        require("evaluate" in config.steps, "steps", config.steps, "evaluated before the report")
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
-    _one_of("trainer.schedule", trainer.schedule, ("constant", "cosine"))
-    _one_of("trainer.precision", trainer.precision, ("auto", "float32", "tf32", "bfloat16"))
-    _one_of("trainer.batches", trainer.batches, ("mixed", "by_group"))
+    one_of("trainer.optimizer", trainer.optimizer, ("adam", "adamw"))
+    one_of("trainer.schedule", trainer.schedule, ("constant", "cosine"))
+    one_of("trainer.precision", trainer.precision, ("auto", "float32", "tf32", "bfloat16"))
+    one_of("trainer.batches", trainer.batches, ("mixed", "by_group"))
     right = "auto, cpu, mps, cuda or cuda:N"
-    _require(re.fullmatch(DEVICE, trainer.device) is not None, "trainer.device", trainer.device, right)
+    require(re.fullmatch(DEVICE, trainer.device) is not None, "trainer.device", trainer.device, right)
     betas = trainer.betas
-    _require(
-        len(betas) == 2 and all(0 <= b < 1 for b in betas), "trainer.betas", betas, "two numbers from 0 to below 1"
-    )
+    require(len(betas) == 2 and all(0 <= b < 1 for b in betas), "trainer.betas", betas, "two numbers from 0 to below 1")
 
 
 def _check_routing(routing: RoutingConfig) -> None:
-    _one_of("routing.unassigned", routing.unassigned, ("error", "unrouted"))
-    _require(bool(routing.groups), "routing.groups", "{}", "at least one group")
+    one_of("routing.unassigned", routing.unassigned, ("error", "unrouted"))
+    require(bool(routing.groups), "routing.groups", "{}", "at least one group")
     owner: dict[int, str] = {}
     for name, group in routing.groups.items():
         _check_name("routing.groups", name)
         reserved = name in RESERVED or re.fullmatch(r"(digit|class)_\d+", name)
-        _require(not reserved, "routing.groups", name, "another name: this is reserved")
+        require(not reserved, "routing.groups", name, "another name: this is reserved")
         _check_rule(f"routing.groups.{name}", group)
         for label in group.labels:
             if label in owner:
@@ -165,55 +166,57 @@ def _check_routing(routing: RoutingConfig) -> None:
             owner[label] = name
     for name, region in routing.regions.items():
         _check_name("routing.regions", name)
-        _require(name != "all", "routing.regions", name, "another name: this is reserved")
+        require(name != "all", "routing.regions", name, "another name: this is reserved")
         _check_region(f"routing.regions.{name}", region)
     for group_name, row in routing.routes.items():
-        _one_of("routing.routes (group)", group_name, tuple(routing.groups))
-        _require(isinstance(row, dict), f"routing.routes.{group_name}", row, "a mapping of regions to weights")
+        one_of("routing.routes (group)", group_name, tuple(routing.groups))
+        require(isinstance(row, dict), f"routing.routes.{group_name}", row, "a mapping of regions to weights")
         for region_name, spec in row.items():
             where = f"routing.routes.{group_name}"
-            _one_of(f"{where} (region)", region_name, tuple(routing.regions))
+            one_of(f"{where} (region)", region_name, tuple(routing.regions))
             route = read_route(spec, f"{where}.{region_name}")
             row[region_name] = route.weight if not isinstance(spec, dict) else spec
     _check_labelling(routing)
 
 
 def _check_region(where: str, region: RegionConfig) -> None:
-    _require(
+    require(
         (region.site is None) != (region.parameters is None), where, region.site, "one with either site or parameters"
     )
     given = region.site if isinstance(region.site, list) else [region.site]
     right = "a module's name, a glob, or a list of them"
     named = bool(given) and all(isinstance(s, str) and s for s in given)
-    _require(region.site is None or named, f"{where}.site", region.site, right)
+    require(region.site is None or named, f"{where}.site", region.site, right)
     alone = region.parameters is None or (region.units is None and region.output is None)
-    _require(alone, where, region.units, "without units and output: parameters have their own units")
+    require(alone, where, region.units, "without units and output: parameters have their own units")
     named = region.parameters is None or bool(region.parameters)
-    _require(named, f"{where}.parameters", region.parameters, "at least one parameter's name or glob")
+    require(named, f"{where}.parameters", region.parameters, "at least one parameter's name or glob")
 
 
 def _check_rule(where: str, group: GroupConfig) -> None:
-    rules = {"labels": group.labels, "column": group.column, "predicate": group.predicate}
+    rules = {"labels": group.labels, "column": group.column, "predicate": group.predicate, "words": group.words,
+             "pattern": group.pattern, "rest": group.rest or None}  # fmt: skip
     named = [rule for rule, value in rules.items() if value not in (None, [])]
-    _require(len(named) == 1, where, named or "{}", "by exactly one rule: at least one label, a column or a predicate")
+    require(len(named) == 1, where, named or "{}", f"by exactly one rule, not empty: {', '.join(rules)}")
+    one_of(f"{where}.tokens", group.tokens, ("all", "frequent"))
     for label in group.labels:
         require_number(f"{where}.labels", label, 0, MANY, int)
-    _require(group.column != "", f"{where}.column", "''", "a column's name")
-    _require(
+    require(group.column != "", f"{where}.column", "''", "a column's name")
+    require(
         (group.column is None) == (not group.values), f"{where}.values", group.values, "given with column, not else"
     )
     plain = all(isinstance(value, str | int | float) for value in group.values)
-    _require(plain, f"{where}.values", group.values, "a list of texts or numbers")
+    require(plain, f"{where}.values", group.values, "a list of texts or numbers")
     if group.predicate is not None:
         module, _, function = group.predicate.partition(":")
         named_well = all(part.isidentifier() for part in [*module.split("."), function])
-        _require(named_well, f"{where}.predicate", group.predicate, "module:function")
+        require(named_well, f"{where}.predicate", group.predicate, "module:function")
 
 
 def _check_labelling(routing: RoutingConfig) -> None:
     for name, rates in routing.label_noise.items():
-        _one_of("routing.label_noise", name, tuple(routing.groups))
+        one_of("routing.label_noise", name, tuple(routing.groups))
         for key, rate in (("false_positive", rates.false_positive), ("false_negative", rates.false_negative)):
             require_number(f"routing.label_noise.{name}.{key}", rate, 0, 1)
     total = sum(rates.false_positive for rates in routing.label_noise.values())
-    _require(total <= 1, "routing.label_noise", total, "at most 1 in the sum of all false_positive")
+    require(total <= 1, "routing.label_noise", total, "at most 1 in the sum of all false_positive")

@@ -11,12 +11,14 @@ from gradroute.collecting import Read, find_runs, left_out, read_run
 from gradroute.command import guarded
 from gradroute.errors import UserError, unknown
 from gradroute.published import PUBLISHED, TOLERANCE
+from gradroute.records import UNITS
 from gradroute.tables import print_table, render, write_comparison
 
 if TYPE_CHECKING:
     import pandas as pd
 
-HIDDEN = ("seed", "output_dir", "dataset.root", "trainer.device", "ledger")  # never why results differ
+HIDDEN = ("seed", "output_dir", "dataset.root", "trainer.device", "ledger", "checkpoint")  # never why results differ
+USUAL = ("mse", "cross_entropy")  # what is compared where nothing is said
 FORMATS = ("table", "csv", "markdown", "latex")
 
 
@@ -108,9 +110,15 @@ def aggregate(reads: list[Read], metric: str, keys: list[str]) -> "pd.DataFrame"
     return result
 
 
+def _usual(reads: list[Read]) -> str:
+    """What runs are compared by where nothing is said: the error that their task has."""
+    found = {row["metric"] for read in reads for row in read.rows}
+    return next((metric for metric in USUAL if metric in found), USUAL[0])
+
+
 def compare(
     paths: list[str],
-    metric: str = "mse",
+    metric: str | None = None,
     where: list[str] | None = None,
     sort: str | None = None,
     form: str = "table",
@@ -126,6 +134,7 @@ def compare(
     if not finished:
         raise UserError(f"no run to show: {reads[0].path} is {reads[0].left_out}")
     chosen = _where(finished, where or [])
+    metric = metric or _usual(chosen)
     keys = independent(chosen, varying(chosen))
     table = aggregate(chosen, metric, list(keys))
     if sort is not None:
@@ -142,7 +151,7 @@ def compare(
     if form == "csv":
         print(table.to_csv(index=False, float_format="%.6g"), end="")
     elif form == "table":
-        print_table(table, f"{metric} on the test images, pixels in [-1, 1]; mean over seeds, 95 % t-interval")
+        print_table(table, f"{metric} on the test data, in {UNITS.get(metric)}; mean over seeds, 95 % t-interval")
     else:
         print(render(table, form))
     for note in notes:
@@ -155,7 +164,7 @@ def main() -> None:
     """Entry point of `gradroute-compare`."""
     parser = argparse.ArgumentParser(prog="gradroute-compare", description=(__doc__ or "").strip())
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run, a folder with runs in it, or a glob in quotes")
-    parser.add_argument("--metric", default="mse", help="which metric (default: mse)")
+    parser.add_argument("--metric", help=f"which metric (default: {' or '.join(USUAL)}, what the runs have)")
     parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this setting")
     parser.add_argument("--sort", metavar="COLUMN", help="a column of the table")
     parser.add_argument("--format", choices=FORMATS, default="table")

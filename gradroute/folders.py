@@ -186,13 +186,18 @@ def read_metrics(run: Path, manifest: Mapping[str, Any] | None = None) -> list[d
 
 
 def read_names(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What `figures.json` says of a run: names of groups and regions, and the images' `shape`. Raises: UserError."""
+    """What `figures.json` says of a run: groups, regions, and the images' `shape` or the size of the `vocabulary`.
+
+    Raises: UserError.
+    """
     path = run / "figures.json"
     names = reading.read_json(read_file(run, path.name, manifest), path)
     found = names if isinstance(names, dict) else {}
     groups, regions, shape = (found.get(key) for key in ("groups", "regions", "shape"))
     if not isinstance(groups, list) or not all(isinstance(g, str) for g in groups) or not isinstance(regions, dict):
         raise UserError(f"{path}: damaged (no names of groups and regions)")
+    if type(found.get("vocabulary")) is int and found["vocabulary"] > 0:  # of a language model
+        return found
     if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and 1 <= n <= SIDE for n in shape):
         raise UserError(f"{path}: damaged (shape={shape}: must be two numbers from 1 to {SIDE})")
     return found

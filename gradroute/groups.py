@@ -11,15 +11,16 @@ import torch
 
 from gradroute.errors import UserError, unknown
 from gradroute.schema import GroupConfig, NoiseConfig, RoutingConfig
+from gradroute.text.rules import by_pattern, by_words
 
 UNASSIGNED = "unassigned"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What rules may look at: images `(n, pixels)`, labels `(n,)` and columns of metadata, text by name."""
+    """What rules may look at: images `(n, pixels)` or texts, labels `(n,)` and columns of metadata, text by name."""
 
-    images: torch.Tensor
+    points: torch.Tensor | Sequence[str]
     labels: torch.Tensor
     columns: Mapping[str, Sequence[str]]
 
@@ -57,7 +58,7 @@ def load_predicate(path: str) -> Callable[..., Any]:
 def _members(name: str, rule: GroupConfig, part: Part) -> torch.Tensor:
     """Which points the group's rule holds for, `(n,)` bool."""
     if rule.predicate is not None:
-        chosen = torch.as_tensor(load_predicate(rule.predicate)(part.images, part.labels))
+        chosen = torch.as_tensor(load_predicate(rule.predicate)(part.points, part.labels))
         if chosen.dtype != torch.bool or chosen.shape != part.labels.shape:
             got = f"{chosen.dtype} of shape {tuple(chosen.shape)}"
             raise UserError(f"predicate={rule.predicate}: returned {got}; right is bool {tuple(part.labels.shape)}")
@@ -67,6 +68,12 @@ def _members(name: str, rule: GroupConfig, part: Part) -> torch.Tensor:
             raise unknown(f"column of routing.groups.{name}:", rule.column, part.columns)
         values = {str(value) for value in rule.values}
         return torch.tensor([value in values for value in part.columns[rule.column]], device=part.labels.device)
+    if rule.words or rule.pattern is not None:
+        if isinstance(part.points, torch.Tensor):
+            raise UserError(
+                f"routing.groups.{name}: words and pattern are of documents; give images labels or a column"
+            )
+        return by_words(part.points, rule.words) if rule.words else by_pattern(part.points, str(rule.pattern))
     return torch.isin(part.labels, torch.tensor(rule.labels, device=part.labels.device))
 
 
@@ -74,6 +81,8 @@ def _numbers(routing: RoutingConfig, part: Part) -> torch.Tensor:
     """Each point's group number, -1 in none. Raises: UserError if groups overlap."""
     numbers = torch.full_like(part.labels, -1)
     for number, (name, rule) in enumerate(routing.groups.items()):
+        if rule.rest:
+            continue
         members = _members(name, rule, part)
         both = members & (numbers >= 0)
         if bool(both.any()):
@@ -81,6 +90,9 @@ def _numbers(routing: RoutingConfig, part: Part) -> torch.Tensor:
             raise UserError(f"routing.groups: {int(both.sum())} points are in '{other}' and '{name}'; groups must not "
                             "overlap")  # fmt: skip
         numbers[members] = number
+    for number, rule in enumerate(routing.groups.values()):
+        if rule.rest:
+            numbers[numbers == -1] = number
     return numbers
 
 

@@ -55,7 +55,7 @@ class Ledger:
             self._open(step, membership.device)
         else:
             self._harvest()
-        counts = torch.bincount(membership % len(self._groups), minlength=len(self._groups))
+        counts = torch.bincount(membership.flatten() % len(self._groups), minlength=len(self._groups))
         self._points.add_(counts)
         new = self._first_seen(counts) if self._unseen else False
         for group in self.router.groups:

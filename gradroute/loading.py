@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,7 @@ from gradroute.errors import UserError, plain_text
 from gradroute.memory import require_memory
 from gradroute.reading import open_plain, place
 from gradroute.routing import ParameterRegion, ParameterRouter, Region, Router
-from gradroute.schema import Config, ModelConfig, RoutingConfig
+from gradroute.schema import Config, ModelConfig, RoutingConfig, TransformerSizes
 
 WEIGHTS = "model.safetensors"  # of a finished run
 Regions = tuple[dict[str, Region], dict[str, ParameterRegion]]
@@ -49,6 +50,18 @@ class Parts:
         return models.build_certificate(config, units, example.shape[1]).to(example.device)
 
 
+def routers(
+    model: nn.Module, routing: RoutingConfig, groups: list[str], example: torch.Tensor
+) -> tuple[Router, ParameterRouter]:
+    """The configured routes on a model, of activations and of parameters. Raises: UserError if they do not fit."""
+    regions, parameters = read_regions(routing)
+    mine, others = (
+        {g: {r: row[r] for r in row if r in kind} for g, row in routing.routes.items()}
+        for kind in (regions, parameters)
+    )
+    return Router(model, regions, groups, mine, example), ParameterRouter(model, parameters, groups, others)
+
+
 def build(config: Config, groups: list[str], example: torch.Tensor) -> Parts:
     """The untrained model, its routes and one certificate per certified region, on the example's device.
 
@@ -62,13 +75,7 @@ def build(config: Config, groups: list[str], example: torch.Tensor) -> Parts:
             raise UserError(f"losses.certificates: '{name}' is a method of torch's modules, no name for a certificate; "
                             "rename the region")  # fmt: skip
     model = models.build(config.model, example.shape[1]).to(example.device)
-    regions, parameters = read_regions(config.routing)
-    routes = config.routing.routes
-    mine, others = (
-        {g: {r: row[r] for r in row if r in kind} for g, row in routes.items()} for kind in (regions, parameters)
-    )
-    router = Router(model, regions, groups, mine, example)
-    parts = Parts(model, nn.ModuleDict(), router, ParameterRouter(model, parameters, groups, others))
+    parts = Parts(model, nn.ModuleDict(), *routers(model, config.routing, groups, example))
     for name in config.losses.certificates:
         parts.certificates[name] = parts.certificate(config.model, name, example)
     return parts
@@ -125,7 +132,11 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
     if WEIGHTS not in manifest["files"]:
         raise UserError(f"{path}: the run kept no weights (checkpoint.keep=none)")
     config = folders.read_config(path, manifest)
-    height, width = folders.read_names(path, manifest)["shape"]
+    names = folders.read_names(path, manifest)
+    if config.model.transformer is not None and config.dataset.text is not None:
+        model = _built(path, manifest, config.model.transformer, names["vocabulary"], config.dataset.text.length)
+        return LoadedRun(config, model.eval(), nn.ModuleDict())
+    height, width = names["shape"]
     with torch.device("meta"):
         untaken = models.build(config.model, height * width)
     read_weights(path, {"model": untaken}, load=False)  # before memory is taken, and before gigabytes are summed
@@ -135,3 +146,14 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
     parts = build(config, list(config.routing.groups), example)
     read_weights(path, {"model": parts.model, "certificates": parts.certificates})
     return LoadedRun(config, parts.model.eval(), parts.certificates.eval())
+
+
+def _built(run: Path, manifest: Mapping[str, Any], sizes: TransformerSizes, vocabulary: int, length: int) -> nn.Module:
+    """A language model with its weights; nothing is taken before its sizes are known to be those of the file."""
+    with torch.device("meta"):
+        untaken = models.build_transformer(sizes, vocabulary, length)
+    read_weights(run, {"model": untaken}, load=False)
+    folders.check_files(run, manifest, [WEIGHTS])
+    model = models.build_transformer(sizes, vocabulary, length)
+    read_weights(run, {"model": model})
+    return model

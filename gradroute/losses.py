@@ -12,6 +12,7 @@ from gradroute.routing import Monitor, Router
 from gradroute.routing.monitor import Watched
 from gradroute.routing.router import Tables
 from gradroute.schema import LossesConfig
+from gradroute.text.packing import IGNORED
 
 
 @dataclass(frozen=True)
@@ -169,3 +170,51 @@ class ReconstructionObjective(Objective):
             shares = counts * (groups / len(per_image)) if self.partial else shares
         terms = [Term("decoder", name, "all", "mae") for name in names]
         return {t: (means[i], shares[i] * self.weights[t]) for i, t in enumerate(terms) if present[i]}
+
+
+class NextTokenObjective(Objective):
+    """The loss of a language model: the mean over tokens, a term for each group's, and the penalties of its regions.
+
+    Tokens of a group whose loss has weight 0 do not count: what is left is that of the other tokens alone.
+
+    Args:
+        groups: the groups' names; tokens in none are a group `unlabelled`.
+        partial: some tokens are in none.
+        router: None where nothing is routed, as after an ablation; there are no penalties then.
+    """
+
+    def __init__(
+        self, model: nn.Module, groups: Sequence[str], losses: LossesConfig, partial: bool = False,
+        router: Router | None = None,
+    ) -> None:  # fmt: skip
+        self.names = [*groups, UNLABELLED] if partial else list(groups)
+        weights = {Term("model", name, "all", "cross_entropy"): losses.groups.get(name, 1.0) for name in self.names}
+        penalised = losses.l1 if router else {}
+        weights |= {Term("penalty", "all", name, "l1"): weight for name, weight in penalised.items() if weight}
+        super().__init__(weights, router)
+        self.model = model
+
+    def forward(
+        self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor, group_index: torch.Tensor,
+        membership: torch.Tensor,
+    ) -> Terms:  # fmt: skip
+        """Terms for rows of tokens, all `(batch, length)`; `membership` is what the router takes for them."""
+        activations: dict[str, torch.Tensor] = {}
+        with self.router.route(membership, self.monitor) if self.router else nullcontext(activations) as activations:
+            logits = self.model(tokens, documents)
+        counted = (targets != IGNORED).flatten()
+        each = nn.functional.cross_entropy(
+            at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        number = (group_index % len(self.names)).flatten()
+        counts = each.new_zeros(len(self.names)).index_add(0, number, counted.to(each.dtype))
+        means = each.new_zeros(len(self.names)).index_add(0, number, each) / counts.clamp(min=1)
+        terms = [Term("model", name, "all", "cross_entropy") for name in self.names]
+        shares = counts * torch.stack([torch.as_tensor(self.weights[term], device=counts.device) for term in terms])
+        total = torch.where(shares > 0, counts, 0).sum().clamp(min=1)
+        found: Terms = {term: (means[i], shares[i] / total) for i, term in enumerate(terms)}
+        for term, weight in self.weights.items():
+            if term.head == "penalty" and self.router:
+                region = at_least_float32(self.router.regions[term.region].select(activations))
+                found[term] = (l1_penalty(region.flatten(0, -2)), weight)
+        return found

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from gradroute.errors import unknown
-from gradroute.schema import ModelConfig
+from gradroute.expansion import Layer, expand
+from gradroute.schema import ModelConfig, TransformerSizes
+from gradroute.transformer import Transformer, TransformerConfig
 
 
 def perceptron(widths: Sequence[int], last_bias: bool = True) -> nn.Sequential:
@@ -60,3 +62,22 @@ def build(config: ModelConfig, inputs: int) -> nn.Module:
 def build_certificate(config: ModelConfig, units: int, outputs: int) -> nn.Module:
     """A decoder of the model's shape that sees only `units` units of it."""
     return perceptron([units, *reversed(config.hidden), outputs])
+
+
+def build_transformer(sizes: TransformerSizes, vocabulary: int, context: int) -> Transformer:
+    """The untrained model; added units are drawn as the others are. Raises: UserError for sizes that do not fit."""
+    kept = {key: getattr(sizes, key) for key in TransformerConfig.__dataclass_fields__ if hasattr(sizes, key)}
+    model = Transformer(TransformerConfig(vocabulary=vocabulary, context=context, **kept))
+    for number in sizes.expand:
+        producers, consumers = model.mlp_layers(number)
+        new = list(expand(model, Layer(producers, consumers), sizes.added))
+        with torch.no_grad():
+            for name in producers:
+                made = model.get_submodule(name)
+                made.weight[new] = torch.randn(len(new), sizes.width) * 0.02  # type: ignore[operator]
+                if made.bias is not None:
+                    made.bias[new] = 0  # type: ignore[operator]
+            read = model.get_submodule(consumers[0])
+            deviation = 0.02 / (2 * sizes.layers) ** 0.5
+            read.weight[:, new] = torch.randn(sizes.width, len(new)) * deviation  # type: ignore[operator]
+    return model

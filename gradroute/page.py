@@ -14,12 +14,15 @@ from gradroute.published import PUBLISHED, TOLERANCE, setting
 from gradroute.reading import read_text, read_yaml
 from gradroute.records import final_rows, write_atomically
 
+ERRORS = ("mse", "mae", "cross_entropy", "cross_entropy_unrouted")
 FIGURES = {
     "reconstructions": "Reconstructions: inputs, decoder, certificates, ablations",
     "loss_per_label": "Error by label",
     "mask": "Mask: which group's gradients reach which units",
     "ledger": "Ledger: whose gradients arrived where, and what moved",
     "training_curves": "Training",
+    "stages": "Loss of each group after each step",
+    "relearning": "Relearning, and fine-tuning",
 }
 
 
@@ -91,11 +94,11 @@ def run_page(run: Path) -> Path:
     names = read_names(run, manifest)["groups"]
     content = read_file(run, "config.yaml", manifest)
     config = read_yaml(content, run / "config.yaml")
-    shown = [r for r in rows if r["metric"] in ("mse", "mae")]
+    shown = [r for r in rows if r["metric"] in ERRORS]
     values = {(r["head"], r["region"], r["metric"], r["group"]): r["value"] for r in shown}
     keys = list(dict.fromkeys(key[:3] for key in values))
     table = [[*key, *(values.get((*key, group), math.nan) for group in names)] for key in keys]
-    note = "Test images, pixels in [-1, 1]: mse in squared pixels, mae in pixels."
+    note = "Test data: " + "; ".join(dict.fromkeys(f"{r['metric']}: {r['unit']}" for r in shown)) + "."
     plots = run / "plots"
     found = FIGURES | {p.stem: f"Encoding at {p.stem.removeprefix('encoding_')}" for p in plots.glob("encoding_*.png")}
     page = Page(

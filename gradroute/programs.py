@@ -20,11 +20,13 @@ Batch = tuple[torch.Tensor, ...]
 Moments = dict[str, dict[str, torch.Tensor]]  # the optimizer's state, by the parameter's name
 
 
-def _adam(groups: Sequence[list[nn.Parameter]], trainers: Sequence[TrainerConfig]) -> torch.optim.Adam:
+def _optimizer(groups: Sequence[list[nn.Parameter]], trainers: Sequence[TrainerConfig]) -> torch.optim.Optimizer:
     settings = [
         {"params": group, "lr": t.lr, "betas": (t.betas[0], t.betas[1]), "weight_decay": t.weight_decay}
         for group, t in zip(groups, trainers, strict=True)
     ]
+    if trainers[0].optimizer == "adamw":
+        return torch.optim.AdamW(settings, fused=True)
     return torch.optim.Adam(settings, fused=True)
 
 
@@ -78,7 +80,7 @@ class Single:
         self.objective, self.computing, self.router = objective, computing, router
         self.terms, self.absent = tuple(objective.weights), frozenset[tuple[Term, int]]()
         self.parameters = dict(objective.named_parameters())
-        self.optimizer = _adam([list(self.parameters.values())], [trainer])
+        self.optimizer = _optimizer([list(self.parameters.values())], [trainer])
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Set the learning rate of the next update."""
@@ -137,7 +139,7 @@ class Stack:
             numbers = range(len(objectives))
             self._slices = [{k: nn.Parameter(p.data[i]) for k, p in self.parameters.items()} for i in numbers]
         groups = [list(own.values()) for own in self._slices or [self.parameters]]
-        self.optimizer = _adam(groups, trainers[: len(groups)])
+        self.optimizer = _optimizer(groups, trainers[: len(groups)])
         for module in objectives[0].modules():
             if hasattr(module, "fixed_shapes"):
                 setattr(module, "fixed_shapes", True)  # noqa: B010

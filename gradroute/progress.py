@@ -12,6 +12,11 @@ from rich.table import Table
 
 from gradroute.losses import Term
 
+TITLES = {
+    "mse": "mean squared error on the test images, pixels in [-1, 1]",
+    "cross_entropy": "cross-entropy on the test documents, nats per token",
+}
+
 
 def describe(means: dict[Term, float]) -> str:
     """The losses of an epoch on one line."""
@@ -61,12 +66,13 @@ class Progress:
 
     def headline(self, path: Path, final: Sequence[dict[str, Any]], groups: Sequence[str]) -> None:
         """Print the run's headline numbers, one row a head, one column a group, and the folder."""
-        table = Table(title="mean squared error on the test images, pixels in [-1, 1]")
+        metric = "mse" if any(row["metric"] == "mse" for row in final) else "cross_entropy"
+        table = Table(title=TITLES[metric])
         table.add_column("head")
         table.add_column("region")
         for group in groups:
             table.add_column(group, justify="right")
-        values = {(r["head"], r["region"], r["group"]): r["value"] for r in final if r["metric"] == "mse"}
+        values = {(r["head"], r["region"], r["group"]): r["value"] for r in final if r["metric"] == metric}
         if not values:  # not evaluated
             self._console.print(str(path), soft_wrap=True, highlight=False, markup=False)
             return

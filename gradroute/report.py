@@ -13,6 +13,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from gradroute.language_report import language_figures
 from gradroute.scene import LINE_STYLES, Scene
 
 matplotlib.rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
@@ -206,11 +207,14 @@ def _windows(axes: Axes, rows: list[dict[str, Any]], column: str, colour: str, s
 def draw(run: Path) -> None:
     """Write every plot of a run into `plots/`, as PNG and as SVG."""
     scene = Scene(run)
-    figures = {
-        "loss_per_label": loss_per_label(scene),
-        "reconstructions": reconstruction_grid(scene),
-        "training_curves": training_curves(scene),
-    }
+    if "vocabulary" in scene.names:
+        figures = language_figures(scene)
+    else:
+        figures = {
+            "loss_per_label": loss_per_label(scene),
+            "reconstructions": reconstruction_grid(scene),
+            "training_curves": training_curves(scene),
+        }
     if scene.ledger:
         figures["ledger"] = ledger_curves(scene)
     if any(key.startswith("mask/") for key in scene.arrays):

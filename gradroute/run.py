@@ -1,6 +1,7 @@
 """One run: its steps, from a checked configuration to its folder."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,18 @@ from safetensors.torch import save
 from gradroute import checkpoints, folders, provenance, records
 from gradroute.ablation import Ablation
 from gradroute.checkpoints import Checkpoint
-from gradroute.datasets import Images
 from gradroute.devices import computing
 from gradroute.errors import UserError
-from gradroute.evaluation import Head, activations_at
+from gradroute.evaluation import Head
 from gradroute.ledger import Ledger
 from gradroute.loading import read_weights
-from gradroute.losses import CertificateObjective, Objective, Term
+from gradroute.losses import Term
+from gradroute.problem import Measurement, Probe
 from gradroute.progress import Progress
 from gradroute.records import RunFolder
 from gradroute.samples import write_samples
 from gradroute.schema import Config
-from gradroute.setup import Measurement, Setup
+from gradroute.setup import build_problem
 from gradroute.training import Task
 
 CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run
@@ -34,7 +35,7 @@ class Run:
     """
 
     def __init__(
-        self, config: Config, data: Images | None = None, stacked: int = 1, quiet: bool = False,
+        self, config: Config, data: Any = None, stacked: int = 1, quiet: bool = False,
         folder: Path | None = None, checkpoint: Checkpoint | None = None,
     ) -> None:  # fmt: skip
         """Check everything, then make the folder.
@@ -42,7 +43,7 @@ class Run:
         data: the data set, if it is at hand. stacked: how many runs are trained together. quiet: only its log tells.
         folder: an unfinished run's, to go on with that very run. checkpoint: where in it; at its beginning if None.
         """
-        self.config, self.setup = config, Setup(config, data)
+        self.config, self.problem = config, build_problem(config, data)
         self.ablations: list[Ablation] = []
         self.order = torch.Generator().manual_seed(config.seed)
         self.steps_done = 0  # updates of the training
@@ -67,15 +68,15 @@ class Run:
     def checkpoint(self, fit: Mapping[str, Any] | None = None) -> None:
         """Keep what the run is, and where its present task is, to go on from."""
         position = f"{len(self.done)} steps, {self.tasks_done} tasks, {fit['step'] if fit else 0} updates"
-        cuda = self.setup.device.type == "cuda"
+        cuda = self.problem.device.type == "cuda"
         state = {
             "done": self.done, "tasks_done": self.tasks_done, "fit": fit, "steps_done": self.steps_done,
-            "fresh": list(self.setup.fresh), "order": self.order.get_state(), "rows": self.folder.rows,
+            "more": self.problem.more(), "order": self.order.get_state(), "rows": self.folder.rows,
             "seconds": self.folder.seconds, "train_began": self.train_began,
             "train_seconds": self.folder.manifest.get("train_seconds"), "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.setup.device) if cuda else None,
+            "random_cuda": torch.cuda.get_rng_state(self.problem.device) if cuda else None,
         }  # fmt: skip
-        checkpoints.save(self.folder.path, position, state, self.setup.tensors())
+        checkpoints.save(self.folder.path, position, state, self.problem.tensors())
 
     def end_step(self, step: str) -> None:
         """Note a step as done, and keep the run if there is another."""
@@ -85,24 +86,24 @@ class Run:
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         """Be what the run was. Raises: UserError if the checkpoint is not of this run, or the data set is another."""
-        folder, setup = self.folder, self.setup
-        if folder.manifest.get("dataset_sha256") != setup.data.sha256:
+        folder, problem = self.folder, self.problem
+        if folder.manifest.get("dataset_sha256") != problem.sha256:
             raise UserError(f"{folder.path}: the data set is not the one that the run began with (by its SHA-256)")
         if checkpoint is None:
             folder.resume(0.0, [], 0)
             folder.log("starts again: there is no checkpoint")
             return
-        state = checkpoint.state(setup.device)
+        state = checkpoint.state(problem.device)
         try:
-            for name in state["fresh"]:
-                setup.add_fresh(name)
-            read_weights(folder.path, setup.modules(), name=f"{checkpoint.name}/{checkpoints.WEIGHTS}")
+            for name in state["more"]:
+                problem.make(name)
+            read_weights(folder.path, problem.modules(), name=f"{checkpoint.name}/{checkpoints.WEIGHTS}")
             self.done, self.tasks_done = list(state["done"]), int(state["tasks_done"])
             self.steps_done, self.fit = int(state["steps_done"]), state["fit"]
             self.order.set_state(state["order"].cpu())
             torch.set_rng_state(state["random"].cpu())
             if state["random_cuda"] is not None:
-                torch.cuda.set_rng_state(state["random_cuda"].cpu(), setup.device)
+                torch.cuda.set_rng_state(state["random_cuda"].cpu(), problem.device)
             self.train_began = float(state["train_began"])
             if state["train_seconds"] is not None:
                 folder.manifest["train_seconds"] = float(state["train_seconds"])
@@ -110,107 +111,109 @@ class Run:
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{folder.path / checkpoint.name}: is no checkpoint of this run ({reason})") from None
-        setup.at_step(max(0, self.steps_done - 1))
+        problem.at_step(max(0, self.steps_done - 1))
         if "ablate" in self.done:
             self.ablate()
         folder.log(f"goes on from {checkpoint.name}: {checkpoint.position}")
 
     def _facts(self) -> dict[str, Any]:
-        device, hardware = self.setup.device, provenance.hardware()
+        device, hardware = self.problem.device, provenance.hardware()
         if device.type == "cuda":
             hardware["gpu"] = torch.cuda.get_device_name(device)
         hardware["threads"] = torch.get_num_threads()
-        facts = {"dataset_sha256": self.setup.data.sha256, "hardware": hardware, "device": str(device)}
+        facts = {"dataset_sha256": self.problem.sha256, "hardware": hardware, "device": str(device)}
         return facts | {"stacked": self.stacked}
 
-    def _record(self, split: str, measured: Measurement) -> None:
+    def record(self, split: str, measured: Measurement, step: int | None = None) -> None:
+        """Add a row to the metrics; `step` is how many updates the training has made, if None."""
         group, head, metric, value = measured
-        self.folder.add(self.steps_done, split, group, head.name, head.region, metric, value)
+        self.folder.add(self.steps_done if step is None else step, split, group, head.name, head.region, metric, value)
 
     def _evaluate(self) -> None:
-        measurements = list(self.setup.test_errors(self.ablations))
-        for measured in [*measurements, *self.setup.test_scores(measurements)]:
-            self._record("test", measured)
+        for measured in self.problem.measure(self.ablations):
+            self.record("test", measured)
         self.folder.write_metrics()
 
-    def _task(self, title: str, objective: Objective, **options: Any) -> Task:
-        points, trainer = len(self.setup.data.train_images), self.config.trainer
-        return Task(title, objective, points=points, trainer=trainer, order=self.order, **options)
+    def task(self, probe: Probe, **options: Any) -> Task:
+        """The training of a probe in this run's order of data."""
+        points, trainer = probe.points or self.problem.points, probe.trainer or self.config.trainer
+        return Task(probe.title, probe.objective, probe.batch, points, trainer, self.order, **options)
 
     def train(self) -> Iterator[Task]:
-        """Train the model and its certificates together under the routes."""
-        trainer, setup, objective = self.config.trainer, self.setup, self.setup.objective()
-        images, routed = setup.data.train_images, setup.groups.routed
+        """Train the model, and its certificates with it, under the routes."""
+        trainer, problem, objective = self.config.trainer, self.problem, self.problem.objective()
         every = -(-trainer.epochs // CURVE_POINTS)
         settings = self.config.ledger
-        ledger = Ledger(setup.router, setup.parts.parameter_router, routed, settings.window, settings.every)
+        routers = (problem.router, problem.parts.parameter_router)
+        ledger = Ledger(*routers, problem.routed, settings.window, settings.every)
         if self.fit is None:
             self.train_began = self.folder.seconds
 
         def before_update(step: int, chosen: torch.Tensor) -> None:
-            setup.at_step(step)
+            problem.at_step(step)
             if settings.enabled:
-                objective.monitor = ledger.begin(step, routed[chosen])
+                objective.monitor = ledger.begin(step, problem.routed[chosen])
 
         def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
             self.steps_done = step
             for term, mean in means.items():
-                self._record("train", (term.group, Head(term.head, term.region), term.metric, mean))
+                self.record("train", (term.group, Head(term.head, term.region), term.metric, mean))
             if epoch % every == 0 and epoch < trainer.epochs:
-                with computing(trainer.precision, setup.device):
+                with computing(trainer.precision, problem.device):
                     self._evaluate()
             self.progress.epoch(epoch, trainer.epochs, means)
 
-        yield self._task(
-            "train",
-            objective,
-            batch=lambda chosen: (images[chosen], routed[chosen]),
+        yield self.task(
+            Probe("train", objective, problem.batch),
             on_epoch=on_epoch,
             before_update=before_update,
-            parameter_router=setup.parameter_router,
-            group_index=routed if trainer.batches == "by_group" else None,
+            parameter_router=problem.parameter_router,
+            group_index=problem.routed if trainer.batches == "by_group" else None,
             watcher=ledger if settings.enabled else None,
         )
-        setup.at_step(self.steps_done - 1)  # no update sets it if the run goes on from after the last one
+        problem.at_step(self.steps_done - 1)  # no update sets it if the run goes on from after the last one
         self.folder.manifest["train_seconds"] = round(self.folder.seconds - self.train_began, 1)
         if settings.enabled:
             ledger.close(self.steps_done)
             self.folder.write_ledger(ledger.rows)
 
     def certify(self) -> Iterator[Task]:
-        """Train a fresh certificate per region on the frozen encoding: a weak one must not pass for a clean split."""
-        setup, images = self.setup, self.setup.data.train_images
+        """Train fresh certificates on the frozen model."""
         epochs = self.config.trainer.epochs
-        for name in self.config.losses.certificates[self.tasks_done :]:
-            certificate, region = (
-                setup.fresh[name] if name in setup.fresh else setup.add_fresh(name),
-                setup.regions[name],
-            )
-            encodings = region.select(activations_at(setup.model, region.sites, images)).flatten(1)
-            yield self._task(
-                f"certify {name}",
-                CertificateObjective(certificate, name),
-                batch=lambda chosen, encodings=encodings: (encodings[chosen], images[chosen]),
-                on_epoch=lambda epoch, step, means: self.progress.epoch(epoch, epochs, means),
-            )
+        for probe in islice(self.problem.probes(), self.tasks_done, None):
+            yield self.task(probe, on_epoch=lambda epoch, step, means: self.progress.epoch(epoch, epochs, means))
 
     def ablate(self) -> Iterable[Task]:
         """Prepare the ablations that `evaluate` applies: of one region, of several together, or of each in turn."""
-        self.ablations = self.setup.ablations()
+        self.ablations = self.problem.ablations()
         return ()
+
+    def finetune(self) -> Iterator[Task]:
+        """Train what the ablation left on a few documents."""
+        from gradroute.tuning import finetuning
+
+        yield from finetuning(self)
+
+    def relearn(self) -> Iterator[Task]:
+        """Train what is left then on a few documents of what was to be forgotten."""
+        from gradroute.tuning import relearning
+
+        yield from relearning(self)
 
     def evaluate(self) -> Iterable[Task]:
         """Measure every head in float32 and write metrics, weights and what the report draws."""
-        setup = self.setup
+        problem = self.problem
         self._evaluate()
-        for measured in setup.test_norms():
-            self._record("test", measured)
+        for measured in problem.measure_once():
+            self.record("test", measured)
         self.folder.write_metrics()
         if self.config.checkpoint.keep == "weights":
-            records.write_atomically(self.folder.path / "model.safetensors", save(setup.tensors()))
-        write_samples(self.folder, setup, self.ablations)
+            records.write_atomically(self.folder.path / "model.safetensors", save(problem.tensors()))
+        for name, text in problem.texts().items():
+            records.write_atomically(self.folder.path / name, text)
+        write_samples(self.folder, problem, self.ablations)
         final = records.final_rows(self.folder.rows)
-        named = [row for row in final if row["group"] in [*setup.groups.names, "all"]]
+        named = [row for row in final if row["group"] in [*problem.names, "all"]]
         kept = ("group", "head", "region", "metric", "unit", "value")
         self.folder.write_json("summary.json", {"headline": [{k: row[k] for k in kept} for row in named]})
         return ()
@@ -228,7 +231,7 @@ class Run:
         """Record how the run ended, and the checksum of every file."""
         if error is None:
             checkpoints.remove(self.folder.path)
-            self.progress.headline(self.folder.path, records.final_rows(self.folder.rows), self.setup.groups.names)
+            self.progress.headline(self.folder.path, records.final_rows(self.folder.rows), self.problem.names)
             self.folder.finish("finished")
             return
         self.error = error if isinstance(error, Exception) else None

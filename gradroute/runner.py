@@ -13,9 +13,9 @@ from gradroute import checkpoints, folders, stopping
 from gradroute.checkpoints import Checkpoint
 from gradroute.config import differences
 from gradroute.errors import UserError
+from gradroute.problem import settle_precision
 from gradroute.run import Run
 from gradroute.schema import Config
-from gradroute.setup import settle_precision
 from gradroute.stacking import together
 from gradroute.training import Fit, Task
 
@@ -96,7 +96,7 @@ def _advance(runs: list[Run], step: str) -> dict[Run, Exception]:
     while made:
         tasks = {run: task for run, task in each(list(made), next_task).items() if task is not None}
         if tasks:
-            fit = Fit(list(tasks.values()), runs[0].config.trainer.precision, runs[0].setup.device)
+            fit = Fit(list(tasks.values()), runs[0].config.trainer.precision, runs[0].problem.device)
             _train(list(tasks), fit)
             failed |= {list(tasks)[number]: error for number, error in fit.failed.items()}
         for run in [run for run in made if run not in tasks or run in failed]:
@@ -143,7 +143,7 @@ def _run_together(plans: Sequence[_Plan]) -> list[Outcome]:
     runs: list[Run] = []
     for plan in plans:
         try:
-            data = runs[0].setup.data if runs else None
+            data = runs[0].problem.data if runs else None
             run = Run(plan.config, data, len(plans), bool(runs), plan.folder, plan.checkpoint)
             runs.append(run)
             outcomes.append(run)

@@ -37,9 +37,10 @@ class Scene:
         self.names = read_names(run, manifest)
         packed = io.BytesIO(read_file(run, "samples.npz", manifest))
         self.arrays: dict[str, Array] = dict(read_arrays(packed, run / "samples.npz"))
-        self.heads = list(dict.fromkeys((row["head"], row["region"]) for row in self.final if row["metric"] == "mse"))
+        errors = ("mse", "cross_entropy")
+        self.heads = list(dict.fromkeys((row["head"], row["region"]) for row in self.final if row["metric"] in errors))
         self.ledger = read_ledger(run, manifest) if (run / "ledger.csv").is_file() else []
-        self.noun: str = self.names["label_noun"]
+        self.noun: str = self.names.get("label_noun", "")
 
     def colour(self, region: str) -> str:
         """A region's colour; the whole decoder's is grey."""
@@ -53,8 +54,9 @@ class Scene:
             "certificate": f"certificate {region}",
             "fresh_certificate": f"fresh certificate {region}",
             "decoder_ablated": f"decoder, {region} ablated ({self.names['ablation']})",
+            "model_ablated": f"{region} ablated ({self.names['ablation']})",
         }
-        return kinds[head]
+        return kinds.get(head, head.removeprefix("model_").replace("_", " "))
 
     def group_of(self, label: int) -> str:
         """The group that a label belongs to."""

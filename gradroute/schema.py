@@ -3,32 +3,76 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-STEPS = ("train", "certify", "ablate", "evaluate", "report")
+STEPS = ("train", "certify", "ablate", "finetune", "relearn", "evaluate", "report")
+
+
+@dataclass
+class TextConfig:
+    """Documents, and how they become tokens.
+
+    files: of `dataset=text`, a file or a folder, with the text of a row in `field`. concept, share: of
+    `dataset=toy_stories`, how often which concept is told. stories, test_stories: documents to train and to test on;
+    null takes all. tokenizer: `words`, `bpe`, or the path of a tokenizer.json; at most `vocabulary` tokens, of a BPE
+    exactly so many. length: tokens of a row, in which documents are packed.
+    """
+
+    files: str | None = None
+    field: str = "text"
+    concept: str = "forest"
+    share: float = 0.2
+    stories: int | None = 4000
+    test_stories: int = 1000
+    tokenizer: str = "words"
+    vocabulary: int | None = None
+    length: int = 128
 
 
 @dataclass
 class DatasetConfig:
-    """Which images; `root` is a folder in torchvision's layout, or null for the default source.
+    """Which images, or with `text` which documents.
 
-    `metadata` is a folder with `train.csv` and `test.csv`, a header and one line per image in the data set's order.
+    root: a folder in torchvision's layout, or null for the default source. metadata: a folder with `train.csv` and
+    `test.csv`, a header and one line per image in the data set's order.
     """
 
     name: str = "mnist"
     root: str | None = None
     metadata: str | None = None
+    text: TextConfig | None = None
+
+
+@dataclass
+class TransformerSizes:
+    """Sizes and kinds of a transformer, as in `gradroute.transformer`; its context is `dataset.text.length`.
+
+    expand: the layers whose MLPs have `added` units more than `hidden` (GR section 4.2.2).
+    """
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    hidden: int | None = None
+    mlp: str = "gelu"
+    positions: str = "learned"
+    norm: str = "layernorm"
+    tied: bool = True
+    bias: bool = True
+    expand: list[int] = field(default_factory=list)
+    added: int = 0
 
 
 @dataclass
 class ModelConfig:
     """Sizes of the autoencoder: encoder widths (the decoder has them in reverse), encoding width, decoders.
 
-    `decoders` is 1, or the number of groups: then each group's images are read by a decoder of their own.
+    `decoders` is 1, or the number of groups, each group's images then having their own. A `transformer` has none.
     """
 
     name: str = "autoencoder"
     hidden: list[int] = field(default_factory=lambda: [2048, 512])
     encoding: int = 32
     decoders: int = 1
+    transformer: TransformerSizes | None = None
 
 
 @dataclass
@@ -44,12 +88,20 @@ class RegionConfig:
 
 @dataclass
 class GroupConfig:
-    """The rule for a group's data points: their labels, or a metadata column's values, or `module:function`."""
+    """The rule for a group's data points: their labels, or a metadata column's values, or `module:function`.
+
+    Of documents also `words` that are in them, or a regular expression `pattern`. rest: all points in no other group.
+    tokens: which tokens of its documents are the group's, `all`, or by how much more `frequent` they are there.
+    """
 
     labels: list[int] = field(default_factory=list)
     column: str | None = None
     values: list[Any] = field(default_factory=list)
     predicate: str | None = None
+    words: list[str] = field(default_factory=list)
+    pattern: str | None = None
+    rest: bool = False
+    tokens: str = "all"
 
 
 @dataclass
@@ -95,19 +147,21 @@ class LossesConfig:
 
 @dataclass
 class PresetConfig:
-    """Settings of the optimizer and the amount of data."""
+    """Settings of the optimizer and the amount of data; `tune_steps`, of a language model, as in `TuneConfig`."""
 
     epochs: int = 1
     batch_size: int = 256
     batches: str = "mixed"
     lr: float = 1e-3
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    optimizer: str = "adam"
     weight_decay: float = 0.0
     schedule: str = "constant"
     warmup_steps: int = 0
     train_limit: int | None = None
     test_limit: int | None = None
     precision: str = "auto"
+    tune_steps: int | None = None
 
 
 @dataclass
@@ -133,6 +187,20 @@ class SplitConfig:
     width: int | None = None
     outside: float = 0.0
     l1: float | None = None
+
+
+@dataclass
+class TuneConfig:
+    """Training after the ablation, on few `documents` of a `group` in one batch; several numbers are several trainings.
+
+    samples: how often it is done with other documents. every: updates, of `trainer.tune_steps`, to a measurement.
+    """
+
+    group: str = ""
+    documents: list[int] = field(default_factory=list)
+    lr: float = 5e-5
+    samples: int = 1
+    every: int = 1
 
 
 @dataclass
@@ -174,6 +242,8 @@ class Config:
     ablation: AblationConfig = field(default_factory=AblationConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    finetune: TuneConfig | None = None
+    relearn: TuneConfig | None = None
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     split: SplitConfig = field(default_factory=SplitConfig)

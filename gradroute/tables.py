@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradroute.errors import UserError, plain_text
-from gradroute.records import write_atomically
+from gradroute.records import UNITS, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,9 +49,10 @@ def write_comparison(
     figures = draw(table, metric)
     for name, image in figures.items():
         write_atomically(out / f"{name}.png", image)
-    note = "Means over seeds with the half-width of their 95 % t-interval; n is the number of runs. Pixels in [-1, 1]."
+    note = "Means over seeds with the half-width of their 95 % t-interval; n is the number of runs."
+    note = f"{note} {metric} is in {UNITS[metric]}."
     rows = [[cell.item() if hasattr(cell, "item") else cell for cell in row] for row in table.values]
-    shown = Table(f"{metric} on the test images", [str(column) for column in table.columns], rows, note)
+    shown = Table(f"{metric} on the test data", [str(column) for column in table.columns], rows, note)
     judged = [word for word in table["agrees"] if word]
     words = [f"{judged.count('yes')} of {len(judged)} published values agree within 0.02 and our half-width."]
     words = [*(words if judged else []), *notes]

@@ -16,9 +16,11 @@ from gradroute.routes import Route, read_route
 from gradroute.schema import Config
 
 if TYPE_CHECKING:
-    from gradroute.setup import Setup
+    from gradroute.problem import Problem
 
 TOLERANCE = 1e-3  # relative, of a metric computed again: other processors sum in another order
+ERRORS = ("mse", "mae", "cross_entropy", "cross_entropy_unrouted")  # the metrics that are computed again
+NOT_KEPT = "model_relearned"  # heads whose models a run does not keep
 Rows = list[dict[str, Any]]
 
 
@@ -139,24 +141,24 @@ def _gradient_claim(group: str, region: str, route: Route, rows: Rows, trains: b
     return Claim(f"{group}'s task loss reached '{region}'", largest > 0, found)
 
 
-def metric_claims(setup: "Setup", run: Path) -> Iterator[Claim]:
+def metric_claims(problem: "Problem", run: Path) -> Iterator[Claim]:
     """The run's test metrics come out again from its weights."""
     import torch
 
     from gradroute.loading import read_weights
 
-    config = setup.config
-    if "certify" in config.steps:
-        for region in config.losses.certificates:
-            setup.add_fresh(region)
-    read_weights(run, setup.modules())
+    config = problem.config
+    for name in problem.expected():
+        problem.make(name)
+    read_weights(run, problem.modules())
     with torch.no_grad():
-        measured = list(setup.test_errors(setup.ablations() if "ablate" in config.steps else []))
+        measured = list(problem.measure(problem.ablations() if "ablate" in config.steps else []))
     final = records.final_rows(folders.read_metrics(run))
-    recorded = {
-        (r["group"], r["head"], r["region"], r["metric"]): r["value"] for r in final if r["metric"] in ("mse", "mae")
+    kept = [row for row in final if row["metric"] in ERRORS and not row["head"].startswith(NOT_KEPT)]
+    recorded = {(r["group"], r["head"], r["region"], r["metric"]): r["value"] for r in kept}
+    again = {
+        (group, head.name, head.region, metric): value for group, head, metric, value in measured if metric in ERRORS
     }
-    again = {(group, head.name, head.region, metric): value for group, head, metric, value in measured}
     for head, region in dict.fromkeys((head, region) for _, head, region, _ in [*again, *recorded]):
         keys = [key for key in {**again, **recorded} if key[1:3] == (head, region)]
         pairs = [(recorded.get(key, math.nan), again.get(key, math.nan)) for key in keys]
@@ -174,21 +176,21 @@ def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
     config = folders.read_config(run)
     if not run_code:
         folders.refuse_code(run, folders.predicates(config), "--run-code")
-    from gradroute.setup import Setup
+    from gradroute.setup import build_problem
 
     config.trainer.device = "cpu"
-    setup = Setup(config)
-    same = setup.data.sha256 == manifest.get("dataset_sha256")
-    yield Claim("the data are those of the run", same, setup.data.sha256[:12])
+    problem = build_problem(config)
+    same = problem.sha256 == manifest.get("dataset_sha256")
+    yield Claim("the data are those of the run", same, problem.sha256[:12])
     if config.ledger.enabled:
-        points = config.trainer.epochs * len(setup.data.train_images)
+        points = config.trainer.epochs * problem.routed.numel()
         yield from ledger_claims(config, folders.read_ledger(run), points)
     else:
         yield Claim("the run has a ledger", False, "ledger.enabled=false: nothing proves its routes")
     if "evaluate" in config.steps and config.checkpoint.keep == "none":
         yield Claim("the metrics come out again", False, "checkpoint.keep=none: there are no weights to try it with")
     elif "evaluate" in config.steps:
-        yield from metric_claims(setup, run)
+        yield from metric_claims(problem, run)
 
 
 def verify(run: Path, run_code: bool = False) -> bool:

@@ -32,9 +32,10 @@ from gradroute.config import from_mapping
 from gradroute.devices import computing
 from gradroute.loading import build
 from gradroute.models import Autoencoder
+from gradroute.problem import Problem
 from gradroute.provenance import hardware
 from gradroute.schema import Config
-from gradroute.setup import Setup
+from gradroute.setup import build_problem
 from gradroute.training import Fit, Task
 
 FLOP_PER_IMAGE = 60.8e6  # matrix products of one update of setting 1 at paper sizes, one decoder pass
@@ -107,20 +108,19 @@ def textbook(data: datasets.Images, config: Config, device: str) -> Step:
 
 def ours(data: datasets.Images, configs: list[Config], updates: int | None = None, ledger: bool = False) -> Step:
     """One epoch, or so many updates, of these configurations trained together."""
-    setups = [Setup(config, data) for config in configs]
+    problems = [build_problem(config, data) for config in configs]
     trainer = replace(configs[0].trainer, epochs=1)
     points = min(len(data.train_images), updates * trainer.batch_size) if updates else len(data.train_images)
 
-    def task(setup: Setup, config: Config) -> Task:
-        images, routed = setup.data.train_images, setup.groups.routed
+    def task(problem: Problem, config: Config) -> Task:
         order = torch.Generator().manual_seed(config.seed)
         own = replace(config.trainer, epochs=1)
-        return Task("train", setup.objective(), lambda rows: (images[rows], routed[rows]), points, own, order)
+        return Task("train", problem.objective(), problem.batch, points, own, order)
 
-    tasks = [task(setup, config) for setup, config in zip(setups, configs, strict=True)]
+    tasks = [task(problem, config) for problem, config in zip(problems, configs, strict=True)]
 
     def epoch() -> None:
-        fit = Fit(tasks, configs[0].trainer.precision, setups[0].device)
+        fit = Fit(tasks, configs[0].trainer.precision, problems[0].device)
         fit.run()
 
     return epoch

@@ -28,8 +28,8 @@ from gradroute.config import from_mapping
 from gradroute.ledger import Ledger
 from gradroute.losses import absolute_error, correlation_penalty, group_means, l1_penalty
 from gradroute.provenance import hardware
+from gradroute.reconstruction import Reconstruction
 from gradroute.routing.sites import hooked
-from gradroute.setup import Setup
 
 Step = Callable[[], None]
 WINDOW, EVERY = 100, 10  # the ledger's defaults
@@ -58,13 +58,13 @@ def textbook(router: Router, group: torch.Tensor) -> ExitStack:
 def autoencoder() -> dict[str, Step]:
     """The main job's training step with the paper's preset, in the precision that `auto` picks."""
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        setup = Setup(from_mapping(compose("config", ["trainer=paper", "trainer.train_limit=2048"])))
-    model: Any = setup.model
-    images, group, objective = setup.data.train_images, setup.groups.routed, setup.objective()
-    parameters = [*model.parameters(), *setup.certificates.parameters()]
+        problem = Reconstruction(from_mapping(compose("config", ["trainer=paper", "trainer.train_limit=2048"])))
+    model: Any = problem.model
+    images, group, objective = problem.data.train_images, problem.routed, problem.objective()
+    parameters = [*model.parameters(), *problem.certificates.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, weight_decay=5e-5, fused=True)
-    ledger, step = ledger_of(setup.router, group), iter(range(10**9))
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=setup.config.trainer.precision == "bfloat16")
+    ledger, step = ledger_of(problem.router, group), iter(range(10**9))
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=problem.config.trainer.precision == "bfloat16")
 
     def finish(loss: torch.Tensor) -> None:
         optimizer.zero_grad()
@@ -83,14 +83,14 @@ def autoencoder() -> dict[str, Step]:
         parts = {"top": z[:, :16], "bottom": z[:, 16:]}
         terms = [group_means(absolute_error(model.decoder(seen), images), group, 2).sum()]
         for name, part in parts.items():
-            terms.append(absolute_error(setup.certificates[name](part.detach()), images).mean())
+            terms.append(absolute_error(problem.certificates[name](part.detach()), images).mean())
             terms.append(3e-3 * l1_penalty(part.float()))
         terms.append(0.1 * correlation_penalty([part.float() for part in parts.values()]))
         return torch.stack(terms).sum()
 
     def routed() -> None:
         number = next(step)
-        setup.router.at_step(number)
+        problem.router.at_step(number)
         objective.monitor = ledger.begin(number, group)
         with autocast:
             terms = objective(images, group)
@@ -99,7 +99,7 @@ def autoencoder() -> dict[str, Step]:
     return {
         "unrouted": lambda: by_hand(None),
         "routed + ledger": routed,
-        "textbook detach": lambda: by_hand(setup.router.masks["encoder"][group]),
+        "textbook detach": lambda: by_hand(problem.router.masks["encoder"][group]),
     }
 
 

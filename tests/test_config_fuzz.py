@@ -22,7 +22,7 @@ from gradroute.cli import conf_dir
 from gradroute.command import report_failure
 from gradroute.config import flat, from_mapping, to_mapping
 from gradroute.schema import Config
-from gradroute.setup import Setup
+from gradroute.setup import build_problem
 
 SMALL = ["trainer=smoke", "trainer.epochs=1", "trainer.train_limit=64", "trainer.test_limit=64"]
 NUMBERS = [
@@ -142,7 +142,7 @@ def attempt(overrides: list[str], renames: list[tuple[str, str]]) -> None:
     config = from_mapping(composed)
     if renames:
         config = from_mapping(_renamed(to_mapping(config), renames))
-    Setup(config)
+    build_problem(config)
 
 
 def judge(overrides: list[str], renames: list[tuple[str, str]]) -> str:

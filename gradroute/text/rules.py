@@ -6,13 +6,15 @@ those of tokens, `(total,)` over a corpus; `memberships` moves them to the posit
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gradroute.errors import UserError, unknown
 from gradroute.text.packing import Corpus, Packed
-from gradroute.text.tokenizing import Tokenizer
+
+if TYPE_CHECKING:
+    from gradroute.text.tokenizing import Tokenizer
 
 MORE_RETAIN, MORE_FORGET, SCALE, BIAS = 20, 1, 1.0, -4.0  # of GR App. C, as released
 
@@ -79,7 +81,7 @@ def _some(chosen: torch.Tensor, what: str) -> torch.Tensor:
 # ---- tokens, `(total,)` ---------------------------------------------------------------------------------------------
 
 
-def variants(tokenizer: Tokenizer, phrase: str, case: bool = True, space: bool = True) -> list[tuple[int, ...]]:
+def variants(tokenizer: "Tokenizer", phrase: str, case: bool = True, space: bool = True) -> list[tuple[int, ...]]:
     """The token sequences that spell a phrase: with and without a space before it, in lower, upper and title case.
 
     Without `case` or `space` the phrase's own are kept. A sequence may also be the beginning of a longer word (`tree`

@@ -1,0 +1,193 @@
+"""The problem of a language model: rows of tokens, the next one to predict, routed by document and token (GR 4.2)."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gradroute.ablation import Ablation
+from gradroute.corpora import Part, Texts, load_texts
+from gradroute.errors import UserError
+from gradroute.evaluation import Head, activations_at
+from gradroute.groups import Part as Rules
+from gradroute.groups import assign
+from gradroute.loading import Parts, routers
+from gradroute.losses import NextTokenObjective
+from gradroute.memory import machine_memory
+from gradroute.models import build_transformer
+from gradroute.problem import Measurement, Probe, Problem, settle_precision
+from gradroute.programs import Batch
+from gradroute.routing import Site
+from gradroute.schema import Config, TransformerSizes
+from gradroute.text.packing import IGNORED
+from gradroute.text.rules import by_weight, everywhere, memberships, ratio_weights
+
+ROWS = 64  # at once in an evaluation
+SHOWN = 2048  # rows whose activations an ablation by mean or resampling draws from
+
+
+class LanguageModelling(Problem):
+    """Documents to predict token by token. Raises: UserError for every mistake in the configuration or the data."""
+
+    data: Texts
+
+    def __init__(self, config: Config, data: Texts | None = None) -> None:
+        """`data` is what `load_texts` would give, if it is at hand."""
+        assert config.model.transformer is not None  # by the configuration's checks
+        self.config = config
+        self.device = settle_precision(config)
+        limits = (config.trainer.train_limit, config.trainer.test_limit)
+        self.data = data or load_texts(config.dataset, *limits)
+        train, test = self.data.train, self.data.test
+        self.sha256, self.points = self.data.sha256, len(train.packed)
+        rules = [
+            Rules(part.documents.texts, torch.zeros(len(part.documents), dtype=torch.int64), part.documents.columns)
+            for part in (train, test)
+        ]
+        groups = assign(config.routing, rules[0], rules[1], config.seed)
+        self.names, self.train_groups, self.test_groups = groups.names, groups.train, groups.test
+        self.labelled = groups.routed
+        packed = train.packed
+        self.routed = (packed.spread(self.labelled[train.corpus.documents] + 1) - 1).to(self.device)
+        self._rows = [t.to(self.device) for t in (packed.tokens, packed.targets, packed.documents)]
+        self._membership = self._memberships(train)
+        self._require_memory(config.model.transformer)
+        torch.manual_seed(config.seed)
+        model = build_transformer(config.model.transformer, self.data.tokenizer.size, self.data.length).to(self.device)
+        self.parts = Parts(model, nn.ModuleDict(), *routers(model, config.routing, self.names, self.example()[:1]))
+        self.made: dict[str, nn.Module] = {}
+        self.try_ablations()
+
+    def _require_memory(self, sizes: TransformerSizes) -> None:
+        """An estimate from below: parameters, gradients, moments, and one batch's logits and MLP activations."""
+        with torch.device("meta"):
+            model = build_transformer(sizes, self.data.tokenizer.size, self.data.length)
+        weights = 16 * sum(parameter.numel() for parameter in model.parameters())
+        tokens = min(self.config.trainer.batch_size, self.points) * self.data.length
+        hidden = sizes.hidden or 4 * sizes.width
+        batch = 8 * tokens * (self.data.tokenizer.size + sizes.layers * (hidden + 6 * sizes.width))
+        limit = machine_memory(self.device)
+        if weights + batch > limit:
+            lower = "model.transformer.width or layers" if weights > batch else "trainer.batch_size"
+            needed = f"{(weights + batch) / 2**30:.1f} GiB are needed and the machine has {limit / 2**30:.1f}"
+            raise UserError(f"model.transformer: {needed}; lower {lower}")
+
+    def shares(self, part: Part, groups: torch.Tensor) -> dict[str, torch.Tensor]:
+        """How much of each token, `(total,)`, is each group's, of documents with these group numbers."""
+        found, train = {}, self.data.train
+        for number, name in enumerate(self.names):
+            rule = self.config.routing.groups.get(name)
+            if rule is not None and rule.tokens == "frequent":
+                weights = ratio_weights(train.corpus, self.labelled == number, self.data.tokenizer.size)
+                found[name] = by_weight(part.corpus, weights, groups == number)
+            else:
+                found[name] = everywhere(part.corpus, groups == number)
+        return found
+
+    def _memberships(self, train: Part) -> torch.Tensor:
+        """What the router takes: group numbers of tokens, or shares where a rule weighs tokens."""
+        if all(rule.tokens == "all" for rule in self.config.routing.groups.values()):
+            return self.routed
+        return memberships(train.corpus, train.packed, self.shares(train, self.labelled)).to(self.device)
+
+    def objective(self) -> NextTokenObjective:
+        """The training loss."""
+        partial = bool((self.labelled == -1).any())
+        return NextTokenObjective(self.model, self.names, self.config.losses, partial, self.router)
+
+    def batch(self, chosen: torch.Tensor) -> Batch:
+        """Tokens, targets, documents, group numbers and memberships of rows."""
+        return (*(rows[chosen] for rows in self._rows), self.routed[chosen], self._membership[chosen])
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Everything that was trained, by its prefix in saved weights."""
+        return {"model": self.model, **self.made}
+
+    def more(self) -> list[str]:
+        """What was made after the training: `finetuned`, and `relearning` while that goes on."""
+        return list(self.made)
+
+    def make(self, name: str) -> nn.Module:
+        """A model of the shape that the configured ablations leave, or of the model's."""
+        model = copy.deepcopy(self.model)
+        for ablation in self.ablations() if "ablate" in self.config.steps else ():
+            with ablation.applied(self.model) as ablated:
+                model = copy.deepcopy(ablated)
+        self.made[name] = model
+        return model
+
+    def expected(self) -> list[str]:
+        """What a finished run has beside the model."""
+        return ["finetuned"] if self.config.finetune else []
+
+    def probes(self) -> Iterator[Probe]:
+        """Nothing: a language model has no certificates."""
+        yield from ()
+
+    def example(self) -> torch.Tensor:
+        """A few rows of test tokens."""
+        return self.data.test.packed.tokens[:8].to(self.device)
+
+    def activations(self, sites: tuple[Site, ...]) -> dict[str, torch.Tensor]:
+        """Activations of rows to train on at some sites, by name."""
+        return activations_at(self.model, sites, self._rows[0][:SHOWN])
+
+    @torch.no_grad()
+    def losses(self, model: nn.Module, part: Part) -> torch.Tensor:
+        """Cross-entropy of each of a part's tokens by the position that predicts it, `(total,)`; 0 of a last one."""
+        found = []
+        for rows in torch.arange(len(part.packed)).split(ROWS):
+            tokens, targets, documents = (
+                t[rows].to(self.device) for t in (part.packed.tokens, part.packed.targets, part.packed.documents)
+            )
+            logits = model(tokens, documents).float().flatten(0, 1)
+            each = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none")
+            found.append(each.view_as(tokens).cpu())
+        return part.packed.gathered(torch.cat(found))
+
+    def group_losses(
+        self, model: nn.Module, part: Part, groups: torch.Tensor, counted: torch.Tensor | None = None
+    ) -> dict[str, float]:
+        """Mean cross-entropy, in nats per token, of each group's documents; `counted` `(total,)` chooses tokens."""
+        each, corpus = self.losses(model, part), part.corpus
+        predicts = torch.ones(len(corpus.tokens), dtype=torch.bool)
+        predicts[corpus.starts + corpus.lengths - 1] = False
+        predicts &= True if counted is None else counted
+        found = {}
+        for number, name in enumerate(self.names):
+            own = predicts & (groups[corpus.documents] == number)
+            if bool(own.any()):
+                found[name] = float(each[own].double().mean())
+        return found
+
+    def measure(self, ablations: list[Ablation]) -> Iterator[Measurement]:
+        """The model's loss on every group of the test documents, the ablated models', and the fine-tuned one's."""
+        yield from self.measured(self.model, Head("model", "all"))
+        for ablation in ablations:
+            with ablation.applied(self.model) as ablated:
+                yield from self.measured(ablated, Head("model_ablated", ablation.name))
+        if "finetuned" in self.made:
+            yield from self.measured(self.made["finetuned"], Head("model_finetuned", "all"))
+
+    def measured(self, model: nn.Module, head: Head) -> Iterator[Measurement]:
+        """A model's loss on every group of the test documents; where tokens are weighed, also without the routed."""
+        test = self.data.test
+        for group, value in self.group_losses(model, test, self.test_groups).items():
+            yield group, head, "cross_entropy", value
+        if self._membership is not self.routed:
+            shares = torch.stack(list(self.shares(test, self.test_groups).values())).amax(0)
+            plain = test.corpus.predicting(shares) < 0.5
+            for group, value in self.group_losses(model, test, self.test_groups, plain).items():
+                yield group, head, "cross_entropy_unrouted", value
+
+    def texts(self) -> dict[str, str]:
+        """The tokenizer's file."""
+        return {"tokenizer.json": self.data.tokenizer.to_json()}
+
+    def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The masks, and the size of the vocabulary."""
+        masks = {f"mask/{site.name}": self.router.masks[site.name] for site in self.router.sites}
+        return masks, {"vocabulary": self.data.tokenizer.size}

@@ -1,0 +1,76 @@
+"""Every range and cross-field check of a language model's configuration that needs neither model nor documents."""
+
+from gradroute.checks import MANY, WIDTH, one_of, require, require_number
+from gradroute.errors import UserError
+from gradroute.schema import Config, TextConfig, TransformerSizes, TuneConfig
+
+TUNES = ("finetune", "relearn")
+
+
+def check_language(config: Config) -> None:
+    """Raise UserError at the first value of a language model that does not fit, or that only one has."""
+    text, sizes = config.dataset.text, config.model.transformer
+    if text is None and sizes is None:
+        rules = [name for name, rule in config.routing.groups.items() if rule.tokens != "all"]
+        require(not rules, "routing.groups", rules, "without tokens=: images have none")
+        require(config.trainer.tune_steps is None, "trainer.tune_steps", config.trainer.tune_steps, "null for images")
+        for step in TUNES:
+            require(step not in config.steps, "steps", config.steps, f"without {step}, which is for language models")
+        return
+    if text is None or sizes is None:
+        what = "dataset=toy_stories or dataset=text" if text is None else "model=transformer"
+        raise UserError(f"a language model needs both a transformer and documents; add {what}")
+    require(not config.losses.certificates, "losses.certificates", config.losses.certificates, "[] of a transformer")
+    require(
+        config.trainer.batches == "mixed",
+        "trainer.batches",
+        config.trainer.batches,
+        "mixed: a row has several documents",
+    )
+    _check_text(text)
+    _check_sizes(sizes)
+    for step in TUNES:
+        tune = getattr(config, step)
+        right = f"with {step} if, and only if, {step}= says how"
+        require((step in config.steps) == (tune is not None), "steps", config.steps, right)
+        if tune is not None:
+            require_number("trainer.tune_steps", config.trainer.tune_steps, 1, MANY, int)
+            _check_tune(step, tune, tuple(config.routing.groups))
+    if config.finetune or config.relearn:
+        regions = list(config.routing.regions)
+        one = config.ablation.region is not None or len(regions) == 1 or "ablate" not in config.steps
+        require(one, "ablation.region", config.ablation.region, f"said before finetune or relearn, one of {regions}")
+    kinds = ("remove", "reinitialise")
+    fits = "ablate" not in config.steps or config.ablation.kind in kinds or not (config.finetune or config.relearn)
+    right = f"{' or '.join(kinds)}, which change the model itself, before it is trained on"
+    require(fits, "ablation.kind", config.ablation.kind, right)
+
+
+def _check_text(text: TextConfig) -> None:
+    require_number("dataset.text.length", text.length, 2, MANY, int)
+    require_number("dataset.text.test_stories", text.test_stories, 1, MANY, int)
+    require_number("dataset.text.share", text.share, 0, 1)
+    for key in ("stories", "vocabulary"):
+        if getattr(text, key) is not None:
+            require_number(f"dataset.text.{key}", getattr(text, key), 1, MANY, int)
+
+
+def _check_sizes(sizes: TransformerSizes) -> None:
+    for key in ("layers", "width", "heads", "hidden"):
+        if getattr(sizes, key) is not None:
+            require_number(f"model.transformer.{key}", getattr(sizes, key), 1, WIDTH, int)
+    require_number("model.transformer.added", sizes.added, 0, WIDTH, int)
+    for layer in sizes.expand:
+        require_number("model.transformer.expand", layer, 0, sizes.layers - 1, int)
+    right = "more than 0 if, and only if, model.transformer.expand names layers"
+    require(bool(sizes.expand) == bool(sizes.added), "model.transformer.added", sizes.added, right)
+
+
+def _check_tune(step: str, tune: TuneConfig, groups: tuple[str, ...]) -> None:
+    one_of(f"{step}.group", tune.group, groups)
+    require_number(f"{step}.every", tune.every, 1, MANY, int)
+    require_number(f"{step}.samples", tune.samples, 1, 1000, int)
+    require_number(f"{step}.lr", tune.lr, 1e-12, 10)
+    require(bool(tune.documents), f"{step}.documents", tune.documents, "a list of numbers of documents")
+    for number in tune.documents:
+        require_number(f"{step}.documents", number, 1, MANY, int)

@@ -1,0 +1,173 @@
+"""A language model as a run: its loss against a reference, its steps, going on to the bit, and what is refused."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from gradroute import load
+from gradroute.cli import conf_dir
+from gradroute.compare import compare
+from gradroute.config import from_mapping
+from gradroute.corpora import load_texts
+from gradroute.errors import UserError
+from gradroute.folders import read_metrics
+from gradroute.language import LanguageModelling
+from gradroute.run import Run
+from gradroute.runner import execute
+from gradroute.schema import Config
+from gradroute.text.packing import IGNORED
+from gradroute.verify import claims_of
+
+SMALL = [
+    "experiment=stories_era", "trainer=smoke", "trainer.device=cpu", "model.transformer.layers=2",
+    "model.transformer.width=16", "model.transformer.heads=2", "model.transformer.hidden=24",
+    "model.transformer.added=8", "routing.regions.original.units='0:24'", "routing.regions.added.units='24:32'",
+    "dataset.text.stories=60", "dataset.text.test_stories=40", "dataset.text.length=48", "trainer.batch_size=8",
+    "finetune.documents=[4]", "relearn.documents=[2,4]", "relearn.samples=2", "relearn.every=1",
+]  # fmt: skip
+FILES = ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json", "tokenizer.json")
+
+
+def config(folder: Path, *overrides: str) -> Config:
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        return from_mapping(compose("config", [*SMALL, f"output_dir={folder}", *overrides]))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One finished run with every step."""
+    (made,) = execute([config(tmp_path_factory.mktemp("language"))])
+    assert isinstance(made, Path), made
+    yield made
+
+
+def test_the_loss_is_the_mean_over_tokens_and_routes_weigh_each_token(tmp_path: Path) -> None:
+    problem = LanguageModelling(config(tmp_path, "losses.l1.original=0", "dataset.text.stories=400"))
+    every = problem.batch(torch.arange(problem.points))[4]
+    rows = every[..., 0].amax(1).argsort(descending=True)[:4]  # those with the most routed tokens
+    tokens, targets, documents, groups, shares = problem.batch(rows)
+    terms = problem.objective()(tokens, targets, documents, groups, shares)
+    loss = torch.stack([value * weight for value, weight in terms.values()]).sum()
+    loss.backward()
+    up: Any = problem.model.get_submodule("blocks.0.mlp.up")
+    down: Any = problem.model.get_submodule("blocks.0.mlp.down")
+    ours = {"up": up.weight.grad.clone(), "down": down.weight.grad.clone()}
+    # the reference: every token's loss by itself, masked by detach at both layers
+    problem.model.zero_grad()
+    weight = 1 - 1.75 * shares[..., 0]  # of the original units: w + (1 - w) * -0.75
+    mask = torch.ones(*tokens.shape, 32)
+    mask[..., :24] = weight[..., None]
+
+    def masked(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * mask + (output * (1 - mask)).detach()
+
+    hooks = [problem.model.get_submodule(f"blocks.{i}.mlp.act").register_forward_hook(masked) for i in range(2)]
+    logits = problem.model(tokens, documents)
+    for hook in hooks:
+        hook.remove()
+    losses = [
+        torch.nn.functional.cross_entropy(logits[i, j][None], targets[i, j][None])
+        for i in range(len(tokens))
+        for j in range(tokens.shape[1])
+        if targets[i, j] != IGNORED
+    ]
+    reference = torch.stack(losses).mean()
+    reference.backward()
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-6)
+    for name, module in (("up", up), ("down", down)):
+        torch.testing.assert_close(ours[name], module.weight.grad, rtol=1e-4, atol=1e-7)
+    assert float(shares.max()) > 0.5 and float(weight.min()) < 0
+
+
+def test_a_group_whose_loss_has_weight_0_does_not_count(tmp_path: Path) -> None:
+    problem = LanguageModelling(config(tmp_path, "+losses.groups.forget=0", "losses.l1.original=0"))
+    batch = problem.batch(torch.arange(4))
+    terms = problem.objective()(*batch)
+    weights = {term.group: float(weight) for term, (_, weight) in terms.items()}
+    assert weights == {"forget": 0.0, "retain": 1.0}
+
+
+def test_every_stage_is_measured_and_the_claims_hold(run: Path) -> None:
+    rows = [row for row in read_metrics(run) if row["split"] == "test" and row["metric"] == "cross_entropy"]
+    heads = {(row["head"], row["group"]) for row in rows}
+    stages = ("model", "model_ablated", "model_finetuned", "model_relearned_2", "model_relearned_4")
+    assert heads == {(stage, group) for stage in stages for group in ("forget", "retain")}
+    relearned = [r for r in read_metrics(run) if r["split"] == "validation" and r["head"] == "model_relearned_4"]
+    assert {row["region"] for row in relearned} == {"sample_0", "sample_1"}
+    assert {row["step"] for row in relearned} == {0, 1, 2}
+    assert all(claim.holds for claim in claims_of(run)), [c for c in claims_of(run) if not c.holds]
+    plots = {path.stem for path in (run / "plots").glob("*.png")}
+    assert {"stages", "relearning", "training_curves", "mask", "ledger"} <= plots
+
+
+def test_a_run_is_loaded_and_compared(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = load(run)
+    tokens = torch.zeros(1, 8, dtype=torch.int64)
+    assert loaded.model(tokens).shape[2] == json.loads((run / "figures.json").read_text())["vocabulary"]
+    compare([str(run)], form="csv")
+    assert "model_relearned_4,all,forget" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [3, 9, 16])
+def test_a_run_goes_on_to_the_bit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Lost in the training, in fine-tuning, and in relearning."""
+    save, count = Run.checkpoint, [0]
+
+    class Gone(BaseException):
+        pass
+
+    def checkpoint(self: Run, fit: Any = None) -> None:
+        save(self, fit)
+        count[0] += 1
+        if count[0] == number:
+            raise Gone
+
+    own = config(tmp_path, "checkpoint.minutes=0", "steps=[train,ablate,finetune,relearn,evaluate]")
+    with monkeypatch.context() as patch, pytest.raises(Gone):
+        patch.setattr(Run, "checkpoint", checkpoint)
+        execute([own])
+    (cut,) = (tmp_path / "stories_era").iterdir()
+    (again,) = execute([own], folder=cut)
+    assert again == cut
+    for name in FILES:
+        assert (cut / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def test_documents_of_a_file(tmp_path: Path) -> None:
+    stories = [f"A {thing} was in the {place}." for thing in ("dog", "cat", "owl") for place in ("tree", "house") * 4]
+    (tmp_path / "stories.txt").write_text("\n<|endoftext|>\n".join(stories))
+    changes = ["dataset=text", f"dataset.text.files={tmp_path}/stories.txt", "dataset.text.test_stories=8",
+               "dataset.text.stories=null", "dataset.text.tokenizer=words", "dataset.text.vocabulary=null"]  # fmt: skip
+    texts = load_texts(config(tmp_path, *changes).dataset)
+    assert len(texts.train.documents) == 16 and len(texts.test.documents) == 8
+
+
+MISTAKES = [
+    (["model.transformer.expand=[0,2]"], r"model.transformer.expand=2: must be from 0 to 1"),
+    (["routing.regions.added.units='24:40'"], "added"),
+    (["routing.groups.forget.words=[xylophone]"], "is in none of the"),
+    (["routing.groups.forget.words=[the]"], "is in every one of the"),
+    (["routing.groups.forget.words=[]"], "routing.groups.forget=.*by exactly one rule"),
+    (["ablation=zero"], "ablation.kind=zero: must be remove or reinitialise"),
+    (["relearn=null"], "steps=.*with relearn if, and only if, relearn= says how"),
+    (["relearn.group=nobody"], "unknown value of relearn.group"),
+    (["finetune.documents=[1000]"], "group 'retain' has .* documents, not 1000"),
+    (["+dataset.text.files=x"], "toy stories are written, not read"),
+    (["model.transformer=null"], "a language model needs both a transformer and documents; add model=transformer"),
+    (["model.transformer.heads=3"], "width=16 is not a multiple of heads=3"),
+    (["trainer.batches=by_group"], "trainer.batches=by_group: must be mixed"),
+    (["stack=2"], "stack=2: cannot be done with model.transformer"),
+    (["model.transformer.width=65536", "model.transformer.heads=1", "model.transformer.layers=60"], "GiB are needed"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES, ids=[" ".join(changes) for changes, _ in MISTAKES])
+def test_mistakes_are_said_in_one_line(tmp_path: Path, changes: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        (end,) = execute([config(tmp_path, *changes)])
+        raise end if isinstance(end, Exception) else AssertionError("nothing was refused")

@@ -139,7 +139,7 @@ def test_changed_files_and_metrics_are_caught(smoke: Path, tmp_path: Path, comma
     (run / "notes.txt").write_text("mine")
     names = failing(run)
     assert names[:2] == ["every file has the checksum in the manifest", "no file was added"]
-    assert "the errors of decoder, region all, come out again from the checkpoint" in names
+    assert "the errors of decoder, region all, come out again from its weights" in names
     result = command("gradroute-verify", str(run), cwd=tmp_path)
     assert result.returncode == 1 and "FAIL" in result.stdout
     assert command("gradroute-verify", str(tmp_path), cwd=tmp_path).returncode == 2

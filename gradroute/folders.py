@@ -42,7 +42,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
     for key, kinds in MANIFEST_TYPES.items():
         if key in manifest and (not isinstance(manifest[key], kinds) or isinstance(manifest[key], bool)):
             raise UserError(f"{path}: damaged ({key} is a {type(manifest[key]).__name__})")
-    if SEAL in manifest and sealed(manifest)[SEAL] != manifest[SEAL]:
+    if sealed(manifest)[SEAL] != manifest.get(SEAL):
         raise UserError(f"{path}: damaged (its SHA-256 is not the one in it)")
     manifest = {"files": {}, "packages": {}, **manifest}
     for name, sha256 in manifest["files"].items():

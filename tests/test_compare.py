@@ -17,6 +17,7 @@ from gradroute.collecting import find_runs, natural, read_run
 from gradroute.compare import compare, interval, varying
 from gradroute.errors import UserError
 from gradroute.published import PUBLISHED, setting
+from gradroute.records import sealed
 
 
 def fake_run(
@@ -47,7 +48,7 @@ def fake_run(
         "dataset_sha256": data,
         "files": sums,
     }
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    (run / "manifest.json").write_text(json.dumps(sealed(manifest)))
     return run
 
 
@@ -160,7 +161,7 @@ def test_runs_of_several_commits_are_said_to_be(tmp_path: Path, capsys: pytest.C
     fake_run(tmp_path, 0, 0.3)
     other = fake_run(tmp_path, 1, 0.3)
     manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(manifest | {"git_commit": "def-dirty"}))
+    (other / "manifest.json").write_text(json.dumps(sealed(manifest | {"git_commit": "def-dirty"})))
     compare([str(tmp_path)])
     assert "made by 2 commits of gradroute: abc, def-dirty" in capsys.readouterr().out
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from robust import Hang, Tally, count, kept_data, one_line, trying, within
-from test_kill import FILES, small
+from test_kill import FILES
+from test_kill import small as small_config
 
 import gradroute
 from gradroute.compare import compare
@@ -155,6 +158,15 @@ def test_damage_is_refused_or_harmless(small: Path, tmp_path: Path) -> None:
     assert tally.refused > tally.tried // 2
 
 
+def test_a_manifest_without_its_checksum_is_damaged(small: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(small, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["manifest_sha256"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json: damaged"):
+        read_rerun(run)
+
+
 class _Gone(BaseException):
     """The process is gone."""
 
@@ -179,7 +191,7 @@ def run_interrupted(cases: int, folder: Path) -> Tally:
     """Damage a run that was interrupted in `cases` ways and go on with it, working in `folder`."""
     tally, out = Tally(), io.StringIO()
     sizes = ["trainer.train_limit=200", "model.hidden=[24]", "checkpoint.minutes=0"]
-    whole, cut = (small(*sizes, f"output_dir={folder / name}") for name in ("whole", "cut"))
+    whole, cut = (small_config(*sizes, f"output_dir={folder / name}") for name in ("whole", "cut"))
     with kept_data(), contextlib.redirect_stdout(out):
         (reference,) = execute([whole])
         sound, damaged = _interrupted(cut, 9), folder / "damaged"

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradroute.errors import UserError, unknown
-from gradroute.schema import DatasetConfig, TextConfig
+from gradroute.language_schema import TextConfig
+from gradroute.schema import DatasetConfig
 from gradroute.text import documents as reading
 from gradroute.text import toy_stories
 from gradroute.text.documents import Documents

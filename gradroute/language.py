@@ -14,6 +14,7 @@ from gradroute.errors import UserError
 from gradroute.evaluation import Head, activations_at
 from gradroute.groups import Part as Rules
 from gradroute.groups import assign
+from gradroute.language_schema import TransformerSizes
 from gradroute.loading import Parts, routers
 from gradroute.losses import NextTokenObjective
 from gradroute.memory import machine_memory
@@ -21,7 +22,7 @@ from gradroute.models import build_transformer
 from gradroute.problem import Measurement, Probe, Problem, settle_precision
 from gradroute.programs import Batch
 from gradroute.routing import Site
-from gradroute.schema import Config, TransformerSizes
+from gradroute.schema import Config
 from gradroute.text.packing import IGNORED
 from gradroute.text.rules import by_weight, everywhere, memberships, ratio_weights
 

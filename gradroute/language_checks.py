@@ -2,7 +2,8 @@
 
 from gradroute.checks import MANY, WIDTH, one_of, require, require_number
 from gradroute.errors import UserError
-from gradroute.schema import Config, TextConfig, TransformerSizes, TuneConfig
+from gradroute.language_schema import TextConfig, TransformerSizes, TuneConfig
+from gradroute.schema import Config
 
 TUNES = ("finetune", "relearn")
 

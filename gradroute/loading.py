@@ -12,10 +12,11 @@ from torch import nn
 
 from gradroute import folders, models
 from gradroute.errors import UserError, plain_text
+from gradroute.language_schema import TransformerSizes
 from gradroute.memory import require_memory
 from gradroute.reading import open_plain, place
 from gradroute.routing import ParameterRegion, ParameterRouter, Region, Router
-from gradroute.schema import Config, ModelConfig, RoutingConfig, TransformerSizes
+from gradroute.schema import Config, ModelConfig, RoutingConfig
 
 WEIGHTS = "model.safetensors"  # of a finished run
 Regions = tuple[dict[str, Region], dict[str, ParameterRegion]]

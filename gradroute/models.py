@@ -9,7 +9,8 @@ from torch import nn
 
 from gradroute.errors import unknown
 from gradroute.expansion import Layer, expand
-from gradroute.schema import ModelConfig, TransformerSizes
+from gradroute.language_schema import TransformerSizes
+from gradroute.schema import ModelConfig
 from gradroute.transformer import Transformer, TransformerConfig
 
 

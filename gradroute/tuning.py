@@ -16,9 +16,10 @@ from gradroute.corpora import some
 from gradroute.errors import UserError
 from gradroute.evaluation import Head
 from gradroute.language import LanguageModelling
+from gradroute.language_schema import TuneConfig
 from gradroute.losses import NextTokenObjective
 from gradroute.problem import Probe
-from gradroute.schema import LossesConfig, TuneConfig
+from gradroute.schema import LossesConfig
 
 if TYPE_CHECKING:
     from gradroute.run import Run

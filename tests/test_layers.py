@@ -10,18 +10,19 @@ PACKAGE = ROOT / "gradroute"
 # module -> what it may import of the package, at any depth in the file
 ALLOWED = {
     "errors": set(),
-    "schema": set(),
+    "language_schema": set(),
+    "schema": {"language_schema"},
     "routes": {"errors"},
     "checks": {"errors", "routes", "schema"},
     "split": {"checks", "errors", "schema"},
-    "language_checks": {"checks", "errors", "schema"},
+    "language_checks": {"checks", "errors", "language_schema", "schema"},
     "config": {"checks", "errors", "language_checks", "schema", "split"},
     "datasets": {"errors", "reading", "schema"},
-    "models": {"errors", "expansion", "schema", "transformer"},
+    "models": {"errors", "expansion", "language_schema", "schema", "transformer"},
     "groups": {"errors", "schema", "text"},
     "text": {"errors", "text"},
     "transformer": {"errors"},
-    "corpora": {"errors", "schema", "text"},
+    "corpora": {"errors", "language_schema", "schema", "text"},
     "causal_lm": {"errors", "transformer"},
     "completion": {"errors", "routing"},
     "routing": {"errors", "routes", "routing"},
@@ -72,6 +73,7 @@ TOP = {
 }
 NO_TORCH = {
     "errors",
+    "language_schema",
     "schema",
     "checks",
     "config",

@@ -1,0 +1,58 @@
+"""The part of the typed schema that only language models have."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class TextConfig:
+    """Documents, and how they become tokens.
+
+    files: of `dataset=text`, a file or a folder, with the text of a row in `field`. concept, share: of
+    `dataset=toy_stories`, how often which concept is told. stories, test_stories: documents to train and to test on;
+    null takes all. tokenizer: `words`, `bpe`, or the path of a tokenizer.json; at most `vocabulary` tokens, of a BPE
+    exactly so many. length: tokens of a row, in which documents are packed.
+    """
+
+    files: str | None = None
+    field: str = "text"
+    concept: str = "forest"
+    share: float = 0.2
+    stories: int | None = 4000
+    test_stories: int = 1000
+    tokenizer: str = "words"
+    vocabulary: int | None = None
+    length: int = 128
+
+
+@dataclass
+class TransformerSizes:
+    """Sizes and kinds of a transformer, as in `gradroute.transformer`; its context is `dataset.text.length`.
+
+    expand: the layers whose MLPs have `added` units more than `hidden` (GR section 4.2.2).
+    """
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    hidden: int | None = None
+    mlp: str = "gelu"
+    positions: str = "learned"
+    norm: str = "layernorm"
+    tied: bool = True
+    bias: bool = True
+    expand: list[int] = field(default_factory=list)
+    added: int = 0
+
+
+@dataclass
+class TuneConfig:
+    """Training after the ablation, on few `documents` of a `group` in one batch; several numbers are several trainings.
+
+    samples: how often it is done with other documents. every: updates, of `trainer.tune_steps`, to a measurement.
+    """
+
+    group: str = ""
+    documents: list[int] = field(default_factory=list)
+    lr: float = 5e-5
+    samples: int = 1
+    every: int = 1

@@ -48,11 +48,28 @@ class TransformerSizes:
 class TuneConfig:
     """Training after the ablation, on few `documents` of a `group` in one batch; several numbers are several trainings.
 
-    samples: how often it is done with other documents. every: updates, of `trainer.tune_steps`, to a measurement.
+    rate: the constant rate as a share of `trainer.lr`. samples: how often it is done with other documents. every:
+    updates, of `trainer.tune_steps`, to a measurement.
     """
 
     group: str = ""
     documents: list[int] = field(default_factory=list)
-    lr: float = 5e-5
+    rate: float = 0.1
     samples: int = 1
     every: int = 1
+
+
+@dataclass
+class UnlearnConfig:
+    """RMU, representation misdirection (Li et al. 2024, arXiv 2403.03218), for `trainer.unlearn_steps` updates.
+
+    The residual stream at `site` is led to a random direction of length `norm` on tokens labelled `group`, and kept on
+    the others with weight `retain`. layers: whose MLPs' outgoing weights are trained. rate: as a share of `trainer.lr`.
+    """
+
+    group: str = ""
+    site: str = ""
+    layers: list[int] = field(default_factory=list)
+    norm: float = 100.0
+    retain: float = 200.0
+    rate: float = 1.0

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradroute.language_schema import TextConfig, TransformerSizes, TuneConfig
+from gradroute.language_schema import TextConfig, TransformerSizes, TuneConfig, UnlearnConfig
 
-STEPS = ("train", "certify", "ablate", "finetune", "relearn", "evaluate", "report")
+STEPS = ("train", "certify", "ablate", "unlearn", "finetune", "relearn", "evaluate", "report")
 
 
 @dataclass
@@ -77,13 +77,15 @@ class NoiseConfig:
 class RoutingConfig:
     """Groups, regions, and the route of each group in each region (weight 1 where not named).
 
-    Routes are typed by `check`: OmegaConf refuses a whole number in a nested mapping of floats.
+    unlabelled: the group whose routes training points without a label take; null is weight 1 everywhere. Routes are
+    typed by `check`: OmegaConf refuses a whole number in a nested mapping of floats.
     """
 
     groups: dict[str, GroupConfig] = field(default_factory=dict)
     regions: dict[str, RegionConfig] = field(default_factory=dict)
     routes: dict[str, dict[str, Any]] = field(default_factory=dict)
     unassigned: str = "error"
+    unlabelled: str | None = None
     labelled_fraction: float = 1.0
     label_noise: dict[str, NoiseConfig] = field(default_factory=dict)
 
@@ -108,7 +110,7 @@ class LossesConfig:
 
 @dataclass
 class PresetConfig:
-    """Settings of the optimizer and the amount of data; `tune_steps`, of a language model, as in `TuneConfig`."""
+    """Settings of the optimizer and the amount of data; `tune_steps` and `unlearn_steps` are of a language model."""
 
     epochs: int = 1
     batch_size: int = 256
@@ -123,6 +125,7 @@ class PresetConfig:
     test_limit: int | None = None
     precision: str = "auto"
     tune_steps: int | None = None
+    unlearn_steps: int | None = None
 
 
 @dataclass
@@ -175,12 +178,14 @@ class Config:
     """One experiment: a dataset, a model, routing, losses and a list of steps.
 
     `seeds` of it are as many runs, from `seed` on; at most `stack` runs are trained together as one batched program.
+    `trained` is a finished run whose training is taken over, or `auto`: one in `output_dir` that fits, if there is.
     """
 
     name: str = "experiment"
     seed: int = 0
     seeds: int | None = None
     stack: Any = "auto"
+    trained: str | None = None
     output_dir: str = "outputs"
     steps: list[str] = field(default_factory=lambda: list(STEPS))
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -189,6 +194,7 @@ class Config:
     ablation: AblationConfig = field(default_factory=AblationConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    unlearn: UnlearnConfig | None = None
     finetune: TuneConfig | None = None
     relearn: TuneConfig | None = None
     ledger: LedgerConfig = field(default_factory=LedgerConfig)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,10 @@ from gradroute.errors import UserError
 from gradroute.evaluation import Head, activations_at
 from gradroute.groups import Part as Rules
 from gradroute.groups import assign
-from gradroute.language_schema import TransformerSizes
+from gradroute.language_models import plan_of
 from gradroute.loading import Parts, routers
 from gradroute.losses import NextTokenObjective
 from gradroute.memory import machine_memory
-from gradroute.models import build_transformer
 from gradroute.problem import Measurement, Probe, Problem, settle_precision
 from gradroute.programs import Batch
 from gradroute.routing import Site
@@ -35,13 +35,13 @@ class LanguageModelling(Problem):
 
     data: Texts
 
-    def __init__(self, config: Config, data: Texts | None = None) -> None:
-        """`data` is what `load_texts` would give, if it is at hand."""
-        assert config.model.transformer is not None  # by the configuration's checks
+    def __init__(self, config: Config, data: Texts | None = None, run: Path | None = None) -> None:
+        """`data` is what `load_texts` would give, if it is at hand; `run` the folder that a model is read back from."""
         self.config = config
         self.device = settle_precision(config)
+        self.plan = plan_of(config, run)
         limits = (config.trainer.train_limit, config.trainer.test_limit)
-        self.data = data or load_texts(config.dataset, *limits)
+        self.data = data or load_texts(config.dataset, *limits, self.plan.tokenizer)
         train, test = self.data.train, self.data.test
         self.sha256, self.points = self.data.sha256, len(train.packed)
         rules = [
@@ -55,26 +55,24 @@ class LanguageModelling(Problem):
         self.routed = (packed.spread(self.labelled[train.corpus.documents] + 1) - 1).to(self.device)
         self._rows = [t.to(self.device) for t in (packed.tokens, packed.targets, packed.documents)]
         self._membership = self._memberships(train)
-        self._require_memory(config.model.transformer)
+        self._require_memory()
         torch.manual_seed(config.seed)
-        model = build_transformer(config.model.transformer, self.data.tokenizer.size, self.data.length).to(self.device)
+        model = self.plan.build(self.data.tokenizer.size, self.data.length).to(self.device)
         self.parts = Parts(model, nn.ModuleDict(), *routers(model, config.routing, self.names, self.example()[:1]))
         self.made: dict[str, nn.Module] = {}
         self.try_ablations()
 
-    def _require_memory(self, sizes: TransformerSizes) -> None:
-        """An estimate from below: parameters, gradients, moments, and one batch's logits and MLP activations."""
-        with torch.device("meta"):
-            model = build_transformer(sizes, self.data.tokenizer.size, self.data.length)
+    def _require_memory(self) -> None:
+        """An estimate from below: parameters, gradients, moments, and one batch's logits and activations."""
+        model = self.plan.outline(self.data.tokenizer.size, self.data.length)
         weights = 16 * sum(parameter.numel() for parameter in model.parameters())
         tokens = min(self.config.trainer.batch_size, self.points) * self.data.length
-        hidden = sizes.hidden or 4 * sizes.width
-        batch = 8 * tokens * (self.data.tokenizer.size + sizes.layers * (hidden + 6 * sizes.width))
+        batch = 8 * tokens * (self.data.tokenizer.size + self.plan.per_token)
         limit = machine_memory(self.device)
         if weights + batch > limit:
-            lower = "model.transformer.width or layers" if weights > batch else "trainer.batch_size"
+            lower = self.plan.lower if weights > batch else "trainer.batch_size"
             needed = f"{(weights + batch) / 2**30:.1f} GiB are needed and the machine has {limit / 2**30:.1f}"
-            raise UserError(f"model.transformer: {needed}; lower {lower}")
+            raise UserError(f"{self.plan.key}: {needed}; lower {lower}")
 
     def shares(self, part: Part, groups: torch.Tensor) -> dict[str, torch.Tensor]:
         """How much of each token, `(total,)`, is each group's, of documents with these group numbers."""
@@ -185,8 +183,8 @@ class LanguageModelling(Problem):
                 yield group, head, "cross_entropy_unrouted", value
 
     def texts(self) -> dict[str, str]:
-        """The tokenizer's file."""
-        return {"tokenizer.json": self.data.tokenizer.to_json()}
+        """The tokenizer's file, and what a model is read back from."""
+        return {"tokenizer.json": self.data.tokenizer.to_json(), **self.plan.texts(self.data.tokenizer)}
 
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The masks, and the size of the vocabulary."""

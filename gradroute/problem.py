@@ -12,7 +12,7 @@ from gradroute import ablation
 from gradroute.ablation import Ablation
 from gradroute.devices import pick_device, pick_precision
 from gradroute.evaluation import Head
-from gradroute.loading import Parts
+from gradroute.loading import Parts, own_tensors
 from gradroute.losses import Objective
 from gradroute.programs import Batch
 from gradroute.routing import ParameterRouter, Router, Site
@@ -130,13 +130,13 @@ class Problem(ABC):
         """Arrays and names that the report draws from."""
 
     def texts(self) -> dict[str, str]:
-        """Files that a run leaves beside what every run does, by name."""
+        """Files that a run leaves beside what every run does, by name; it is read back from them."""
         return {}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weights of everything that was trained, by name, on the CPU."""
         named = {
-            f"{prefix}.{k}": v for prefix, module in self.modules().items() for k, v in module.state_dict().items()
+            f"{prefix}.{k}": v for prefix, module in self.modules().items() for k, v in own_tensors(module).items()
         }
         return {name: tensor.cpu().contiguous() for name, tensor in named.items()}
 

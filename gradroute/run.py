@@ -43,7 +43,8 @@ class Run:
         data: the data set, if it is at hand. stacked: how many runs are trained together. quiet: only its log tells.
         folder: an unfinished run's, to go on with that very run. checkpoint: where in it; at its beginning if None.
         """
-        self.config, self.problem = config, build_problem(config, data)
+        begun = folder if checkpoint else None
+        self.config, self.problem = config, build_problem(config, data, begun)
         self.ablations: list[Ablation] = []
         self.order = torch.Generator().manual_seed(config.seed)
         self.steps_done = 0  # updates of the training
@@ -148,6 +149,8 @@ class Run:
         ledger = Ledger(*routers, problem.routed, settings.window, settings.every)
         if self.fit is None:
             self.train_began = self.folder.seconds
+            for name, text in problem.texts().items():  # before the first checkpoint, which needs them
+                records.write_atomically(self.folder.path / name, text)
 
         def before_update(step: int, chosen: torch.Tensor) -> None:
             problem.at_step(step)
@@ -209,8 +212,6 @@ class Run:
         self.folder.write_metrics()
         if self.config.checkpoint.keep == "weights":
             records.write_atomically(self.folder.path / "model.safetensors", save(problem.tensors()))
-        for name, text in problem.texts().items():
-            records.write_atomically(self.folder.path / name, text)
         write_samples(self.folder, problem, self.ablations)
         final = records.final_rows(self.folder.rows)
         named = [row for row in final if row["group"] in [*problem.names, "all"]]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradroute.language_schema import TextConfig, TransformerSizes, TuneConfig
+from gradroute.language_schema import HFModel, TextConfig, TransformerSizes, TuneConfig
 
 STEPS = ("train", "certify", "ablate", "finetune", "relearn", "evaluate", "report")
 
@@ -26,7 +26,8 @@ class DatasetConfig:
 class ModelConfig:
     """Sizes of the autoencoder: encoder widths (the decoder has them in reverse), encoding width, decoders.
 
-    `decoders` is 1, or the number of groups, each group's images then having their own. A `transformer` has none.
+    `decoders` is 1, or the number of groups, each group's images then having their own. A `transformer` has none,
+    and neither has `hf`.
     """
 
     name: str = "autoencoder"
@@ -34,6 +35,7 @@ class ModelConfig:
     encoding: int = 32
     decoders: int = 1
     transformer: TransformerSizes | None = None
+    hf: HFModel | None = None
 
 
 @dataclass

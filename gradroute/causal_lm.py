@@ -111,13 +111,8 @@ def load(source: Any, config: Any = None) -> CausalLM:
     try:
         if named:
             place = Path(source).expanduser()
-            given = {} if config is None else {"config": config}
-            model, found = make.from_pretrained(
-                str(place) if place.is_dir() else str(source),
-                trust_remote_code=False,
-                output_loading_info=True,
-                **given,
-            )
+            name, own = str(place) if place.is_dir() else str(source), {} if config is None else {"config": config}
+            model, found = make.from_pretrained(name, trust_remote_code=False, output_loading_info=True, **own)
         else:
             model, found = make.from_config(source, trust_remote_code=False), {}
     except Exception as error:  # whatever the hub, the network or the files raise

@@ -57,7 +57,7 @@ def load_texts(
     text = config.text
     if text is None or config.name not in NAMES:
         raise unknown("dataset of a language model:", config.name, NAMES)
-    train, test = _stories(text) if config.name == "toy_stories" else _documents(text)
+    train, test = _stories(text) if config.name == "toy_stories" else _documents(text, train_limit)
     train, test = (
         part.take(range(min(limit, len(part)))) if limit else part
         for part, limit in ((train, train_limit), (test, test_limit))
@@ -84,13 +84,14 @@ def _stories(text: TextConfig) -> tuple[Documents, Documents]:
     return train, test
 
 
-def _documents(text: TextConfig) -> tuple[Documents, Documents]:
-    """The first documents to train on, the next ones, or another split's, to test on."""
+def _documents(text: TextConfig, limit: int | None) -> tuple[Documents, Documents]:
+    """The first documents to train on, the next ones, or another split's, to test on; `limit` may save reading."""
     if (text.files is None) == (text.hub is None):
         raise UserError("dataset.text: give either files, a file or a folder of .txt, .jsonl or .parquet, or hub, the "
                         "name of a data set")  # fmt: skip
     if text.hub is not None and text.test_split is not None:
-        train = reading.from_hub(text.hub, text.split, text.field, text.stories)
+        first = min((n for n in (text.stories, limit) if n is not None), default=None)
+        train = reading.from_hub(text.hub, text.split, text.field, first)
         test = reading.from_hub(text.hub, text.test_split, text.field, text.test_stories)
         if len(test) < text.test_stories:
             raise UserError(f"dataset '{text.hub}', split '{text.test_split}': {len(test)} documents, not "

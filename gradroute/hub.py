@@ -25,14 +25,14 @@ def package(name: str, what: str) -> ModuleType:
         hub.utils.disable_progress_bars()
         if name == "datasets":
             module.disable_progress_bars()
-        else:
+        elif name == "transformers":
             module.utils.logging.disable_progress_bar()
     return module
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what a package says."""
-    return plain_text((str(error).strip().splitlines() or [type(error).__name__])[0])
+    """The first line of what a package says, up to where it becomes a list."""
+    return plain_text((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
 
 
 def file_of(source: str, name: str) -> Path | None:
@@ -46,9 +46,8 @@ def file_of(source: str, name: str) -> Path | None:
     hub = package("huggingface_hub", f"model '{source}'")
     try:
         return Path(hub.hf_hub_download(source, name))
-    except hub.errors.LocalEntryNotFoundError as error:  # it is also an EntryNotFoundError
-        raise UserError(f"model '{source}': its {name} cannot be reached [{reason(error)}]") from None
-    except hub.errors.EntryNotFoundError:
-        return None
     except Exception as error:  # whatever the hub or the network raise
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        if "EntryNotFoundError" in kinds and "LocalEntryNotFoundError" not in kinds:  # the latter: it cannot be asked
+            return None
         raise UserError(f"model '{source}': its {name} cannot be reached [{reason(error)}]") from None

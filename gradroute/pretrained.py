@@ -59,8 +59,9 @@ class Pretrained(Plan):
         """Raise UserError if rows are longer than the model's context."""
         context = getattr(self.config, "max_position_embeddings", None)
         if context is not None and length > context:
+            right = "lower it"
             raise UserError(
-                f"dataset.text.length={length}: '{self.source}' has a context of {context} tokens; lower it"
+                f"dataset.text.length={length}: the context of '{self.source}' is {context} tokens; {right}"
             )
 
     def tokenizer(self) -> Tokenizer:
@@ -73,10 +74,9 @@ class Pretrained(Plan):
         if path is None:
             right = "give dataset.text.tokenizer=, the path of one"
             raise UserError(f"model '{self.source}' has no {TOKENIZER}; {right}")
-        if path.stat().st_size > LIMITS[".json"] // 2:  # with indentation it must not be more than what is read back
-            raise UserError(
-                f"{path}: has {path.stat().st_size} bytes; at most {LIMITS['.json'] // 2} are kept in a run"
-            )
+        size, largest = path.stat().st_size, LIMITS[".json"] // 2  # indented, it must still be one that is read back
+        if size > largest:
+            raise UserError(f"{path}: has {size} bytes, and a run keeps at most {largest}; choose another model")
         return tokenizing.load(path, _end(self.source, self.config))
 
     def build(self, vocabulary: int, length: int) -> CausalLM:
@@ -89,10 +89,16 @@ class Pretrained(Plan):
         if vocabulary > own:
             raise UserError(f"dataset.text.tokenizer: has {vocabulary} tokens, and '{self.source}' has {own}; give the "
                             "model's own, dataset.text.tokenizer=pretrained")  # fmt: skip
-        begins = self.run is None and not self.settings.untrained
-        model = load(self.source, self.config) if begins else load(self.config)
+        random = self.run is not None or self.settings.untrained
+        model = self._random() if random else load(self.source, self.config)
         model.require_separation()
         return self._expanded(model)
+
+    def _random(self) -> CausalLM:
+        try:
+            return load(self.config)
+        except UserError as error:
+            raise UserError(f"{self.run / MODEL if self.run else self.source}: {error}") from None
 
     def _expanded(self, model: CausalLM) -> CausalLM:
         deviation = float(getattr(self.config, "initializer_range", 0.02))
@@ -102,7 +108,7 @@ class Pretrained(Plan):
 
     def outline(self, vocabulary: int, length: int) -> CausalLM:  # noqa: D102
         with torch.device("meta"):
-            return self._expanded(load(self.config))
+            return self._expanded(self._random())
 
     def texts(self, tokenizer: Tokenizer) -> dict[str, str]:  # noqa: D102
         return {MODEL: json.dumps({"end": tokenizer.end_name, "config": _plain(self.config)}, indent=2) + "\n"}
@@ -154,7 +160,7 @@ def _known(kind: object, where: str) -> set[str]:
     """Names of the settings of a kind of model. Raises: UserError for one that cannot be the model of a run."""
     auto = package("transformers", where).models.auto
     kinds = auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise UserError(f"{where}: {unknown('kind of causal language model', kind, kinds)}")
     try:
         made = auto.configuration_auto.CONFIG_MAPPING[kind]

@@ -77,7 +77,8 @@ def from_hub(name: str, split: str, text_field: str = "text", limit: int | None 
     """
     datasets = package("datasets", f"dataset '{name}'")
     try:
-        rows = datasets.load_dataset(name, split=split)
+        folder = Path(name).expanduser()
+        rows = datasets.load_dataset(str(folder) if folder.is_dir() else name, split=split)
     except Exception as error:  # whatever the hub, the network or the set's own files raise
         raise UserError(f"dataset '{name}', split '{split}': cannot be loaded [{reason(error)}]") from None
     return _collected(iter(rows), text_field, f"dataset '{name}'", limit)

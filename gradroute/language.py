@@ -70,9 +70,9 @@ class LanguageModelling(Problem):
         batch = 8 * tokens * (self.data.tokenizer.size + self.plan.per_token)
         limit = machine_memory(self.device)
         if weights + batch > limit:
-            lower = self.plan.lower if weights > batch else "trainer.batch_size"
+            right = self.plan.smaller if weights > batch else "lower trainer.batch_size"
             needed = f"{(weights + batch) / 2**30:.1f} GiB are needed and the machine has {limit / 2**30:.1f}"
-            raise UserError(f"{self.plan.key}: {needed}; lower {lower}")
+            raise UserError(f"{self.plan.key}: {needed}; {right}")
 
     def shares(self, part: Part, groups: torch.Tensor) -> dict[str, torch.Tensor]:
         """How much of each token, `(total,)`, is each group's, of documents with these group numbers."""

@@ -1,10 +1,9 @@
 """What the model of a language run is made from: sizes of our own transformer, or a model of Hugging Face."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +17,13 @@ from gradroute.text.tokenizing import Tokenizer
 class Plan(ABC):
     """A model before it is built.
 
-    Attributes: `key`, where the configuration has it; `lower`, what to lower there if it is too large; `per_token`,
+    Attributes: `key`, where the configuration has it; `smaller`, what to do there if it is too large; `per_token`,
     numbers that a pass keeps for each token beside the logits, from below; `tokenizer`, which gives the model's own, or
     None.
     """
 
     key: str
-    lower: str
+    smaller: str
     tokenizer: Callable[[], Tokenizer] | None = None
 
     @property
@@ -52,7 +51,7 @@ class OwnTransformer(Plan):
     sizes: TransformerSizes
 
     key = "model.transformer"
-    lower = "model.transformer.width or layers"
+    smaller = "lower model.transformer.width or layers"
 
     @property
     def per_token(self) -> int:  # noqa: D102
@@ -63,10 +62,10 @@ class OwnTransformer(Plan):
         return build_transformer(self.sizes, vocabulary, length)
 
 
-def plan_of(config: Config, run: Path | None = None, manifest: Mapping[str, Any] | None = None) -> Plan:
+def plan_of(config: Config, run: Path | None = None) -> Plan:
     """The model that a configuration of a language run asks for; of Hugging Face, as the folder `run` has it, if given.
 
-    `manifest` as in `folders.read_file`. Raises: UserError if it cannot be had, or rows are longer than its context.
+    Raises: UserError if it cannot be had, or rows are longer than its context.
     """
     if config.model.transformer is not None:
         return OwnTransformer(config.model.transformer)
@@ -74,6 +73,6 @@ def plan_of(config: Config, run: Path | None = None, manifest: Mapping[str, Any]
     from gradroute import pretrained
 
     hf = config.model.hf
-    plan = pretrained.fetch(hf) if run is None else pretrained.read(hf, run, manifest)
+    plan = pretrained.fetch(hf) if run is None else pretrained.read(hf, run)
     plan.check_length(config.dataset.text.length)
     return plan

@@ -144,7 +144,7 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
     config = folders.read_config(path, manifest)
     names = folders.read_names(path, manifest)
     if config.dataset.text is not None:
-        plan = plan_of(config, path, manifest)
+        plan = plan_of(config, path)
         model = _built(path, manifest, plan, names["vocabulary"], config.dataset.text.length)
         return LoadedRun(config, model.eval(), nn.ModuleDict())
     height, width = names["shape"]

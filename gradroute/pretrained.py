@@ -14,7 +14,7 @@ import torch
 from gradroute.causal_lm import CausalLM, load
 from gradroute.errors import UserError, unknown
 from gradroute.expansion import Layer
-from gradroute.folders import read_file
+from gradroute.folders import read_file, read_manifest
 from gradroute.hub import file_of, package, reason
 from gradroute.language_models import Plan
 from gradroute.language_schema import HFModel
@@ -33,8 +33,8 @@ MANY = 1024  # layers, or experts: each is a module, on any device
 class Pretrained(Plan):
     """What a run's model is made from.
 
-    settings: those of the run. config: of transformers. run: the folder to read the tokenizer from, None if the model
-    is not read back but fetched. end: the token that ends a document, as the folder has it.
+    settings: those of the run. config: of transformers. run, manifest: the folder to read the tokenizer from, None if
+    the model is not read back but fetched. end: the token that ends a document, as the folder has it.
     """
 
     settings: HFModel
@@ -44,7 +44,7 @@ class Pretrained(Plan):
     manifest: Mapping[str, Any] | None = None
 
     key = "model.hf"
-    lower = "model.hf.pretrained, for a smaller model,"
+    smaller = "choose a smaller model.hf.pretrained"
 
     @property
     def source(self) -> str:
@@ -56,13 +56,12 @@ class Pretrained(Plan):
         return 8 * int(getattr(self.config, "num_hidden_layers", 0)) * int(getattr(self.config, "hidden_size", 0))
 
     def check_length(self, length: int) -> None:
-        """Raise UserError if rows are longer than the model's context."""
-        context = getattr(self.config, "max_position_embeddings", None)
-        if context is not None and length > context:
-            right = "lower it"
-            raise UserError(
-                f"dataset.text.length={length}: the context of '{self.source}' is {context} tokens; {right}"
-            )
+        """Raise UserError if rows are longer than the model's context, or than the window of its attention."""
+        context, window = (getattr(self.config, key, None) for key in ("max_position_embeddings", "sliding_window"))
+        for what, most in (("context of '{}' is", context), ("attention of '{}' is over", window)):
+            if most is not None and length > most:  # the masks of packed rows know no window
+                fits = f"the {what.format(self.source)} {most} tokens"
+                raise UserError(f"dataset.text.length={length}: {fits}; lower it")
 
     def tokenizer(self) -> Tokenizer:
         """The model's own tokenizer. Raises: UserError if it has none or its end token is not known."""
@@ -134,12 +133,12 @@ def fetch(settings: HFModel) -> Pretrained:
     return Pretrained(settings, _checked(_plain(config), what))
 
 
-def read(settings: HFModel, run: Path, manifest: Mapping[str, Any] | None = None) -> Pretrained:
+def read(settings: HFModel, run: Path) -> Pretrained:
     """What a run's folder has of its model, which may be a stranger's; the hub is not asked, and no code is run.
 
     Raises: UserError if the package is missing, or the file is damaged or of a model that transformers does not know.
     """
-    where = run / MODEL
+    where, manifest = run / MODEL, read_manifest(run)
     found = read_json(read_file(run, MODEL, manifest), where)
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict) or type(found.get("end")) is not str:
         raise UserError(f"{where}: damaged (no configuration and end token)")

@@ -149,8 +149,7 @@ class Run:
         ledger = Ledger(*routers, problem.routed, settings.window, settings.every)
         if self.fit is None:
             self.train_began = self.folder.seconds
-            for name, text in problem.texts().items():  # before the first checkpoint, which needs them
-                records.write_atomically(self.folder.path / name, text)
+            self.folder.keep(problem.texts())  # before the first checkpoint, which needs them
 
         def before_update(step: int, chosen: torch.Tensor) -> None:
             problem.at_step(step)

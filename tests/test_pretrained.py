@@ -34,7 +34,7 @@ SITES = {
     "gpt2": "model.transformer.h.[01].mlp.act", "gpt_neox": "model.gpt_neox.layers.[01].mlp.act",
     "llama": "model.model.layers.[01].mlp.act_fn",
 }  # fmt: skip
-ENDS = {"gpt2": "<|endoftext|>", "gpt_neox": "</s>", "llama": "<eos>", "mamba": "<|endoftext|>"}
+ENDS = {"gpt2": "<|endoftext|>", "gpt_neox": "</s>", "llama": "<eos>", "mamba": "<|endoftext|>", "mistral": "<s>"}
 STEPS = ["steps=[train,ablate,evaluate]", "finetune=null", "relearn=null"]
 SMALL = [
     "experiment=stories_era", "trainer=smoke", "trainer.device=cpu", "model=hf", "dataset.text.tokenizer=pretrained",
@@ -152,6 +152,11 @@ def test_a_run_goes_on_to_the_bit_without_the_model_that_it_began_with(
         execute([own])
     shutil.rmtree(tmp_path / "gpt_neox")
     (cut,) = (tmp_path / "cut" / "stories_era").iterdir()
+    kept = (cut / "model.json").read_text()
+    (cut / "model.json").write_text(kept.replace("1e-05", "1e-03"))
+    (refused,) = execute([own], folder=cut)
+    assert isinstance(refused, UserError) and "model.json: damaged" in str(refused)
+    (cut / "model.json").write_text(kept)
     (again,) = execute([own], folder=cut)
     assert again == cut and isinstance(whole, Path)
     for name in FILES:
@@ -290,6 +295,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit(f / "config.json", lambda c: c.update(quantization_config={"quant_method": "fp8"})),
         "is quantized and cannot be trained",
     ),
+    "window": (
+        lambda f: save_model(f, "mistral", sliding_window=32),
+        r"dataset.text.length=48: the attention of '.*' is over 32 tokens; lower it",
+    ),
     "no_weights": (lambda f: (f / "model.safetensors").unlink(), "is no causal language model that can be loaded"),
     "weights_missing": (lack_weights, "its weights have no gpt_neox.layers.1.mlp.dense_h_to_4h.weight"),
     "weights_of_another_shape": (
@@ -297,7 +306,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "too_large": (
         lambda f: edit(f / "config.json", lambda c: c.update(hidden_size=2**16, intermediate_size=2**26)),
-        "model.hf: .* GiB are needed and the machine has .*; lower model.hf.pretrained",
+        "model.hf: .* GiB are needed and the machine has .*; choose a smaller model.hf.pretrained",
     ),
 }  # fmt: skip
 

@@ -30,7 +30,8 @@ SMALL = [
     "dataset.text.stories=60", "dataset.text.test_stories=40", "dataset.text.length=48", "trainer.batch_size=8",
     "finetune.documents=[4]", "relearn.documents=[2,4]", "relearn.samples=2", "relearn.every=1",
 ]  # fmt: skip
-FILES = ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json", "tokenizer.json")
+FILES = ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json", "tokenizer.json", "tokens.json",
+         "completions.json")  # fmt: skip
 
 
 def config(folder: Path, *overrides: str) -> Config:
@@ -161,6 +162,13 @@ MISTAKES = [
     (["model.transformer=null"], "a language model needs both a transformer and documents; add model=transformer"),
     (["model.transformer.heads=3"], "width=16 is not a multiple of heads=3"),
     (["trainer.batches=by_group"], "trainer.batches=by_group: must be mixed"),
+    (["completions.prompts.forget=[a xylophone]"], "forget: 'a xylophone' has a word outside the vocabulary; take wor"),
+    (["+completions.prompts.forgt=[a]"], "unknown value of completions.prompts: 'forgt'; did you mean forget?"),
+    (["completions.prompts.forget=[]"], r"completions.prompts.forget=\[\]: must be at least one prompt"),
+    (["~completions.prompts"], "completions.prompts={}: must be lists of prompts by group, or completions null"),
+    (["completions.tokens=0"], "completions.tokens=0: must be from 1 to 10000"),
+    (["completions.temperature=-1"], "completions.temperature=-1.0: must be from 0 to 100"),
+    (["completions.samples=0"], "completions.samples=0: must be from 1 to 1000"),
     (["stack=2"], "stack=2: cannot be done with model.transformer"),
     (["model.transformer.width=65536", "model.transformer.heads=1", "model.transformer.layers=60"], "GiB are needed"),
 ]

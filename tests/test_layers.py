@@ -25,6 +25,7 @@ ALLOWED = {
     "corpora": {"errors", "language_schema", "schema", "text"},
     "causal_lm": {"errors", "transformer"},
     "completion": {"errors", "routing"},
+    "language_texts": {"completion", "corpora", "errors", "evaluation", "language_schema", "schema", "text"},
     "routing": {"errors", "routes", "routing"},
     "expansion": {"errors"},
     "losses": {"routing", "schema", "text"},
@@ -50,7 +51,8 @@ ALLOWED = {
     "report": {"language_report", "scene"},
     "command": {"errors", "schema"},
     "published": set(),
-    "page": {"folders", "published", "reading", "records"},
+    "language_page": {"errors", "folders", "reading"},
+    "page": {"folders", "language_page", "published", "reading", "records"},
     "comparison_plots": {"collecting"},
     "tables": {"comparison_plots", "errors", "page", "records"},
     "collecting": {"config", "errors", "folders", "published", "reading"},
@@ -68,6 +70,7 @@ TOP = {
     "runner",
     "samples",
     "setup",
+    "token_command",
     "tuning",
     "verify",
 }
@@ -99,6 +102,7 @@ NO_TORCH = {
     "stopping",
     "language_checks",
     "language_report",
+    "language_page",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -122,7 +122,10 @@ def completion_table(rows: Sequence[Mapping[str, str]]) -> Titled:
 
 
 def final_stage(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """The completions of the last stage that there is: fine-tuned, else ablated, else trained, else the last head's."""
+    """The completions of the last stage that there is: fine-tuned, else ablated, else trained, else the last head's.
+
+    Of several ablations, each by itself, none is the last.
+    """
     heads = list(dict.fromkeys(row["head"] for row in rows))
     known = [head for stage in STAGES for head in heads if head == stage or head.startswith(f"{stage}, ")]
     plain = [head for head in known if head in STAGES] or known or heads

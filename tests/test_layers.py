@@ -54,9 +54,20 @@ ALLOWED = {
     "language_page": {"errors", "folders", "reading"},
     "page": {"folders", "language_page", "published", "reading", "records"},
     "comparison_plots": {"collecting"},
-    "tables": {"comparison_plots", "errors", "page", "records"},
+    "intervals": set(),
+    "language_comparison": {"collecting", "comparison_plots", "errors", "folders", "intervals", "language_page"},
+    "tables": {"comparison_plots", "errors", "language_comparison", "page", "records"},
     "collecting": {"config", "errors", "folders", "published", "reading"},
-    "compare": {"collecting", "command", "errors", "published", "records", "tables"},
+    "compare": {
+        "collecting",
+        "command",
+        "errors",
+        "intervals",
+        "language_comparison",
+        "published",
+        "records",
+        "tables",
+    },
 }
 # these put the parts together
 TOP = {
@@ -103,6 +114,8 @@ NO_TORCH = {
     "language_checks",
     "language_report",
     "language_page",
+    "language_comparison",
+    "intervals",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

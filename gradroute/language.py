@@ -16,6 +16,7 @@ from gradroute.evaluation import Head, activations_at
 from gradroute.groups import Part as Rules
 from gradroute.groups import assign
 from gradroute.language_models import plan_of
+from gradroute.language_texts import as_json, completions, encoded, token_weights
 from gradroute.loading import Parts, routers
 from gradroute.losses import NextTokenObjective
 from gradroute.memory import machine_memory
@@ -51,6 +52,7 @@ class LanguageModelling(Problem):
         groups = assign(config.routing, rules[0], rules[1], config.seed)
         self.names, self.train_groups, self.test_groups = groups.names, groups.train, groups.test
         self.labelled = groups.routed
+        self.prompts = encoded(config.completions, self.data.tokenizer)
         packed = train.packed
         self.routed = (packed.spread(self.labelled[train.corpus.documents] + 1) - 1).to(self.device)
         self._rows = [t.to(self.device) for t in (packed.tokens, packed.targets, packed.documents)]
@@ -162,14 +164,19 @@ class LanguageModelling(Problem):
                 found[name] = float(each[own].double().mean())
         return found
 
-    def measure(self, ablations: list[Ablation]) -> Iterator[Measurement]:
-        """The model's loss on every group of the test documents, the ablated models', and the fine-tuned one's."""
-        yield from self.measured(self.model, Head("model", "all"))
+    def stages(self, ablations: list[Ablation]) -> Iterator[tuple[Head, nn.Module]]:
+        """The trained model, the ablated ones, and the fine-tuned one; each is good until the next is asked for."""
+        yield Head("model", "all"), self.model
         for ablation in ablations:
             with ablation.applied(self.model) as ablated:
-                yield from self.measured(ablated, Head("model_ablated", ablation.name))
+                yield Head("model_ablated", ablation.name), ablated
         if "finetuned" in self.made:
-            yield from self.measured(self.made["finetuned"], Head("model_finetuned", "all"))
+            yield Head("model_finetuned", "all"), self.made["finetuned"]
+
+    def measure(self, ablations: list[Ablation]) -> Iterator[Measurement]:
+        """The loss of every stage on every group of the test documents."""
+        for head, model in self.stages(ablations):
+            yield from self.measured(model, head)
 
     def measured(self, model: nn.Module, head: Head) -> Iterator[Measurement]:
         """A model's loss on every group of the test documents; where tokens are weighed, also without the routed."""
@@ -183,8 +190,25 @@ class LanguageModelling(Problem):
                 yield group, head, "cross_entropy_unrouted", value
 
     def texts(self) -> dict[str, str]:
-        """The tokenizer's file, and what a model is read back from."""
-        return {"tokenizer.json": self.data.tokenizer.to_json(), **self.plan.texts(self.data.tokenizer)}
+        """The tokenizer's file and what a model is read back from; where tokens are weighed, their weights; and completions, if any are asked for."""
+        found = {"tokenizer.json": self.data.tokenizer.to_json(), **self.plan.texts(self.data.tokenizer)}
+        if self._membership is not self.routed:
+            found["tokens.json"] = as_json(self.weights())
+        if self.config.completions is not None:
+            ablations = self.ablations() if "ablate" in self.config.steps else []
+            rows = completions(self.stages(ablations), self.prompts, self.config, self.data)
+            found["completions.json"] = as_json(rows)
+        return found
+
+    def weights(self) -> dict[str, Any]:
+        """What the token rules of the groups do to the training documents, for people; see `token_weights`."""
+        groups, train = self.config.routing.groups, self.data.train
+        weighed = [name for name in self.names if name in groups and groups[name].tokens != "all"]
+        if not weighed:
+            raise UserError("routing.groups: no group weighs tokens; give one tokens: frequent")
+        shares = self.shares(train, self.labelled)
+        own = {name: self.labelled == number for number, name in enumerate(self.names)}
+        return token_weights(train.corpus, self.data.tokenizer, {name: shares[name] for name in weighed}, own)
 
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The masks, and the size of the vocabulary."""

@@ -2,7 +2,7 @@
 
 from gradroute.checks import MANY, WIDTH, one_of, require, require_number
 from gradroute.errors import UserError
-from gradroute.language_schema import HFModel, TextConfig, TransformerSizes, TuneConfig
+from gradroute.language_schema import CompletionsConfig, HFModel, TextConfig, TransformerSizes, TuneConfig
 from gradroute.schema import Config
 
 TUNES = ("finetune", "relearn")
@@ -17,6 +17,7 @@ def check_language(config: Config) -> None:
         require(config.trainer.tune_steps is None, "trainer.tune_steps", config.trainer.tune_steps, "null for images")
         for step in TUNES:
             require(step not in config.steps, "steps", config.steps, f"without {step}, which is for language models")
+        require(config.completions is None, "completions", "{…}", "null for images")
         return
     if sizes is not None and hf is not None:
         raise UserError("model: has both transformer and hf; leave one out, by model=hf or model=transformer")
@@ -48,6 +49,8 @@ def check_language(config: Config) -> None:
         regions = list(config.routing.regions)
         one = config.ablation.region is not None or len(regions) == 1 or "ablate" not in config.steps
         require(one, "ablation.region", config.ablation.region, f"said before finetune or relearn, one of {regions}")
+    if config.completions is not None:
+        _check_completions(config.completions, tuple(config.routing.groups))
     kinds = ("remove", "reinitialise")
     fits = "ablate" not in config.steps or config.ablation.kind in kinds or not (config.finetune or config.relearn)
     right = f"{' or '.join(kinds)}, which change the model itself, before it is trained on"
@@ -98,3 +101,14 @@ def _check_tune(step: str, tune: TuneConfig, groups: tuple[str, ...]) -> None:
     require(bool(tune.documents), f"{step}.documents", tune.documents, "a list of numbers of documents")
     for number in tune.documents:
         require_number(f"{step}.documents", number, 1, MANY, int)
+
+
+def _check_completions(completions: CompletionsConfig, groups: tuple[str, ...]) -> None:
+    require(bool(completions.prompts), "completions.prompts", "{}", "lists of prompts by group, or completions null")
+    for group, prompts in completions.prompts.items():
+        one_of("completions.prompts", group, groups)
+        holds = bool(prompts) and all(prompt.strip() for prompt in prompts)
+        require(holds, f"completions.prompts.{group}", prompts, "at least one prompt, and no empty one")
+    require_number("completions.tokens", completions.tokens, 1, 10_000, int)
+    require_number("completions.samples", completions.samples, 1, 1000, int)
+    require_number("completions.temperature", completions.temperature, 0, 100)

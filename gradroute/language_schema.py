@@ -75,3 +75,17 @@ class TuneConfig:
     lr: float = 5e-5
     samples: int = 1
     every: int = 1
+
+
+@dataclass
+class CompletionsConfig:
+    """Texts that a language model goes on with at the end, at every stage: `prompts` by group.
+
+    tokens: of each completion, which ends before them where its document does. samples: completions of a prompt.
+    temperature: 0 takes the most likely token; above, they are drawn by the run's seed.
+    """
+
+    prompts: dict[str, list[str]] = field(default_factory=dict)
+    tokens: int = 40
+    samples: int = 1
+    temperature: float = 1.0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradroute.language_schema import HFModel, TextConfig, TransformerSizes, TuneConfig
+from gradroute.language_schema import CompletionsConfig, HFModel, TextConfig, TransformerSizes, TuneConfig
 
 STEPS = ("train", "certify", "ablate", "finetune", "relearn", "evaluate", "report")
 
@@ -193,6 +193,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     finetune: TuneConfig | None = None
     relearn: TuneConfig | None = None
+    completions: CompletionsConfig | None = None
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     split: SplitConfig = field(default_factory=SplitConfig)

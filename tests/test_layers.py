@@ -39,6 +39,7 @@ ALLOWED = {
         "text",
     },
     "completion": {"errors", "routing"},
+    "language_texts": {"completion", "corpora", "errors", "evaluation", "language_schema", "schema", "text"},
     "routing": {"errors", "routes", "routing"},
     "expansion": {"errors"},
     "losses": {"routing", "schema", "text"},
@@ -64,11 +65,23 @@ ALLOWED = {
     "report": {"language_report", "scene"},
     "command": {"errors", "schema"},
     "published": set(),
-    "page": {"folders", "published", "reading", "records"},
+    "language_page": {"errors", "folders", "reading"},
+    "page": {"folders", "language_page", "published", "reading", "records"},
     "comparison_plots": {"collecting"},
-    "tables": {"comparison_plots", "errors", "page", "records"},
+    "intervals": set(),
+    "language_comparison": {"collecting", "comparison_plots", "errors", "folders", "intervals", "language_page"},
+    "tables": {"comparison_plots", "errors", "language_comparison", "page", "records"},
     "collecting": {"config", "errors", "folders", "published", "reading"},
-    "compare": {"collecting", "command", "errors", "published", "records", "tables"},
+    "compare": {
+        "collecting",
+        "command",
+        "errors",
+        "intervals",
+        "language_comparison",
+        "published",
+        "records",
+        "tables",
+    },
 }
 # these put the parts together
 TOP = {
@@ -82,6 +95,7 @@ TOP = {
     "runner",
     "samples",
     "setup",
+    "token_command",
     "tuning",
     "verify",
 }
@@ -114,6 +128,9 @@ NO_TORCH = {
     "stopping",
     "language_checks",
     "language_report",
+    "language_page",
+    "language_comparison",
+    "intervals",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -154,7 +154,8 @@ def _hydra_run(show: bool = False) -> None:
         for made in plan.jobs:
             if made.outcomes and isinstance(made.outcomes[0], Exception):
                 raise made.outcomes[0]
-            show_tokens(made.configs[0])
+            for config in made.configs:
+                show_tokens(config)
     else:
         plan.finish()
 

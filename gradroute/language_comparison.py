@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gradroute.collecting import Read, natural
 from gradroute.comparison_plots import png, short
@@ -176,6 +177,7 @@ def relearning(settings: Sequence[Setting], methods: list[str], groups: list[str
                 f"relearning from {plain_text(head.removeprefix(RELEARNED))}\n{plain_text(group)}", fontsize=9
             )
             axes.set_xlabel("update")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         row[0].set_ylabel(NATS)
     _legend(figure, grid.flat)
     return figure

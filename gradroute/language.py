@@ -183,8 +183,12 @@ class LanguageModelling(Problem):
                 yield group, head, "cross_entropy_unrouted", value
 
     def texts(self) -> dict[str, str]:
-        """The tokenizer's file, and what a model is read back from."""
-        return {"tokenizer.json": self.data.tokenizer.to_json(), **self.plan.texts(self.data.tokenizer)}
+        """The tokenizer's file."""
+        return {"tokenizer.json": self.data.tokenizer.to_json()}
+
+    def kept(self) -> dict[str, str]:
+        """What a model of Hugging Face is read back from."""
+        return self.plan.kept(self.data.tokenizer)
 
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The masks, and the size of the vocabulary."""

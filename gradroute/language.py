@@ -190,8 +190,8 @@ class LanguageModelling(Problem):
                 yield group, head, "cross_entropy_unrouted", value
 
     def texts(self) -> dict[str, str]:
-        """The tokenizer's file and what a model is read back from; where tokens are weighed, their weights; and completions, if any are asked for."""
-        found = {"tokenizer.json": self.data.tokenizer.to_json(), **self.plan.texts(self.data.tokenizer)}
+        """The tokenizer's file; where tokens are weighed, their weights; and completions, if any are asked for."""
+        found = {"tokenizer.json": self.data.tokenizer.to_json()}
         if self._membership is not self.routed:
             found["tokens.json"] = as_json(self.weights())
         if self.config.completions is not None:
@@ -209,6 +209,10 @@ class LanguageModelling(Problem):
         shares = self.shares(train, self.labelled)
         own = {name: self.labelled == number for number, name in enumerate(self.names)}
         return token_weights(train.corpus, self.data.tokenizer, {name: shares[name] for name in weighed}, own)
+
+    def kept(self) -> dict[str, str]:
+        """What a model of Hugging Face is read back from."""
+        return self.plan.kept(self.data.tokenizer)
 
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The masks, and the size of the vocabulary."""

@@ -39,8 +39,8 @@ class Plan(ABC):
         with torch.device("meta"):
             return self.build(vocabulary, length)
 
-    def texts(self, tokenizer: Tokenizer) -> dict[str, str]:
-        """Files that a run keeps to read the model back from, beside the tokenizer's."""
+    def kept(self, tokenizer: Tokenizer) -> dict[str, str]:
+        """Files that a run keeps to read the model back from, where its configuration does not suffice."""
         return {}
 
 

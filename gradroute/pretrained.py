@@ -109,8 +109,9 @@ class Pretrained(Plan):
         with torch.device("meta"):
             return self._expanded(self._random())
 
-    def texts(self, tokenizer: Tokenizer) -> dict[str, str]:  # noqa: D102
-        return {MODEL: json.dumps({"end": tokenizer.end_name, "config": _plain(self.config)}, indent=2) + "\n"}
+    def kept(self, tokenizer: Tokenizer) -> dict[str, str]:  # noqa: D102
+        model = json.dumps({"end": tokenizer.end_name, "config": _plain(self.config)}, indent=2) + "\n"
+        return {MODEL: model, TOKENIZER: tokenizer.to_json()}
 
 
 def fetch(settings: HFModel) -> Pretrained:

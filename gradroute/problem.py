@@ -130,7 +130,11 @@ class Problem(ABC):
         """Arrays and names that the report draws from."""
 
     def texts(self) -> dict[str, str]:
-        """Files that a run leaves beside what every run does, by name; it is read back from them."""
+        """Files that a run leaves beside what every run does, by name."""
+        return {}
+
+    def kept(self) -> dict[str, str]:
+        """Files that the run is read back from, by name, which it has from the beginning."""
         return {}
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -149,7 +149,7 @@ class Run:
         ledger = Ledger(*routers, problem.routed, settings.window, settings.every)
         if self.fit is None:
             self.train_began = self.folder.seconds
-            self.folder.keep(problem.texts())  # before the first checkpoint, which needs them
+            self.folder.keep(problem.kept())  # before the first checkpoint, which needs them
 
         def before_update(step: int, chosen: torch.Tensor) -> None:
             problem.at_step(step)
@@ -211,6 +211,8 @@ class Run:
         self.folder.write_metrics()
         if self.config.checkpoint.keep == "weights":
             records.write_atomically(self.folder.path / "model.safetensors", save(problem.tensors()))
+        for name, text in problem.texts().items():
+            records.write_atomically(self.folder.path / name, text)
         write_samples(self.folder, problem, self.ablations)
         final = records.final_rows(self.folder.rows)
         named = [row for row in final if row["group"] in [*problem.names, "all"]]

@@ -331,7 +331,7 @@ def test_code_that_comes_with_a_model_is_not_run(models: Path, tmp_path: Path, m
     edit(folder / "config.json", lambda c: c.update(auto_map=code))
     own = config(tmp_path, folder)
     made = LanguageModelling(own)  # of a kind that transformers has, without the folder's code
-    assert "auto_map" not in made.texts()["model.json"]
+    assert "auto_map" not in made.kept()["model.json"]
     edit(folder / "config.json", lambda c: c.update(model_type="new"))
     with pytest.raises(UserError, match="has no configuration that can be read"):
         LanguageModelling(own)

@@ -10,15 +10,23 @@ from checks import call
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
+LANGUAGE = (  # next to no sizes
+    "experiment=stories_era", "trainer=smoke", "dataset.text.stories=100", "dataset.text.test_stories=40",
+    "dataset.text.length=48", "model.transformer.layers=2", "model.transformer.width=16", "model.transformer.heads=2",
+    "finetune.documents=[4]", "relearn.documents=[2,4]", "relearn.samples=1", "completions.tokens=20",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The page of a smoke run and of a comparison."""
+    """The pages of a smoke run, of a language model's, of their comparisons, and of token weights."""
     cwd = tmp_path_factory.mktemp("pages")
     call("gradroute-run", "trainer=smoke", cwd=cwd)
-    call("gradroute-compare", "outputs", "--out", "comparison", cwd=cwd)
-    return [*cwd.glob("outputs/*/*/report.html"), cwd / "comparison" / "comparison.html"]
+    call("gradroute-run", *LANGUAGE, cwd=cwd)
+    call("gradroute-tokens", *LANGUAGE, cwd=cwd)
+    for experiment in ("mnist_split", "stories_era"):
+        call("gradroute-compare", f"outputs/{experiment}", "--out", f"comparison/{experiment}", cwd=cwd)
+    return [path for pattern in ("outputs/**/*.html", "comparison/*/*.html") for path in sorted(cwd.glob(pattern))]
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +40,7 @@ def browser() -> Iterator[Browser]:
 CUT_OFF = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 BAD_IMAGES = """[...document.images].filter(
     i => !i.complete || i.naturalWidth === 0 || i.getBoundingClientRect().right > innerWidth).length"""
-LAST_COLUMN = """[...document.querySelectorAll("tbody tr")].map(
+LAST_COLUMN = """[...[...document.querySelectorAll("tbody")].at(-1).rows].map(
     row => row.lastElementChild.dataset.value ?? row.lastElementChild.textContent)"""
 
 
@@ -50,7 +58,7 @@ def watch(page: Page) -> list[str]:
 def test_pages_show_whole_sort_and_log_no_error(
     browser: Browser, pages: list[Path], width: int, scheme: Literal["light", "dark"]
 ) -> None:
-    assert len(pages) == 2
+    assert len(pages) == 5
     for path in pages:
         assert path.stat().st_size < 2_000_000
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -65,6 +73,8 @@ def test_pages_show_whole_sort_and_log_no_error(
         assert sorted(page.evaluate(LAST_COLUMN)) == sorted(first)
         assert (page.evaluate(LAST_COLUMN)[0], first[0]) == (first[-1], page.evaluate(LAST_COLUMN)[-1])
         if os.environ.get("SCREENSHOTS"):
-            page.screenshot(path=f"{os.environ['SCREENSHOTS']}/{path.stem}_{width}_{scheme}.png", full_page=True)
+            page.screenshot(
+                path=f"{os.environ['SCREENSHOTS']}/{path.parent.name}_{path.stem}_{width}_{scheme}.png", full_page=True
+            )
         assert faults == []
         page.close()

@@ -1,4 +1,7 @@
-"""`gradroute-run`: compose the configuration with Hydra, check it, run it; say mistakes in one line."""
+"""`gradroute-run`: compose the configuration with Hydra, check it, run it; say mistakes in one line.
+
+`gradroute-tokens` takes the same, and shows what the token rules do instead of running it.
+"""
 
 import itertools
 import json
@@ -119,7 +122,8 @@ class Plan:
             raise failures[-1][1]
 
 
-def _hydra_run() -> None:
+def _hydra_run(show: bool = False) -> None:
+    """Make the runs that the command line asks for; with `show`, only show what their token rules do."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -140,11 +144,26 @@ def _hydra_run() -> None:
             made.configs = one_by_seed(from_mapping(composed))
         except UserError as error:  # a sweep goes on with its other runs
             made.outcomes = [error]
-        if not str(hydra_config.launcher._target_).endswith(".BasicLauncher"):
+        if not show and not str(hydra_config.launcher._target_).endswith(".BasicLauncher"):
             plan.execute()  # in a process of its own
 
     job()
-    plan.finish()
+    if show:
+        from gradroute.token_command import show_tokens
+
+        for made in plan.jobs:
+            if made.outcomes and isinstance(made.outcomes[0], Exception):
+                raise made.outcomes[0]
+            for config in made.configs:
+                show_tokens(config)
+    else:
+        plan.finish()
+
+
+def tokens_main() -> None:
+    """Entry point of `gradroute-tokens`."""
+    with heard():
+        sys.exit(guarded(lambda: _hydra_run(show=True)))
 
 
 def main() -> None:

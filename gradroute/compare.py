@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gradroute.collecting import Read, find_runs, left_out, read_run
 from gradroute.command import guarded
 from gradroute.errors import UserError, unknown
+from gradroute.intervals import interval
 from gradroute.published import PUBLISHED, TOLERANCE
 from gradroute.records import UNITS
 from gradroute.tables import print_table, render, write_comparison
@@ -17,7 +18,15 @@ from gradroute.tables import print_table, render, write_comparison
 if TYPE_CHECKING:
     import pandas as pd
 
-HIDDEN = ("seed", "output_dir", "dataset.root", "trainer.device", "ledger", "checkpoint")  # never why results differ
+HIDDEN = (
+    "seed",
+    "output_dir",
+    "dataset.root",
+    "trainer.device",
+    "ledger",
+    "checkpoint",
+    "completions",
+)  # never why results differ
 USUAL = ("mse", "cross_entropy")  # what is compared where nothing is said
 FORMATS = ("table", "csv", "markdown", "latex")
 
@@ -57,18 +66,6 @@ def independent(reads: list[Read], keys: list[str]) -> dict[str, list[str]]:
         values = [json.dumps(read.settings.get(key)) for read in reads]
         patterns.setdefault(tuple(values.index(value) for value in values), []).append(key)
     return {first: others for first, *others in patterns.values()}
-
-
-def interval(values: list[float]) -> float:
-    """Half-width of the 95 % t-interval of the mean over independent runs; nan for one run."""
-    from scipy.special import stdtrit
-
-    n = len(values)
-    if n < 2:
-        return math.nan
-    mean = sum(values) / n
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    return float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
 
 
 def aggregate(reads: list[Read], metric: str, keys: list[str]) -> "pd.DataFrame":
@@ -147,7 +144,9 @@ def compare(
     if len(commits) > 1:
         notes.append(f"made by {len(commits)} commits of gradroute: {', '.join(commits)}")
     if out is not None:
-        write_comparison(out, table, metric, paths, notes, out_of_it)
+        from gradroute.language_comparison import settings_of
+
+        write_comparison(out, table, metric, paths, notes, out_of_it, settings_of(chosen, list(keys)))
     if form == "csv":
         print(table.to_csv(index=False, float_format="%.6g"), end="")
     elif form == "table":

@@ -29,12 +29,13 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _short(key: str) -> str:
+def short(key: str) -> str:
     """The end of a dotted key, to fit below an axis."""
     return ".".join(key.split(".")[-2:])
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The image of a figure, which is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     plt.close(figure)
@@ -54,7 +55,7 @@ def _against_one(axes: Axes, rows: list[dict[str, Any]], key: str) -> None:
     axes.errorbar(places, [row["mean"] for row in rows], yerr=halves, marker="o", capsize=3, linestyle=line)
     published = [row["published"] for row in rows]
     axes.plot(places, published, linestyle="none", marker="_", markersize=14, color="black")
-    axes.set_xlabel(_short(key), fontsize=8)
+    axes.set_xlabel(short(key), fontsize=8)
     axes.set_ylim(bottom=0)
 
 
@@ -67,8 +68,8 @@ def _against_two(axes: Axes, rows: list[dict[str, Any]], keys: list[str]) -> Non
     shown = axes.imshow(grid, aspect="auto", cmap="viridis")
     axes.set_xticks(range(len(labels[0])), labels[0], rotation=30, ha="right", fontsize=8)
     axes.set_yticks(range(len(labels[1])), labels[1], fontsize=8)
-    axes.set_xlabel(_short(keys[0]), fontsize=8)
-    axes.set_ylabel(_short(keys[1]), fontsize=8)
+    axes.set_xlabel(short(keys[0]), fontsize=8)
+    axes.set_ylabel(short(keys[1]), fontsize=8)
     axes.figure.colorbar(shown, ax=axes)
 
 
@@ -93,4 +94,4 @@ def draw(table: "pd.DataFrame", metric: str) -> dict[str, bytes]:
         _against_one(axes, rows, keys[0]) if len(keys) == 1 else _against_two(axes, rows, keys)
         axes.set_title(f"{head} {region}\n{group}", fontsize=9)
     figure.suptitle(f"{metric}; bars: 95 % interval over seeds; dashes: published")
-    return {"comparison": _png(figure)}
+    return {"comparison": png(figure)}

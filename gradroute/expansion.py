@@ -117,9 +117,9 @@ def contract(model: nn.Module, layer: Layer, units: Sequence[int]) -> None:
 def removed(model: nn.Module, site: str, units: Sequence[int], example: torch.Tensor) -> nn.Module:
     """A deep copy of `model` without `units` of module `site`'s output, `(…, units)` or of a Conv `(batch, units, …)`.
 
-    The layers are those that run last before the site's end and first after it. On `example`, in eval mode, the copy
-    must compute what the model does with those activations at 0 (rtol 1e-4, atol 1e-5); choose one that excites the
-    units. `model` itself is never run.
+    The layers are those that run last before the site's end and first after it; two make a gated MLP's units, both
+    before the site's end or one on either side. On `example`, in eval mode, the copy must compute what the model does
+    with those activations at 0 (rtol 1e-4, atol 1e-5); choose one that excites the units. `model` itself is never run.
 
     Raises: UserError for an unknown site, units outside it, or where layers cannot be found so.
     """
@@ -137,7 +137,8 @@ def removed(model: nn.Module, site: str, units: Sequence[int], example: torch.Te
     after = [i for i, module in enumerate(ran) if isinstance(module, LAYERS) and i > end]
     if not before or not after:
         raise unclear
-    made, *passed, read = ran[before[-1] : after[0] + 1]
+    made, fault = ran[before[-1]], None
+    choices = [(before[-1:], after[0]), (before[-2:], after[0]), *(([before[-1], after[0]], i) for i in after[1:2])]
 
     def zeroed(module: nn.Module, inputs: Any, output: Any) -> torch.Tensor:
         axis = -1 if isinstance(made, nn.Linear) else 1
@@ -147,14 +148,18 @@ def removed(model: nn.Module, site: str, units: Sequence[int], example: torch.Te
         return output.index_fill(axis, torch.tensor(gone, device=output.device), 0)
 
     at.register_forward_hook(zeroed)
-    expected, smaller = probe(example), copy.deepcopy(model)
-    between = tuple(names[module] for module in passed if _sizes(module) - {(1,)})
-    try:
-        contract(smaller, Layer((names[made],), (names[read],), between), units)
-        torch.testing.assert_close(copy.deepcopy(smaller).eval()(example), expected, rtol=1e-4, atol=1e-5)
-    except Exception as error:  # whatever a model raises whose parts do not fit
-        raise unclear from error
-    return smaller
+    expected = probe(example)
+    for makers, reader in choices:
+        passed = [ran[i] for i in range(makers[0], reader) if i not in makers and _sizes(ran[i]) - {(1,)}]
+        producers, between = (tuple(names[module] for module in m) for m in ([ran[i] for i in makers], passed))
+        smaller = copy.deepcopy(model)
+        try:
+            contract(smaller, Layer(producers, (names[ran[reader]],), between), units)
+            torch.testing.assert_close(copy.deepcopy(smaller).eval()(example), expected, rtol=1e-4, atol=1e-5)
+            return smaller
+        except Exception as error:  # whatever a model raises whose parts do not fit
+            fault = error
+    raise unclear from fault
 
 
 def _own(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from gradroute.errors import UserError
 from gradroute.evaluation import Head, activations_at
 from gradroute.groups import Part as Rules
 from gradroute.groups import assign
-from gradroute.language_schema import TransformerSizes
+from gradroute.language_models import plan_of
+from gradroute.language_texts import as_json, completions, encoded, token_weights
 from gradroute.loading import Parts, routers
 from gradroute.losses import NextTokenObjective
 from gradroute.memory import machine_memory
-from gradroute.models import build_transformer
 from gradroute.problem import Measurement, Probe, Problem, settle_precision
 from gradroute.programs import Batch
 from gradroute.routing import Site
@@ -35,13 +36,13 @@ class LanguageModelling(Problem):
 
     data: Texts
 
-    def __init__(self, config: Config, data: Texts | None = None) -> None:
-        """`data` is what `load_texts` would give, if it is at hand."""
-        assert config.model.transformer is not None  # by the configuration's checks
+    def __init__(self, config: Config, data: Texts | None = None, run: Path | None = None) -> None:
+        """`data` is what `load_texts` would give, if it is at hand; `run` the folder that a model is read back from."""
         self.config = config
         self.device = settle_precision(config)
+        self.plan = plan_of(config, run)
         limits = (config.trainer.train_limit, config.trainer.test_limit)
-        self.data = data or load_texts(config.dataset, *limits)
+        self.data = data or load_texts(config.dataset, *limits, self.plan.tokenizer)
         train, test = self.data.train, self.data.test
         self.sha256, self.points = self.data.sha256, len(train.packed)
         rules = [
@@ -51,30 +52,29 @@ class LanguageModelling(Problem):
         groups = assign(config.routing, rules[0], rules[1], config.seed)
         self.names, self.train_groups, self.test_groups = groups.names, groups.train, groups.test
         self.labelled = groups.routed
+        self.prompts = encoded(config.completions, self.data.tokenizer)
         packed = train.packed
         self.routed = (packed.spread(self.labelled[train.corpus.documents] + 1) - 1).to(self.device)
         self._rows = [t.to(self.device) for t in (packed.tokens, packed.targets, packed.documents)]
         self._membership = self._memberships(train)
-        self._require_memory(config.model.transformer)
+        self._require_memory()
         torch.manual_seed(config.seed)
-        model = build_transformer(config.model.transformer, self.data.tokenizer.size, self.data.length).to(self.device)
+        model = self.plan.build(self.data.tokenizer.size, self.data.length).to(self.device)
         self.parts = Parts(model, nn.ModuleDict(), *routers(model, config.routing, self.names, self.example()[:1]))
         self.made: dict[str, nn.Module] = {}
         self.try_ablations()
 
-    def _require_memory(self, sizes: TransformerSizes) -> None:
-        """An estimate from below: parameters, gradients, moments, and one batch's logits and MLP activations."""
-        with torch.device("meta"):
-            model = build_transformer(sizes, self.data.tokenizer.size, self.data.length)
+    def _require_memory(self) -> None:
+        """An estimate from below: parameters, gradients, moments, and one batch's logits and activations."""
+        model = self.plan.outline(self.data.tokenizer.size, self.data.length)
         weights = 16 * sum(parameter.numel() for parameter in model.parameters())
         tokens = min(self.config.trainer.batch_size, self.points) * self.data.length
-        hidden = sizes.hidden or 4 * sizes.width
-        batch = 8 * tokens * (self.data.tokenizer.size + sizes.layers * (hidden + 6 * sizes.width))
+        batch = 8 * tokens * (self.data.tokenizer.size + self.plan.per_token)
         limit = machine_memory(self.device)
         if weights + batch > limit:
-            lower = "model.transformer.width or layers" if weights > batch else "trainer.batch_size"
+            right = self.plan.smaller if weights > batch else "lower trainer.batch_size"
             needed = f"{(weights + batch) / 2**30:.1f} GiB are needed and the machine has {limit / 2**30:.1f}"
-            raise UserError(f"model.transformer: {needed}; lower {lower}")
+            raise UserError(f"{self.plan.key}: {needed}; {right}")
 
     def shares(self, part: Part, groups: torch.Tensor) -> dict[str, torch.Tensor]:
         """How much of each token, `(total,)`, is each group's, of documents with these group numbers."""
@@ -164,14 +164,19 @@ class LanguageModelling(Problem):
                 found[name] = float(each[own].double().mean())
         return found
 
-    def measure(self, ablations: list[Ablation]) -> Iterator[Measurement]:
-        """The model's loss on every group of the test documents, the ablated models', and the fine-tuned one's."""
-        yield from self.measured(self.model, Head("model", "all"))
+    def stages(self, ablations: list[Ablation]) -> Iterator[tuple[Head, nn.Module]]:
+        """The trained model, the ablated ones, and the fine-tuned one; each is good until the next is asked for."""
+        yield Head("model", "all"), self.model
         for ablation in ablations:
             with ablation.applied(self.model) as ablated:
-                yield from self.measured(ablated, Head("model_ablated", ablation.name))
+                yield Head("model_ablated", ablation.name), ablated
         if "finetuned" in self.made:
-            yield from self.measured(self.made["finetuned"], Head("model_finetuned", "all"))
+            yield Head("model_finetuned", "all"), self.made["finetuned"]
+
+    def measure(self, ablations: list[Ablation]) -> Iterator[Measurement]:
+        """The loss of every stage on every group of the test documents."""
+        for head, model in self.stages(ablations):
+            yield from self.measured(model, head)
 
     def measured(self, model: nn.Module, head: Head) -> Iterator[Measurement]:
         """A model's loss on every group of the test documents; where tokens are weighed, also without the routed."""
@@ -185,8 +190,29 @@ class LanguageModelling(Problem):
                 yield group, head, "cross_entropy_unrouted", value
 
     def texts(self) -> dict[str, str]:
-        """The tokenizer's file."""
-        return {"tokenizer.json": self.data.tokenizer.to_json()}
+        """The tokenizer's file; where tokens are weighed, their weights; and completions, if any are asked for."""
+        found = {"tokenizer.json": self.data.tokenizer.to_json()}
+        if self._membership is not self.routed:
+            found["tokens.json"] = as_json(self.weights())
+        if self.config.completions is not None:
+            ablations = self.ablations() if "ablate" in self.config.steps else []
+            rows = completions(self.stages(ablations), self.prompts, self.config, self.data)
+            found["completions.json"] = as_json(rows)
+        return found
+
+    def weights(self) -> dict[str, Any]:
+        """What the token rules of the groups do to the training documents, for people; see `token_weights`."""
+        groups, train = self.config.routing.groups, self.data.train
+        weighed = [name for name in self.names if name in groups and groups[name].tokens != "all"]
+        if not weighed:
+            raise UserError("routing.groups: no group weighs tokens; give one tokens: frequent")
+        shares = self.shares(train, self.labelled)
+        own = {name: self.labelled == number for number, name in enumerate(self.names)}
+        return token_weights(train.corpus, self.data.tokenizer, {name: shares[name] for name in weighed}, own)
+
+    def kept(self) -> dict[str, str]:
+        """What a model of Hugging Face is read back from."""
+        return self.plan.kept(self.data.tokenizer)
 
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The masks, and the size of the vocabulary."""

@@ -7,13 +7,18 @@ from dataclasses import dataclass, field
 class TextConfig:
     """Documents, and how they become tokens.
 
-    files: of `dataset=text`, a file or a folder, with the text of a row in `field`. concept, share: of
-    `dataset=toy_stories`, how often which concept is told. stories, test_stories: documents to train and to test on;
-    null takes all. tokenizer: `words`, `bpe`, or the path of a tokenizer.json; at most `vocabulary` tokens, of a BPE
-    exactly so many. length: tokens of a row, in which documents are packed.
+    files: of `dataset=text`, a file or a folder, with the text of a row in `field`. hub: a data set by its name on the
+    Hugging Face hub, or a local folder that `datasets` reads; its `split` to train on and its `test_split`, or if that
+    is null the split's last documents to test on. concept, share: of `dataset=toy_stories`, how often which concept is
+    told. stories, test_stories: documents to train and to test on; null takes all. tokenizer: `words`, `bpe`, the path
+    of a tokenizer.json, or `pretrained`, which is `model.hf`'s own; at most `vocabulary` tokens, of a BPE exactly so
+    many. length: tokens of a row, in which documents are packed.
     """
 
     files: str | None = None
+    hub: str | None = None
+    split: str = "train"
+    test_split: str | None = None
     field: str = "text"
     concept: str = "forest"
     share: float = 0.2
@@ -40,6 +45,20 @@ class TransformerSizes:
     norm: str = "layernorm"
     tied: bool = True
     bias: bool = True
+    expand: list[int] = field(default_factory=list)
+    added: int = 0
+
+
+@dataclass
+class HFModel:
+    """A causal language model of Hugging Face `transformers`.
+
+    pretrained: its name on the hub, or a local folder. untrained: with its sizes, but random weights by the run's seed.
+    expand, added: as of a transformer, where its MLPs are made of `torch.nn.Linear`.
+    """
+
+    pretrained: str = ""
+    untrained: bool = False
     expand: list[int] = field(default_factory=list)
     added: int = 0
 
@@ -73,3 +92,17 @@ class UnlearnConfig:
     norm: float = 100.0
     retain: float = 200.0
     rate: float = 1.0
+
+
+@dataclass
+class CompletionsConfig:
+    """Texts that a language model goes on with at the end, at every stage: `prompts` by group.
+
+    tokens: of each completion, which ends before them where its document does. samples: completions of a prompt.
+    temperature: 0 takes the most likely token; above, they are drawn by the run's seed.
+    """
+
+    prompts: dict[str, list[str]] = field(default_factory=dict)
+    tokens: int = 40
+    samples: int = 1
+    temperature: float = 1.0

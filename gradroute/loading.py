@@ -12,7 +12,7 @@ from torch import nn
 
 from gradroute import folders, models
 from gradroute.errors import UserError, plain_text
-from gradroute.language_schema import TransformerSizes
+from gradroute.language_models import Plan, plan_of
 from gradroute.memory import require_memory
 from gradroute.reading import open_plain, place
 from gradroute.routing import ParameterRegion, ParameterRouter, Region, Router
@@ -86,6 +86,14 @@ TYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch
          torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}  # fmt: skip
 
 
+def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The module's tensors by name; of parameters that are tied, one name only: a file has each once."""
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        found.setdefault(id(tensor), (name, tensor.detach()))
+    return dict(found.values())
+
+
 def read_weights(run: Path, modules: Mapping[str, nn.Module], load: bool = True, name: str = WEIGHTS) -> None:
     """Load weights of a run folder into modules by their prefix, once every shape is known to fit.
 
@@ -98,7 +106,7 @@ def read_weights(run: Path, modules: Mapping[str, nn.Module], load: bool = True,
         with safe_open(path, "pt") as file:
             found = set(file.keys())
             for prefix, module in modules.items():
-                wanted = {f"{prefix}.{key}": tensor for key, tensor in module.state_dict().items()}
+                wanted = {f"{prefix}.{key}": tensor for key, tensor in own_tensors(module).items()}
                 if odd := {key for key in found if key.startswith(f"{prefix}.")} ^ wanted.keys():
                     raise ValueError(f"{min(odd)} is {'missing' if min(odd) in wanted else 'of no module'}")
                 for key, tensor in wanted.items():
@@ -107,7 +115,8 @@ def read_weights(run: Path, modules: Mapping[str, nn.Module], load: bool = True,
                         is_ = f"{slice_.get_dtype()} of shape {slice_.get_shape()}"
                         raise ValueError(f"{key} is {is_}, not {kind} of shape {list(tensor.shape)}")
             for prefix, module in modules.items() if load else ():
-                module.load_state_dict({n: file.get_tensor(f"{prefix}.{n}") for n in module.state_dict()})
+                own = {name: file.get_tensor(f"{prefix}.{name}") for name in own_tensors(module)}
+                module.load_state_dict(own, strict=False)  # names are compared; what is tied has none of its own
     except (SafetensorError, RuntimeError, ValueError, KeyError, OSError, MemoryError) as error:
         reason = plain_text(str(error).splitlines()[0])
         raise UserError(f"{run}: the weights do not fit the run's configuration ({reason})") from None
@@ -134,8 +143,9 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
         raise UserError(f"{path}: the run kept no weights (checkpoint.keep=none)")
     config = folders.read_config(path, manifest)
     names = folders.read_names(path, manifest)
-    if config.model.transformer is not None and config.dataset.text is not None:
-        model = _built(path, manifest, config.model.transformer, names["vocabulary"], config.dataset.text.length)
+    if config.dataset.text is not None:
+        plan = plan_of(config, path)
+        model = _built(path, manifest, plan, names["vocabulary"], config.dataset.text.length)
         return LoadedRun(config, model.eval(), nn.ModuleDict())
     height, width = names["shape"]
     with torch.device("meta"):
@@ -149,12 +159,10 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
     return LoadedRun(config, parts.model.eval(), parts.certificates.eval())
 
 
-def _built(run: Path, manifest: Mapping[str, Any], sizes: TransformerSizes, vocabulary: int, length: int) -> nn.Module:
+def _built(run: Path, manifest: Mapping[str, Any], plan: Plan, vocabulary: int, length: int) -> nn.Module:
     """A language model with its weights; nothing is taken before its sizes are known to be those of the file."""
-    with torch.device("meta"):
-        untaken = models.build_transformer(sizes, vocabulary, length)
-    read_weights(run, {"model": untaken}, load=False)
+    read_weights(run, {"model": plan.outline(vocabulary, length)}, load=False)
     folders.check_files(run, manifest, [WEIGHTS])
-    model = models.build_transformer(sizes, vocabulary, length)
+    model = plan.build(vocabulary, length)
     read_weights(run, {"model": model})
     return model

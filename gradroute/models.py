@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,15 +71,19 @@ def build_transformer(sizes: TransformerSizes, vocabulary: int, context: int) ->
     kept = {key: getattr(sizes, key) for key in TransformerConfig.__dataclass_fields__ if hasattr(sizes, key)}
     model = Transformer(TransformerConfig(vocabulary=vocabulary, context=context, **kept))
     for number in sizes.expand:
-        producers, consumers = model.mlp_layers(number)
-        new = list(expand(model, Layer(producers, consumers), sizes.added))
-        with torch.no_grad():
-            for name in producers:
-                made = model.get_submodule(name)
-                made.weight[new] = torch.randn(len(new), sizes.width) * 0.02  # type: ignore[operator]
-                if made.bias is not None:
-                    made.bias[new] = 0  # type: ignore[operator]
-            read = model.get_submodule(consumers[0])
-            deviation = 0.02 / (2 * sizes.layers) ** 0.5
-            read.weight[:, new] = torch.randn(sizes.width, len(new)) * deviation  # type: ignore[operator]
+        add_units(model, Layer(*model.mlp_layers(number)), sizes.added, 0.02, 0.02 / (2 * sizes.layers) ** 0.5)
     return model
+
+
+@torch.no_grad()
+def add_units(model: nn.Module, layer: Layer, added: int, made: float, read: float) -> None:
+    """Expand an MLP; new rows and columns are normal with deviations `made` and `read`, new biases 0."""
+    new = list(expand(model, layer, added))
+    for name in layer.producers:
+        producer: Any = model.get_submodule(name)
+        producer.weight[new] = torch.randn(added, producer.weight.shape[1]) * made
+        if producer.bias is not None:
+            producer.bias[new] = 0
+    for name in layer.consumers:
+        consumer: Any = model.get_submodule(name)
+        consumer.weight[:, new] = torch.randn(len(consumer.weight), added) * read

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradroute import language_page
 from gradroute.folders import read_file, read_manifest, read_metrics, read_names
 from gradroute.published import PUBLISHED, TOLERANCE, setting
 from gradroute.reading import read_text, read_yaml
@@ -28,23 +29,28 @@ FIGURES = {
 
 @dataclass
 class Table:
-    """A table whose columns sort; cells are text or numbers."""
+    """A table whose columns sort; cells are text or numbers. long: its texts have several lines."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     note: str = ""
+    long: bool = False
 
 
 @dataclass
 class Page:
-    """What a page shows, from the top: words, tables, figures (title and PNG), folded texts."""
+    """What a page shows, from the top: words, tables, documents, figures (title and PNG), folded texts.
+
+    A document is a title, and tokens with their shares, from 0 to 1, which colour them.
+    """
 
     title: str
     verdict: list[str]
     tables: list[Table]
     figures: list[tuple[str, bytes]] = field(default_factory=list)
     texts: list[tuple[str, str]] = field(default_factory=list)
+    documents: list[language_page.Coloured] = field(default_factory=list)
 
     def html(self) -> str:
         """The page as one HTML document."""
@@ -54,8 +60,8 @@ class Page:
         environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
         figures = [{"title": title, "data": base64.b64encode(data).decode()} for title, data in self.figures]
         template = environment.get_template("page.html.j2")
-        fields = {"title": self.title, "verdict": self.verdict, "tables": self.tables, "texts": self.texts}
-        return template.render(**fields, figures=figures, shown=_shown)
+        names = ("title", "verdict", "tables", "texts", "documents")
+        return template.render({name: getattr(self, name) for name in names}, figures=figures, shown=_shown)
 
 
 def _shown(value: float) -> str:
@@ -87,6 +93,14 @@ def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
     return lines
 
 
+def _language(run: Path, manifest: dict[str, Any]) -> tuple[list[Table], list[language_page.Coloured]]:
+    """Token weights and completions of a language model, as far as the run has them, and its coloured documents."""
+    weights, completed = language_page.read_tokens(run, manifest), language_page.read_completions(run, manifest)
+    tables = [Table(*language_page.token_table(weights))] if weights else []
+    tables += [Table(*language_page.completion_table(completed), long=True)] if completed else []
+    return tables, language_page.coloured_documents(weights) if weights else []
+
+
 def run_page(run: Path) -> Path:
     """Write `report.html` of a run from what is in its folder. Raises: UserError if that is damaged."""
     manifest = read_manifest(run)
@@ -99,15 +113,17 @@ def run_page(run: Path) -> Path:
     keys = list(dict.fromkeys(key[:3] for key in values))
     table = [[*key, *(values.get((*key, group), math.nan) for group in names)] for key in keys]
     note = "Test data: " + "; ".join(dict.fromkeys(f"{r['metric']}: {r['unit']}" for r in shown)) + "."
+    more, documents = _language(run, manifest)
     plots = run / "plots"
     found = FIGURES | {p.stem: f"Encoding at {p.stem.removeprefix('encoding_')}" for p in plots.glob("encoding_*.png")}
     page = Page(
         f"{manifest.get('experiment', '')}, seed {manifest.get('seed')}",
         [
             *verdict(rows, setting(config) if isinstance(config, dict) else ""),
+            *language_page.verdict(rows, config),
             f"Started {manifest.get('started')} with gradroute {manifest['packages'].get('gradroute')}.",
         ],
-        [Table("Errors of each group", ["head", "region", "metric", *names], table, note)],
+        [Table("Errors of each group", ["head", "region", "metric", *names], table, note), *more],
         [
             (title, read_file(run, f"plots/{name}.png", manifest))
             for name, title in found.items()
@@ -118,6 +134,7 @@ def run_page(run: Path) -> Path:
             ("Configuration", read_text(content, run / "config.yaml")),
             ("Manifest", json.dumps(manifest, indent=2)),
         ],
+        documents,
     )
     write_atomically(run / "report.html", page.html())
     return run / "report.html"

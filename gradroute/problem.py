@@ -12,7 +12,7 @@ from gradroute import ablation
 from gradroute.ablation import Ablation
 from gradroute.devices import pick_device, pick_precision
 from gradroute.evaluation import Head
-from gradroute.loading import Parts
+from gradroute.loading import Parts, own_tensors
 from gradroute.losses import Objective
 from gradroute.programs import Batch
 from gradroute.routing import ParameterRouter, Router, Site
@@ -133,10 +133,14 @@ class Problem(ABC):
         """Files that a run leaves beside what every run does, by name."""
         return {}
 
+    def kept(self) -> dict[str, str]:
+        """Files that the run is read back from, by name, which it has from the beginning."""
+        return {}
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weights of everything that was trained, by name, on the CPU."""
         named = {
-            f"{prefix}.{k}": v for prefix, module in self.modules().items() for k, v in module.state_dict().items()
+            f"{prefix}.{k}": v for prefix, module in self.modules().items() for k, v in own_tensors(module).items()
         }
         return {name: tensor.cpu().contiguous() for name, tensor in named.items()}
 

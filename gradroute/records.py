@@ -99,6 +99,13 @@ class RunFolder:
         folder._write_manifest()
         return folder
 
+    def keep(self, texts: Mapping[str, str]) -> None:
+        """Write files that a run is read back from, and their checksums at once: one that is killed has them, too."""
+        for name, text in texts.items():
+            write_atomically(self.path / name, text)
+            self.manifest["files"][name] = hashlib.sha256(text.encode()).hexdigest()
+        self._write_manifest()
+
     def resume(self, seconds: float, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Go on after `seconds` with the metrics so far."""
         self.rows, self._started = [dict(row) for row in rows], time.monotonic() - seconds

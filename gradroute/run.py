@@ -43,7 +43,8 @@ class Run:
         data: the data set, if it is at hand. stacked: how many runs are trained together. quiet: only its log tells.
         folder: an unfinished run's, to go on with that very run. checkpoint: where in it; at its beginning if None.
         """
-        self.config, self.problem = config, build_problem(config, data)
+        begun = folder if checkpoint else None
+        self.config, self.problem = config, build_problem(config, data, begun)
         self.ablations: list[Ablation] = []
         self.order = torch.Generator().manual_seed(config.seed)
         self.steps_done = 0  # updates of the training
@@ -148,6 +149,7 @@ class Run:
         ledger = Ledger(*routers, problem.routed, settings.window, settings.every)
         if self.fit is None:
             self.train_began = self.folder.seconds
+            self.folder.keep(problem.kept())  # before the first checkpoint, which needs them
 
         def before_update(step: int, chosen: torch.Tensor) -> None:
             problem.at_step(step)

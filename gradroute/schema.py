@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradroute.language_schema import TextConfig, TransformerSizes, TuneConfig, UnlearnConfig
+from gradroute.language_schema import (
+    CompletionsConfig, HFModel, TextConfig, TransformerSizes, TuneConfig, UnlearnConfig,
+)  # fmt: skip
 
 STEPS = ("train", "certify", "ablate", "unlearn", "finetune", "relearn", "evaluate", "report")
 
@@ -26,7 +28,8 @@ class DatasetConfig:
 class ModelConfig:
     """Sizes of the autoencoder: encoder widths (the decoder has them in reverse), encoding width, decoders.
 
-    `decoders` is 1, or the number of groups, each group's images then having their own. A `transformer` has none.
+    `decoders` is 1, or the number of groups, each group's images then having their own. A `transformer` has none,
+    and neither has `hf`.
     """
 
     name: str = "autoencoder"
@@ -34,6 +37,7 @@ class ModelConfig:
     encoding: int = 32
     decoders: int = 1
     transformer: TransformerSizes | None = None
+    hf: HFModel | None = None
 
 
 @dataclass
@@ -197,6 +201,7 @@ class Config:
     unlearn: UnlearnConfig | None = None
     finetune: TuneConfig | None = None
     relearn: TuneConfig | None = None
+    completions: CompletionsConfig | None = None
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     split: SplitConfig = field(default_factory=SplitConfig)

@@ -1,20 +1,23 @@
 """The kind of problem that a configuration is about."""
 
+from pathlib import Path
 from typing import Any
 
 from gradroute.problem import Problem
 from gradroute.schema import Config
 
 
-def build_problem(config: Config, data: Any = None) -> Problem:
+def build_problem(config: Config, data: Any = None, run: Path | None = None) -> Problem:
     """Everything that a run of this configuration needs; `data`, if it is at hand, is another run's `Problem.data`.
+
+    run: the folder of that very run, if it has begun: what a pretrained model is read back from, untrained.
 
     Raises: UserError for every mistake in the configuration or the data.
     """
-    if config.model.transformer is not None:
+    if config.dataset.text is not None:
         from gradroute.language import LanguageModelling
 
-        return LanguageModelling(config, data)
+        return LanguageModelling(config, data, run)
     from gradroute.reconstruction import Reconstruction
 
     return Reconstruction(config, data)

@@ -32,8 +32,9 @@ def obstacle(config: Config) -> str | None:
     """Why a run can only be trained alone, or None."""
     if config.trainer.batches == "by_group":
         return "trainer.batches=by_group: its batches differ in size from run to run"
-    if config.model.transformer is not None:
-        return "model.transformer: it is trained alone"
+    for key in ("transformer", "hf"):
+        if getattr(config.model, key) is not None:
+            return f"model.{key}: it is trained alone"
     parameters = [name for name, region in config.routing.regions.items() if region.parameters is not None]
     if parameters:
         return f"region '{parameters[0]}' is parameters, which are frozen in one model at a time"

@@ -11,6 +11,10 @@ from gradroute.records import UNITS, write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
+    from gradroute.language_comparison import Setting
+
+SAID = "Of each setting the run of the first seed; prompts as in its configuration."
+
 
 def print_table(table: "pd.DataFrame", title: str) -> None:
     """Print the table on the terminal, as wide as it is where output is piped."""
@@ -30,12 +34,19 @@ def print_table(table: "pd.DataFrame", title: str) -> None:
 
 
 def write_comparison(
-    out: Path, table: "pd.DataFrame", metric: str, paths: list[str], notes: list[str], left_out: list[tuple[str, str]]
+    out: Path,
+    table: "pd.DataFrame",
+    metric: str,
+    paths: list[str],
+    notes: list[str],
+    left_out: list[tuple[str, str]],
+    language: "list[Setting]",
 ) -> None:
     """Write `comparison` as CSV, Markdown, LaTeX, plot and page into a folder.
 
-    notes: lines about the runs. left_out: what is not in the table, and why.
+    notes: lines about the runs. left_out: what is not in the table, and why. language: those that are language models.
     """
+    from gradroute import language_comparison
     from gradroute.comparison_plots import draw
     from gradroute.page import Page, Table
 
@@ -46,9 +57,10 @@ def write_comparison(
     write_atomically(out / "comparison.csv", table.to_csv(index=False, float_format="%.6g"))
     for form, suffix in (("markdown", "md"), ("latex", "tex")):
         write_atomically(out / f"comparison.{suffix}", render(table, form) + "\n")
-    figures = draw(table, metric)
+    figures = language_comparison.draw(language) | draw(table, metric)
     for name, image in figures.items():
-        write_atomically(out / f"{name}.png", image)
+        write_atomically(out / f"{name.replace(', ', '_').replace(' ', '_')}.png", image)
+    completed = Table("Completions at the last stage", *language_comparison.completions(language), SAID, long=True)
     note = "Means over seeds with the half-width of their 95 % t-interval; n is the number of runs."
     note = f"{note} {metric} is in {UNITS[metric]}."
     rows = [[cell.item() if hasattr(cell, "item") else cell for cell in row] for row in table.values]
@@ -59,7 +71,7 @@ def write_comparison(
     missing = Table("Not in the table", ["run or job", "why"], left_out, "Continue a sweep by its command.")
     title = f"Comparison of {len(set(table['experiment']))} experiments"
     again = "gradroute-compare " + shlex.join(paths)
-    tables = [shown, *([missing] if left_out else [])]
+    tables = [shown, *([missing] if left_out else []), *([completed] if completed.rows else [])]
     page = Page(title, words, tables, list(figures.items()), [("How to make it again", again)])
     write_atomically(out / "comparison.html", page.html())
 

@@ -179,7 +179,7 @@ def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
     from gradroute.setup import build_problem
 
     config.trainer.device = "cpu"
-    problem = build_problem(config)
+    problem = build_problem(config, run=run)
     same = problem.sha256 == manifest.get("dataset_sha256")
     yield Claim("the data are those of the run", same, problem.sha256[:12])
     if config.ledger.enabled:

@@ -1,7 +1,8 @@
 """Shared fixtures. Nothing here or in any test needs a network, a GPU or an account.
 
 What is skipped, and why:
-- `test_causal_lm.py`, and Parquet and `datasets` in `test_text_documents.py`, without the packages of `gradroute[hf]`;
+- `test_causal_lm.py`, `test_pretrained.py`, `test_document_sets.py`, and Parquet and `datasets` in
+  `test_text_documents.py`, without the packages of `gradroute[hf]`;
 - one test each of `test_text_documents.py` and `test_token_rules.py` without the sample of real stories in
   `../shared/data`, which is not in the repository.
 """

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from gradroute.collecting import find_runs, natural, read_run
-from gradroute.compare import compare, interval, varying
+from gradroute.compare import compare, varying
 from gradroute.errors import UserError
+from gradroute.intervals import interval
 from gradroute.published import PUBLISHED, setting
 from gradroute.records import sealed
 

@@ -28,10 +28,16 @@ def test_every_experiment_composes_with_every_preset(experiment: str, trainer: s
 
 @pytest.mark.parametrize("group", ["dataset", "model", "routing", "ablation"])
 def test_every_option_of_every_group_composes(group: str) -> None:
-    of_language = ["toy_stories", "text", "transformer", "forget_words"]
+    of_language = [
+        "toy_stories", "text", "tinystories", "transformer", "transformer_expanded", "hf", "forget_words"
+    ]  # fmt: skip
+    needed = {
+        "text": ["dataset.text.files=x"],
+        "hf": ["model.hf.pretrained=x", "dataset.text.tokenizer=pretrained"],
+    }
     for option in (conf_dir() / group).glob("[!_]*.yaml"):
         around = ["experiment=stories_era"] if option.stem in of_language else []
-        composed(*around, f"{group}={option.stem}", *(["dataset.text.files=x"] if option.stem == "text" else []))
+        composed(*around, f"{group}={option.stem}", *needed.get(option.stem, []))
 
 
 def test_the_published_protocol_is_the_paper_preset() -> None:

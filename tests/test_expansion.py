@@ -13,6 +13,7 @@ from torch import nn
 from gradroute.errors import UserError
 from gradroute.expansion import Layer, contract, expand, removed
 from gradroute.models import Autoencoder, perceptron
+from gradroute.transformer import Gated
 
 
 class Attention(nn.Module):
@@ -367,6 +368,49 @@ def test_removed_takes_channels_and_what_lies_between(site: str) -> None:
     )
     smaller = removed(model, site, [1, 2], torch.randn(3, 2, 4, 4))
     assert [tuple(p.shape) for p in smaller.parameters()] == [(2, 2, 3, 3), (2,), (2,), (2,), (3, 8), (3,)]
+
+
+class GateAround(nn.Module):
+    """A gated MLP that runs its activation before the layer that it gates, as Llama's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(6, 3)
+        self.act: nn.Module = nn.SiLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        read: torch.Tensor = self.down(self.act(self.gate(x)) * self.up(x))
+        return read
+
+
+class GateBefore(GateAround):
+    """The same with both layers before the activation's end, as in `gradroute.transformer`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = Gated()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.gate(x)
+        read: torch.Tensor = self.down(self.act(self.up(x), gate))
+        return read
+
+
+@pytest.mark.parametrize("model", [GateAround(), GateBefore()], ids=["around", "before"])
+@pytest.mark.parametrize("hidden", [6, 3])  # as many as it reads, too
+def test_removed_takes_units_out_of_a_gated_mlp(model: Any, hidden: int) -> None:
+    model = copy.deepcopy(model)
+    if hidden < 6:
+        contract(model, Layer(("gate", "up"), ("down",)), range(hidden, 6))
+    x = torch.randn(4, 3)
+    smaller: Any = removed(model, "act", [0, 2], x)
+    kept = [unit for unit in range(hidden) if unit not in (0, 2)]
+    for name in ("gate", "up"):
+        assert torch.equal(smaller.get_submodule(name).weight, model.get_submodule(name).weight[kept])
+    assert torch.equal(smaller.down.weight, model.down.weight[:, kept])
+    hook = model.act.register_forward_hook(lambda m, i, out: out.index_fill(-1, torch.tensor([0, 2]), 0))
+    torch.testing.assert_close(smaller(x), model(x))
+    hook.remove()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A language model as a run: its loss against a reference, its steps, going on to the bit, and what is refused."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from gradroute import load
-from gradroute.cli import conf_dir
+from gradroute.cli import conf_dir, tokens_main
 from gradroute.compare import compare
 from gradroute.config import from_mapping
 from gradroute.corpora import load_texts
@@ -30,7 +31,8 @@ SMALL = [
     "dataset.text.stories=60", "dataset.text.test_stories=40", "dataset.text.length=48", "trainer.batch_size=8",
     "finetune.documents=[4]", "relearn.documents=[2,4]", "relearn.samples=2", "relearn.every=1",
 ]  # fmt: skip
-FILES = ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json", "tokenizer.json")
+FILES = ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json", "tokenizer.json", "tokens.json",
+         "completions.json")  # fmt: skip
 
 
 def config(folder: Path, *overrides: str) -> Config:
@@ -105,6 +107,89 @@ def test_every_stage_is_measured_and_the_claims_hold(run: Path) -> None:
     assert {"stages", "relearning", "training_curves", "mask", "ledger"} <= plots
 
 
+def test_a_run_shows_its_tokens_and_documents(run: Path) -> None:
+    """As many as GR table 3 has, in the run's folder and on its page."""
+    found = json.loads((run / "tokens.json").read_text())
+    rows, html = found["tokens"], (run / "report.html").read_text()
+    assert {(row[0], row[1]) for row in rows} == {("forget", "most"), ("forget", "least")}
+    weights = [row[4] for row in rows if row[1] == "most"]
+    assert weights == sorted(weights) and weights[0] < 0.1 and all(row[3] >= 10 for row in rows)
+    assert [given["group"] for given in found["documents"]] == ["forget"] * 2 + ["retain"] * 2
+    assert html.count('<p class="document">') == 4 and "The most and the least routed tokens" in html
+    by_group = {given["group"]: max(share for _, share in given["tokens"]) for given in found["documents"]}
+    assert by_group["forget"] > 0.2 and by_group["retain"] == 0
+    assert html.count("<mark ") == sum(share > 0 for given in found["documents"] for _, share in given["tokens"])
+
+
+def test_the_tokens_are_shown_without_training(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command line; what it shows is what the run left."""
+    monkeypatch.setattr(sys, "argv", ["gradroute-tokens", *SMALL, f"output_dir={tmp_path}"])
+    with pytest.raises(SystemExit) as ended:
+        tokens_main()
+    out = capsys.readouterr().out
+    (page,) = (tmp_path / "stories_era").iterdir()
+    assert ended.value.code == 0 and out.splitlines()[-1] == str(page) and page.suffix == ".html"
+    rows = json.loads((run / "tokens.json").read_text())["tokens"]
+    assert all(row[2].replace(" ", "␣") in out for row in rows)
+    html, whole = page.read_text(), (run / "report.html").read_text()
+    for begin, end in (("<h2>The most and the least", "</table>"), ("<h2>Documents, coloured", "<script>")):
+        shown = html.split(begin)[1].split(end)[0].split("<details>")[0]
+        assert shown.strip() and shown.strip() in whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["experiment=mnist_split"], "images have no tokens; give a language model"),
+        ([*SMALL, "routing.groups.forget.tokens=all"], "no group weighs tokens; give one tokens: frequent"),
+        ([*SMALL, "trainer.lr=-1"], "trainer.lr=-1.0: must be from"),
+    ],
+)
+def test_mistakes_in_showing_tokens(
+    change: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gradroute-tokens", *change])
+    with pytest.raises(SystemExit) as ended:
+        tokens_main()
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_completions_are_those_of_a_slow_reference(tmp_path: Path) -> None:
+    """Every stage, token by token, of the most likely one, until the end of the document or of what is asked for."""
+    problem = LanguageModelling(config(tmp_path, "completions.temperature=0", "completions.tokens=12"))
+    (ablation,) = problem.ablations()
+    problem.make("finetuned")
+    for parameter in problem.made["finetuned"].parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    rows = json.loads(problem.texts()["completions.json"])
+    prompts = [(group, prompt) for group, own in problem.config.completions.prompts.items() for prompt in own]  # type: ignore[union-attr]
+    heads = ["model", "model_ablated", "model_finetuned"]
+    assert [(r["head"], r["group"], r["prompt"]) for r in rows] == [(h, *p) for h in heads for p in prompts]
+    tokenizer = problem.data.tokenizer
+    with ablation.applied(problem.model) as ablated, torch.no_grad():
+        models = [m for m in (problem.model, ablated, problem.made["finetuned"]) for _ in prompts]
+        for row, model in zip(rows, models, strict=True):
+            tokens = tokenizer.encode([row["prompt"]])[0]
+            text: list[int] = []
+            while len(text) < 12 and tokenizer.end not in text:
+                text.append(int(model(torch.tensor([(tokens + text)[-48:]]))[0, -1].argmax()))
+            assert row["text"] == tokenizer.decode([token for token in text if token != tokenizer.end])
+
+
+def test_completions_differ_by_seed_and_sample_and_not_otherwise(tmp_path: Path) -> None:
+    def rows(*changes: str) -> list[dict[str, str]]:
+        problem = LanguageModelling(config(tmp_path, "completions.samples=2", "steps=[train,evaluate]",
+                                           "finetune=null", "relearn=null", *changes))  # fmt: skip
+        found: list[dict[str, str]] = json.loads(problem.texts()["completions.json"])
+        return found
+
+    first, other = rows(), rows("seed=1")
+    assert first == rows() and [r["text"] for r in first] != [r["text"] for r in other]
+    assert len(first) == 8 and first[0]["prompt"] == first[1]["prompt"] and first[0]["text"] != first[1]["text"]
+
+
 def test_a_run_is_loaded_and_compared(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = load(run)
     tokens = torch.zeros(1, 8, dtype=torch.int64)
@@ -161,6 +246,13 @@ MISTAKES = [
     (["model.transformer=null"], "a language model needs both a transformer and documents; add model=transformer"),
     (["model.transformer.heads=3"], "width=16 is not a multiple of heads=3"),
     (["trainer.batches=by_group"], "trainer.batches=by_group: must be mixed"),
+    (["completions.prompts.forget=[a xylophone]"], "forget: 'a xylophone' has a word outside the vocabulary; take wor"),
+    (["+completions.prompts.forgt=[a]"], "unknown value of completions.prompts: 'forgt'; did you mean forget?"),
+    (["completions.prompts.forget=[]"], r"completions.prompts.forget=\[\]: must be at least one prompt"),
+    (["~completions.prompts"], "completions.prompts={}: must be lists of prompts by group, or completions null"),
+    (["completions.tokens=0"], "completions.tokens=0: must be from 1 to 10000"),
+    (["completions.temperature=-1"], "completions.temperature=-1.0: must be from 0 to 100"),
+    (["completions.samples=0"], "completions.samples=0: must be from 1 to 1000"),
     (["stack=2"], "stack=2: cannot be done with model.transformer"),
     (["model.transformer.width=65536", "model.transformer.heads=1", "model.transformer.layers=60"], "GiB are needed"),
 ]

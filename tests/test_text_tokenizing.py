@@ -1,5 +1,6 @@
 """Tokenizers: lossless, deterministic, and not to be confused with one another."""
 
+import json
 import os
 import subprocess
 import sys
@@ -69,6 +70,30 @@ def test_another_tokenizer_is_noticed() -> None:
     assert train_bpe(TEXTS, 501).sha256 != BPE.sha256
     with pytest.raises(UserError, match=r"the checkpoint was made with another tokenizer \(SHA-256 "):
         BPE.check(WORD.sha256, "the checkpoint")
+
+
+def test_the_end_may_have_another_name_or_be_a_number(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(WORD.to_json().replace(END, "</s>"), "utf-8")
+    for end in ("</s>", WORD.end):
+        found = load(tmp_path / "a.json", end)
+        assert (found.end, found.end_name) == (WORD.end, "</s>") and found.encode(TEXTS[:5]) == WORD.encode(TEXTS[:5])
+    for unknown in ("</p>", 10**6):
+        with pytest.raises(UserError, match=rf"a\.json: the tokenizer has no token {unknown}, which ends a document"):
+            load(tmp_path / "a.json", unknown)
+
+
+def test_what_a_file_says_of_truncation_padding_and_holes_loses_nothing(tmp_path: Path) -> None:
+    content = json.loads(WORD.to_json())
+    content["truncation"] = {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    content["padding"] = {
+        "strategy": {"Fixed": 999}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": END,
+    }  # fmt: skip
+    content["model"]["vocab"][" zyx"] = WORD.size + 7
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    found = load(tmp_path / "a.json")
+    assert found.encode(TEXTS[:5]) == WORD.encode(TEXTS[:5])
+    assert found.encode(["a zyx"])[0][1] == WORD.size + 7 == found.size - 1 == len(found.spellings) - 1
 
 
 def test_mistakes_are_refused(tmp_path: Path) -> None:

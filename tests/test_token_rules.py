@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gradroute import Region, Router
 from gradroute.errors import UserError
 from gradroute.groups import Part, assign
+from gradroute.page import Page
 from gradroute.schema import GroupConfig, NoiseConfig, RoutingConfig
 from gradroute.text import rules
 from gradroute.text.display import coloured, ranked
@@ -218,7 +219,7 @@ MISTAKES: list[tuple[Any, str]] = [
         "shares of ['a', 'b'] at 2 tokens are no convex mixture",
     ),
     (lambda: ranked(SMALL, torch.zeros(3), BPE, YES), "no token occurs 10 times in 2 documents"),
-    (lambda: coloured(SMALL, torch.zeros(3), BPE, [2], ""), "document 2 is not there; documents go from 0 to 1"),
+    (lambda: coloured(SMALL, torch.zeros(3), BPE, 2), "document 2 is not there; documents go from 0 to 1"),
 ]
 
 
@@ -249,12 +250,16 @@ def test_the_most_and_least_routed_tokens() -> None:
 def test_documents_are_coloured_escaped_and_need_no_network() -> None:
     evil = "<script>alert('x')</script> & <b>oak</b>"
     tokenizer = train_bpe([evil] * 3, 300)
-    corpus = Corpus.of(tokenizer.encode([evil, "plain"]), tokenizer.end)
+    corpus = Corpus.of(tokenizer.encode(["plain", evil]), tokenizer.end)
     shares = rules.occurrences(corpus, rules.variants(tokenizer, "oak")).float() * 0.415
-    html = coloured(corpus, shares, tokenizer, [0, 1], evil)
-    assert "<script" not in html and "<b>" not in html
+    tokens = coloured(corpus, shares, tokenizer, 1)
+    assert "".join(token for token, _ in tokens) == evil + "<|endoftext|>"
+    html = Page("title", [], [], documents=[(evil, tokens)]).html()
+    assert "<script>alert" not in html and "<b>" not in html
     assert not re.search(r"(src|href)=.(?!data:)|url\(", html)
     marked = re.findall(r'<mark style="--share: ([\d.]+)" title="weight ([\d.]+)">', html)
     assert set(marked) == {("0.415", "0.585")} and len(marked) == int((shares > 0).sum())
-    text = re.sub(r"<[^>]+>", "", html.split("Document 0")[1])
+    text = re.sub(r"<[^>]+>", "", html.split('class="document"')[1])
     assert "&lt;b&gt;oak&lt;/b&gt;" in text
+    (*_, last) = coloured(Corpus.of([[1] * 500]), torch.zeros(500), tokenizer, 0)
+    assert last == (" …", 0.0)

@@ -1,8 +1,6 @@
 """What a token rule does, for people: the most and least routed tokens, and documents coloured by weight."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -10,7 +8,7 @@ from gradroute.errors import UserError
 from gradroute.text.packing import Corpus
 from gradroute.text.tokenizing import Tokenizer
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
+LONGEST = 400  # tokens of a document that are shown
 
 
 @dataclass(frozen=True)
@@ -50,20 +48,14 @@ def ranked(
     return most[:rows], fewest[:rows]
 
 
-def coloured(corpus: Corpus, shares: torch.Tensor, tokenizer: Tokenizer, documents: Sequence[int], title: str) -> str:
-    """An HTML page, without network, of a few documents: each token's background is as strong as its share.
+def coloured(corpus: Corpus, shares: torch.Tensor, tokenizer: Tokenizer, document: int) -> list[tuple[str, float]]:
+    """The first `LONGEST` tokens of a document as they are spelt, each with its share.
 
     Raises: UserError for a document that is not in the corpus.
     """
-    import jinja2
-
-    shown = []
-    for number in documents:
-        if not 0 <= number < len(corpus.lengths):
-            raise UserError(f"document {number} is not there; documents go from 0 to {len(corpus.lengths) - 1}")
-        start, size = int(corpus.starts[number]), int(corpus.lengths[number])
-        tokens, own = corpus.document(number).tolist(), shares[start : start + size].tolist()
-        pairs = [(tokenizer.spellings[token], round(share, 3)) for token, share in zip(tokens, own, strict=True)]
-        shown.append({"number": number, "tokens": pairs})
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
-    return environment.get_template("tokens.html.j2").render(title=title, documents=shown)
+    if not 0 <= document < len(corpus.lengths):
+        raise UserError(f"document {document} is not there; documents go from 0 to {len(corpus.lengths) - 1}")
+    start, size = int(corpus.starts[document]), int(corpus.lengths[document])
+    tokens, own = corpus.document(document).tolist(), shares[start : start + size].tolist()
+    found = [(tokenizer.spellings[token], round(share, 3)) for token, share in zip(tokens, own, strict=True)]
+    return [*found[:LONGEST], *([(" …", 0.0)] if size > LONGEST else [])]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradroute.errors import HF_EXTRA, UserError, unknown
+from gradroute.hub import package, reason
 
 SEPARATOR = "<|endoftext|>"  # alone on a line of a plain text file
 Row = Mapping[str, Any]  # one document's fields by name
@@ -74,15 +75,12 @@ def from_hub(name: str, split: str, text_field: str = "text", limit: int | None 
 
     Raises: UserError if the extra is missing, the set cannot be reached, or a field is missing or is no text.
     """
+    datasets = package("datasets", f"dataset '{name}'")
     try:
-        import datasets
-    except ImportError:
-        raise UserError(f"dataset '{name}' needs the package datasets: {HF_EXTRA}") from None
-    try:
-        rows = datasets.load_dataset(name, split=split)
+        folder = Path(name).expanduser()
+        rows = datasets.load_dataset(str(folder) if folder.is_dir() else name, split=split)
     except Exception as error:  # whatever the hub, the network or the set's own files raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"dataset '{name}', split '{split}': cannot be loaded [{reason}]") from None
+        raise UserError(f"dataset '{name}', split '{split}': cannot be loaded [{reason(error)}]") from None
     return _collected(iter(rows), text_field, f"dataset '{name}'", limit)
 
 

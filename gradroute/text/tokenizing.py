@@ -17,17 +17,22 @@ WORDS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s"  # as GPT-2: the space belong
 class Tokenizer:
     """Texts to token numbers and back.
 
-    Attributes: `size`, the number of tokens; `end`, the token that ends a document; `unknown`, the token of what is in
-    no other, None if there is none.
+    Attributes: `size`, one more than the largest token number; `end`, the token that ends a document, and `end_name`;
+    `unknown`, the token of what is in no other, None if there is none.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend, end = backend, backend.token_to_id(END)
-        if end is None:
-            raise UserError(f"the tokenizer has no token {END}, which ends a document; train one that has")
+    def __init__(self, backend: Backend, end: str | int = END) -> None:
+        """`end`: the name, or the number, of the token that ends a document. Raises: UserError if it has none."""
+        name = backend.id_to_token(end) if isinstance(end, int) else end
+        number = None if name is None else backend.token_to_id(name)
+        if number is None:
+            raise UserError(f"the tokenizer has no token {end}, which ends a document; train one that has")
         backend.encode_special_tokens = True  # `<|endoftext|>` inside a document is ordinary text
-        self.size: int = backend.get_vocab_size()
-        self.end: int = end
+        backend.no_truncation()  # a file may ask for either
+        backend.no_padding()
+        self.size: int = max(backend.get_vocab().values()) + 1
+        self._backend, self.end_name = backend, str(name)
+        self.end: int = number
         self.unknown: int | None = backend.token_to_id(UNKNOWN)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -59,17 +64,26 @@ class Tokenizer:
         return self._backend.to_str(pretty=True)
 
 
-def load(path: Path | str) -> Tokenizer:
-    """The tokenizer of a JSON file, ours or any of Hugging Face with a token `<|endoftext|>`. Raises: UserError."""
+def load(path: Path | str, end: str | int = END) -> Tokenizer:
+    """The tokenizer of a JSON file, ours or any of Hugging Face that has the end token. Raises: UserError."""
     path = Path(path).expanduser()
     try:
-        return Tokenizer(Backend.from_str(path.read_text("utf-8")))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no tokenizer file (it is not UTF-8)") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse(text, path, end)
+
+
+def parse(text: str, where: object, end: str | int = END) -> Tokenizer:
+    """The tokenizer of a file's content. Raises: UserError, naming `where`."""
+    try:
+        return Tokenizer(Backend.from_str(text), end)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     except Exception as error:  # the package raises bare ones
-        raise UserError(f"{path}: is no tokenizer file ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{where}: is no tokenizer file ({str(error).splitlines()[0]})") from None
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:

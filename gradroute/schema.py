@@ -4,7 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradroute.language_schema import (
-    CompletionsConfig, HFModel, TextConfig, TransformerSizes, TuneConfig, UnlearnConfig,
+    CompletionsConfig,
+    HFModel,
+    TextConfig,
+    TransformerSizes,
+    TuneConfig,
+    UnlearnConfig,
 )  # fmt: skip
 
 STEPS = ("train", "certify", "ablate", "unlearn", "finetune", "relearn", "evaluate", "report")

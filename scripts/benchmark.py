@@ -10,7 +10,7 @@ usage: python scripts/benchmark.py [--device cuda] [--rounds 3] [--only epoch,st
 
 import argparse
 import json
-import os
+import re
 import statistics
 import subprocess
 import sys
@@ -205,6 +205,19 @@ def growth(device: str, rounds: int) -> list[Row]:
     ]
 
 
+def _peak_until_end(process: "subprocess.Popen[bytes]") -> float:
+    """The process's peak memory in GiB, looked at while it runs: `ru_maxrss` would begin with this process's own."""
+    peak = 0
+    while process.poll() is None:
+        try:
+            found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        except OSError:  # it has just ended, or this is no Linux
+            found = None
+        peak = max(peak, int(found[1])) if found else peak
+        time.sleep(0.02)
+    return peak / 2**20 if peak else float("nan")
+
+
 def commands(device: str, rounds: int) -> list[Row]:
     """Start-up and peak memory of the command line."""
     script, rows = Path(sys.executable).parent / "gradroute-run", list[Row]()
@@ -218,11 +231,10 @@ def commands(device: str, rounds: int) -> list[Row]:
                 started = time.perf_counter()
                 given = arguments if arguments == ["--help"] else [*arguments, f"trainer.device={device}"]
                 process = subprocess.Popen([script, *given], cwd=cwd, stdout=subprocess.DEVNULL)
-                _, status, usage = os.wait4(process.pid, 0)
-                if status:
+                peaks.append(_peak_until_end(process))
+                if process.returncode:
                     raise SystemExit(f"{name}: failed")
                 times.append(time.perf_counter() - started)
-                peaks.append(usage.ru_maxrss / 2**20)  # GiB: Linux counts it in KiB
         rows.append({"what": name, "seconds": spread(times), "peak memory GiB": spread(peaks)})
     return rows
 

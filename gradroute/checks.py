@@ -127,6 +127,7 @@ def _check_path(key: str, path: str | None) -> None:
 def _check_names(config: Config) -> None:
     _check_name("name", config.name)
     _check_path("output_dir", config.output_dir)
+    _check_path("trained", config.trained)
     _check_path("dataset.root", config.dataset.root)
     _check_path("dataset.metadata", config.dataset.metadata)
     for step in config.steps:
@@ -164,6 +165,8 @@ def _check_routing(routing: RoutingConfig) -> None:
                     f"routing.groups: label {label} is in '{owner[label]}' and '{name}'; groups must not overlap"
                 )
             owner[label] = name
+    if routing.unlabelled is not None:
+        one_of("routing.unlabelled", routing.unlabelled, tuple(routing.groups))
     for name, region in routing.regions.items():
         _check_name("routing.regions", name)
         require(name != "all", "routing.regions", name, "another name: this is reserved")

@@ -75,7 +75,7 @@ def _children(value: Any, kind: Any) -> list[tuple[object, Any, Any]]:
 def to_mapping(config: Config) -> dict[str, Any]:
     """Plain nested dictionary of a configuration, as saved in a run folder."""
     mapping = asdict(config)
-    for key in ("presets", "seeds", "stack"):  # how it was asked for, not what it is
+    for key in ("presets", "seeds", "stack", "trained"):  # how it was asked for, not what it is
         del mapping[key]
     return mapping
 

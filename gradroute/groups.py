@@ -29,8 +29,8 @@ class Part:
 class Groups:
     """Group numbers of every point: `train` `(n,)` and `test` `(m,)` by the rules, `routed` `(n,)` as training sees.
 
-    In `routed`, -1 is a point without a label: it takes the default route, every weight 1. The last of `names` is
-    `unassigned` if points are in no group.
+    In `routed`, -1 is a point without a label: it takes the default route, every weight 1; there is none where
+    `routing.unlabelled` says whose routes they take. The last of `names` is `unassigned` if points are in no group.
     """
 
     names: list[str]
@@ -141,4 +141,6 @@ def _labelled(true: torch.Tensor, routing: RoutingConfig, seed: int) -> torch.Te
         rate = routing.label_noise.get(name, NoiseConfig()).false_negative
         seen[(true == number) & (seen == number) & (lost < rate)] = -1
     seen[keep >= routing.labelled_fraction] = -1
+    if routing.unlabelled is not None:
+        seen[seen == -1] = list(routing.groups).index(routing.unlabelled)
     return seen

@@ -149,11 +149,11 @@ class LanguageModelling(Problem):
             found.append(each.view_as(tokens).cpu())
         return part.packed.gathered(torch.cat(found))
 
-    def group_losses(
-        self, model: nn.Module, part: Part, groups: torch.Tensor, counted: torch.Tensor | None = None
+    def group_means(
+        self, each: torch.Tensor, part: Part, groups: torch.Tensor, counted: torch.Tensor | None = None
     ) -> dict[str, float]:
-        """Mean cross-entropy, in nats per token, of each group's documents; `counted` `(total,)` chooses tokens."""
-        each, corpus = self.losses(model, part), part.corpus
+        """Means over each group's documents of `each` of a part's tokens, `(total,)`, or of those `counted`, alike."""
+        corpus = part.corpus
         predicts = torch.ones(len(corpus.tokens), dtype=torch.bool)
         predicts[corpus.starts + corpus.lengths - 1] = False
         predicts &= True if counted is None else counted
@@ -163,6 +163,10 @@ class LanguageModelling(Problem):
             if bool(own.any()):
                 found[name] = float(each[own].double().mean())
         return found
+
+    def group_losses(self, model: nn.Module, part: Part, groups: torch.Tensor) -> dict[str, float]:
+        """Mean cross-entropy, in nats per token, of each group's documents."""
+        return self.group_means(self.losses(model, part), part, groups)
 
     def stages(self, ablations: list[Ablation]) -> Iterator[tuple[Head, nn.Module]]:
         """The trained model, the ablated ones, and the fine-tuned one; each is good until the next is asked for."""
@@ -179,15 +183,27 @@ class LanguageModelling(Problem):
             yield from self.measured(model, head)
 
     def measured(self, model: nn.Module, head: Head) -> Iterator[Measurement]:
-        """A model's loss on every group of the test documents; where tokens are weighed, also without the routed."""
-        test = self.data.test
-        for group, value in self.group_losses(model, test, self.test_groups).items():
+        """A model's loss on every group of the test documents; where words choose them, also without their tokens."""
+        test, each = self.data.test, self.losses(model, self.data.test)
+        for group, value in self.group_means(each, test, self.test_groups).items():
             yield group, head, "cross_entropy", value
-        if self._membership is not self.routed:
-            shares = torch.stack(list(self.shares(test, self.test_groups).values())).amax(0)
-            plain = test.corpus.predicting(shares) < 0.5
-            for group, value in self.group_losses(model, test, self.test_groups, plain).items():
+        if (own := self.distinctive()) is not None:
+            plain = test.corpus.predicting(own) < 0.5
+            for group, value in self.group_means(each, test, self.test_groups, plain).items():
                 yield group, head, "cross_entropy_unrouted", value
+
+    def distinctive(self) -> torch.Tensor | None:
+        """How much of each test token is a group's by App. C, `(total,)`, with every label known; None without words.
+
+        The same for all runs on the same data, whatever their routes and labels are.
+        """
+        train, test, found = self.data.train, self.data.test, []
+        for number, name in enumerate(self.names):
+            rule = self.config.routing.groups.get(name)
+            if rule is not None and (rule.words or rule.pattern):
+                weights = ratio_weights(train.corpus, self.train_groups == number, self.data.tokenizer.size)
+                found.append(by_weight(test.corpus, weights, self.test_groups == number))
+        return torch.stack(found).amax(0) if found else None
 
     def texts(self) -> dict[str, str]:
         """The tokenizer's file; where tokens are weighed, their weights; and completions, if any are asked for."""

@@ -97,7 +97,7 @@ def _check_tune(step: str, tune: TuneConfig, groups: tuple[str, ...]) -> None:
     one_of(f"{step}.group", tune.group, groups)
     require_number(f"{step}.every", tune.every, 1, MANY, int)
     require_number(f"{step}.samples", tune.samples, 1, 1000, int)
-    require_number(f"{step}.lr", tune.lr, 1e-12, 10)
+    require_number(f"{step}.rate", tune.rate, 1e-6, 10)
     require(bool(tune.documents), f"{step}.documents", tune.documents, "a list of numbers of documents")
     for number in tune.documents:
         require_number(f"{step}.documents", number, 1, MANY, int)

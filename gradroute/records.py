@@ -33,7 +33,7 @@ UNITS = {
     "mse": "squared pixel, pixels in [-1, 1]",
     "mae": "pixel, pixels in [-1, 1]",
     "cross_entropy": "nats per token",
-    "cross_entropy_unrouted": "nats per token, without the tokens that are mostly routed",
+    "cross_entropy_unrouted": "nats per token, without the tokens that are mostly a group's (GR App. C)",
     "l1": "mean L1 norm of the region's activations",
     "correlation": "mean |correlation|, 0 to 1",
     "localization": "0 to 1",

@@ -23,6 +23,7 @@ from gradroute.records import RunFolder
 from gradroute.samples import write_samples
 from gradroute.schema import Config
 from gradroute.setup import build_problem
+from gradroute.trained import donor, take_over
 from gradroute.training import Task
 
 CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run
@@ -45,6 +46,7 @@ class Run:
         """
         begun = folder if checkpoint else None
         self.config, self.problem = config, build_problem(config, data, begun)
+        self.donor = donor(config, self.problem.sha256)
         self.ablations: list[Ablation] = []
         self.order = torch.Generator().manual_seed(config.seed)
         self.steps_done = 0  # updates of the training
@@ -141,15 +143,18 @@ class Run:
         return Task(probe.title, probe.objective, probe.batch, points, trainer, self.order, **options)
 
     def train(self) -> Iterator[Task]:
-        """Train the model, and its certificates with it, under the routes."""
+        """Train the model, and its certificates with it, under the routes; or take a training over."""
+        if self.fit is None:
+            self.train_began = self.folder.seconds
+            self.folder.keep(self.problem.kept())  # before the first checkpoint, which needs them
+            if self.donor:
+                take_over(self, self.donor)
+                return
         trainer, problem, objective = self.config.trainer, self.problem, self.problem.objective()
         every = -(-trainer.epochs // CURVE_POINTS)
         settings = self.config.ledger
         routers = (problem.router, problem.parts.parameter_router)
         ledger = Ledger(*routers, problem.routed, settings.window, settings.every)
-        if self.fit is None:
-            self.train_began = self.folder.seconds
-            self.folder.keep(problem.kept())  # before the first checkpoint, which needs them
 
         def before_update(step: int, chosen: torch.Tensor) -> None:
             problem.at_step(step)

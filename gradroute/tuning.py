@@ -80,10 +80,10 @@ class Tuning:
     def probe(self) -> Probe:
         """What to train, all documents in every batch."""
         problem, rows = self.problem, self.part.packed
+        lr, size = problem.config.trainer.lr * self.tune.rate, len(rows)
         trainer = replace(
-            problem.config.trainer, epochs=self.steps, batch_size=len(rows), lr=self.tune.lr, schedule="constant",
-            warmup_steps=0,
-        )  # fmt: skip
+            problem.config.trainer, epochs=self.steps, batch_size=size, lr=lr, schedule="constant", warmup_steps=0
+        )
         tensors = [t.to(problem.device) for t in (rows.tokens, rows.targets, rows.documents)]
         tensors += [torch.zeros_like(tensors[0])] * 2  # one group, and nothing is routed
         objective = NextTokenObjective(self.model, [self.tune.group], LossesConfig())

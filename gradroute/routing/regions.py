@@ -21,8 +21,8 @@ class Region:
     """Units on one axis of the output of one or more modules.
 
     site: a module's dotted name, a glob over names (`blocks.*.mlp.act`), or several of either.
-    units: None for all, `"0:16"`, `"0:32:2"`, a list, a mask of one bool per unit, or heads of an attention layer,
-        `{"heads": [3, 7], "of": 12}`; see `parse_units`. The same at every site.
+    units: None for all, `"0:16"`, `"16:"` to the last, `"0:32:2"`, a list, a mask of one bool per unit, or heads of an
+        attention layer, `{"heads": [3, 7], "of": 12}`; see `parse_units`. The same at every site.
     axis: the units' axis, such as 1 for the channels of a convolution. `batch_axis`: the data points'.
     output: which output, of modules that return a tuple.
     """
@@ -80,9 +80,9 @@ def parse_units(spec: object, width: int, where: str, heads: int | None = None) 
     """Unit numbers, ascending, of an axis of size `width`.
 
     Args:
-        spec: None for all, `"start:stop"`, `"start:stop:step"`, a list of numbers or of `width` bools, a bool tensor,
-            or `{"heads": [3, 7], "of": 12}`: heads lie one after the other along the axis; `"parts": 3` if it holds
-            queries, keys and values.
+        spec: None for all, `"start:stop"`, `"start:"`, `"start:stop:step"`, a list of numbers or of `width` bools, a
+            bool tensor, or `{"heads": [3, 7], "of": 12}`: heads lie one after the other along the axis; `"parts": 3` if
+            it holds queries, keys and values.
         where: what the error names.
         heads: the number of heads where `of` is not given.
 
@@ -98,9 +98,9 @@ def parse_units(spec: object, width: int, where: str, heads: int | None = None) 
         raise UserError(
             f"{where}: {spec}: a bare number is no range (YAML reads an unquoted 16:32 as 992); give {right}"
         )
-    elif isinstance(spec, str) and re.fullmatch(r"[0-9]+:[0-9]+(:0*[1-9][0-9]*)?", spec) and len(spec) <= RANGE_LENGTH:
-        first, stop, *step = map(int, spec.split(":"))
-        units = range(first, stop, *step)
+    elif isinstance(spec, str) and re.fullmatch(r"[0-9]+:[0-9]*(:0*[1-9][0-9]*)?", spec) and len(spec) <= RANGE_LENGTH:
+        first, stop, *step = spec.split(":")
+        units = range(int(first), int(stop or width), *map(int, step))
     elif isinstance(spec, Mapping) and "heads" in spec:
         units = _heads(spec, width, heads, where)
     elif isinstance(spec, Sequence) and len(spec) == width and all(type(unit) is bool for unit in spec):

@@ -193,7 +193,10 @@ def ledger_curves(scene: Scene) -> Figure:
         right.yaxis.set_minor_formatter(LogFormatter())
     for axes in (left, right):
         axes.set_xlabel("optimizer step at the window's end")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8, ncols=2, frameon=False)
+        if axes.lines:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8, ncols=2, frameon=False)
+    if not came:
+        left.text(0.5, 0.5, "no region: nothing is routed", ha="center", transform=left.transAxes)
     figure.suptitle("Ledger: whose gradients arrived where, and what moved")
     return figure
 

@@ -96,6 +96,7 @@ TOP = {
     "samples",
     "setup",
     "token_command",
+    "trained",
     "tuning",
     "verify",
 }

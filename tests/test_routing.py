@@ -169,6 +169,7 @@ def test_unit_ranges_and_lists_agree(start: int, length: int, step: int) -> None
     units = tuple(range(start, start + length, step))
     width = start + length
     assert parse_units(f"{start}:{width}:{step}", width, "u") == units == parse_units(list(reversed(units)), width, "u")
+    assert parse_units(f"{start}::{step}", width, "u") == units
 
 
 @pytest.mark.parametrize(

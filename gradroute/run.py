@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from gradroute import checkpoints, folders, provenance, records
+from gradroute import checkpoints, continuing, folders, provenance, records
 from gradroute.ablation import Ablation
 from gradroute.checkpoints import Checkpoint
 from gradroute.devices import computing
-from gradroute.errors import UserError
 from gradroute.evaluation import Head
 from gradroute.ledger import Ledger
-from gradroute.loading import read_weights
 from gradroute.losses import Term
 from gradroute.problem import Measurement, Probe
 from gradroute.progress import Progress
@@ -63,61 +61,20 @@ class Run:
         self.progress = Progress(self.folder.log, quiet)
         if folder is not None:
             try:
-                self._restore(checkpoint)
+                continuing.go_on(self, checkpoint)
             except BaseException:
                 self.folder.release()
                 raise
 
     def checkpoint(self, fit: Mapping[str, Any] | None = None) -> None:
         """Keep what the run is, and where its present task is, to go on from."""
-        position = f"{len(self.done)} steps, {self.tasks_done} tasks, {fit['step'] if fit else 0} updates"
-        cuda = self.problem.device.type == "cuda"
-        state = {
-            "done": self.done, "tasks_done": self.tasks_done, "fit": fit, "steps_done": self.steps_done,
-            "more": self.problem.more(), "order": self.order.get_state(), "rows": self.folder.rows,
-            "seconds": self.folder.seconds, "train_began": self.train_began,
-            "train_seconds": self.folder.manifest.get("train_seconds"), "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.problem.device) if cuda else None,
-        }  # fmt: skip
-        checkpoints.save(self.folder.path, position, state, self.problem.tensors())
+        continuing.keep(self, fit)
 
     def end_step(self, step: str) -> None:
         """Note a step as done, and keep the run if there is another."""
         self.done, self.tasks_done = [*self.done, step], 0
         if step != self.config.steps[-1]:
             self.checkpoint()
-
-    def _restore(self, checkpoint: Checkpoint | None) -> None:
-        """Be what the run was. Raises: UserError if the checkpoint is not of this run, or the data set is another."""
-        folder, problem = self.folder, self.problem
-        if folder.manifest.get("dataset_sha256") != problem.sha256:
-            raise UserError(f"{folder.path}: the data set is not the one that the run began with (by its SHA-256)")
-        if checkpoint is None:
-            folder.resume(0.0, [], 0)
-            folder.log("starts again: there is no checkpoint")
-            return
-        state = checkpoint.state(problem.device)
-        try:
-            for name in state["more"]:
-                problem.make(name)
-            read_weights(folder.path, problem.modules(), name=f"{checkpoint.name}/{checkpoints.WEIGHTS}")
-            self.done, self.tasks_done = list(state["done"]), int(state["tasks_done"])
-            self.steps_done, self.fit = int(state["steps_done"]), state["fit"]
-            self.order.set_state(state["order"].cpu())
-            torch.set_rng_state(state["random"].cpu())
-            if state["random_cuda"] is not None:
-                torch.cuda.set_rng_state(state["random_cuda"].cpu(), problem.device)
-            self.train_began = float(state["train_began"])
-            if state["train_seconds"] is not None:
-                folder.manifest["train_seconds"] = float(state["train_seconds"])
-            folder.resume(float(state["seconds"]), state["rows"], self.steps_done)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{folder.path / checkpoint.name}: is no checkpoint of this run ({reason})") from None
-        problem.at_step(max(0, self.steps_done - 1))
-        if "ablate" in self.done:
-            self.ablate()
-        folder.log(f"goes on from {checkpoint.name}: {checkpoint.position}")
 
     def _facts(self) -> dict[str, Any]:
         device, hardware = self.problem.device, provenance.hardware()

@@ -95,4 +95,5 @@ def take_over(run: "Run", other: Path) -> None:
         "train_seconds": manifest.get("train_seconds"),
         "trained_in": f"{other.parent.name}/{other.name}",
     }
+    run.folder.keep({})  # the manifest, at once: one that is killed goes on from a checkpoint of this training
     run.folder.log(f"takes over the training of {other}")

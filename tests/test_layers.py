@@ -87,6 +87,7 @@ ALLOWED = {
 TOP = {
     "__init__",
     "cli",
+    "continuing",
     "language",
     "loading",
     "problem",

@@ -63,6 +63,10 @@ class LanguageModelling(Problem):
         self.parts = Parts(model, nn.ModuleDict(), *routers(model, config.routing, self.names, self.example()[:1]))
         self.made: dict[str, nn.Module] = {}
         self.try_ablations()
+        if config.unlearn is not None:
+            from gradroute.unlearning import try_unlearning
+
+            try_unlearning(self, config.unlearn)
 
     def _require_memory(self) -> None:
         """An estimate from below: parameters, gradients, moments, and one batch's logits and activations."""
@@ -108,21 +112,29 @@ class LanguageModelling(Problem):
         return {"model": self.model, **self.made}
 
     def more(self) -> list[str]:
-        """What was made after the training: `finetuned`, and `relearning` while that goes on."""
+        """What was made after the training: `unlearned`, `finetuned`, and `relearning` while that goes on."""
         return list(self.made)
 
-    def make(self, name: str) -> nn.Module:
-        """A model of the shape that the configured ablations leave, or of the model's."""
-        model = copy.deepcopy(self.model)
+    def left(self) -> nn.Module:
+        """A copy of what the configured ablation leaves of the model, or of the model where there is none."""
         for ablation in self.ablations() if "ablate" in self.config.steps else ():
             with ablation.applied(self.model) as ablated:
-                model = copy.deepcopy(ablated)
-        self.made[name] = model
+                return copy.deepcopy(ablated)
+        return copy.deepcopy(self.model)
+
+    def make(self, name: str) -> nn.Module:
+        """A model as the last step before left it: as unlearned, else as ablated, else as trained; then fine-tuned."""
+        model = self.made[name] = self.left()
+        for earlier in ("finetuned", "unlearned"):
+            if earlier in self.made and earlier != name:
+                model.load_state_dict(self.made[earlier].state_dict())
+                break
         return model
 
     def expected(self) -> list[str]:
         """What a finished run has beside the model."""
-        return ["finetuned"] if self.config.finetune else []
+        made = {"unlearned": self.config.unlearn, "finetuned": self.config.finetune}
+        return [name for name, how in made.items() if how]
 
     def probes(self) -> Iterator[Probe]:
         """Nothing: a language model has no certificates."""
@@ -169,13 +181,14 @@ class LanguageModelling(Problem):
         return self.group_means(self.losses(model, part), part, groups)
 
     def stages(self, ablations: list[Ablation]) -> Iterator[tuple[Head, nn.Module]]:
-        """The trained model, the ablated ones, and the fine-tuned one; each is good until the next is asked for."""
+        """The model as trained, ablated, unlearned and fine-tuned; each is good until the next is asked for."""
         yield Head("model", "all"), self.model
         for ablation in ablations:
             with ablation.applied(self.model) as ablated:
                 yield Head("model_ablated", ablation.name), ablated
-        if "finetuned" in self.made:
-            yield Head("model_finetuned", "all"), self.made["finetuned"]
+        for name in ("unlearned", "finetuned"):
+            if name in self.made:
+                yield Head(f"model_{name}", "all"), self.made[name]
 
     def measure(self, ablations: list[Ablation]) -> Iterator[Measurement]:
         """The loss of every stage on every group of the test documents."""

@@ -1,11 +1,19 @@
 """Every range and cross-field check of a language model's configuration that needs neither model nor documents."""
 
-from gradroute.checks import MANY, WIDTH, one_of, require, require_number
+from gradroute.checks import MANY, WEIGHT, WIDTH, one_of, require, require_number
 from gradroute.errors import UserError
-from gradroute.language_schema import CompletionsConfig, HFModel, TextConfig, TransformerSizes, TuneConfig
+from gradroute.language_schema import (
+    CompletionsConfig,
+    HFModel,
+    TextConfig,
+    TransformerSizes,
+    TuneConfig,
+    UnlearnConfig,
+)
 from gradroute.schema import Config
 
 TUNES = ("finetune", "relearn")
+LATER = ("unlearn", *TUNES)  # steps that only language models have
 
 
 def check_language(config: Config) -> None:
@@ -14,8 +22,11 @@ def check_language(config: Config) -> None:
     if text is None and sizes is None and hf is None:
         rules = [name for name, rule in config.routing.groups.items() if rule.tokens != "all"]
         require(not rules, "routing.groups", rules, "without tokens=: images have none")
-        require(config.trainer.tune_steps is None, "trainer.tune_steps", config.trainer.tune_steps, "null for images")
-        for step in TUNES:
+        for key in ("tune_steps", "unlearn_steps"):
+            require(
+                getattr(config.trainer, key) is None, f"trainer.{key}", getattr(config.trainer, key), "null for images"
+            )
+        for step in LATER:
             require(step not in config.steps, "steps", config.steps, f"without {step}, which is for language models")
         require(config.completions is None, "completions", "{…}", "null for images")
         return
@@ -38,23 +49,37 @@ def check_language(config: Config) -> None:
         require(text.tokenizer != "pretrained", "dataset.text.tokenizer", text.tokenizer, right)
     if hf is not None:
         _check_hf(hf, text.tokenizer)
-    for step in TUNES:
-        tune = getattr(config, step)
-        right = f"with {step} if, and only if, {step}= says how"
-        require((step in config.steps) == (tune is not None), "steps", config.steps, right)
-        if tune is not None:
-            require_number("trainer.tune_steps", config.trainer.tune_steps, 1, MANY, int)
-            _check_tune(step, tune, tuple(config.routing.groups))
-    if config.finetune or config.relearn:
-        regions = list(config.routing.regions)
-        one = config.ablation.region is not None or len(regions) == 1 or "ablate" not in config.steps
-        require(one, "ablation.region", config.ablation.region, f"said before finetune or relearn, one of {regions}")
+    _check_later(config)
     if config.completions is not None:
         _check_completions(config.completions, tuple(config.routing.groups))
+
+
+def _check_later(config: Config) -> None:
+    """What trains after the training: each step with its settings, and only then, and on one model."""
+    groups = tuple(config.routing.groups)
+    for step in LATER:
+        later = getattr(config, step)
+        right = f"with {step} if, and only if, {step}= says how"
+        require((step in config.steps) == (later is not None), "steps", config.steps, right)
+        if later is None:
+            continue
+        key = "trainer.unlearn_steps" if step == "unlearn" else "trainer.tune_steps"
+        require_number(key, getattr(config.trainer, key.partition(".")[2]), 1, MANY, int)
+        one_of(f"{step}.group", later.group, groups)
+        require_number(f"{step}.rate", later.rate, 1e-6, 10)
+        if step == "unlearn":
+            _check_unlearn(later)
+        else:
+            _check_tune(step, later)
+    if not any(getattr(config, step) for step in LATER) or "ablate" not in config.steps:
+        return
+    regions = list(config.routing.regions)
+    one = config.ablation.region is not None or len(regions) == 1
+    right = f"said before unlearn, finetune or relearn, one of {regions}"
+    require(one, "ablation.region", config.ablation.region, right)
     kinds = ("remove", "reinitialise")
-    fits = "ablate" not in config.steps or config.ablation.kind in kinds or not (config.finetune or config.relearn)
     right = f"{' or '.join(kinds)}, which change the model itself, before it is trained on"
-    require(fits, "ablation.kind", config.ablation.kind, right)
+    require(config.ablation.kind in kinds, "ablation.kind", config.ablation.kind, right)
 
 
 def _check_text(text: TextConfig) -> None:
@@ -93,14 +118,22 @@ def _check_expansion(key: str, expand: list[int], added: int, layers: int) -> No
     require(bool(expand) == bool(added), f"{key}.added", added, right)
 
 
-def _check_tune(step: str, tune: TuneConfig, groups: tuple[str, ...]) -> None:
-    one_of(f"{step}.group", tune.group, groups)
+def _check_tune(step: str, tune: TuneConfig) -> None:
     require_number(f"{step}.every", tune.every, 1, MANY, int)
     require_number(f"{step}.samples", tune.samples, 1, 1000, int)
-    require_number(f"{step}.rate", tune.rate, 1e-6, 10)
     require(bool(tune.documents), f"{step}.documents", tune.documents, "a list of numbers of documents")
     for number in tune.documents:
         require_number(f"{step}.documents", number, 1, MANY, int)
+
+
+def _check_unlearn(unlearn: UnlearnConfig) -> None:
+    require(unlearn.site.strip() != "", "unlearn.site", repr(unlearn.site), "a module's name, such as blocks.2")
+    require(bool(unlearn.layers), "unlearn.layers", unlearn.layers, "a list of layers, such as [0,1,2]")
+    for layer in unlearn.layers:
+        require_number("unlearn.layers", layer, 0, WIDTH, int)  # the model itself says how many it has
+    require(len(set(unlearn.layers)) == len(unlearn.layers), "unlearn.layers", unlearn.layers, "each layer once")
+    require_number("unlearn.norm", unlearn.norm, 1e-6, WEIGHT)
+    require_number("unlearn.retain", unlearn.retain, 0, WEIGHT)
 
 
 def _check_completions(completions: CompletionsConfig, groups: tuple[str, ...]) -> None:

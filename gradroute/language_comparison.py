@@ -25,7 +25,12 @@ from gradroute.language_page import RELEARNED, STAGES, final_stage, read_complet
 
 FRACTION = "routing.labelled_fraction"
 NATS = "cross-entropy (nats per token)"
-WORDS = {"model": "trained", "model_ablated": "ablated", "model_finetuned": "fine-tuned"}
+WORDS = {
+    "model": "trained",
+    "model_ablated": "ablated",
+    "model_unlearned": "unlearned",
+    "model_finetuned": "fine-tuned",
+}
 MARKERS = "os^vD"
 GROUPS, PANELS = 4, 8  # more would not be read
 Stage = tuple[str, str]  # head and region

@@ -13,7 +13,8 @@ from gradroute.folders import read_file
 from gradroute.reading import read_json
 
 TOKENS, COMPLETIONS = "tokens.json", "completions.json"
-STAGES = ("model", "model_ablated", "model_finetuned")  # in the order of the steps
+DONE = {"model_ablated": "ablation", "model_unlearned": "unlearning", "model_finetuned": "fine-tuning"}
+STAGES = ("model", *DONE)  # in the order of the steps
 RELEARNED = "model_relearned_"  # and the number of documents
 LONGEST = 100_000  # characters of one text
 MANY = 10_000  # rows and tokens that a page shows
@@ -155,9 +156,7 @@ def verdict(rows: Sequence[Mapping[str, Any]], config: Any) -> list[str]:
     after = [head for head in STAGES[1:] if (forgotten, head) in losses]
     if not after or (forgotten, STAGES[0]) not in losses:
         return []
-    done = {"model_ablated": "the ablation", "model_finetuned": "ablation and fine-tuning"}[after[-1]]
-    if after == ["model_finetuned"]:
-        done = "fine-tuning"
+    done = " and ".join(DONE[head] for head in after)
     assert forgotten is not None  # it has losses
     began, ended = losses[forgotten, STAGES[0]], losses[forgotten, after[-1]]
     word = "Unlearning" if ended - began > SAME else "No unlearning"

@@ -18,7 +18,7 @@ def _colour(scene: Scene, group: str) -> str:
 
 def stages(scene: Scene) -> Figure:
     """Each group's test loss after each step; of relearning the lowest."""
-    order = ["model", "model_ablated", "model_finetuned"]
+    order = ["model", "model_ablated", "model_unlearned", "model_finetuned"]
     heads = sorted(scene.heads, key=lambda head: (order.index(head[0]) if head[0] in order else len(order), head))
     values = {(r["head"], r["region"], r["group"]): r["value"] for r in scene.final if r["metric"] == "cross_entropy"}
     groups = scene.names["groups"]

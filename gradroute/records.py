@@ -34,6 +34,8 @@ UNITS = {
     "mae": "pixel, pixels in [-1, 1]",
     "cross_entropy": "nats per token",
     "cross_entropy_unrouted": "nats per token, without the tokens that are mostly a group's (GR App. C)",
+    "misdirection": "squared distance to the target, mean over width",
+    "drift": "squared distance to what it was, mean over width",
     "l1": "mean L1 norm of the region's activations",
     "correlation": "mean |correlation|, 0 to 1",
     "localization": "0 to 1",

@@ -152,6 +152,12 @@ class Run:
         self.ablations = self.problem.ablations()
         return ()
 
+    def unlearn(self) -> Iterator[Task]:
+        """Unlearn, by another method than ablation, from what was trained, or from what the ablation left."""
+        from gradroute.unlearning import unlearning
+
+        yield from unlearning(self)
+
     def finetune(self) -> Iterator[Task]:
         """Train what the ablation left on a few documents."""
         from gradroute.tuning import finetuning

@@ -1,7 +1,8 @@
 """After the ablation: fine-tuning on a few documents, and relearning on a few of what was to be forgotten (GR App. C).
 
 Both train on all of their documents at once. What is measured on the way is measured on the first test documents of
-each group, which also choose: of fine-tuning the best step is kept, of relearning the lowest loss counts, as published.
+each group, which also choose the step that counts, that of the lowest loss, as published; of relearning it is measured
+on all test documents.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,15 +26,14 @@ if TYPE_CHECKING:
     from gradroute.run import Run
     from gradroute.training import Task
 
-VALIDATED = 100  # test documents of each group
+VALIDATED = 50  # test documents of each group
 
 
 @dataclass
 class Best:
-    """The lowest loss of a training so far, the step it was at, and with `keep` the weights there."""
+    """The lowest loss of a training so far, the step it was at, and the weights there."""
 
     model: nn.Module
-    keep: bool
     loss: float = float("inf")
     step: int = -1
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -42,8 +42,7 @@ class Best:
         """Note the loss at a step."""
         if loss < self.loss:
             self.loss, self.step = loss, step
-            if self.keep:
-                self.weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+            self.weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What to go on from."""
@@ -57,9 +56,7 @@ class Best:
 class Tuning:
     """One training after the ablation; `see` is called before it and after every update."""
 
-    def __init__(
-        self, run: "Run", model: nn.Module, tune: TuneConfig, documents: int, sample: int, head: str, keep: bool
-    ) -> None:
+    def __init__(self, run: "Run", model: nn.Module, tune: TuneConfig, documents: int, sample: int, head: str) -> None:
         """Choose the documents. Raises: UserError if the group has not so many."""
         self.problem: LanguageModelling = run.problem  # type: ignore[assignment] # by the configuration's checks
         self.run, self.model, self.tune, self.head = run, model, tune, Head(head, f"sample_{sample}")
@@ -74,7 +71,7 @@ class Tuning:
         validated = torch.cat(first)
         self.validation = some(problem.data.test, validated.tolist(), problem.data.length)
         self.validation_groups = problem.test_groups[validated]
-        self.best, self.steps = Best(model, keep), run.config.trainer.tune_steps or 0
+        self.best, self.steps = Best(model), run.config.trainer.tune_steps or 0
 
     @property
     def probe(self) -> Probe:
@@ -111,34 +108,34 @@ def finetuning(run: "Run") -> Iterator["Task"]:
     problem, tune = run.problem, run.config.finetune
     assert isinstance(problem, LanguageModelling) and tune is not None  # by the configuration's checks
     model = problem.made.get("finetuned") or problem.make("finetuned")
-    tuning = Tuning(run, model, tune, tune.documents[0], 0, "model_finetuned", keep=True)
+    tuning = Tuning(run, model, tune, tune.documents[0], 0, "model_finetuned")
     yield tuning.task()
     model.load_state_dict(tuning.best.weights)
 
 
 def relearning(run: "Run") -> Iterator["Task"]:
-    """Relearn from the fine-tuned model, or from what the ablation left, with other documents each time."""
+    """Relearn from what the steps before left, with other documents each time."""
     problem, tune = run.problem, run.config.relearn
     assert isinstance(problem, LanguageModelling) and tune is not None  # by the configuration's checks
     plan = [(documents, sample) for documents in tune.documents for sample in range(tune.samples)]
     for documents, sample in plan[run.tasks_done :]:
-        model = problem.made.get("relearning")
-        if model is None:
-            model = problem.make("relearning")
-            if "finetuned" in problem.made:
-                model.load_state_dict(problem.made["finetuned"].state_dict())
+        model = problem.made.get("relearning") or problem.make("relearning")
         name = f"model_relearned_{documents}"
-        yield Tuning(run, model, tune, documents, sample, name, keep=False).task()
+        tuning = Tuning(run, model, tune, documents, sample, name)
+        yield tuning.task()
+        model.load_state_dict(tuning.best.weights)
+        for measured in problem.measured(model, tuning.head):
+            run.record("sample", measured, tuning.best.step)
         del problem.made["relearning"]
         if sample == tune.samples - 1:
-            for group in problem.names:
-                run.record("test", (group, Head(name, "all"), "cross_entropy", _lowest(run, name, group)))
+            for (group, metric), values in _samples(run, name).items():
+                run.record("test", (group, Head(name, "all"), metric, mean(values)))
 
 
-def _lowest(run: "Run", head: str, group: str) -> float:
-    """The lowest loss over a relearning, mean over its samples."""
-    found: dict[str, list[float]] = {}
+def _samples(run: "Run", head: str) -> dict[tuple[str, str], list[float]]:
+    """What was measured of a relearning with each sample of documents, by group and metric."""
+    found: dict[tuple[str, str], list[float]] = {}
     for row in run.folder.rows:
-        if (row["split"], row["head"], row["group"]) == ("validation", head, group):
-            found.setdefault(row["region"], []).append(row["value"])
-    return mean(min(values) for values in found.values())
+        if (row["split"], row["head"]) == ("sample", head):
+            found.setdefault((row["group"], row["metric"]), []).append(row["value"])
+    return found

@@ -52,10 +52,10 @@ def test_the_verdict_says_what_was_unlearned_kept_and_paid() -> None:
 def test_the_verdict_says_what_did_not_happen() -> None:
     found = verdict(rows(model=(2.0, 1.5), model_ablated=(1.9, 1.5), model_relearned_4=(1.8, 1.4)), CONFIG)
     assert found == [
-        "No unlearning: after the ablation the loss on forget fell by 0.100 nats per token, from 2.000 to 1.900.",
+        "No unlearning: after ablation the loss on forget fell by 0.100 nats per token, from 2.000 to 1.900.",
         "No robust unlearning: relearning from 4 documents brings the loss on forget to 1.800 at the lowest, 0.200 "
         "below the trained model's.",
-        "Cost: after the ablation the loss on retain stayed at 1.500 nats per token.",
+        "Cost: after ablation the loss on retain stayed at 1.500 nats per token.",
     ]
     (line, *_) = verdict(rows(model=(2.0, 1.5), model_finetuned=(2.1, 1.5)), {"routing": {"routes": {"forget": {}}}})
     assert line.startswith("Unlearning: after fine-tuning the loss on forget rose by 0.100")

@@ -99,6 +99,7 @@ TOP = {
     "token_command",
     "trained",
     "tuning",
+    "unlearning",
     "verify",
 }
 NO_TORCH = {

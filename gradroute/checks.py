@@ -201,7 +201,8 @@ def _check_rule(where: str, group: GroupConfig) -> None:
              "pattern": group.pattern, "rest": group.rest or None}  # fmt: skip
     named = [rule for rule, value in rules.items() if value not in (None, [])]
     require(len(named) == 1, where, named or "{}", f"by exactly one rule, not empty: {', '.join(rules)}")
-    one_of(f"{where}.tokens", group.tokens, ("all", "frequent"))
+    one_of(f"{where}.tokens", group.tokens, ("all", "words", "frequent"))
+    require(group.tokens != "words" or bool(group.words), f"{where}.tokens", group.tokens, "given with words, not else")
     for label in group.labels:
         require_number(f"{where}.labels", label, 0, MANY, int)
     require(group.column != "", f"{where}.column", "''", "a column's name")

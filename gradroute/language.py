@@ -24,8 +24,9 @@ from gradroute.problem import Measurement, Probe, Problem, settle_precision
 from gradroute.programs import Batch
 from gradroute.routing import Site
 from gradroute.schema import Config
+from gradroute.shares import distinctive, shares_of
 from gradroute.text.packing import IGNORED
-from gradroute.text.rules import by_weight, everywhere, memberships, ratio_weights
+from gradroute.text.rules import memberships
 
 ROWS = 64  # at once in an evaluation
 SHOWN = 2048  # rows whose activations an ablation by mean or resampling draws from
@@ -67,6 +68,10 @@ class LanguageModelling(Problem):
             from gradroute.unlearning import try_unlearning
 
             try_unlearning(self, config.unlearn)
+        if config.steering is not None:
+            from gradroute.steering import try_steering
+
+            try_steering(self, config.steering)
 
     def _require_memory(self) -> None:
         """An estimate from below: parameters, gradients, moments, and one batch's logits and activations."""
@@ -80,23 +85,12 @@ class LanguageModelling(Problem):
             needed = f"{(weights + batch) / 2**30:.1f} GiB are needed and the machine has {limit / 2**30:.1f}"
             raise UserError(f"{self.plan.key}: {needed}; {right}")
 
-    def shares(self, part: Part, groups: torch.Tensor) -> dict[str, torch.Tensor]:
-        """How much of each token, `(total,)`, is each group's, of documents with these group numbers."""
-        found, train = {}, self.data.train
-        for number, name in enumerate(self.names):
-            rule = self.config.routing.groups.get(name)
-            if rule is not None and rule.tokens == "frequent":
-                weights = ratio_weights(train.corpus, self.labelled == number, self.data.tokenizer.size)
-                found[name] = by_weight(part.corpus, weights, groups == number)
-            else:
-                found[name] = everywhere(part.corpus, groups == number)
-        return found
-
     def _memberships(self, train: Part) -> torch.Tensor:
         """What the router takes: group numbers of tokens, or shares where a rule weighs tokens."""
         if all(rule.tokens == "all" for rule in self.config.routing.groups.values()):
             return self.routed
-        return memberships(train.corpus, train.packed, self.shares(train, self.labelled)).to(self.device)
+        shares = shares_of(self.data, self.config.routing, self.names, self.labelled)
+        return memberships(train.corpus, train.packed, shares).to(self.device)
 
     def objective(self) -> NextTokenObjective:
         """The training loss."""
@@ -200,23 +194,11 @@ class LanguageModelling(Problem):
         test, each = self.data.test, self.losses(model, self.data.test)
         for group, value in self.group_means(each, test, self.test_groups).items():
             yield group, head, "cross_entropy", value
-        if (own := self.distinctive()) is not None:
+        own = distinctive(self.data, self.config.routing, self.names, self.train_groups, self.test_groups)
+        if own is not None:
             plain = test.corpus.predicting(own) < 0.5
             for group, value in self.group_means(each, test, self.test_groups, plain).items():
                 yield group, head, "cross_entropy_unrouted", value
-
-    def distinctive(self) -> torch.Tensor | None:
-        """How much of each test token is a group's by App. C, `(total,)`, with every label known; None without words.
-
-        The same for all runs on the same data, whatever their routes and labels are.
-        """
-        train, test, found = self.data.train, self.data.test, []
-        for number, name in enumerate(self.names):
-            rule = self.config.routing.groups.get(name)
-            if rule is not None and (rule.words or rule.pattern):
-                weights = ratio_weights(train.corpus, self.train_groups == number, self.data.tokenizer.size)
-                found.append(by_weight(test.corpus, weights, self.test_groups == number))
-        return torch.stack(found).amax(0) if found else None
 
     def texts(self) -> dict[str, str]:
         """The tokenizer's file; where tokens are weighed, their weights; and completions, if any are asked for."""
@@ -234,8 +216,8 @@ class LanguageModelling(Problem):
         groups, train = self.config.routing.groups, self.data.train
         weighed = [name for name in self.names if name in groups and groups[name].tokens != "all"]
         if not weighed:
-            raise UserError("routing.groups: no group weighs tokens; give one tokens: frequent")
-        shares = self.shares(train, self.labelled)
+            raise UserError("routing.groups: no group weighs tokens; give one tokens: frequent, or words")
+        shares = shares_of(self.data, self.config.routing, self.names, self.labelled)
         own = {name: self.labelled == number for number, name in enumerate(self.names)}
         return token_weights(train.corpus, self.data.tokenizer, {name: shares[name] for name in weighed}, own)
 

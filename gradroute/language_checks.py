@@ -5,6 +5,7 @@ from gradroute.errors import UserError
 from gradroute.language_schema import (
     CompletionsConfig,
     HFModel,
+    SteeringConfig,
     TextConfig,
     TransformerSizes,
     TuneConfig,
@@ -28,7 +29,9 @@ def check_language(config: Config) -> None:
             )
         for step in LATER:
             require(step not in config.steps, "steps", config.steps, f"without {step}, which is for language models")
-        require(config.completions is None, "completions", "{…}", "null for images")
+        require("steer" not in config.steps, "steps", config.steps, "without steer, which is for language models")
+        for key in ("completions", "steering"):
+            require(getattr(config, key) is None, key, "{…}", "null for images")
         return
     if sizes is not None and hf is not None:
         raise UserError("model: has both transformer and hf; leave one out, by model=hf or model=transformer")
@@ -50,6 +53,10 @@ def check_language(config: Config) -> None:
     if hf is not None:
         _check_hf(hf, text.tokenizer)
     _check_later(config)
+    right = "with steer if, and only if, steering= says how"
+    require(("steer" in config.steps) == (config.steering is not None), "steps", config.steps, right)
+    if config.steering is not None:
+        _check_steering(config.steering, config)
     if config.completions is not None:
         _check_completions(config.completions, tuple(config.routing.groups))
 
@@ -145,3 +152,22 @@ def _check_completions(completions: CompletionsConfig, groups: tuple[str, ...]) 
     require_number("completions.tokens", completions.tokens, 1, 10_000, int)
     require_number("completions.samples", completions.samples, 1, 1000, int)
     require_number("completions.temperature", completions.temperature, 0, 100)
+
+
+def _check_steering(steer: SteeringConfig, config: Config) -> None:
+    groups = config.routing.groups
+    one_of("steering.group", steer.group, tuple(groups))
+    words = groups[steer.group].words
+    require(bool(words), "steering.group", steer.group, "a group whose rule is words")
+    require(steer.site.strip() != "", "steering.site", repr(steer.site), "a module's name, such as blocks.2")
+    require_number("steering.unit", steer.unit, 0, WIDTH, int)
+    require(bool(steer.strengths), "steering.strengths", steer.strengths, "a list of numbers, such as [0,10]")
+    for strength in steer.strengths:
+        require_number("steering.strengths", strength, -WEIGHT, WEIGHT)
+    different = len(set(steer.strengths)) == len(steer.strengths)
+    require(different, "steering.strengths", steer.strengths, "each number once")
+    require(bool(steer.prompts) and all(p.strip() for p in steer.prompts), "steering.prompts", steer.prompts,
+            "at least one prompt, and no empty one")  # fmt: skip
+    for key, largest in (("nearest", 10_000), ("random", 10_000), ("tokens", 10_000), ("samples", 1000)):
+        require_number(f"steering.{key}", getattr(steer, key), 1, largest, int)
+    require_number("steering.temperature", steer.temperature, 0, 100)

@@ -106,3 +106,27 @@ class CompletionsConfig:
     tokens: int = 40
     samples: int = 1
     temperature: float = 1.0
+
+
+@dataclass
+class SteeringConfig:
+    """Steering by one scalar (GR section 4.2.1), after the training.
+
+    group: whose words were routed. site, unit: what is added to, a dimension of the residual stream after a layer.
+    strengths: what is added, in the direction in which the routed words lie. related: words like the routed ones that
+    were held out; of the toy stories, if empty, all others that only stories of their concept have. nearest: of so many
+    tokens along the dimension the share of related ones is taken, and of `random` other dimensions. prompts, tokens,
+    samples, temperature: what texts go on from, for how many tokens, how often, and as in `completions`.
+    """
+
+    group: str = ""
+    site: str = ""
+    unit: int = 0
+    strengths: list[float] = field(default_factory=list)
+    related: list[str] = field(default_factory=list)
+    nearest: int = 20
+    random: int = 20
+    prompts: list[str] = field(default_factory=list)
+    tokens: int = 30
+    samples: int = 16
+    temperature: float = 1.0

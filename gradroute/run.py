@@ -170,6 +170,13 @@ class Run:
 
         yield from relearning(self)
 
+    def steer(self) -> Iterable[Task]:
+        """Measure what lies along a dimension of the residual stream, and steer by it."""
+        from gradroute.steering import steering
+
+        steering(self)
+        return ()
+
     def evaluate(self) -> Iterable[Task]:
         """Measure every head in float32 and write metrics, weights and what the report draws."""
         problem = self.problem

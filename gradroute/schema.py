@@ -6,13 +6,14 @@ from typing import Any
 from gradroute.language_schema import (
     CompletionsConfig,
     HFModel,
+    SteeringConfig,
     TextConfig,
     TransformerSizes,
     TuneConfig,
     UnlearnConfig,
 )  # fmt: skip
 
-STEPS = ("train", "certify", "ablate", "unlearn", "finetune", "relearn", "evaluate", "report")
+STEPS = ("train", "certify", "ablate", "unlearn", "finetune", "relearn", "steer", "evaluate", "report")
 
 
 @dataclass
@@ -61,7 +62,8 @@ class GroupConfig:
     """The rule for a group's data points: their labels, or a metadata column's values, or `module:function`.
 
     Of documents also `words` that are in them, or a regular expression `pattern`. rest: all points in no other group.
-    tokens: which tokens of its documents are the group's, `all`, or by how much more `frequent` they are there.
+    tokens: which tokens of its documents are the group's: `all`, those of its `words`, or by how much more `frequent`
+    they are there.
     """
 
     labels: list[int] = field(default_factory=list)
@@ -206,6 +208,7 @@ class Config:
     unlearn: UnlearnConfig | None = None
     finetune: TuneConfig | None = None
     relearn: TuneConfig | None = None
+    steering: SteeringConfig | None = None
     completions: CompletionsConfig | None = None
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

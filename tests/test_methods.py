@@ -16,6 +16,7 @@ from gradroute.folders import read_manifest, read_metrics
 from gradroute.language import LanguageModelling
 from gradroute.runner import execute
 from gradroute.schema import Config
+from gradroute.shares import distinctive
 from gradroute.text.packing import IGNORED
 from gradroute.verify import claims_of
 
@@ -97,7 +98,9 @@ def test_every_method_is_measured_on_the_same_tokens(tmp_path: Path) -> None:
     for experiment in ("stories_era", "stories_era/sgtm", "stories_era/filtering"):
         given = [] if experiment.endswith("filtering") else [*FINETUNED, "model.transformer.added=8"]
         problem = LanguageModelling(config(tmp_path, experiment, "routing.labelled_fraction=0.5", *given))
-        own = problem.distinctive()
+        own = distinctive(
+            problem.data, problem.config.routing, problem.names, problem.train_groups, problem.test_groups
+        )
         assert own is not None
         kept.append(own)
     assert torch.equal(kept[0], kept[1]) and torch.equal(kept[0], kept[2])

@@ -35,7 +35,8 @@ def _rows(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= MANY
 
 
-def _read(run: Path, name: str, manifest: Mapping[str, Any], holds: Any, right: str) -> Any:
+def read_checked(run: Path, name: str, manifest: Mapping[str, Any], holds: Any, right: str) -> Any:
+    """A JSON file of a run for which `holds`; `right` says what it must have. Raises: UserError if it is damaged."""
     found = read_json(read_file(run, name, manifest), run / name)
     try:
         if holds(found):
@@ -63,7 +64,7 @@ def read_tokens(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None
     if not (run / TOKENS).is_file():
         return None
     right = "no rows of group, most or least, token, count and weight, and documents"
-    return dict(_read(run, TOKENS, manifest, holds, right))
+    return dict(read_checked(run, TOKENS, manifest, holds, right))
 
 
 def read_completions(run: Path, manifest: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -75,7 +76,7 @@ def read_completions(run: Path, manifest: Mapping[str, Any]) -> list[dict[str, s
 
     if not (run / COMPLETIONS).is_file():
         return []
-    found = _read(run, COMPLETIONS, manifest, holds, f"no rows of {', '.join(keys)}")
+    found = read_checked(run, COMPLETIONS, manifest, holds, f"no rows of {', '.join(keys)}")
     return [{key: row[key] for key in keys} for row in found]
 
 

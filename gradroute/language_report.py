@@ -78,9 +78,27 @@ def training_curves(scene: Scene) -> Figure:
     return figure
 
 
+def steering(scene: Scene) -> Figure:
+    """How often routed words, and related ones, come in texts, against what is added to the dimension."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for kind, style in zip(("related", "routed"), LINE_STYLES, strict=False):
+        own = [(float(r["region"]), r["value"]) for r in scene.final if r["metric"] == f"{kind}_frequency"]
+        label = "related words, held out" if kind == "related" else "routed words"
+        axes.plot(*zip(*sorted(own), strict=True), linestyle=style, marker="o", color="C0", label=label)
+    axes.set_xlabel("added to the dimension, in the direction of the routed words")
+    axes.set_ylabel("share of a text's tokens")
+    axes.set_ylim(bottom=0)
+    axes.axvline(0, color="#888888", linewidth=0.8)
+    axes.legend(frameon=False)
+    axes.set_title("Words in texts, by what is added")
+    return figure
+
+
 def language_figures(scene: Scene) -> dict[str, Figure]:
     """Every plot that only a language model has, by name."""
     figures = {"training_curves": training_curves(scene), "stages": stages(scene)}
     if _rows(scene, "validation"):
         figures["relearning"] = relearning(scene)
+    if any(row["metric"] == "related_frequency" for row in scene.final):
+        figures["steering"] = steering(scene)
     return figures

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradroute import language_page
+from gradroute import language_page, steering_page
 from gradroute.folders import read_file, read_manifest, read_metrics, read_names
 from gradroute.published import PUBLISHED, TOLERANCE, setting
 from gradroute.reading import read_text, read_yaml
@@ -24,6 +24,7 @@ FIGURES = {
     "training_curves": "Training",
     "stages": "Loss of each group after each step",
     "relearning": "Relearning, and fine-tuning",
+    "steering": "Words in texts, by what is added to the dimension",
 }
 
 
@@ -94,10 +95,14 @@ def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
 
 
 def _language(run: Path, manifest: dict[str, Any]) -> tuple[list[Table], list[language_page.Coloured]]:
-    """Token weights and completions of a language model, as far as the run has them, and its coloured documents."""
+    """Token weights, completions and steering of a language model, what the run has of them, and coloured documents."""
     weights, completed = language_page.read_tokens(run, manifest), language_page.read_completions(run, manifest)
     tables = [Table(*language_page.token_table(weights))] if weights else []
     tables += [Table(*language_page.completion_table(completed), long=True)] if completed else []
+    if (steered := steering_page.read_steering(run, manifest)) is not None:
+        tables += [
+            Table(*table, long=number > 0) for number, table in enumerate(steering_page.steering_tables(steered))
+        ]
     return tables, language_page.coloured_documents(weights) if weights else []
 
 
@@ -121,6 +126,7 @@ def run_page(run: Path) -> Path:
         [
             *verdict(rows, setting(config) if isinstance(config, dict) else ""),
             *language_page.verdict(rows, config),
+            *steering_page.steering_verdict(rows),
             f"Started {manifest.get('started')} with gradroute {manifest['packages'].get('gradroute')}.",
         ],
         [Table("Errors of each group", ["head", "region", "metric", *names], table, note), *more],

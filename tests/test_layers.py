@@ -67,7 +67,8 @@ ALLOWED = {
     "command": {"errors", "schema"},
     "published": set(),
     "language_page": {"errors", "folders", "reading"},
-    "page": {"folders", "language_page", "published", "reading", "records"},
+    "steering_page": {"language_page"},
+    "page": {"folders", "language_page", "steering_page", "published", "reading", "records"},
     "comparison_plots": {"collecting"},
     "intervals": set(),
     "language_comparison": {"collecting", "comparison_plots", "errors", "folders", "intervals", "language_page"},
@@ -134,6 +135,7 @@ NO_TORCH = {
     "language_checks",
     "language_report",
     "language_page",
+    "steering_page",
     "language_comparison",
     "intervals",
 }

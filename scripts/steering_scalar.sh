@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Steering by one scalar, routed and not, for SEEDS seeds (default 3), then the runs side by side. Further arguments are
+# overrides of every run; given again, it goes on where it was.
+# usage: SEEDS=3 JOBS=2 scripts/steering_scalar.sh [trainer=paper …]
+set -euo pipefail
+seeds=$(seq -s, 0 $((${SEEDS:-3} - 1)))
+export OMP_NUM_THREADS=$((($(nproc) + ${JOBS:-2} - 1) / ${JOBS:-2}))
+printf 'routing=%s\n' steering_words steering_unrouted |
+    xargs -P "${JOBS:-2}" -L 1 gradroute-run -m experiment=steering_scalar "seed=$seeds" "$@"
+for metric in related_share related_frequency; do
+    gradroute-compare outputs/steering_scalar --metric "$metric" --format markdown
+done

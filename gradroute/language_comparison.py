@@ -63,6 +63,12 @@ def _fraction(read: Read) -> float:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else 1.0
 
 
+def _uses_labels(read: Read) -> bool:
+    """Whether anything that is routed, weighed or unlearned depends on which documents carry a label."""
+    given = ("routing.routes.", "losses.groups.", "unlearn.")
+    return any(key.startswith(given) for key in read.settings)
+
+
 def _stage_key(stage: Stage) -> tuple[Any, ...]:
     head, region = stage
     return STAGES.index(head) if head in STAGES else len(STAGES), natural(head), region
@@ -136,6 +142,8 @@ def by_fraction(settings: Sequence[Setting], methods: list[str], groups: list[st
             for number, method in enumerate(methods):
                 own = sorted((s for s in settings if s.method == method), key=lambda s: s.fraction)
                 there = [(s.fraction, values) for s in own if (values := _values(s, stage, group))]
+                if len(there) == 1 and not any(_uses_labels(read) for s in own for read in s.reads):
+                    there = [(place, there[0][1]) for place in places]  # it would be the same at every fraction
                 if there:
                     _point(axes, [at for at, _ in there], [values for _, values in there], number, method)
             if places[0] > 0 and places[-1] / places[0] >= 8:

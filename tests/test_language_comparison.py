@@ -62,6 +62,17 @@ def test_methods_are_names_and_what_else_differs(tmp_path: Path) -> None:
     assert methods == {"stories_base", *(f"stories_era, trainer.lr={lr}" for lr in ("None", "0.1", "0.2"))}
 
 
+def test_a_method_without_labels_is_the_same_at_every_fraction(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path, "stories_base", seed) for seed in (0, 1)]
+    runs += [fake_run(tmp_path, "stories_era", 0, fraction) for fraction in (0.1, 1.0)]
+    one = fake_run(tmp_path, "stories_sgtm", 0, 1.0, 0.2, losses={"groups": {"forget": 0.0}})
+    settings = made([*runs, one])
+    methods = ["stories_base", "stories_era", "stories_sgtm"]
+    (axes,) = by_fraction(settings, methods, ["forget"], [("model", "all")]).axes
+    places = [list(container.lines[0].get_xdata()) for container in axes.containers]  # type: ignore[attr-defined]
+    assert places == [[0.1, 1.0], [0.1, 1.0], [1.0]]
+
+
 def test_means_and_intervals_are_those_over_seeds(tmp_path: Path) -> None:
     """What the figures draw, read back from them, against the means by hand; a stage that is not there has no point."""
     runs = [fake_run(tmp_path, name, seed, fraction, 0.5 * (name == "stories_era"))

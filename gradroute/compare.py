@@ -27,7 +27,7 @@ HIDDEN = (
     "checkpoint",
     "completions",
 )  # never why results differ
-USUAL = ("mse", "cross_entropy")  # what is compared where nothing is said
+USUAL = ("mse", "accuracy", "cross_entropy")  # what is compared where nothing is said
 FORMATS = ("table", "csv", "markdown", "latex")
 
 
@@ -163,7 +163,7 @@ def main() -> None:
     """Entry point of `gradroute-compare`."""
     parser = argparse.ArgumentParser(prog="gradroute-compare", description=(__doc__ or "").strip())
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run, a folder with runs in it, or a glob in quotes")
-    parser.add_argument("--metric", help=f"which metric (default: {' or '.join(USUAL)}, what the runs have)")
+    parser.add_argument("--metric", help=f"which metric (default: {' or '.join(USUAL)}, the first that the runs have)")
     parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this setting")
     parser.add_argument("--sort", metavar="COLUMN", help="a column of the table")
     parser.add_argument("--format", choices=FORMATS, default="table")

@@ -15,10 +15,12 @@ from gradroute.published import PUBLISHED, TOLERANCE, setting
 from gradroute.reading import read_text, read_yaml
 from gradroute.records import final_rows, write_atomically
 
-ERRORS = ("mse", "mae", "cross_entropy", "cross_entropy_unrouted")
+ERRORS = ("mse", "mae", "accuracy", "cross_entropy", "cross_entropy_unrouted")
 FIGURES = {
     "reconstructions": "Reconstructions: inputs, decoder, certificates, ablations",
     "loss_per_label": "Error by label",
+    "accuracy_per_label": "Accuracy by label",
+    "confusion": "Confusion: which label is taken for which",
     "mask": "Mask: which group's gradients reach which units",
     "ledger": "Ledger: whose gradients arrived where, and what moved",
     "training_curves": "Training",

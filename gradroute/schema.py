@@ -15,18 +15,61 @@ from gradroute.language_schema import (
 STEPS = ("train", "certify", "ablate", "unlearn", "finetune", "relearn", "evaluate", "report")
 
 
+GROUPED = 8  # channels that group norm takes together
+
+
+@dataclass
+class AugmentConfig:
+    """How images that a classifier is trained on are changed, each by itself and every time anew.
+
+    crop: pixels by which an image may be moved, the gap being filled with the darkest value. flip: every second one,
+    by chance, is mirrored.
+    """
+
+    crop: int = 0
+    flip: bool = False
+
+
 @dataclass
 class DatasetConfig:
     """Which images, or with `text` which documents.
 
-    root: a folder in torchvision's layout, or null for the default source. metadata: a folder with `train.csv` and
+    root: a folder, or null for the default source. format: how the folder is laid out, as `torchvision` does it, a
+    `folder` of PNGs for each class, or `strips` (see `gradroute.image_files`). metadata: a folder with `train.csv` and
     `test.csv`, a header and one line per image in the data set's order.
     """
 
     name: str = "mnist"
     root: str | None = None
+    format: str = "torchvision"
     metadata: str | None = None
+    augment: AugmentConfig | None = None
     text: TextConfig | None = None
+
+
+@dataclass
+class ResNetSizes:
+    """Sizes of a ResNet of torchvision's basic blocks, with a stem for small images: 3x3 and no pooling (GR App. B.1).
+
+    blocks: how many in each stage. width: channels of the first stage; each further one has twice as many and half
+    the side. split: the stage, `layer1` to `layerN`, whose output is the encoding. norm: `group`, by groups of 8
+    channels, or `batch`, which takes a pass for each group of the data.
+    """
+
+    blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
+    width: int = 64
+    split: str = "layer4"
+    norm: str = "group"
+
+    @property
+    def stage(self) -> int:
+        """The number of the stage with the split, from 1."""
+        return int(self.split.removeprefix("layer"))
+
+    @property
+    def encoding(self) -> int:
+        """Channels of the encoding."""
+        return int(self.width * 2 ** (self.stage - 1))
 
 
 @dataclass
@@ -34,7 +77,7 @@ class ModelConfig:
     """Sizes of the autoencoder: encoder widths (the decoder has them in reverse), encoding width, decoders.
 
     `decoders` is 1, or the number of groups, each group's images then having their own. A `transformer` has none,
-    and neither has `hf`.
+    and neither has `hf` nor `resnet`, which is a classifier.
     """
 
     name: str = "autoencoder"
@@ -43,6 +86,7 @@ class ModelConfig:
     decoders: int = 1
     transformer: TransformerSizes | None = None
     hf: HFModel | None = None
+    resnet: ResNetSizes | None = None
 
 
 @dataclass
@@ -119,7 +163,10 @@ class LossesConfig:
 
 @dataclass
 class PresetConfig:
-    """Settings of the optimizer and the amount of data; `tune_steps` and `unlearn_steps` are of a language model."""
+    """Settings of the optimizer and the amount of data; `tune_steps` and `unlearn_steps` are of a language model.
+
+    optimizer: `adam`, with L2 in the gradient, `adamw`, both with `betas`, or `sgd` with `momentum`.
+    """
 
     epochs: int = 1
     batch_size: int = 256
@@ -127,6 +174,7 @@ class PresetConfig:
     lr: float = 1e-3
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     optimizer: str = "adam"
+    momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: str = "constant"
     warmup_steps: int = 0

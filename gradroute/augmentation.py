@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from gradroute.schema import AugmentConfig
+from gradroute.image_schema import AugmentConfig
 
 DARKEST = -1.0  # of pixels in [-1, 1]
 

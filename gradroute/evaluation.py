@@ -29,8 +29,7 @@ def chunk_size(images: torch.Tensor) -> int:
 
 @torch.no_grad()
 def activations_at(model: nn.Module, sites: Iterable[Site], images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Activations of data points, such as images `(n, pixels)`, by site name, float32, all chunks along its batch axis.
-    """
+    """Activations of data points, such as images `(n, pixels)`, by site name, float32, all along its batch axis."""
     sites, chunks = list(sites), list[dict[str, torch.Tensor]]()
     with observed(model, sites) as activations:
         for chunk in images.split(chunk_size(images)):
@@ -116,9 +115,7 @@ def errors(
             yield name, head, metric, float(per_image[part].mean())
 
 
-def region_norms(
-    router: Router, loss: Callable[[], torch.Tensor], group_index: torch.Tensor
-) -> Iterator[Norms]:
+def region_norms(router: Router, loss: Callable[[], torch.Tensor], group_index: torch.Tensor) -> Iterator[Norms]:
     """Norms at every region of a `router` without routes, for data points with group numbers `(n,)`.
 
     `loss` passes them through the model and sums their losses. `routed` is the L2 norm, over a group's points, of the

@@ -2,7 +2,8 @@
 
 from gradroute.checks import LAYERS, WIDTH, one_of, require, require_number
 from gradroute.errors import UserError
-from gradroute.schema import GROUPED, Config, ResNetSizes
+from gradroute.image_schema import GROUPED, ResNetSizes
+from gradroute.schema import Config
 
 FORMATS = ("torchvision", "folder", "strips")
 SIDE = 4096  # pixels

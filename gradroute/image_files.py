@@ -50,7 +50,8 @@ def _decode(path: Path, height: int, width: int | None, coloured: bool) -> torch
         raise UserError(f"{path}: the image is {found_width} x {found_height}; right is {width} x {height}")
     try:
         mode = ImageReadMode.RGB if coloured else ImageReadMode.GRAY
-        return decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode)
+        pixels: torch.Tensor = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode)
+        return pixels
     except RuntimeError as error:
         raise UserError(f"{path}: damaged ({plain_text(str(error).splitlines()[0])})") from None
 

@@ -25,7 +25,6 @@ from gradroute.image_losses import CertificateObjective, DecoderObjective, Error
 from gradroute.loading import build, read_regions
 from gradroute.memory import require_memory
 from gradroute.problem import Measurement, Probe, Problem, settle_precision
-from gradroute.programs import Batch
 from gradroute.routing import Router, Site
 from gradroute.schema import Config
 

@@ -79,7 +79,9 @@ def build_certificate(config: ModelConfig, seen: Sequence[int], outputs: int) ->
         return nn.Sequential(OrderedDict(flatten=nn.Flatten(), **dict(layers.named_children())))
     if len(seen) != 3:
         right = "give it channels of a convolution, such as site: encoder, axis: 1"
-        raise UserError(f"losses.certificates: a region shows {list(seen)} of an image, no (height, width, units); {right}")
+        raise UserError(
+            f"losses.certificates: a region shows {list(seen)} of an image, no (height, width, units); {right}"
+        )
     return resnet.build_certificate(config.resnet, seen, outputs)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
-from gradroute.schema import GROUPED, ResNetSizes
+from gradroute.image_schema import GROUPED, ResNetSizes
 
 Norm = Callable[[int], nn.Module]
 

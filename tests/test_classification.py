@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from hydra import compose, initialize_config_dir
+from PIL import Image
 from robust import kept_data
 from torch import nn
 from torchvision.transforms.v2 import functional as one_image
@@ -261,6 +262,27 @@ def test_a_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert execute([own], folder=cut) == [cut]
     for name in ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json", "samples.npz"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_the_published_experiment_runs_on_images_of_its_kind(tmp_path: Path) -> None:
+    """ResNet-34's stages, of one block each, on coloured images of a hundred classes, in bfloat16."""
+    pixels = torch.randint(0, 256, (100, 1024, 3), dtype=torch.uint8).numpy()
+    for part in ("train", "test"):
+        Image.fromarray(pixels).save(tmp_path / f"{part}.png")
+        (tmp_path / f"{part}_labels.json").write_text(str(list(range(100))))
+    changes = [
+        "experiment=cifar100_split", "trainer=smoke", f"dataset.root={tmp_path}", "dataset.format=strips",
+        "model.resnet.blocks=[1,1,1,1]", "trainer.precision=bfloat16", "trainer.device=cpu", f"output_dir={tmp_path}",
+    ]  # fmt: skip
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        (run,) = execute([from_mapping(compose("config", changes))])
+    assert isinstance(run, Path), run
+    final = read_metrics(run)
+    assert {row["group"] for row in final if row["metric"] == "accuracy"} == {
+        "classes_0_49", "classes_50_99", *(f"class_{label}" for label in range(100))
+    }  # fmt: skip
+    weights = [row for row in final if row["metric"] == "l1"]
+    assert len(weights) == 2 and (run / "plots" / "accuracy_per_label.png").is_file()
 
 
 @pytest.mark.parametrize("ablation", ["mean", "resample", "reinitialise", "zero"])

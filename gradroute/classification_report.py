@@ -55,8 +55,8 @@ def confusion(scene: Scene) -> Figure:
     keys = [key for key in scene.arrays if key.startswith("confusion/")]
     groups = list(scene.names["labels"].values())
     order = [label for own in groups for label in own]
-    columns = min(4, len(keys))
-    lines = -(-len(keys) // columns)
+    lines = -(-len(keys) // 4)
+    columns = -(-len(keys) // lines)
     size = (3.3 * columns + 1, 3.3 * lines + 0.4)
     figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axes in grid.flat[len(keys) :]:

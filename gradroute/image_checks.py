@@ -6,7 +6,7 @@ from gradroute.image_schema import GROUPED, ResNetSizes
 from gradroute.schema import Config
 
 FORMATS = ("torchvision", "folder", "strips")
-SIDE = 4096  # pixels
+CROP = 64  # pixels
 
 
 def check_images(config: Config) -> None:
@@ -24,7 +24,7 @@ def check_images(config: Config) -> None:
     require(config.model.decoders == 1, "model.decoders", config.model.decoders, "1 of a ResNet")
     check_sizes(sizes)
     if data.augment is not None:
-        require_number("dataset.augment.crop", data.augment.crop, 0, SIDE, int)
+        require_number("dataset.augment.crop", data.augment.crop, 0, CROP, int)
 
 
 def check_sizes(sizes: ResNetSizes) -> None:

@@ -20,6 +20,7 @@ from gradroute.classification import Classification
 from gradroute.cli import conf_dir
 from gradroute.compare import compare
 from gradroute.config import from_mapping
+from gradroute.datasets import Images
 from gradroute.errors import UserError
 from gradroute.folders import read_metrics, read_names
 from gradroute.image_losses import ClassificationObjective
@@ -30,6 +31,7 @@ from gradroute.routing import Monitor, Region, Router
 from gradroute.run import Run
 from gradroute.runner import execute
 from gradroute.schema import Config, LossesConfig
+from gradroute.training import Fit, Task
 from gradroute.verify import claims_of
 
 SMALL = [
@@ -262,6 +264,42 @@ def test_a_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert execute([own], folder=cut) == [cut]
     for name in ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json", "samples.npz"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def quadrants(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise `(number, 64)` in which one quadrant, the label, is bright."""
+    labels = torch.arange(number) % 4
+    images = torch.rand(number, 8, 8) * 0.6 - 1
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 1
+    return images.flatten(1), labels
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_a_toy_is_learned_and_split_where_it_is_routed(tmp_path: Path, norm: str) -> None:
+    """A certificate knows its own group's labels; the other's by chance. Without routes it knows both or neither."""
+    torch.manual_seed(0)
+    (train, train_labels), (test, test_labels) = quadrants(256), quadrants(64)
+    data = Images(train, train_labels, test, test_labels, "class", (8, 8), 4, "toy")
+    changes = [
+        f"model.resnet.norm={norm}",
+        "routing.groups.classes_0_4.labels=[0,1]", "routing.groups.classes_5_9.labels=[2,3]",
+        "trainer.optimizer=adam", "trainer.momentum=0", "trainer.lr=0.005", "trainer.epochs=40", "dataset.augment=null",
+        "losses.l1.top=0.05", "losses.l1.bottom=0.05", "trainer.weight_decay=0",
+    ]  # fmt: skip
+    found = []
+    for routes in ([], ["routing=class_none"]):
+        problem = Classification(config(tmp_path, *changes, *routes), data)
+        order = torch.Generator().manual_seed(0)
+        task = Task("toy", problem.objective(), problem.batch, 256, problem.config.trainer, order)
+        Fit([task], "float32", problem.device).run()
+        measured = [row for row in problem.measure([]) if row[2] == "accuracy" and row[0] in problem.names]
+        found.append({(group, head.region): value for group, head, _, value in measured})
+    routed, control = found
+    low, high = problem.names
+    assert min(routed[low, "all"], routed[high, "all"], routed[low, "top"], routed[high, "bottom"]) > 0.9
+    assert max(routed[high, "top"], routed[low, "bottom"]) < 0.7
+    assert all(abs(control[low, region] - control[high, region]) < 0.2 for region in ("all", "top", "bottom"))
 
 
 def test_the_published_experiment_runs_on_images_of_its_kind(tmp_path: Path) -> None:

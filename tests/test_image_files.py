@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from torchvision.datasets import cifar
 
-from gradroute import datasets
+from gradroute import datasets, load
+from gradroute.cli import conf_dir
+from gradroute.config import from_mapping
 from gradroute.errors import UserError
+from gradroute.runner import execute
 from gradroute.schema import DatasetConfig
 
 
@@ -164,3 +168,17 @@ def test_what_is_wrong_with_folders_is_said(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             datasets.load(config)
         assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_autoencoder_takes_coloured_images(tmp_path: Path) -> None:
+    """Its run, report and all, and its model read back."""
+    for part in ("train", "test"):
+        write_png(pictures(30, 3, 1024).transpose(0, 1), tmp_path / f"{part}.png")
+        (tmp_path / f"{part}_labels.json").write_text(str([i % 10 for i in range(30)]))
+    changes = ["trainer=smoke", "dataset=cifar10", "dataset.format=strips", f"dataset.root={tmp_path}",
+               "model.hidden=[8]", "trainer.batch_size=16", f"output_dir={tmp_path}"]  # fmt: skip
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        (run,) = execute([from_mapping(compose("config", changes))])
+    assert isinstance(run, Path), run
+    assert (run / "plots" / "reconstructions.png").is_file()
+    assert load(run).model(torch.zeros(1, 3072)).shape == (1, 3072)

@@ -1,7 +1,7 @@
 """What problems about images share: groups by label, a routed model, a certificate per region, what is measured."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from gradroute.image_losses import CertificateObjective, DecoderObjective, Error
 from gradroute.loading import build, read_regions
 from gradroute.memory import require_memory
 from gradroute.problem import Measurement, Probe, Problem, settle_precision
+from gradroute.programs import Batch
 from gradroute.routing import Router, Site
 from gradroute.schema import Config
 
@@ -36,7 +37,7 @@ class ImageProblem(Problem):
     """Images and what to make of them. Raises: UserError for every mistake in the configuration or the data.
 
     Attributes: `error`, what heads are trained on; `measures`, of every head on the test images; `scored`, the one
-    that localization is about. `classes`: how many labels a classifier tells apart, else 0.
+    that localization is about.
     """
 
     data: datasets.Images
@@ -68,7 +69,8 @@ class ImageProblem(Problem):
         self.try_ablations()
 
     @property
-    def classes(self) -> int:  # noqa: D102
+    def classes(self) -> int:
+        """How many labels the model tells apart; 0 if it is no classifier."""
         return 0
 
     def check_groups(self) -> None:
@@ -129,7 +131,7 @@ class ImageProblem(Problem):
             yield Probe(f"certify {name}", objective, self.encodings(name))
 
     @abstractmethod
-    def encodings(self, region: str) -> Any:
+    def encodings(self, region: str) -> Callable[[torch.Tensor], Batch]:
         """What gives a region's activations and targets of images to train on, by their row numbers."""
 
     def example(self) -> torch.Tensor:
@@ -198,12 +200,12 @@ class ImageProblem(Problem):
             arrays[f"encoding/{site.name}"] = self.pictured(units).contiguous()
             arrays[f"mask/{site.name}"] = self.router.masks[site.name]
         owner = {label: self.test_groups[data.test_labels == label].unique().tolist() for label in data.labels}
-        names: Mapping[str, Any] = {
+        names = {
             "label_noun": data.label_noun,
             "labels": {g: [x for x in data.labels if owner[x] == [i]] for i, g in enumerate(self.names)},
             "shape": list(data.shape),
         }
-        return arrays, dict(names)
+        return arrays, names
 
     def pictured(self, units: torch.Tensor) -> torch.Tensor:
         """What is kept of activations `(n, …, units)`."""

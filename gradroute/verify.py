@@ -142,7 +142,7 @@ def _gradient_claim(group: str, region: str, route: Route, rows: Rows, trains: b
 
 
 def _difference(metric: str, one: float, other: float) -> float:
-    """Relative difference; of shares of images a tenth of it, for a close call may turn out otherwise."""
+    """Relative difference; of accuracies a tenth of the difference, for close calls may turn out otherwise."""
     if math.isnan(one) or math.isnan(other):
         return math.inf
     return abs(one - other) / (10 if metric == "accuracy" else max(abs(other), 1e-12))

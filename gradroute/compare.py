@@ -146,7 +146,8 @@ def compare(
     if out is not None:
         from gradroute.language_comparison import settings_of
 
-        write_comparison(out, table, metric, paths, notes, out_of_it, settings_of(chosen, list(keys)))
+        documents = [read for read in chosen if "dataset.text" not in read.settings]  # it is null of images
+        write_comparison(out, table, metric, paths, notes, out_of_it, settings_of(documents, list(keys)))
     if form == "csv":
         print(table.to_csv(index=False, float_format="%.6g"), end="")
     elif form == "table":

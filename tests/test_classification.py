@@ -237,8 +237,9 @@ def test_a_model_is_read_back_and_names_the_same_labels(tmp_path: Path, capsys: 
     means = [[row["value"] for row in final if row["group"] == name][-1] for name in problem.names]
     assert float(right) == pytest.approx(sum(n * m for n, m in zip(counts, means, strict=True)) / 64, abs=1e-6)
     assert float(loaded.model.get_buffer("normalise.mean").abs().min()) > 0.1  # fitted, and kept with the weights
-    compare([str(run)], form="csv")
+    compare([str(run)], form="csv", out=tmp_path / "comparison")
     assert "certificate,bottom,classes_0_4" in capsys.readouterr().out
+    assert not (tmp_path / "comparison" / "stages.png").exists()  # which language models have
 
 
 @pytest.mark.parametrize("number", [2, 6])

@@ -140,7 +140,10 @@ def _check_names(config: Config) -> None:
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
-    one_of("trainer.optimizer", trainer.optimizer, ("adam", "adamw"))
+    one_of("trainer.optimizer", trainer.optimizer, ("adam", "adamw", "sgd"))
+    require_number("trainer.momentum", trainer.momentum, 0, 0.9999)
+    right = "0, or trainer.optimizer=sgd: the others have betas"
+    require(not trainer.momentum or trainer.optimizer == "sgd", "trainer.momentum", trainer.momentum, right)
     one_of("trainer.schedule", trainer.schedule, ("constant", "cosine"))
     one_of("trainer.precision", trainer.precision, ("auto", "float32", "tf32", "bfloat16"))
     one_of("trainer.batches", trainer.batches, ("mixed", "by_group"))

@@ -27,7 +27,7 @@ HIDDEN = (
     "checkpoint",
     "completions",
 )  # never why results differ
-USUAL = ("mse", "cross_entropy")  # what is compared where nothing is said
+USUAL = ("mse", "accuracy", "cross_entropy")  # what is compared where nothing is said
 FORMATS = ("table", "csv", "markdown", "latex")
 
 
@@ -146,7 +146,8 @@ def compare(
     if out is not None:
         from gradroute.language_comparison import settings_of
 
-        write_comparison(out, table, metric, paths, notes, out_of_it, settings_of(chosen, list(keys)))
+        documents = [read for read in chosen if "dataset.text" not in read.settings]  # it is null of images
+        write_comparison(out, table, metric, paths, notes, out_of_it, settings_of(documents, list(keys)))
     if form == "csv":
         print(table.to_csv(index=False, float_format="%.6g"), end="")
     elif form == "table":
@@ -163,7 +164,7 @@ def main() -> None:
     """Entry point of `gradroute-compare`."""
     parser = argparse.ArgumentParser(prog="gradroute-compare", description=(__doc__ or "").strip())
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run, a folder with runs in it, or a glob in quotes")
-    parser.add_argument("--metric", help=f"which metric (default: {' or '.join(USUAL)}, what the runs have)")
+    parser.add_argument("--metric", help=f"which metric (default: {' or '.join(USUAL)}, the first that the runs have)")
     parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this setting")
     parser.add_argument("--sort", metavar="COLUMN", help="a column of the table")
     parser.add_argument("--format", choices=FORMATS, default="table")

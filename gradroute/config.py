@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gradroute.checks import check
 from gradroute.errors import UserError, unknown
+from gradroute.image_checks import check_images
 from gradroute.language_checks import check_language
 from gradroute.schema import Config
 from gradroute.split import expand_split
@@ -43,6 +44,7 @@ def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
     config.presets = {}  # resolved into `trainer`; keeping both would let them disagree
     expand_split(config)
     check(config)
+    check_images(config)
     check_language(config)
     return config
 

@@ -1,4 +1,4 @@
-"""Image data sets, whole and in memory: MNIST from inside the package, its relatives through torchvision."""
+"""Image data sets, whole and in memory: MNIST from inside the package, others through torchvision or from files."""
 
 import csv
 import hashlib
@@ -6,6 +6,7 @@ import io
 import lzma
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from filelock import FileLock
 
 from gradroute.errors import UserError, unknown
+from gradroute.image_files import Part, read_cifar, read_folder, read_strips
 from gradroute.reading import open_plain
 from gradroute.schema import DatasetConfig
 
@@ -24,24 +26,43 @@ MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-# dataset name -> (torchvision class and folder, what one label is called)
+CIFAR_FILES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: torchvision's class, what one label is called, the shape of an image, the number of labels."""
+
+    class_name: str
+    noun: str
+    shape: tuple[int, ...]
+    classes: int = 10
+
+
 SOURCES = {
-    "mnist": ("MNIST", "digit"),
-    "fashion_mnist": ("FashionMNIST", "class"),
-    "kmnist": ("KMNIST", "class"),
+    "mnist": Source("MNIST", "digit", (28, 28)),
+    "fashion_mnist": Source("FashionMNIST", "class", (28, 28)),
+    "kmnist": Source("KMNIST", "class", (28, 28)),
+    "cifar10": Source("CIFAR10", "class", (3, 32, 32)),
+    "cifar100": Source("CIFAR100", "class", (3, 32, 32), 100),
 }
 
 
 @dataclass
 class Images:
-    """A data set as tensors: images `(n, pixels)` float32 in [-1, 1], labels `(n,)` int64."""
+    """A data set as tensors: images `(n, pixels)` float32 in [-1, 1], labels `(n,)` int64.
+
+    shape: of an image, `(height, width)`, or `(3, height, width)` if it is coloured. classes: the number of labels,
+    of which the images may have fewer.
+    """
 
     train_images: torch.Tensor
     train_labels: torch.Tensor
     test_images: torch.Tensor
     test_labels: torch.Tensor
     label_noun: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
+    classes: int
     sha256: str
     train_columns: dict[str, list[str]] = field(default_factory=dict)  # metadata, a text per image
     test_columns: dict[str, list[str]] = field(default_factory=dict)
@@ -115,19 +136,14 @@ def load(config: DatasetConfig, train_limit: int | None = None, test_limit: int 
     """
     if config.name not in SOURCES:
         raise unknown("dataset", config.name, SOURCES)
-    class_name, noun = SOURCES[config.name]
-    root = Path(config.root).expanduser() if config.root else cache_dir()
-    if config.name == "mnist":
-        _check_given_mnist(root) if config.root else unpack_mnist(root)
-    download = config.root is None and config.name != "mnist"
-    parts = [_read(class_name, root, train, download, config) for train in (True, False)]
+    source = SOURCES[config.name]
+    parts = _parts(config, source)
     digest = hashlib.sha256()
     tensors: list[torch.Tensor] = []
     for (pixels, labels), limit in zip(parts, (train_limit, test_limit), strict=True):
         digest.update(pixels.contiguous().numpy().data)
         digest.update(labels.contiguous().numpy().data)
         tensors += [pixels[:limit].flatten(1).float().div_(127.5).sub_(1), labels[:limit]]
-    height, width = parts[0][0].shape[1:]
     train_images, train_labels, test_images, test_labels = tensors
     train_columns, test_columns = (
         _columns(config.metadata, name, len(labels), limit)
@@ -138,12 +154,34 @@ def load(config: DatasetConfig, train_limit: int | None = None, test_limit: int 
         train_labels,
         test_images,
         test_labels,
-        label_noun=noun,
-        shape=(height, width),
+        label_noun=source.noun,
+        shape=source.shape,
+        classes=source.classes,
         sha256=digest.hexdigest(),
         train_columns=train_columns,
         test_columns=test_columns,
     )
+
+
+def _parts(config: DatasetConfig, source: Source) -> list[Part]:
+    """What to train and to test on, as in `gradroute.image_files`. Raises: UserError."""
+    root = Path(config.root).expanduser() if config.root else cache_dir()
+    download = config.root is None and config.name != "mnist"
+    if config.format != "torchvision":
+        parts = (read_folder if config.format == "folder" else read_strips)(root, source.shape)
+    elif source.class_name.startswith("CIFAR"):
+        parts = _through(config, root, download, lambda: read_cifar(source.class_name, root, download))
+    else:
+        if config.name == "mnist":
+            _check_given_mnist(root) if config.root else unpack_mnist(root)
+        parts = _through(config, root, download, lambda: _read_raw(source.class_name, root, download))
+    for images, labels in parts:
+        if images.shape[1:] != source.shape:
+            raise UserError(f"dataset={config.name}: images of {list(images.shape[1:])}; right is {list(source.shape)}")
+        if bool(((labels < 0) | (labels >= source.classes)).any()):
+            odd = int(labels[(labels < 0) | (labels >= source.classes)][0])
+            raise UserError(f"dataset={config.name}: a label is {odd}; right are 0 to {source.classes - 1}")
+    return parts
 
 
 def _columns(folder: str | None, name: str, images: int, limit: int | None) -> dict[str, list[str]]:
@@ -163,17 +201,15 @@ def _columns(folder: str | None, name: str, images: int, limit: int | None) -> d
     return {column: [line[i] for line in lines[:limit]] for i, column in enumerate(header)}
 
 
-def _read(
-    class_name: str, root: Path, train: bool, download: bool, config: DatasetConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images `(n, height, width)` uint8 and labels `(n,)`, from the raw files alone.
+def _read_raw(class_name: str, root: Path, download: bool) -> list[Part]:
+    """Images `(n, height, width)` uint8 and labels `(n,)` of the MNIST family, from the raw files alone.
 
     torchvision's classes would prefer a `processed` folder beside them, which nothing has checked.
     """
     from torchvision.datasets import mnist
 
-    raw, prefix = root / class_name / "raw", "train" if train else "t10k"
-    try:
+    raw, parts = root / class_name / "raw", []
+    for train, prefix in ((True, "train"), (False, "t10k")):
         if download:
             getattr(mnist, class_name)(root, train=train, download=True)
         paths = [raw / f"{prefix}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
@@ -182,13 +218,22 @@ def _read(
         images, labels = mnist.read_image_file(str(paths[0])), mnist.read_label_file(str(paths[1]))
         if len(images) != len(labels) or not images.numel():
             raise ValueError(f"{len(images)} images and {len(labels)} labels")
+        parts.append((images, labels.long()))
+    return parts
+
+
+def _through(config: DatasetConfig, root: Path, download: bool, read: Callable[[], list[Part]]) -> list[Part]:
+    """What torchvision reads; whatever it raises becomes a UserError of one line."""
+    try:
+        return read()
     except (
         UserError, RuntimeError, OSError, ValueError, EOFError, AssertionError, TypeError, KeyError, ArithmeticError,
     ) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        class_name = SOURCES[config.name].class_name
+        files = CIFAR_FILES.get(config.name, f"{class_name}/raw")
         if download:
-            advice = f"the download failed; give a folder with dataset.root= ({class_name}/raw/… inside it)"
+            advice = f"the download failed; give a folder with dataset.root= ({files}/… inside it)"
         else:
-            advice = f"no readable {class_name}/raw files in {root}"
+            advice = f"no readable {files} files in {root}"
         raise UserError(f"dataset={config.name}: {advice} [{reason}]") from None
-    return images, labels.long()

@@ -1,4 +1,4 @@
-"""What each head reconstructs: per label, per group, before and after ablation."""
+"""What each head makes of images: per label, per group, before and after ablation."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,23 +9,30 @@ from torch import nn
 from gradroute.ablation import Ablation
 from gradroute.routing import Monitor, Norms, Region, Router, Site, observed
 
-CHUNK = 2048
+CHUNK = 2048  # images at once
+CONVOLVED = 256  # where every layer keeps a picture of each
+Measures = Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]  # of outputs and targets, `(n,)`, by name
 
 
 @dataclass(frozen=True)
 class Head:
-    """One way to reconstruct: `name` and `region` are the columns of the metrics."""
+    """One way to reconstruct or classify: `name` and `region` are the columns of the metrics."""
 
     name: str
     region: str
 
 
+def chunk_size(images: torch.Tensor) -> int:
+    """How many of such images, `(n, pixels)` or `(n, channels, height, width)`, are evaluated at once."""
+    return CHUNK if images.dim() < 4 else CONVOLVED
+
+
 @torch.no_grad()
 def activations_at(model: nn.Module, sites: Iterable[Site], images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Activations of images `(n, pixels)` by site name, float32, all chunks along the site's batch axis."""
+    """Activations of data points, such as images `(n, pixels)`, by site name, float32, all along its batch axis."""
     sites, chunks = list(sites), list[dict[str, torch.Tensor]]()
     with observed(model, sites) as activations:
-        for chunk in images.split(CHUNK):
+        for chunk in images.split(chunk_size(images)):
             model(chunk)
             chunks.append({name: activation.float() for name, activation in activations.items()})
     return {site.name: torch.cat([chunk[site.name] for chunk in chunks], site.batch_axis) for site in sites}
@@ -37,7 +44,7 @@ def sites_of(regions: Iterable[Region]) -> list[Site]:
 
 
 @torch.no_grad()
-def reconstructions(
+def outputs(
     model: nn.Module,
     certificates: dict[str, nn.ModuleDict],
     regions: dict[str, Region],
@@ -45,14 +52,14 @@ def reconstructions(
     images: torch.Tensor,
     which: torch.Tensor | None = None,
 ) -> dict[Head, torch.Tensor]:
-    """Every head's reconstruction `(n, pixels)` float32 of the images: decoder, certificates, ablated decoder.
+    """Every head's output float32 for the images, `(n, pixels)` or `(n, classes)`: decoder, certificates, ablated ones.
 
     `certificates` maps a head's name to its modules by region. `which` `(n,)` chooses each image's decoder, of several.
     """
     inputs = (images,) if which is None else (images, which)
 
     def output(module: nn.Module) -> torch.Tensor:
-        chunks = zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True)
+        chunks = zip(*(tensor.split(chunk_size(images)) for tensor in inputs), strict=True)
         return torch.cat([module(*chunk).float() for chunk in chunks])
 
     names = {name for modules in certificates.values() for name in modules}
@@ -60,7 +67,7 @@ def reconstructions(
     heads = {Head("decoder", "all"): output(model)}
     for head, modules in certificates.items():
         for name, module in modules.items():
-            chunks = regions[name].select(seen).flatten(1).split(CHUNK)
+            chunks = regions[name].select(seen).split(chunk_size(images))
             heads[Head(head, name)] = torch.cat([module(chunk).float() for chunk in chunks])
     for ablation in ablations:
         with ablation.applied(model) as ablated:
@@ -70,20 +77,24 @@ def reconstructions(
 
 @torch.no_grad()
 def image_errors(
-    reconstruct: Callable[[torch.Tensor, torch.Tensor], dict[Head, torch.Tensor]],
-    images: torch.Tensor, group_index: torch.Tensor,
+    heads: Callable[[torch.Tensor, torch.Tensor], dict[Head, torch.Tensor]],
+    images: torch.Tensor, targets: torch.Tensor, group_index: torch.Tensor, measures: Measures,
 ) -> dict[tuple[Head, str], torch.Tensor]:  # fmt: skip
-    """Mean squared and mean absolute error of every head on every image, `(n,)` by head and metric (`mse`, `mae`).
+    """Every measure of every head on every image, `(n,)` by head and metric.
 
-    In chunks, so that the reconstructions `(n, pixels)` of all heads are never in memory together. `reconstruct` takes
-    images and their group numbers.
+    In chunks, so that the outputs of all heads are never in memory together.
+
+    Args:
+        heads: takes images and their group numbers, and gives every head's output.
+        targets: what outputs are measured against, images or labels `(n,)`.
+        measures: by metric.
     """
     found: dict[tuple[Head, str], list[torch.Tensor]] = {}
-    for chunk, groups in zip(images.split(CHUNK), group_index.split(CHUNK), strict=True):
-        for head, reconstruction in reconstruct(chunk, groups).items():
-            difference = reconstruction - chunk
-            found.setdefault((head, "mse"), []).append(difference.square().mean(1))
-            found.setdefault((head, "mae"), []).append(difference.abs_().mean(1))
+    parts = (tensor.split(CHUNK) for tensor in (images, targets, group_index))
+    for chunk, wanted, groups in zip(*parts, strict=True):
+        for head, output in heads(chunk, groups).items():
+            for metric, measure in measures.items():
+                found.setdefault((head, metric), []).append(measure(output, wanted))
     return {key: torch.cat(chunks) for key, chunks in found.items()}
 
 
@@ -104,33 +115,31 @@ def errors(
             yield name, head, metric, float(per_image[part].mean())
 
 
-def region_norms(
-    router: Router, images: torch.Tensor, group_index: torch.Tensor, several_decoders: bool = False
-) -> Iterator[Norms]:
-    """Norms at every region of a `router` without routes, for images `(n, pixels)` with group numbers `(n,)`.
+def region_norms(router: Router, loss: Callable[[], torch.Tensor], group_index: torch.Tensor) -> Iterator[Norms]:
+    """Norms at every region of a `router` without routes, for data points with group numbers `(n,)`.
 
-    `routed` is the L2 norm, over a group's images, of the gradient of the sum over images of the absolute error's mean:
-    what each group would train the region to, were it not routed. Parameters' gradients are left alone.
+    `loss` passes them through the model and sums their losses. `routed` is the L2 norm, over a group's points, of the
+    gradient of that: what each group would train the region to, were it not routed. Parameters' gradients are left
+    alone.
     """
     monitor = Monitor(router.regions, router.groups)
     with torch.enable_grad(), router.route(group_index, monitor) as activations:
-        inputs = (images, group_index) if several_decoders else (images,)
-        loss = (router.model(*inputs).float() - images).abs().mean(1).sum()
-        loss.backward(inputs=list(activations.values()))
+        loss().backward(inputs=list(activations.values()))
     yield from monitor.norms()
 
 
 def localization(advantages: Sequence[float], baseline: float) -> float:
     """How much one region alone holds a group, from 0 (all regions alike) to 1 (the others hold nothing of it).
 
-    Each certificate's advantage is how far it beats the prediction of the mean image; the score is 1 minus the mean
+    Each certificate's advantage is how far it beats what is predicted without a look: the mean image, or a classifier
+    that always names the group's most frequent label. The score is 1 minus the mean
     advantage of the other regions over that of the best one, negative advantages counted as 0. Where the best one is
-    under 5 % of the mean image's error, nothing of the group is held anywhere and the score is 0. The score does not
+    under 5 % of that error, nothing of the group is held anywhere and the score is 0. The score does not
     see which region it is, nor what a stronger certificate would find; with one region it is nan.
 
     Args:
-        advantages: baseline minus mean squared error on the group, of each region's certificate.
-        baseline: mean squared error of the mean image on the group.
+        advantages: baseline minus error on the group, of each region's certificate.
+        baseline: error on the group without a look; mean squared, or the share that is wrong.
     """
     ordered = sorted((max(0.0, value) for value in advantages), reverse=True)
     if len(ordered) < 2:

@@ -15,6 +15,7 @@ from gradroute.records import CHECKPOINTS, COLUMNS, LEDGER_COLUMNS, SEAL, sealed
 from gradroute.schema import Config
 
 SIDE = 4096  # largest height and width of an image
+CLASSES = 100_000
 MANIFEST_TYPES: dict[str, tuple[type, ...]] = {  # of what readers use
     "state": (str,), "experiment": (str,), "config_hash": (str,), "seed": (int,), "started": (str,),
     "packages": (dict,), "files": (dict,), "dataset_sha256": (str, type(None)),
@@ -186,7 +187,8 @@ def read_metrics(run: Path, manifest: Mapping[str, Any] | None = None) -> list[d
 
 
 def read_names(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What `figures.json` says of a run: groups, regions, and the images' `shape` or the size of the `vocabulary`.
+    """What `figures.json` says of a run: groups, regions, and the images' `shape`, how many `classes` a
+    classifier tells apart, or the size of the `vocabulary`.
 
     Raises: UserError.
     """
@@ -198,8 +200,12 @@ def read_names(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"{path}: damaged (no names of groups and regions)")
     if type(found.get("vocabulary")) is int and found["vocabulary"] > 0:  # of a language model
         return found
-    if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and 1 <= n <= SIDE for n in shape):
-        raise UserError(f"{path}: damaged (shape={shape}: must be two numbers from 1 to {SIDE})")
+    sides = shape[-2:] if isinstance(shape, list) and (len(shape) == 2 or shape[:-2] == [3]) else []
+    if len(sides) != 2 or not all(type(n) is int and 1 <= n <= SIDE for n in sides):
+        raise UserError(f"{path}: damaged (shape={shape}: must be two numbers from 1 to {SIDE}, or 3 and these)")
+    classes = found.get("classes", 1)  # of a classifier
+    if type(classes) is not int or not 1 <= classes <= CLASSES:
+        raise UserError(f"{path}: damaged (classes={classes}: must be from 1 to {CLASSES})")
     return found
 
 

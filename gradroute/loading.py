@@ -1,5 +1,6 @@
 """A run's modules from its configuration, untrained or with the weights that a finished run left."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,18 +38,19 @@ def read_regions(routing: RoutingConfig) -> Regions:
 
 @dataclass
 class Parts:
-    """The modules of a run and the routes on its model."""
+    """The modules of a run and the routes on its model; `outputs` is how many numbers a certificate gives."""
 
     model: nn.Module
     certificates: nn.ModuleDict
     router: Router
     parameter_router: ParameterRouter
+    outputs: int = 0
 
-    def certificate(self, config: ModelConfig, region: str, example: torch.Tensor) -> nn.Module:
-        """An untrained decoder to the pixels of `example` `(1, pixels)` from what it shows of the region."""
+    def certificate(self, config: ModelConfig, region: str) -> nn.Module:
+        """An untrained decoder from what the example showed of the region."""
         found = {name: site.activation for name, site in self.router.found.items()}
-        units = self.router.regions[region].select(found)[:1].numel()
-        return models.build_certificate(config, units, example.shape[1]).to(example.device)
+        seen = self.router.regions[region].select(found)
+        return models.build_certificate(config, seen.shape[1:], self.outputs).to(seen.device)
 
 
 def routers(
@@ -63,11 +65,13 @@ def routers(
     return Router(model, regions, groups, mine, example), ParameterRouter(model, parameters, groups, others)
 
 
-def build(config: Config, groups: list[str], example: torch.Tensor) -> Parts:
+def build(config: Config, groups: list[str], example: torch.Tensor, classes: int = 0) -> Parts:
     """The untrained model, its routes and one certificate per certified region, on the example's device.
 
     Args:
-        groups: the groups' names. `example`: one image, `(1, pixels)`.
+        groups: the groups' names.
+        example: one image, `(1, pixels)`, or of a classifier `(1, channels, height, width)`.
+        classes: how many labels a classifier tells apart.
 
     Raises: UserError for regions and routes that do not fit the model.
     """
@@ -75,10 +79,11 @@ def build(config: Config, groups: list[str], example: torch.Tensor) -> Parts:
         if hasattr(nn.ModuleDict(), name):
             raise UserError(f"losses.certificates: '{name}' is a method of torch's modules, no name for a certificate; "
                             "rename the region")  # fmt: skip
-    model = models.build(config.model, example.shape[1]).to(example.device)
-    parts = Parts(model, nn.ModuleDict(), *routers(model, config.routing, groups, example))
+    model = models.build(config.model, example.shape[1:], classes).to(example.device)
+    around = routers(model, config.routing, groups, example)
+    parts = Parts(model, nn.ModuleDict(), *around, classes or example[0].numel())
     for name in config.losses.certificates:
-        parts.certificates[name] = parts.certificate(config.model, name, example)
+        parts.certificates[name] = parts.certificate(config.model, name)
     return parts
 
 
@@ -147,14 +152,17 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
         plan = plan_of(config, path)
         model = _built(path, manifest, plan, names["vocabulary"], config.dataset.text.length)
         return LoadedRun(config, model.eval(), nn.ModuleDict())
-    height, width = names["shape"]
+    classes = names.get("classes", 0)
+    shape = (math.prod(names["shape"]),) if config.model.resnet is None else (1, *names["shape"])[-3:]
+    if bool(classes) != (config.model.resnet is not None):
+        raise UserError(f"{path}/figures.json: damaged (classes={classes} of model {config.model.name})")
     with torch.device("meta"):
-        untaken = models.build(config.model, height * width)
+        untaken = models.build(config.model, shape, classes)
     read_weights(path, {"model": untaken}, load=False)  # before memory is taken, and before gigabytes are summed
     folders.check_files(path, manifest, [WEIGHTS])
-    example = torch.zeros(1, height * width)
-    require_memory(config, example, trains=False)
-    parts = build(config, list(config.routing.groups), example)
+    example = torch.zeros(1, *shape)
+    require_memory(config, example, trains=False, classes=classes)
+    parts = build(config, list(config.routing.groups), example, classes)
     read_weights(path, {"model": parts.model, "certificates": parts.certificates})
     return LoadedRun(config, parts.model.eval(), parts.certificates.eval())
 

@@ -63,11 +63,6 @@ def correlation_penalty(activations: Sequence[torch.Tensor]) -> torch.Tensor:
     return total / sum(block.numel() for block in blocks)
 
 
-def absolute_error(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error of each image, `(batch,)`, for both `(batch, pixels)`."""
-    return (at_least_float32(reconstruction) - images).abs().mean(1)
-
-
 class Objective(nn.Module):
     """What is trained: called with a batch it returns `Terms`, whose weighted sum is the loss.
 
@@ -90,86 +85,6 @@ class Objective(nn.Module):
                 yield
         finally:
             self.weights, self.monitor = kept
-
-
-class CertificateObjective(Objective):
-    """A certificate's error on all images, from encodings that are not trained."""
-
-    def __init__(self, certificate: nn.Module, region: str) -> None:
-        self.term = Term("fresh_certificate", "all", region, "mae")
-        super().__init__({self.term: 1.0})
-        self.certificate = certificate
-
-    def forward(self, encodings: torch.Tensor, images: torch.Tensor) -> Terms:
-        """Terms for encodings `(batch, units)` of images `(batch, pixels)`."""
-        return {self.term: (absolute_error(self.certificate(encodings), images).mean(), self.weights[self.term])}
-
-
-class ReconstructionObjective(Objective):
-    """The training loss of a routed autoencoder (GR App. B): every term's value and weight, from one decoder pass.
-
-    Args:
-        partial: some points carry no label (-1). They are a group `unlabelled`, and each group's mean then weighs its
-            share of the batch, times the number of groups: who is unlabelled must not change what is learned.
-        skip_absent: leave the term of a group out when the batch has none of its points, instead of giving it value 0.
-        several_decoders: the model also takes the group numbers, to choose each image's decoder.
-    """
-
-    router: Router
-
-    def __init__(
-        self, model: nn.Module, certificates: nn.ModuleDict, router: Router, losses: LossesConfig,
-        partial: bool = False, skip_absent: bool = False, several_decoders: bool = False,
-    ) -> None:  # fmt: skip
-        names = [*router.groups, UNLABELLED] if partial else router.groups
-        weights = {Term("decoder", name, "all", "mae"): losses.groups.get(name, 1.0) for name in names}
-        weights |= {Term("certificate", "all", name, "mae"): 1.0 for name in certificates}
-        weights |= {Term("penalty", "all", name, "l1"): weight for name, weight in losses.l1.items() if weight}
-        if losses.correlation:
-            weights[CORRELATION] = losses.correlation
-        super().__init__(weights, router)
-        self.model, self.certificates = model, certificates
-        self.partial, self.skip_absent, self.several_decoders = partial, skip_absent, several_decoders
-
-    def forward(self, images: torch.Tensor, group_index: torch.Tensor) -> Terms:
-        """Terms for images `(batch, pixels)` with group numbers `(batch,)`; the loss is the sum of weight × value.
-
-        Each group's mean absolute error has weight 1, or `losses.groups`, so that with two groups the sum is about
-        twice the overall mean (GR released code). Penalties are unrouted: they read the sites before the mask.
-        """
-        with self.router.route(group_index, self.monitor) as activations:
-            inputs = (images, group_index) if self.several_decoders else (images,)
-            reconstruction = self.model(*inputs)
-        terms = self._task_terms(absolute_error(reconstruction, images), group_index)
-        for name, certificate in self.certificates.items():
-            seen = self.router.regions[name].select(activations).detach()
-            error = absolute_error(certificate(seen.flatten(1)), images).mean()
-            terms[Term("certificate", "all", name, "mae")] = (error, 1.0)
-        penalties = {term: weight for term, weight in self.weights.items() if term.head == "penalty"}
-        regions = {
-            name: at_least_float32(region.select(activations)).flatten(0, -2)
-            for name, region in self.router.regions.items()
-            if any(term.region in ("all", name) for term in penalties)
-        }
-        for term, weight in penalties.items():
-            value = (
-                correlation_penalty(list(regions.values())) if term == CORRELATION else l1_penalty(regions[term.region])
-            )
-            terms[term] = (value, weight)
-        return terms
-
-    def _task_terms(self, per_image: torch.Tensor, group_index: torch.Tensor) -> Terms:
-        names = [*self.router.groups, UNLABELLED] if self.partial else self.router.groups
-        groups = len(self.router.groups)
-        means = group_means(per_image, group_index % len(names), len(names))
-        present, shares = [1] * len(names), torch.ones(len(names))
-        if self.skip_absent or self.partial:
-            numbers = torch.arange(len(names), device=group_index.device)
-            counts = (group_index[:, None] % len(names) == numbers).sum(0)
-            present = counts.tolist() if self.skip_absent else present  # tolist waits for the device
-            shares = counts * (groups / len(per_image)) if self.partial else shares
-        terms = [Term("decoder", name, "all", "mae") for name in names]
-        return {t: (means[i], shares[i] * self.weights[t]) for i, t in enumerate(terms) if present[i]}
 
 
 class NextTokenObjective(Objective):

@@ -47,27 +47,32 @@ def _activations(model: nn.Module, images: torch.Tensor) -> int:
     return sum(counted)
 
 
-def require_memory(config: Config, images: torch.Tensor, trains: bool) -> None:
+def require_memory(config: Config, images: torch.Tensor, trains: bool, classes: int = 0) -> None:
     """Raise UserError, naming the key to lower, if the model and its certificates cannot fit the machine's memory.
 
     An estimate from below: parameters, and for training gradients, moments and one batch's activations.
 
     Args:
-        images: `(n, pixels)`, of the data or of their shape; where they lie is where the model will.
+        images: `(n, pixels)`, or of a classifier `(n, channels, height, width)`, of the data or of their shape; where
+            they lie is where the model will.
+        classes: how many labels a classifier tells apart.
     """
     with torch.device("meta"):
-        model = models.build(config.model, images.shape[1])
-        decoder = models.build_certificate(config.model, 1, images.shape[1])
+        model = models.build(config.model, images.shape[1:], classes)
+        decoder = models.build_certificate(config.model, (1, 1, 1), classes or images[0].numel())
     heads = len(config.losses.certificates) * (2 if "certify" in config.steps else 1)
     numbers = sum(p.numel() for p in model.parameters()) + heads * sum(p.numel() for p in decoder.parameters())
     weights, batch = FLOAT * numbers * (COPIES if trains else 1), 0
     if trains:
         rows = min(config.trainer.batch_size, len(images))
-        batch = 2 * FLOAT * _activations(model, torch.empty(rows, images.shape[1], device="meta"))
+        batch = 2 * FLOAT * _activations(model, torch.empty(rows, *images.shape[1:], device="meta"))
     limit = machine_memory(images.device)
     if weights + batch > limit:
-        model_key = f"model.hidden={config.model.hidden}, model.encoding={config.model.encoding}"
+        model_sizes, smaller = config.model, "model.hidden"
+        model_key = f"model.hidden={model_sizes.hidden}, model.encoding={model_sizes.encoding}"
+        if model_sizes.resnet is not None:
+            model_key, smaller = f"model.resnet.width={model_sizes.resnet.width}", "model.resnet.width"
         batch_key = f"trainer.batch_size={config.trainer.batch_size}"
-        key, lower = (model_key, "model.hidden") if weights > batch else (batch_key, "trainer.batch_size")
+        key, lower = (model_key, smaller) if weights > batch else (batch_key, "trainer.batch_size")
         sizes = f"{(weights + batch) / 2**30:.1f} GiB are needed and the machine has {limit / 2**30:.1f}"
         raise UserError(f"{key}: {sizes}; lower {lower}")

@@ -1,5 +1,6 @@
 """Models. They know nothing of routing: a site is any of their modules, by its dotted name."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradroute.errors import unknown
+from gradroute import resnet
+from gradroute.errors import UserError, unknown
 from gradroute.expansion import Layer, expand
 from gradroute.language_schema import TransformerSizes
+from gradroute.resnet import SplitResNet
 from gradroute.schema import ModelConfig
 from gradroute.transformer import Transformer, TransformerConfig
 
@@ -54,16 +57,32 @@ class Autoencoder(nn.Module):
         return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
-def build(config: ModelConfig, inputs: int) -> nn.Module:
-    """The model that a configuration names; raises UserError for an unknown one."""
+def build(config: ModelConfig, shape: Sequence[int], classes: int = 0) -> nn.Module:
+    """The model that a configuration names, for images of a shape; raises UserError for an unknown one.
+
+    classes: how many labels a classifier tells apart; 0 of an autoencoder.
+    """
+    if config.resnet is not None:
+        return SplitResNet(config.resnet, shape[0], classes)
     if config.name != "autoencoder":
         raise unknown("model", config.name, ["autoencoder"])
-    return Autoencoder(inputs, config.hidden, config.encoding, config.decoders)
+    return Autoencoder(math.prod(shape), config.hidden, config.encoding, config.decoders)
 
 
-def build_certificate(config: ModelConfig, units: int, outputs: int) -> nn.Module:
-    """A decoder of the model's shape that sees only `units` units of it."""
-    return perceptron([units, *reversed(config.hidden), outputs])
+def build_certificate(config: ModelConfig, seen: Sequence[int], outputs: int) -> nn.Module:
+    """A decoder of the model's kind that sees `(…, units)` of an image; outputs: pixels or classes.
+
+    Raises: UserError for what such a decoder cannot see.
+    """
+    if config.resnet is None:
+        layers = perceptron([math.prod(seen), *reversed(config.hidden), outputs])
+        return nn.Sequential(OrderedDict(flatten=nn.Flatten(), **dict(layers.named_children())))
+    if len(seen) != 3:
+        right = "give it channels of a convolution, such as site: encoder, axis: 1"
+        raise UserError(
+            f"losses.certificates: a region shows {list(seen)} of an image, no (height, width, units); {right}"
+        )
+    return resnet.build_certificate(config.resnet, seen, outputs)
 
 
 def build_transformer(sizes: TransformerSizes, vocabulary: int, context: int) -> Transformer:

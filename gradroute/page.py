@@ -4,7 +4,7 @@ import base64
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from gradroute.published import PUBLISHED, TOLERANCE, setting
 from gradroute.reading import read_text, read_yaml
 from gradroute.records import final_rows, write_atomically
 
-ERRORS = ("mse", "mae", "cross_entropy", "cross_entropy_unrouted")
+ERRORS = ("mse", "mae", "accuracy", "cross_entropy", "cross_entropy_unrouted")
 FIGURES = {
     "reconstructions": "Reconstructions: inputs, decoder, certificates, ablations",
     "loss_per_label": "Error by label",
+    "accuracy_per_label": "Accuracy by label",
+    "confusion": "Confusion: which label is taken for which",
     "mask": "Mask: which group's gradients reach which units",
     "ledger": "Ledger: whose gradients arrived where, and what moved",
     "training_curves": "Training",
@@ -94,6 +96,26 @@ def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
     return lines
 
 
+NORMS = {
+    "group": "Group norm looks at one image at a time: one pass, each image under its own mask, is gradient routing.",
+    "batch": "Batch norm lets a group's loss reach other images, so that every group had a pass of its own.",
+}
+
+
+def classified(rows: list[dict[str, Any]], names: Mapping[str, Any]) -> list[str]:
+    """What a classifier's final rows say, in words: what each region's certificate knows of which group."""
+    values = {(r["head"], r["region"], r["group"]): r["value"] for r in rows if r["metric"] == "accuracy"}
+    lines = []
+    for region in dict.fromkeys(region for head, region, _ in values if head == "certificate"):
+        found = {group: values["certificate", region, group] for group in names["groups"]
+                 if {("certificate", region, group), ("decoder", "all", group)} <= values.keys()}  # fmt: skip
+        said = ", ".join(f"{value:.3f} on {group} (decoder {values['decoder', 'all', group]:.3f})"
+                         for group, value in found.items())  # fmt: skip
+        lines.append(f"Accuracy of the certificate of {region}: {said}.")
+    norm = str(names.get("norm"))
+    return [*lines, NORMS[norm]] if norm in NORMS else lines
+
+
 def _language(run: Path, manifest: dict[str, Any]) -> tuple[list[Table], list[language_page.Coloured]]:
     """Token weights, completions and steering of a language model, what the run has of them, and coloured documents."""
     weights, completed = language_page.read_tokens(run, manifest), language_page.read_completions(run, manifest)
@@ -110,7 +132,8 @@ def run_page(run: Path) -> Path:
     """Write `report.html` of a run from what is in its folder. Raises: UserError if that is damaged."""
     manifest = read_manifest(run)
     rows = final_rows(read_metrics(run, manifest))
-    names = read_names(run, manifest)["groups"]
+    named = read_names(run, manifest)
+    names = named["groups"]
     content = read_file(run, "config.yaml", manifest)
     config = read_yaml(content, run / "config.yaml")
     shown = [r for r in rows if r["metric"] in ERRORS]
@@ -127,6 +150,7 @@ def run_page(run: Path) -> Path:
             *verdict(rows, setting(config) if isinstance(config, dict) else ""),
             *language_page.verdict(rows, config),
             *steering_page.steering_verdict(rows),
+            *classified(rows, named),
             f"Started {manifest.get('started')} with gradroute {manifest['packages'].get('gradroute')}.",
         ],
         [Table("Errors of each group", ["head", "region", "metric", *names], table, note), *more],

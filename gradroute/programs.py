@@ -21,11 +21,15 @@ Moments = dict[str, dict[str, torch.Tensor]]  # the optimizer's state, by the pa
 
 
 def _optimizer(groups: Sequence[list[nn.Parameter]], trainers: Sequence[TrainerConfig]) -> torch.optim.Optimizer:
+    kind = trainers[0].optimizer
     settings = [
-        {"params": group, "lr": t.lr, "betas": (t.betas[0], t.betas[1]), "weight_decay": t.weight_decay}
+        {"params": group, "lr": t.lr, "weight_decay": t.weight_decay}
+        | ({"momentum": t.momentum} if kind == "sgd" else {"betas": (t.betas[0], t.betas[1])})
         for group, t in zip(groups, trainers, strict=True)
     ]
-    if trainers[0].optimizer == "adamw":
+    if kind == "sgd":
+        return torch.optim.SGD(settings, fused=True)
+    if kind == "adamw":
         return torch.optim.AdamW(settings, fused=True)
     return torch.optim.Adam(settings, fused=True)
 
@@ -133,7 +137,7 @@ class Stack:
         self.weights = {  # a term that a task does not have weighs nothing there
             term: like.detach().new_tensor([o.weights.get(term, 0.0) for o in objectives]) for term in self.terms
         }
-        alike = len({(t.lr, *t.betas, t.weight_decay) for t in trainers}) == 1
+        alike = len({(t.lr, *t.betas, t.momentum, t.weight_decay) for t in trainers}) == 1
         self._slices: list[dict[str, nn.Parameter]] = []  # by task, where their optimizers' numbers differ
         if not alike:
             numbers = range(len(objectives))

@@ -14,6 +14,7 @@ from gradroute.losses import Term
 
 TITLES = {
     "mse": "mean squared error on the test images, pixels in [-1, 1]",
+    "accuracy": "accuracy on the test images, 0 to 1",
     "cross_entropy": "cross-entropy on the test documents, nats per token",
 }
 
@@ -66,7 +67,7 @@ class Progress:
 
     def headline(self, path: Path, final: Sequence[dict[str, Any]], groups: Sequence[str]) -> None:
         """Print the run's headline numbers, one row a head, one column a group, and the folder."""
-        metric = "mse" if any(row["metric"] == "mse" for row in final) else "cross_entropy"
+        metric = next((m for m in TITLES if any(row["metric"] == m for row in final)), "cross_entropy")
         table = Table(title=TITLES[metric])
         table.add_column("head")
         table.add_column("region")

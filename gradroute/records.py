@@ -32,18 +32,19 @@ LEDGER_COLUMNS = (
 UNITS = {
     "mse": "squared pixel, pixels in [-1, 1]",
     "mae": "pixel, pixels in [-1, 1]",
-    "cross_entropy": "nats per token",
     "cross_entropy_unrouted": "nats per token, without the tokens that are mostly a group's (GR App. C)",
     "misdirection": "squared distance to the target, mean over width",
     "drift": "squared distance to what it was, mean over width",
     "related_share": "share of the nearest tokens that are related words, 0 to 1",
     "related_frequency": "share of the tokens of texts that are of related words, 0 to 1",
     "routed_frequency": "share of the tokens of texts that are of routed words, 0 to 1",
+    "cross_entropy": "nats per token or image",
+    "accuracy": "share of images, 0 to 1",
     "l1": "mean L1 norm of the region's activations",
     "correlation": "mean |correlation|, 0 to 1",
     "localization": "0 to 1",
     "activation_norm": "L2 norm per image, root mean square",
-    "gradient_norm": "L2 norm per image of the gradient of its mae, root mean square",
+    "gradient_norm": "L2 norm per image of the gradient of its mae or cross_entropy, root mean square",
 }
 
 

@@ -13,6 +13,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from gradroute.classification_report import classification_figures
 from gradroute.language_report import language_figures
 from gradroute.scene import LINE_STYLES, Scene
 
@@ -48,7 +49,6 @@ def _starts(scene: Scene, labels: list[int], i: int) -> bool:
 
 def reconstruction_grid(scene: Scene) -> Figure:
     """One test image per label through every head (GR figure 3c)."""
-    height, width = scene.names["shape"]
     rows = [("input", scene.arrays["images"])]
     rows += [(scene.title(h, r), scene.arrays[f"head/{h}/{r}"]) for h, r in scene.heads]
     labels = scene.arrays["image_labels"]
@@ -61,7 +61,10 @@ def reconstruction_grid(scene: Scene) -> Figure:
     )
     for cells, (title, images) in zip(grid, rows, strict=True):
         for axes, image in zip(cells, images, strict=True):
-            axes.imshow(image.reshape(height, width), cmap="gray", vmin=-1, vmax=1)
+            picture = image.reshape(scene.names["shape"])
+            if picture.ndim == 3:
+                picture = np.clip((picture.transpose(1, 2, 0) + 1) / 2, 0, 1)
+            axes.imshow(picture, cmap="gray", vmin=-1, vmax=1)
             axes.set_xticks([])
             axes.set_yticks([])
         cells[0].set_ylabel(title, rotation=0, ha="right", va="center")
@@ -212,6 +215,8 @@ def draw(run: Path) -> None:
     scene = Scene(run)
     if "vocabulary" in scene.names:
         figures = language_figures(scene)
+    elif "classes" in scene.names:
+        figures = classification_figures(scene)
     else:
         figures = {
             "loss_per_label": loss_per_label(scene),

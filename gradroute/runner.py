@@ -109,7 +109,8 @@ def _advance(runs: list[Run], step: str) -> dict[Run, Exception]:
 def _said(error: Exception, run: Path | None, config: Config, stacked: int) -> Exception:
     """A lack of memory, or a folder that cannot be written, in a line that says what to do; else the error as it is."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
-        lower = f"stack (now {stacked})" if stacked > 1 else "model.hidden"
+        smaller = "model.hidden" if config.model.resnet is None else "model.resnet.width"
+        lower = f"stack (now {stacked})" if stacked > 1 else smaller
         return UserError(f"out of memory: lower trainer.batch_size (now {config.trainer.batch_size}) or {lower}")
     if run is not None and isinstance(error, OSError) and error.errno in UNWRITABLE:
         what = error.strerror if run.is_dir() else "the folder is gone"

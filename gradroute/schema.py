@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradroute.image_schema import AugmentConfig, ResNetSizes
 from gradroute.language_schema import (
     CompletionsConfig,
     HFModel,
@@ -20,13 +21,16 @@ STEPS = ("train", "certify", "ablate", "unlearn", "finetune", "relearn", "steer"
 class DatasetConfig:
     """Which images, or with `text` which documents.
 
-    root: a folder in torchvision's layout, or null for the default source. metadata: a folder with `train.csv` and
+    root: a folder, or null for the default source. format: how the folder is laid out, as `torchvision` does it, a
+    `folder` of PNGs for each class, or `strips` (see `gradroute.image_files`). metadata: a folder with `train.csv` and
     `test.csv`, a header and one line per image in the data set's order.
     """
 
     name: str = "mnist"
     root: str | None = None
+    format: str = "torchvision"
     metadata: str | None = None
+    augment: AugmentConfig | None = None
     text: TextConfig | None = None
 
 
@@ -35,7 +39,7 @@ class ModelConfig:
     """Sizes of the autoencoder: encoder widths (the decoder has them in reverse), encoding width, decoders.
 
     `decoders` is 1, or the number of groups, each group's images then having their own. A `transformer` has none,
-    and neither has `hf`.
+    and neither has `hf` nor `resnet`, which is a classifier.
     """
 
     name: str = "autoencoder"
@@ -44,6 +48,7 @@ class ModelConfig:
     decoders: int = 1
     transformer: TransformerSizes | None = None
     hf: HFModel | None = None
+    resnet: ResNetSizes | None = None
 
 
 @dataclass
@@ -121,7 +126,10 @@ class LossesConfig:
 
 @dataclass
 class PresetConfig:
-    """Settings of the optimizer and the amount of data; `tune_steps` and `unlearn_steps` are of a language model."""
+    """Settings of the optimizer and the amount of data; `tune_steps` and `unlearn_steps` are of a language model.
+
+    optimizer: `adam`, with L2 in the gradient, `adamw`, both with `betas`, or `sgd` with `momentum`.
+    """
 
     epochs: int = 1
     batch_size: int = 256
@@ -129,6 +137,7 @@ class PresetConfig:
     lr: float = 1e-3
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     optimizer: str = "adam"
+    momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: str = "constant"
     warmup_steps: int = 0

@@ -18,6 +18,10 @@ def build_problem(config: Config, data: Any = None, run: Path | None = None) -> 
         from gradroute.language import LanguageModelling
 
         return LanguageModelling(config, data, run)
+    if config.model.resnet is not None:
+        from gradroute.classification import Classification
+
+        return Classification(config, data)
     from gradroute.reconstruction import Reconstruction
 
     return Reconstruction(config, data)

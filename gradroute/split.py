@@ -5,7 +5,8 @@ from itertools import pairwise
 
 from gradroute.checks import WIDTH, require_number
 from gradroute.errors import UserError
-from gradroute.schema import Config, GroupConfig, RegionConfig, SplitConfig
+from gradroute.image_checks import check_sizes
+from gradroute.schema import Config, GroupConfig, ModelConfig, RegionConfig, SplitConfig
 
 NOUNS = {"mnist": "digits"}  # what labels are called; classes elsewhere
 
@@ -28,6 +29,17 @@ def _shares(units: Sequence[int] | None, groups: int, width: int) -> list[tuple[
     return [(sum(units[:i]), sum(units[: i + 1])) for i in range(groups)]
 
 
+def _encoding(model: ModelConfig) -> tuple[str, int, int | None]:
+    """What says how many units an encoding has, how many it has, and on which axis; None is the last one.
+
+    Raises: UserError for a split at a stage that is none.
+    """
+    if model.resnet is None:
+        return "model.encoding", model.encoding, None
+    check_sizes(model.resnet)  # before its stage is asked for
+    return "channels of the encoding", model.resnet.encoding, 1
+
+
 def expand_split(config: Config) -> None:
     """Replace groups, regions and routes by what `split` says, and clear it; certificates and L1 follow the regions.
 
@@ -43,9 +55,10 @@ def expand_split(config: Config) -> None:
     if twice or not split.groups or not all(split.groups):
         fault = f"label {twice[0]} is named twice" if twice else "a set is empty" if split.groups else "no set is in it"
         raise UserError(f"split.groups={split.groups}: {fault}; give disjoint sets such as [[0,1,2],[3,4]]")
-    if split.site == "encoder" and split.width not in (None, config.model.encoding):
-        raise UserError(f"split.width={split.width}: must be null, or model.encoding={config.model.encoding}")
-    width = config.model.encoding if split.site == "encoder" else split.width
+    key, encoding, axis = _encoding(config.model)
+    if split.site == "encoder" and split.width not in (None, encoding):
+        raise UserError(f"split.width={split.width}: must be null, or {key}={encoding}")
+    width = encoding if split.site == "encoder" else split.width
     if width is None:
         raise UserError(f"split.site={split.site}: give split.width, the number of its units")
     require_number("split.width", width, 1, WIDTH, int)
@@ -54,7 +67,8 @@ def expand_split(config: Config) -> None:
     routing = config.routing
     routing.groups = {n: GroupConfig(labels=list(g)) for n, g in zip(names, split.groups, strict=True)}
     routing.regions = {
-        f"for_{n}": RegionConfig(site=split.site, units=f"{first}:{stop}") for n, (first, stop) in shares.items()
+        f"for_{n}": RegionConfig(site=split.site, units=f"{first}:{stop}", axis=axis)
+        for n, (first, stop) in shares.items()
     }
     routing.routes = {n: {f"for_{other}": split.outside for other in names if other != n} for n in names}
     weight = next(iter(config.losses.l1.values()), 0.0) if split.l1 is None else split.l1

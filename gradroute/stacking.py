@@ -19,7 +19,7 @@ def shape_of(config: Config) -> str:
     mapping: dict[str, Any] = to_mapping(config)
     for key in ("seed", "name", "output_dir"):
         del mapping[key]
-    for key in ("lr", "betas", "weight_decay"):
+    for key in ("lr", "betas", "momentum", "weight_decay"):
         del mapping["trainer"][key]
     mapping["losses"] = {"certificates": config.losses.certificates}
     routes = config.routing.routes.items()
@@ -32,7 +32,7 @@ def obstacle(config: Config) -> str | None:
     """Why a run can only be trained alone, or None."""
     if config.trainer.batches == "by_group":
         return "trainer.batches=by_group: its batches differ in size from run to run"
-    for key in ("transformer", "hf"):
+    for key in ("transformer", "hf", "resnet"):
         if getattr(config.model, key) is not None:
             return f"model.{key}: it is trained alone"
     parameters = [name for name, region in config.routing.regions.items() if region.parameters is not None]

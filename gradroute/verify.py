@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gradroute.problem import Problem
 
 TOLERANCE = 1e-3  # relative, of a metric computed again: other processors sum in another order
-ERRORS = ("mse", "mae", "cross_entropy", "cross_entropy_unrouted")  # the metrics that are computed again
+ERRORS = ("mse", "mae", "accuracy", "cross_entropy", "cross_entropy_unrouted")  # the metrics that are computed again
 NOT_KEPT = "model_relearned"  # heads whose models a run does not keep
 Rows = list[dict[str, Any]]
 
@@ -141,6 +141,13 @@ def _gradient_claim(group: str, region: str, route: Route, rows: Rows, trains: b
     return Claim(f"{group}'s task loss reached '{region}'", largest > 0, found)
 
 
+def _difference(metric: str, one: float, other: float) -> float:
+    """Relative difference; of accuracies a tenth of the difference, for close calls may turn out otherwise."""
+    if math.isnan(one) or math.isnan(other):
+        return math.inf
+    return abs(one - other) / (10 if metric == "accuracy" else max(abs(other), 1e-12))
+
+
 def metric_claims(problem: "Problem", run: Path) -> Iterator[Claim]:
     """The run's test metrics come out again from its weights."""
     import torch
@@ -162,7 +169,7 @@ def metric_claims(problem: "Problem", run: Path) -> Iterator[Claim]:
     for head, region in dict.fromkeys((head, region) for _, head, region, _ in [*again, *recorded]):
         keys = [key for key in {**again, **recorded} if key[1:3] == (head, region)]
         pairs = [(recorded.get(key, math.nan), again.get(key, math.nan)) for key in keys]
-        worst = max((abs(a - b) / max(abs(b), 1e-12) if a == a and b == b else math.inf) for a, b in pairs)
+        worst = max(_difference(key[3], *pair) for key, pair in zip(keys, pairs, strict=True))
         what = f"the errors of {head}, region {region}, come out again from its weights"
         yield Claim(what, worst <= TOLERANCE, f"{len(pairs)} values, largest relative difference {worst:.1e}")
 

@@ -25,8 +25,9 @@ from torch import nn
 from gradroute import ParameterRouter, Region, Router
 from gradroute.cli import conf_dir
 from gradroute.config import from_mapping
+from gradroute.image_losses import absolute_error
 from gradroute.ledger import Ledger
-from gradroute.losses import absolute_error, correlation_penalty, group_means, l1_penalty
+from gradroute.losses import correlation_penalty, group_means, l1_penalty
 from gradroute.provenance import hardware
 from gradroute.reconstruction import Reconstruction
 from gradroute.routing.sites import hooked

@@ -37,6 +37,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
     }
     for option in (conf_dir() / group).glob("[!_]*.yaml"):
         around = ["experiment=stories_era"] if option.stem in of_language else []
+        around = ["experiment=class_split"] if option.stem.startswith(("class_", "resnet")) else around
         composed(*around, f"{group}={option.stem}", *needed.get(option.stem, []))
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from gradroute import Region, Router
-from gradroute.losses import ReconstructionObjective, correlation_penalty, group_means
+from gradroute.image_losses import ReconstructionObjective
+from gradroute.losses import correlation_penalty, group_means
 from gradroute.models import Autoencoder, perceptron
 from gradroute.schema import LossesConfig
 

@@ -18,12 +18,13 @@ from conftest import Result
 from hydra import compose, initialize_config_dir
 from robust import kept_data
 
-from gradroute import checkpoints, load, locks, losses, stopping
+from gradroute import checkpoints, load, locks, stopping
 from gradroute.cli import conf_dir
 from gradroute.collecting import read_run
 from gradroute.config import from_mapping
 from gradroute.errors import UserError
 from gradroute.folders import read_manifest
+from gradroute.image_losses import Error, ReconstructionObjective, absolute_error
 from gradroute.records import sealed
 from gradroute.run import Run
 from gradroute.runner import Outcome, execute
@@ -270,7 +271,7 @@ def test_what_is_not_the_same_run_is_refused(tmp_path: Path, monkeypatch: pytest
 def test_a_gradient_that_is_not_finite_ends_the_run_at_its_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error, fit = losses.absolute_error, list[Fit]()
+    fit = list[Fit]()
     begin, seen = Fit.__post_init__, [0]
 
     def built(own: Fit) -> None:
@@ -282,11 +283,11 @@ def test_a_gradient_that_is_not_finite_ends_the_run_at_its_update(
         seen[0] += 1
         if fit[0].step == 4 and seen[0] % 3 == 0:
             reconstruction.register_hook(lambda gradient: gradient / 0)
-        return error(reconstruction, images)
+        return absolute_error(reconstruction, images)
 
     with monkeypatch.context() as patch:
         patch.setattr(Fit, "__post_init__", built)
-        patch.setattr(losses, "absolute_error", broken)
+        patch.setattr(ReconstructionObjective, "error", Error("mae", broken))
         (end,) = execute([config(tmp_path)])
     said = "update 4, epoch 1: the gradient of the certificate mae of group all, region bottom is not finite"
     assert isinstance(end, FloatingPointError) and str(end).startswith(said)

@@ -10,8 +10,8 @@ from torch import nn
 
 from gradroute.cli import conf_dir
 from gradroute.config import from_mapping, to_mapping
+from gradroute.image_losses import ReconstructionObjective
 from gradroute.loading import build
-from gradroute.losses import ReconstructionObjective
 from gradroute.published import PUBLISHED, setting
 
 L1 = {1: (3e-3, 3e-3), 2: (3e-3, 3e-3), 3: (3e-3, 3e-3), 6: (3e-3, 2e-2), 7: (1e-3, 1e-3), 9: (3e-3, 3e-3)}

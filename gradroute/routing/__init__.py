@@ -1,7 +1,7 @@
 """Gradient routing: which data trains which part of a network (GR section 3)."""
 
 from gradroute.routing.mask import mask_gradient
-from gradroute.routing.monitor import Monitor, Norms
+from gradroute.routing.monitor import Monitor, Norms, OneGroup
 from gradroute.routing.parameters import ParameterRegion, ParameterRouter
 from gradroute.routing.regions import Region, parse_units
 from gradroute.routing.router import Router
@@ -10,6 +10,7 @@ from gradroute.routing.sites import Site, observed
 __all__ = [
     "Monitor",
     "Norms",
+    "OneGroup",
     "ParameterRegion",
     "ParameterRouter",
     "Region",

@@ -44,6 +44,24 @@ class Watched:
         return branch
 
 
+class OneGroup:
+    """Notes for a `Monitor` a pass of data points of all groups, of which the loss of one alone counts.
+
+    Args:
+        membership: the groups of the data points, whose activations are noted by them.
+        first: of the passes of an update; activations, which are the same in each, are noted once.
+    """
+
+    def __init__(self, monitor: "Monitor", membership: torch.Tensor, first: bool) -> None:
+        self.monitor, self.membership, self.first = monitor, membership, first
+
+    def watch(self, site: Site, activation: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
+        """As of a `Monitor`; what arrives through the mask is noted by `membership`, which is whose loss counts."""
+        branch = activation.view_as(activation)
+        self.monitor.attach(site, activation, branch, self.membership, loss=membership, first=self.first)
+        return branch
+
+
 class Monitor:
     """Sums that a `Router` fills when it is given to `route`. They stay on the device until `norms` is called.
 
@@ -67,11 +85,12 @@ class Monitor:
 
     def attach(
         self, site: Site, activation: torch.Tensor, branch: torch.Tensor, membership: torch.Tensor,
-        replica: int | None = None,
+        replica: int | None = None, loss: torch.Tensor | None = None, first: bool = True,
     ) -> None:  # fmt: skip
         """Add an activation, and when they come the gradients of it and of `branch`, the view that leads to the mask.
 
-        With `replica`, both tensors are a stack's, and only that one's part is added.
+        With `replica`, both tensors are a stack's, and only that one's part is added. `loss` and `first`: see
+        `OneGroup`.
         """
         arrived: list[torch.Tensor] = []
 
@@ -80,16 +99,17 @@ class Monitor:
 
         def routed(gradient: torch.Tensor) -> None:
             arrived.append(own(gradient))
-            self._add("routed", site, arrived[0], membership)
+            self._add("routed", site, arrived[0], membership if loss is None else loss)
 
         def total(gradient: torch.Tensor) -> None:  # comes after `routed`, of which it is the sum with all others
             mine = own(gradient)
             self._add("unrouted", site, mine - arrived.pop() if arrived else mine, membership)
 
-        self._add("activation", site, own(activation.detach()), membership)
-        for name, region in self.regions.items():
-            if site == region.sites[0]:
-                self._passes[name] += 1
+        if first:
+            self._add("activation", site, own(activation.detach()), membership)
+            for name, region in self.regions.items():
+                if site == region.sites[0]:
+                    self._passes[name] += 1
         activation.register_hook(total)
         branch.register_hook(routed)
 

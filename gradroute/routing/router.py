@@ -11,7 +11,7 @@ from torch import nn
 from gradroute.errors import UserError, unknown
 from gradroute.routes import Routes, read_routes
 from gradroute.routing.mask import mask_gradient
-from gradroute.routing.monitor import Monitor, Watched
+from gradroute.routing.monitor import Monitor, OneGroup, Watched
 from gradroute.routing.regions import Region, resolve
 from gradroute.routing.sites import Site, by_module, hooked
 
@@ -33,7 +33,7 @@ class _Pass:
     """What one `route` holds: who the data points are, what the sites showed, who measures."""
 
     membership: torch.Tensor
-    monitor: Monitor | Watched | None
+    monitor: Monitor | OneGroup | Watched | None
     activations: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -144,7 +144,7 @@ class Router:
 
     @contextmanager
     def route(
-        self, membership: torch.Tensor | int | str, monitor: Monitor | Watched | None = None
+        self, membership: torch.Tensor | int | str, monitor: Monitor | OneGroup | Watched | None = None
     ) -> Iterator[dict[str, torch.Tensor]]:
         """Route the forward passes made inside; `backward` may come after.
 

@@ -119,7 +119,10 @@ class LossesConfig:
 
 @dataclass
 class PresetConfig:
-    """Settings of the optimizer and the amount of data; `tune_steps` and `unlearn_steps` are of a language model."""
+    """Settings of the optimizer and the amount of data; `tune_steps` and `unlearn_steps` are of a language model.
+
+    end_rate: the share of `lr` that the cosine schedule ends at.
+    """
 
     epochs: int = 1
     batch_size: int = 256
@@ -129,6 +132,7 @@ class PresetConfig:
     optimizer: str = "adam"
     weight_decay: float = 0.0
     schedule: str = "constant"
+    end_rate: float = 0.0
     warmup_steps: int = 0
     train_limit: int | None = None
     test_limit: int | None = None

@@ -32,6 +32,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
     needed = {
         "text": ["dataset.text.files=x"],
         "hf": ["model.hf.pretrained=x", "dataset.text.tokenizer=pretrained"],
+        "words_reserved": ["ablation.region=added"],
     }
     for option in (conf_dir() / group).glob("[!_]*.yaml"):
         around = ["experiment=stories_era/base"] if option.stem.startswith(of_language) else []

@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "trainer.epochs": (1, 100_000),
     "trainer.batch_size": (2, 1_000_000),
     "trainer.lr": (1e-12, 10),
+    "trainer.end_rate": (0, 1),
     "trainer.weight_decay": (0, 1000),
     "trainer.warmup_steps": (0, MANY),
     "trainer.train_limit": (2, MANY),
@@ -147,6 +148,8 @@ def _check_trainer(trainer: TrainerConfig) -> None:
     one_of("trainer.schedule", trainer.schedule, ("constant", "cosine"))
     one_of("trainer.precision", trainer.precision, ("auto", "float32", "tf32", "bfloat16"))
     one_of("trainer.batches", trainer.batches, ("mixed", "by_group"))
+    used = trainer.schedule == "cosine" or trainer.end_rate == 0
+    require(used, "trainer.end_rate", trainer.end_rate, "0 with trainer.schedule=constant, which has no end")
     right = "auto, cpu, mps, cuda or cuda:N"
     require(re.fullmatch(DEVICE, trainer.device) is not None, "trainer.device", trainer.device, right)
     betas = trainer.betas

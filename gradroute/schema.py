@@ -128,7 +128,8 @@ class LossesConfig:
 class PresetConfig:
     """Settings of the optimizer and the amount of data; `tune_steps` and `unlearn_steps` are of a language model.
 
-    optimizer: `adam`, with L2 in the gradient, `adamw`, both with `betas`, or `sgd` with `momentum`.
+    optimizer: `adam`, with L2 in the gradient, `adamw`, both with `betas`, or `sgd` with `momentum`. end_rate: the
+    share of `lr` that the cosine schedule ends at.
     """
 
     epochs: int = 1
@@ -140,6 +141,7 @@ class PresetConfig:
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: str = "constant"
+    end_rate: float = 0.0
     warmup_steps: int = 0
     train_limit: int | None = None
     test_limit: int | None = None

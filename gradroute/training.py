@@ -18,10 +18,10 @@ from gradroute.values import Record
 
 
 def learning_rate(trainer: PresetConfig, step: int, steps: int) -> float:
-    """The rate of update `step` (from 0) out of `steps`: linear warm-up, then constant or cosine to zero."""
+    """The rate of update `step` (from 0) out of `steps`: linear warm-up, and constant or cosine to `end_rate` of it."""
     warmup = min(1.0, (step + 1) / trainer.warmup_steps) if trainer.warmup_steps else 1.0
-    decay = 0.5 * (1 + math.cos(math.pi * step / steps)) if trainer.schedule == "cosine" else 1.0
-    return trainer.lr * warmup * decay
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps)) if trainer.schedule == "cosine" else 1.0
+    return trainer.lr * warmup * (trainer.end_rate + (1 - trainer.end_rate) * cosine)
 
 
 def batches(

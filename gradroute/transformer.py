@@ -5,7 +5,7 @@
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -55,24 +55,6 @@ class TransformerConfig:
         if self.hidden is not None:
             return self.hidden
         return 4 * self.width if self.mlp == "gelu" else math.ceil(self.width / 3) * 8
-
-
-PRESETS = {  # the vocabulary is the tokenizer's; names are the parameters with the tokenizer in brackets
-    "1M": TransformerConfig(vocabulary=1, layers=4, width=128, heads=4, context=256),  # (2,048)
-    "3M": TransformerConfig(vocabulary=1, layers=6, width=192, heads=6, context=256),  # (2,048)
-    "8M": TransformerConfig(vocabulary=1, layers=8, width=256, heads=8, context=256),  # (4,096)
-    "28M": TransformerConfig(vocabulary=1, layers=8, width=512, heads=16, context=256),  # (4,096), GR section 4.2.2
-    "303M": TransformerConfig(  # (50,257), GR section 4.2.1
-        vocabulary=1, layers=20, width=1024, heads=16, context=1024, positions="rotary", norm="rmsnorm", bias=False
-    ),
-}
-
-
-def preset(name: str, vocabulary: int) -> TransformerConfig:
-    """A preset for a vocabulary of that size; change it with `dataclasses.replace`. Raises: UserError if unknown."""
-    if name not in PRESETS:
-        raise unknown("preset of a transformer:", name, PRESETS)
-    return replace(PRESETS[name], vocabulary=vocabulary)
 
 
 def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:

@@ -28,16 +28,16 @@ def test_every_experiment_composes_with_every_preset(experiment: str, trainer: s
 
 @pytest.mark.parametrize("group", ["dataset", "model", "routing", "ablation"])
 def test_every_option_of_every_group_composes(group: str) -> None:
-    of_language = [
-        "toy_stories", "text", "tinystories", "transformer", "transformer_expanded", "hf", "forget_words"
-    ]  # fmt: skip
+    of_language = ("toy_stories", "text", "tinystories", "transformer", "hf", "forget_words", "words")
     needed = {
         "text": ["dataset.text.files=x"],
         "hf": ["model.hf.pretrained=x", "dataset.text.tokenizer=pretrained"],
+        "words_reserved": ["ablation.region=added"],
     }
     for option in (conf_dir() / group).glob("[!_]*.yaml"):
-        around = ["experiment=stories_era"] if option.stem in of_language else []
+        around = ["experiment=stories_era/base"] if option.stem.startswith(of_language) else []
         around = ["experiment=class_split"] if option.stem.startswith(("class_", "resnet")) else around
+        around = ["experiment=steering_scalar"] if option.stem.startswith("steering") else around
         composed(*around, f"{group}={option.stem}", *needed.get(option.stem, []))
 
 
@@ -65,6 +65,7 @@ BAD = [
     ("trainer.epochs=0", "trainer.epochs=0: must be from 1 to 100000"),
     ("trainer.epochs=two", "trainer.epochs"),
     ("trainer.lr=nan", "trainer.lr=nan"),
+    ("trainer.end_rate=2", "trainer.end_rate=2.0: must be from 0 to 1"),
     ("trainer.batch_size=-4", "trainer.batch_size=-4"),
     ("trainer.precision=float8", "unknown value of trainer.precision"),
     ("model.encoding=-3", "from 1 to 65536"),
@@ -145,6 +146,11 @@ def test_mistakes_are_refused_in_one_line(override: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         composed(override)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_constant_rate_has_no_end() -> None:
+    with pytest.raises(UserError, match=r"trainer.end_rate=0.1: must be 0 with trainer.schedule=constant"):
+        composed("trainer=paper", "trainer.end_rate=0.1")
 
 
 def test_a_folder_of_ones_own_adds_experiments(tmp_path: Path) -> None:

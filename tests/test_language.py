@@ -49,7 +49,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_loss_is_the_mean_over_tokens_and_routes_weigh_each_token(tmp_path: Path) -> None:
-    problem = LanguageModelling(config(tmp_path, "losses.l1.original=0", "dataset.text.stories=400"))
+    problem = LanguageModelling(
+        config(tmp_path, "losses.l1.original=0", "losses.l1.added=0", "dataset.text.stories=400")
+    )
     every = problem.batch(torch.arange(problem.points))[4]
     rows = every[..., 0].amax(1).argsort(descending=True)[:4]  # those with the most routed tokens
     tokens, targets, documents, groups, shares = problem.batch(rows)
@@ -86,8 +88,18 @@ def test_the_loss_is_the_mean_over_tokens_and_routes_weigh_each_token(tmp_path: 
     assert float(shares.max()) > 0.5 and float(weight.min()) < 0
 
 
+def test_the_published_model_is_routed_where_it_is_expanded(tmp_path: Path) -> None:
+    sizes = ["width=16", "heads=2", "hidden=24", "added=8"]
+    small = [f"model.transformer.{size}" for size in sizes]
+    made = config(tmp_path, "model=transformer_28m", "model.transformer.layers=8", *small)
+    sites = {site.name for site in LanguageModelling(made).router.sites}
+    assert sites == {f"blocks.{layer}.mlp.act" for layer in range(5)}
+
+
 def test_a_group_whose_loss_has_weight_0_does_not_count(tmp_path: Path) -> None:
-    problem = LanguageModelling(config(tmp_path, "+losses.groups.forget=0", "losses.l1.original=0"))
+    problem = LanguageModelling(
+        config(tmp_path, "+losses.groups.forget=0", "losses.l1.original=0", "losses.l1.added=0")
+    )
     batch = problem.batch(torch.arange(4))
     terms = problem.objective()(*batch)
     weights = {term.group: float(weight) for term, (_, weight) in terms.items()}

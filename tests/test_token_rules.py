@@ -23,7 +23,7 @@ from gradroute.text.documents import read
 from gradroute.text.packing import Corpus, pack
 from gradroute.text.tokenizing import train_bpe, train_words
 from gradroute.text.toy_stories import concepts, generate
-from gradroute.transformer import PRESETS, Transformer
+from gradroute.transformer import Transformer, TransformerConfig
 
 STORIES = generate(400, 0)
 WORDS, BPE = train_words(STORIES.texts), train_bpe(STORIES.texts, 700)
@@ -164,7 +164,7 @@ def test_the_share_of_a_token_is_at_the_position_that_predicts_it() -> None:
 
 def test_packed_shares_reach_the_stream_as_the_released_weights() -> None:
     torch.manual_seed(0)
-    model = Transformer(replace(PRESETS["1M"], vocabulary=WORDS.size, layers=2, width=16, heads=2)).double()
+    model = Transformer(TransformerConfig(WORDS.size, layers=2, width=16, heads=2, context=256)).double()
     weights = rules.ratio_weights(CORPUS, FOREST, WORDS.size)
     packed = pack(CORPUS, 200)
     mask = rules.memberships(CORPUS, packed, {"forget": rules.by_weight(CORPUS, weights, FOREST)})

@@ -1,5 +1,7 @@
 """The training loop: converges, repeats itself, follows its schedule, and stops on a loss that is not finite."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -66,6 +68,15 @@ def test_learning_rate_warms_up_then_decays_to_zero() -> None:
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] and rates[99] < 1e-3
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert learning_rate(TrainerConfig(lr=0.5), 77, 100) == 0.5
+
+
+def test_learning_rate_ends_at_a_share_as_published() -> None:
+    """GR appendix C: cosine from 5e-4 to 5e-5, after 100 updates of warm-up."""
+    trainer = TrainerConfig(lr=5e-4, schedule="cosine", warmup_steps=100, end_rate=0.1)
+    for step in (0, 50, 99, 100, 2500, 4999, 5000):
+        reference = 5e-5 + (5e-4 - 5e-5) * (1 + math.cos(math.pi * step / 5000)) / 2
+        assert learning_rate(trainer, step, 5000) == pytest.approx(reference * min(1, (step + 1) / 100), rel=1e-12)
+    assert learning_rate(trainer, 5000, 5000) == pytest.approx(5e-5)
 
 
 def test_device_and_precision_are_resolved_or_refused() -> None:

@@ -6,17 +6,22 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from gradroute import Layer, Region, Router, UserError, contract, expand, removed
+from gradroute.cli import conf_dir
 from gradroute.completion import complete, steered
+from gradroute.config import from_mapping
+from gradroute.language_schema import TransformerSizes
+from gradroute.models import build_transformer
 from gradroute.routing import Site
 from gradroute.text.packing import Corpus, pack
 from gradroute.text.tokenizing import train_words
 from gradroute.text.toy_stories import generate
-from gradroute.transformer import PRESETS, Transformer, TransformerConfig, preset, rotate, separated
+from gradroute.transformer import Transformer, TransformerConfig, rotate, separated
 
 GPT = TransformerConfig(vocabulary=11, layers=3, width=16, heads=4, context=12)
 LLAMA = replace(GPT, mlp="swiglu", positions="rotary", norm="rmsnorm", tied=False, bias=False)
@@ -106,19 +111,30 @@ def test_positions_and_masks_of_packed_documents() -> None:
     assert mask[0, 0].int().tolist() == [*sees, [0, 0, 0, 0, 0, 1]]
 
 
+def sizes_of(option: str) -> TransformerSizes:
+    """The sizes that `model=transformer_<option>` has."""
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        composed = compose("config", ["experiment=stories_era/base", f"model=transformer_{option}"])
+    sizes = from_mapping(composed).model.transformer
+    assert sizes is not None
+    return sizes
+
+
 @pytest.mark.parametrize(
-    ("name", "vocabulary", "millions"), [("1M", 2048, 1), ("3M", 2048, 3), ("8M", 4096, 8), ("28M", 4096, 28),
-                                         ("303M", 50257, 303)]
+    ("option", "vocabulary", "length", "millions"),
+    [("1m", 2048, 128, 1.07), ("3m", 2048, 256, 3.11), ("8m", 4096, 256, 7.43), ("28m", 4096, 256, 27.45),
+     ("303m", 50257, 1024, 303.2)],
 )  # fmt: skip
-def test_presets_have_the_size_in_their_name(name: str, vocabulary: int, millions: int) -> None:
+def test_models_have_the_size_in_their_name(option: str, vocabulary: int, length: int, millions: float) -> None:
     with torch.device("meta"):
-        model = Transformer(preset(name, vocabulary))
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * 1e6, rel=0.15)
+        model = build_transformer(replace(sizes_of(option), expand=[], added=0), vocabulary, length)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * 1e6, rel=0.005)
 
 
 def test_the_published_shapes() -> None:
-    small, large = PRESETS["28M"], PRESETS["303M"]
-    assert (small.layers, small.width, small.heads, small.mlp, small.positions) == (8, 512, 16, "gelu", "learned")
+    small, large = sizes_of("28m"), sizes_of("303m")
+    assert (small.layers, small.width, small.heads, small.mlp, small.hidden) == (8, 512, 16, "gelu", 2048)
+    assert (small.expand, small.added) == ([0, 1, 2, 3, 4], 64)
     assert (large.layers, large.width, large.heads, large.norm, large.positions) == (20, 1024, 16, "rmsnorm", "rotary")
 
 
@@ -191,8 +207,6 @@ def test_what_is_beyond_the_model_is_refused() -> None:
         model(tokens_of(1, 13))
     with pytest.raises(UserError, match="layer 3 is beyond the model: layers go from 0 to 2"):
         model.mlp_layers(3)
-    with pytest.raises(UserError, match="unknown preset of a transformer: '28'"):
-        preset("28", 10)
 
 
 # ---- growth -------------------------------------------------------------------------------------------------------

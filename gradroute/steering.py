@@ -43,14 +43,13 @@ class Words:
 def words_of(problem: LanguageModelling, steer: SteeringConfig) -> Words:
     """The words that a configuration means. Raises: UserError if one is not in the vocabulary, or was routed, too."""
     tokenizer, routed = problem.data.tokenizer, problem.config.routing.groups[steer.group].words
-    related, text = list(steer.related), problem.config.dataset.text
+    related = list(steer.related)
     if not related:
-        assert text is not None
         if problem.config.dataset.name != "toy_stories":
             raise UserError("steering.related=[]: only the toy stories know what is related; give words")
+        families = [other for word in routed for other in toy_stories.related(word)]
         spelt = {word.strip() for word in tokenizer.spellings}
-        related = sorted(toy_stories.concepts()[text.concept].words & spelt)
-        related = [word for word in related if word not in routed]
+        related = [word for word in dict.fromkeys(families) if word in spelt and word not in routed]
     if both := set(routed) & set(related):
         raise UserError(f"steering.related: '{min(both)}' is routed; give words that are held out")
     return Words(*([s for word in given for s in variants(tokenizer, word)] for given in (routed, related)))

@@ -114,9 +114,9 @@ class SteeringConfig:
 
     group: whose words were routed. site, unit: what is added to, a dimension of the residual stream after a layer.
     strengths: what is added, in the direction in which the routed words lie. related: words like the routed ones that
-    were held out; of the toy stories, if empty, the others of their families, in the same sentences. nearest: of so many
-    tokens along the dimension the share of related ones is taken, and of `random` other dimensions. prompts, tokens,
-    samples, temperature: what texts go on from, for how many tokens, how often, and as in `completions`.
+    were held out; of the toy stories, if empty, the others of their families, which the same sentences have. nearest:
+    of so many tokens along the dimension the share of related ones is taken, and of `random` other dimensions. prompts,
+    tokens, samples, temperature: what texts go on from, for how many tokens, how often, and as in `completions`.
     """
 
     group: str = ""

@@ -28,7 +28,7 @@ SMALL = [
     "dataset.text.stories=300", "dataset.text.test_stories=40", "dataset.text.length=48", "trainer.batch_size=8",
     "steering.strengths=[-5,0,5]", "steering.samples=3", "steering.tokens=6",
 ]  # fmt: skip
-TARGETS = ("tree", "trees", "forest", "woods", "woodland")
+TARGETS = ("oak", "birch", "pine", "maple", "willow", "elm")
 
 
 def config(folder: Path, *overrides: str) -> Config:
@@ -106,14 +106,12 @@ def test_frequencies_count_tokens_of_whole_sequences() -> None:
     assert frequency([[], []], [(1,)]) == 0
 
 
-def test_related_words_are_the_others_of_the_concept(problem: LanguageModelling) -> None:
+def test_related_words_are_the_others_of_the_family(problem: LanguageModelling) -> None:
     steer = problem.config.steering
     assert steer is not None
     words, spelt = words_of(problem, steer), problem.data.tokenizer.spellings
-    found = {spelt[token].strip() for token, kind in words.kinds().items() if kind == "related"}
-    own = concepts()["forest"].words
-    assert found <= {*own, *(word.capitalize() for word in own)} and len(found) > 40
-    assert not found & set(TARGETS)
+    found = {spelt[token].strip().lower() for token, kind in words.kinds().items() if kind == "related"}
+    assert found == set(concepts()["forest"].families["things"]) - set(TARGETS) and len(found) == 18
 
 
 def test_a_run_leaves_what_it_found_and_the_claims_hold(run: Path) -> None:
@@ -152,7 +150,7 @@ def test_steering_is_the_same_again_and_differs_by_strength(run: Path, tmp_path:
         (["steering.group=targte"], "did you mean target"),
         (["steering.group=other"], "a group whose rule is words"),
         (["steering.related=[zeppelin]"], "outside the vocabulary"),
-        (["steering.related=[tree]"], "'tree' is routed"),
+        (["steering.related=[oak]"], "'oak' is routed"),
         (["steering.prompts=['A zeppelin']"], "outside the vocabulary"),
         (["steering.strengths=[]"], "a list of numbers"),
         (["steering.strengths=[1,1]"], "each number once"),

@@ -24,6 +24,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "losses.correlation": WEIGHTS,
     "trainer.epochs": (1, 100_000),
     "trainer.batch_size": (2, 1_000_000),
+    "trainer.accumulate": (1, 1_000_000),
     "trainer.lr": (1e-12, 10),
     "trainer.end_rate": (0, 1),
     "trainer.weight_decay": (0, 1000),

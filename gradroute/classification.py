@@ -12,7 +12,7 @@ from gradroute.evaluation import CHUNK, Head, activations_at
 from gradroute.image_losses import CROSS_ENTROPY, ClassificationObjective, cross_entropy
 from gradroute.image_schema import ResNetSizes
 from gradroute.images import ImageProblem
-from gradroute.programs import Batch
+from gradroute.losses import Batch
 from gradroute.resnet import SplitResNet
 from gradroute.routing import Site
 

@@ -23,9 +23,9 @@ from gradroute.evaluation import (
 from gradroute.groups import Part, assign
 from gradroute.image_losses import CertificateObjective, DecoderObjective, Error
 from gradroute.loading import build, read_regions
+from gradroute.losses import Batch
 from gradroute.memory import require_memory
 from gradroute.problem import Measurement, Probe, Problem, settle_precision
-from gradroute.programs import Batch
 from gradroute.routing import Router, Site
 from gradroute.schema import Config
 

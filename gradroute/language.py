@@ -18,10 +18,9 @@ from gradroute.groups import assign
 from gradroute.language_models import plan_of
 from gradroute.language_texts import as_json, completions, encoded, token_weights
 from gradroute.loading import Parts, routers
-from gradroute.losses import NextTokenObjective
+from gradroute.losses import Batch, NextTokenObjective
 from gradroute.memory import machine_memory
 from gradroute.problem import Measurement, Probe, Problem, settle_precision
-from gradroute.programs import Batch
 from gradroute.routing import Site
 from gradroute.schema import Config
 from gradroute.shares import distinctive, shares_of
@@ -77,11 +76,12 @@ class LanguageModelling(Problem):
         """An estimate from below: parameters, gradients, moments, and one batch's logits and activations."""
         model = self.plan.outline(self.data.tokenizer.size, self.data.length)
         weights = 16 * sum(parameter.numel() for parameter in model.parameters())
-        tokens = min(self.config.trainer.batch_size, self.points) * self.data.length
+        trainer = self.config.trainer
+        tokens = -(-min(trainer.batch_size, self.points) // trainer.accumulate) * self.data.length
         batch = 8 * tokens * (self.data.tokenizer.size + self.plan.per_token)
         limit = machine_memory(self.device)
         if weights + batch > limit:
-            right = self.plan.smaller if weights > batch else "lower trainer.batch_size"
+            right = self.plan.smaller if weights > batch else "lower trainer.batch_size, or raise trainer.accumulate"
             needed = f"{(weights + batch) / 2**30:.1f} GiB are needed and the machine has {limit / 2**30:.1f}"
             raise UserError(f"{self.plan.key}: {needed}; {right}")
 

@@ -26,6 +26,7 @@ class Term:
 
 
 Terms = dict[Term, tuple[torch.Tensor, float | torch.Tensor]]  # value and weight of each
+Batch = tuple[torch.Tensor, ...]
 UNLABELLED = "unlabelled"
 CORRELATION = Term("penalty", "all", "all", "correlation")
 
@@ -86,6 +87,18 @@ class Objective(nn.Module):
         finally:
             self.weights, self.monitor = kept
 
+    def parts(self, batch: Batch, number: int) -> Iterator[Batch]:
+        """A batch in `number` parts, or fewer if it has fewer rows: the values of their terms add up to the batch's.
+
+        Here it is one whole: most losses are not sums over data points.
+        """
+        yield batch
+
+
+def in_parts(batch: Batch, number: int) -> Iterator[Batch]:
+    """The rows of a batch in parts as equal as can be, none empty."""
+    yield from zip(*(rows.tensor_split(min(number, len(batch[0]))) for rows in batch), strict=True)
+
 
 class NextTokenObjective(Objective):
     """The loss of a language model: the mean over tokens, a term for each group's, and the penalties of its regions.
@@ -109,20 +122,36 @@ class NextTokenObjective(Objective):
         super().__init__(weights, router)
         self.model = model
 
+    def _counts(self, targets: torch.Tensor, group_index: torch.Tensor) -> torch.Tensor:
+        """Tokens that predict one, of each group, `(groups,)`."""
+        number, counted = group_index.flatten() % len(self.names), (targets != IGNORED).flatten().float()
+        return counted.new_zeros(len(self.names)).index_add(0, number, counted)
+
+    def parts(self, batch: Batch, number: int) -> Iterator[Batch]:
+        """Rows, with the whole batch's tokens of each group, and the part's share of the rows: see `forward`."""
+        if number == 1:
+            yield batch
+            return
+        counts = self._counts(batch[1], batch[3])
+        for part in in_parts(batch, number):
+            yield (*part, counts, counts.new_tensor(len(part[0]) / len(batch[0])))
+
     def forward(
         self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor, group_index: torch.Tensor,
-        membership: torch.Tensor,
+        membership: torch.Tensor, counts: torch.Tensor | None = None, share: torch.Tensor | float = 1.0,
     ) -> Terms:  # fmt: skip
-        """Terms for rows of tokens, all `(batch, length)`; `membership` is what the router takes for them."""
+        """Terms for rows of tokens, all `(batch, length)`; `membership` is what the router takes for them.
+
+        Of a part of a batch, `counts` `(groups,)` are the whole's tokens that predict one, `share` is of its rows.
+        """
         activations: dict[str, torch.Tensor] = {}
         with self.router.route(membership, self.monitor) if self.router else nullcontext(activations) as activations:
             logits = self.model(tokens, documents)
-        counted = (targets != IGNORED).flatten()
         each = nn.functional.cross_entropy(
             at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
         )
         number = (group_index % len(self.names)).flatten()
-        counts = each.new_zeros(len(self.names)).index_add(0, number, counted.to(each.dtype))
+        counts = self._counts(targets, group_index) if counts is None else counts
         means = each.new_zeros(len(self.names)).index_add(0, number, each) / counts.clamp(min=1)
         terms = [Term("model", name, "all", "cross_entropy") for name in self.names]
         shares = counts * torch.stack([torch.as_tensor(self.weights[term], device=counts.device) for term in terms])
@@ -131,5 +160,5 @@ class NextTokenObjective(Objective):
         for term, weight in self.weights.items():
             if term.head == "penalty" and self.router:
                 region = at_least_float32(self.router.regions[term.region].select(activations))
-                found[term] = (l1_penalty(region.flatten(0, -2)), weight)
+                found[term] = (l1_penalty(region.flatten(0, -2)) * share, weight)
         return found

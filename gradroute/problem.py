@@ -13,8 +13,7 @@ from gradroute.ablation import Ablation
 from gradroute.devices import pick_device, pick_precision
 from gradroute.evaluation import Head
 from gradroute.loading import Parts, own_tensors
-from gradroute.losses import Objective
-from gradroute.programs import Batch
+from gradroute.losses import Batch, Objective
 from gradroute.routing import ParameterRouter, Router, Site
 from gradroute.schema import Config, TrainerConfig
 

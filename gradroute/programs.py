@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from gradroute.losses import Objective, Term, Terms
+from gradroute.losses import Batch, Objective, Term, Terms
 from gradroute.routing import Monitor, ParameterRouter
 from gradroute.routing.monitor import Watched
 from gradroute.routing.router import Tables
@@ -16,7 +16,6 @@ from gradroute.schema import TrainerConfig
 from gradroute.values import Values
 
 Computing = Callable[[], AbstractContextManager[None]]  # see `gradroute.devices`
-Batch = tuple[torch.Tensor, ...]
 Moments = dict[str, dict[str, torch.Tensor]]  # the optimizer's state, by the parameter's name
 
 
@@ -62,16 +61,17 @@ def _probe(gradients: Sequence[torch.Tensor | None], stacked: int = 0) -> torch.
     return torch.cat(own, 1).isfinite().all(1) if own else torch.ones(stacked or 1, dtype=torch.bool)
 
 
-def culprit(objective: Objective, batch: Batch, computing: Computing) -> Term | None:
-    """The first term whose gradient alone is not finite; slow."""
-    with computing():
-        terms: Terms = objective(*batch)
+def culprit(objective: Objective, batch: Batch, parts: int, computing: Computing) -> Term | None:
+    """The first term whose gradient alone is not finite, of a batch taken in so many parts; slow."""
     parameters = list(objective.parameters())
-    for term, (value, weight) in terms.items():
-        if value.requires_grad:
-            found = torch.autograd.grad(value * weight, parameters, retain_graph=True, allow_unused=True)
-            if not all(bool(g.isfinite().all()) for g in found if g is not None):
-                return term
+    for part in objective.parts(batch, parts):
+        with computing():
+            terms: Terms = objective(*part)
+        for term, (value, weight) in terms.items():
+            if value.requires_grad:
+                found = torch.autograd.grad(value * weight, parameters, retain_graph=True, allow_unused=True)
+                if not all(bool(g.isfinite().all()) for g in found if g is not None):
+                    return term
     return None
 
 
@@ -83,6 +83,7 @@ class Single:
     ) -> None:
         self.objective, self.computing, self.router = objective, computing, router
         self.terms, self.absent = tuple(objective.weights), frozenset[tuple[Term, int]]()
+        self.accumulate = trainer.accumulate
         self.parameters = dict(objective.named_parameters())
         self.optimizer = _optimizer([list(self.parameters.values())], [trainer])
 
@@ -91,13 +92,19 @@ class Single:
         self.optimizer.param_groups[0]["lr"] = rates[0]
 
     def gradients(self, data: Sequence[Batch]) -> Values:
-        """Fill the parameters' `.grad` from one batch; returns its terms."""
-        with self.computing():
-            terms: Terms = self.objective(*data[0])
+        """Fill the parameters' `.grad` from one batch, in as many parts as are accumulated; returns its terms."""
         self.optimizer.zero_grad()
-        backward(terms, self.router)
-        numbers = torch.stack([value.detach() for value, _ in terms.values()])[:, None]
-        return Values(tuple(terms), numbers, _probe([p.grad for p in self.parameters.values()]))
+        found: dict[Term, torch.Tensor] = {}
+        for number, part in enumerate(self.objective.parts(data[0], self.accumulate)):
+            if isinstance(self.objective.monitor, Monitor):
+                self.objective.monitor.continues = number > 0
+            with self.computing():
+                terms: Terms = self.objective(*part)
+            backward(terms, self.router)
+            for term, (value, _) in terms.items():
+                found[term] = found[term] + value.detach() if term in found else value.detach()
+        numbers = torch.stack(list(found.values()))[:, None]
+        return Values(tuple(found), numbers, _probe([p.grad for p in self.parameters.values()]))
 
     def update(self) -> None:
         """Move the parameters; what no group present may touch stays."""

@@ -11,7 +11,7 @@ from gradroute.errors import UserError
 from gradroute.evaluation import CHUNK, activations_at
 from gradroute.image_losses import MAE, ReconstructionObjective
 from gradroute.images import ImageProblem
-from gradroute.programs import Batch
+from gradroute.losses import Batch
 
 
 def _squared(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

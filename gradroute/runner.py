@@ -109,9 +109,12 @@ def _advance(runs: list[Run], step: str) -> dict[Run, Exception]:
 def _said(error: Exception, run: Path | None, config: Config, stacked: int) -> Exception:
     """A lack of memory, or a folder that cannot be written, in a line that says what to do; else the error as it is."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
-        smaller = "model.hidden" if config.model.resnet is None else "model.resnet.width"
-        lower = f"stack (now {stacked})" if stacked > 1 else smaller
-        return UserError(f"out of memory: lower trainer.batch_size (now {config.trainer.batch_size}) or {lower}")
+        other = f"lower stack (now {stacked})" if stacked > 1 else "lower model.hidden"
+        if config.dataset.text is not None:
+            other = f"raise trainer.accumulate (now {config.trainer.accumulate})"
+        elif stacked == 1 and config.model.resnet is not None:
+            other = "lower model.resnet.width"
+        return UserError(f"out of memory: lower trainer.batch_size (now {config.trainer.batch_size}) or {other}")
     if run is not None and isinstance(error, OSError) and error.errno in UNWRITABLE:
         what = error.strerror if run.is_dir() else "the folder is gone"
         then = f"then gradroute-run resume={run} goes on" if run.is_dir() else "give it to one process only"

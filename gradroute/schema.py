@@ -129,11 +129,13 @@ class PresetConfig:
     """Settings of the optimizer and the amount of data; `tune_steps` and `unlearn_steps` are of a language model.
 
     optimizer: `adam`, with L2 in the gradient, `adamw`, both with `betas`, or `sgd` with `momentum`. end_rate: the
-    share of `lr` that the cosine schedule ends at.
+    share of `lr` that the cosine schedule ends at. accumulate: parts that the rows of a language model's batch are
+    taken in, one after another, for one update.
     """
 
     epochs: int = 1
     batch_size: int = 256
+    accumulate: int = 1
     batches: str = "mixed"
     lr: float = 1e-3
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])

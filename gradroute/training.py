@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from gradroute.devices import computing
-from gradroute.losses import Objective, Term
-from gradroute.programs import Batch, Single, Stack, culprit
+from gradroute.losses import Batch, Objective, Term
+from gradroute.programs import Single, Stack, culprit
 from gradroute.routing import ParameterRouter
 from gradroute.schema import PresetConfig, TrainerConfig
 from gradroute.values import Record
@@ -163,9 +163,13 @@ class Fit:
             if fault:
                 what = f"{_named(fault[0])} is {fault[1]}"
             else:
-                term = culprit(self.tasks[number].objective, data[number], self.computing) if data else None
+                term = self._culprit(number, data[number]) if data else None
                 what = f"the gradient of {_named(term) if term else 'the loss'} is not finite"
             self._diverged(number, self.epoch * self.updates + update, what)
+
+    def _culprit(self, number: int, batch: Batch) -> Term | None:
+        task = self.tasks[number]
+        return culprit(task.objective, batch, task.trainer.accumulate, self.computing)
 
     def check_parameters(self) -> None:
         """Note the tasks of which a parameter is not finite: what must not be kept. Raises: FloatingPointError."""

@@ -10,7 +10,7 @@ from torch import nn
 from gradroute.errors import UserError
 from gradroute.language import LanguageModelling
 from gradroute.language_schema import UnlearnConfig
-from gradroute.losses import Objective, Term, Terms, at_least_float32
+from gradroute.losses import Batch, Objective, Term, Terms, at_least_float32, in_parts
 from gradroute.problem import Probe
 from gradroute.routing.regions import matching
 from gradroute.text.packing import IGNORED
@@ -71,21 +71,36 @@ class MisdirectionObjective(Objective):
             model(tokens, documents)
         return at_least_float32(seen[0])
 
+    def _chosen(self, targets: torch.Tensor, group_index: torch.Tensor) -> list[torch.Tensor]:
+        """Where tokens predict one: of the forget group, and of the others."""
+        counted, own = targets != IGNORED, group_index == self.number
+        return [counted & own, counted & ~own]
+
+    def parts(self, batch: Batch, number: int) -> Iterator[Batch]:
+        """Rows, and the whole batch's tokens of the forget group and of the others."""
+        counts = torch.stack([chosen.sum() for chosen in self._chosen(batch[1], batch[3])])
+        for part in in_parts(batch, number):
+            yield (*part, counts)
+
     def forward(
         self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor, group_index: torch.Tensor,
-        membership: torch.Tensor,
+        membership: torch.Tensor, counts: torch.Tensor | None = None,
     ) -> Terms:  # fmt: skip
-        """Terms for rows of tokens, all `(batch, length)`: means over the tokens that predict one, and over width."""
+        """Terms for rows of tokens, all `(batch, length)`: means over the tokens that predict one, and over width.
+
+        `counts`, `(2,)`: of those tokens in the batch that the rows are a part of, the forget group's and the others'.
+        """
         model, frozen = self._models
         now = self._activation(model, tokens, documents)
         with torch.no_grad():
             then = self._activation(frozen, tokens, documents)
-        counted, own = targets != IGNORED, group_index == self.number
+        chosen = self._chosen(targets, group_index)
+        counts = torch.stack([own.sum() for own in chosen]) if counts is None else counts
         led = (now - self.target).square().mean(-1)
         kept = (now - then).square().mean(-1)
         found: Terms = {}
-        for term, each, chosen in ((self.led, led, counted & own), (self.kept, kept, counted & ~own)):
-            value = torch.where(chosen, each, 0).sum() / chosen.sum().clamp(min=1)
+        for i, (term, each) in enumerate(((self.led, led), (self.kept, kept))):
+            value = torch.where(chosen[i], each, 0).sum() / counts[i].clamp(min=1)
             found[term] = (value, self.weights[term])
         return found
 

@@ -70,10 +70,12 @@ class Monitor:
     Args:
         regions: resolved regions, as `Router.regions`.
         groups: the groups' names, as `Router.groups`.
+
+    `continues`: the next pass is of a further part of the last one's batch, whose gradients are accumulated.
     """
 
     def __init__(self, regions: Mapping[str, Region], groups: Sequence[str]) -> None:
-        self.regions, self.groups = dict(regions), list(groups)
+        self.regions, self.groups, self.continues = dict(regions), list(groups), False
         self._sums: dict[tuple[str, str], torch.Tensor] = {}  # (what, region) to (groups + 1,)
         self._passes = dict.fromkeys(self.regions, 0)
 
@@ -108,7 +110,7 @@ class Monitor:
         if first:
             self._add("activation", site, own(activation.detach()), membership)
             for name, region in self.regions.items():
-                if site == region.sites[0]:
+                if site == region.sites[0] and not self.continues:
                     self._passes[name] += 1
         activation.register_hook(total)
         branch.register_hook(routed)

@@ -59,7 +59,7 @@ class ParameterRouter:
 
     `routes`: group to region to weight or `Route`; 1 where not named. Where regions overlap, weights multiply.
     `measure`: if set, `backward` fills `last_norms`, (group or None, region) to the L2 norm of the weighted gradient
-    that came in the group's pass; groups that share a pass each show the norm of their joint gradient.
+    that came in the group's pass, of all calls since the update; groups that share a pass show their joint gradient's.
     Raises: UserError for names that do not exist, slices empty or outside, weights not finite, requires_grad=False.
     """
 
@@ -78,6 +78,7 @@ class ParameterRouter:
                                 "activations; set it on a region with a site")  # fmt: skip
         self._values: dict[tuple[str, str], float] = {}
         self._tables: dict[_Weights, _Tensors] = {}
+        self._arrived: dict[_Weights, _Tensors] = {}  # since the update, if it is measured
         self._seen: dict[nn.Parameter, list[torch.Tensor]] = {}  # where weights are 0, of every pass since the update
         self.at_step(0)
 
@@ -145,7 +146,7 @@ class ParameterRouter:
 
     def _pass(self, weights: _Weights, losses: dict[str | None, torch.Tensor], retain: bool) -> None:
         """One backward pass of all `losses`; hooks weigh each parameter's gradient before it is added to `.grad`."""
-        table, arrived, came = self._tables[weights], dict[nn.Parameter, torch.Tensor](), set[nn.Parameter]()
+        table, arrived, came = self._tables[weights], self._arrived.setdefault(weights, {}), set[nn.Parameter]()
 
         def weigh(parameter: nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
             if parameter in table:
@@ -153,7 +154,7 @@ class ParameterRouter:
                 gradient = (gradient * weight).masked_fill(weight == 0, 0).to(gradient.dtype)  # 0, even from inf
             came.add(parameter)
             if self.measure:
-                arrived[parameter] = gradient
+                arrived[parameter] = gradient + arrived.get(parameter, 0)
             return gradient
 
         with ExitStack() as stack:
@@ -184,6 +185,7 @@ class ParameterRouter:
         if not all(parameter in self._seen for parameter in routed):
             raise UserError("updating: no backward since the last update; call ParameterRouter.backward before it")
         refuse_processes()
+        self._arrived = {}
         # torch's fused SGD fails once only some parameters have momentum: hide none of them from it
         fused_sgd = isinstance(optimizer, optim.SGD) and any(group["fused"] for group in optimizer.param_groups)
         self.last_shift = {}

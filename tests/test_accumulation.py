@@ -1,0 +1,143 @@
+"""A batch in parts: the same updates as of the whole, for all losses, routes and the ledger, also after a break."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from gradroute.cli import conf_dir
+from gradroute.config import from_mapping
+from gradroute.errors import UserError
+from gradroute.folders import read_ledger, read_metrics
+from gradroute.language import LanguageModelling
+from gradroute.language_schema import UnlearnConfig
+from gradroute.losses import in_parts
+from gradroute.programs import total
+from gradroute.run import Run
+from gradroute.runner import execute
+from gradroute.schema import Config
+from gradroute.training import Fit, Task
+from gradroute.unlearning import _objective
+
+SMALL = [
+    "trainer=smoke", "trainer.device=cpu", "model.transformer.layers=2", "model.transformer.width=16",
+    "model.transformer.heads=2", "model.transformer.hidden=24", "model.transformer.expand=[0,1]",
+    "model.transformer.added=8", "dataset.text.stories=60", "dataset.text.test_stories=40", "dataset.text.length=48",
+    "trainer.batch_size=7", "relearn.documents=[2]", "relearn.samples=1", "relearn.every=1", "completions=null",
+]  # fmt: skip
+METHODS = pytest.mark.parametrize("experiment", ["stories_era", "stories_era/sgtm"])
+
+
+def config(folder: Path, experiment: str, *overrides: str) -> Config:
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        given = [f"experiment={experiment}", *SMALL, "finetune.documents=[4]", f"output_dir={folder}", *overrides]
+        return from_mapping(compose("config", given))
+
+
+def weights(own: Config, made: Callable[[LanguageModelling], Any]) -> tuple[list[float], list[torch.Tensor]]:
+    """The losses and the parameters after every update of an epoch in float64, of what `made` makes of a problem."""
+    problem = LanguageModelling(own)
+    problem.model.double()
+    objective = made(problem)
+    order = torch.Generator().manual_seed(0)
+    task = Task(
+        "train", objective, problem.batch, problem.points, own.trainer, order, parameter_router=problem.parameter_router
+    )
+    fit, found, losses = Fit([task], "float32", problem.device), list[torch.Tensor](), list[float]()
+
+    def after_update() -> None:
+        found.append(torch.cat([p.detach().flatten() for p in objective.parameters()]))
+        losses.append(sum(fit._seen.by_task(len(found) - 1)[0].values()))
+
+    fit.run(after_update)
+    return losses, found
+
+
+@METHODS
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_a_batch_in_parts_makes_the_same_updates(tmp_path: Path, experiment: str, parts: int) -> None:
+    """Parts of unequal rows, whose rows have unequal numbers of predictions and of the groups' tokens."""
+    changes = ["+losses.groups.forget=0.5"] if experiment == "stories_era" else []
+    own = config(tmp_path, experiment, "routing.labelled_fraction=0.5", *changes)
+    split = config(tmp_path, experiment, "routing.labelled_fraction=0.5", *changes, f"trainer.accumulate={parts}")
+    whole, accumulated = (weights(c, LanguageModelling.objective) for c in (own, split))
+    assert len(whole[0]) > 4 and whole[0] == pytest.approx(accumulated[0], rel=1e-6)
+    for one, other in zip(whole[1], accumulated[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-7)  # of updates of 2e-3
+
+
+def test_the_mean_of_the_parts_losses_would_be_another_update(tmp_path: Path) -> None:
+    found = []
+    for parts, weight in ((1, 1.0), (3, 1 / 3)):
+        problem = LanguageModelling(config(tmp_path, "stories_era"))
+        objective = problem.objective()
+        for part in in_parts(problem.batch(torch.arange(7)), parts):
+            total(objective(*part)).mul(weight).backward()
+        found.append(torch.cat([p.grad.flatten() for p in problem.model.parameters() if p.grad is not None]))
+    assert float((found[0] - found[1]).abs().max()) > 1e-4
+
+
+def test_unlearning_in_parts_makes_the_same_updates(tmp_path: Path) -> None:
+    def made(problem: LanguageModelling) -> Any:
+        rmu = UnlearnConfig("forget", "blocks.0", [0, 1])
+        return _objective(problem, rmu, problem.model)
+
+    own, split = (config(tmp_path, "stories_era", f"trainer.accumulate={n}") for n in (1, 3))
+    for one, other in zip(weights(own, made)[1], weights(split, made)[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
+
+
+@METHODS
+def test_the_ledger_and_the_metrics_are_those_of_whole_batches(tmp_path: Path, experiment: str) -> None:
+    found = []
+    for parts in (1, 3):
+        (run,) = execute([config(tmp_path / str(parts), experiment, f"trainer.accumulate={parts}")])
+        assert isinstance(run, Path), run
+        found.append((read_ledger(run), read_metrics(run)))
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        near = {k: pytest.approx(v, rel=2e-3, abs=1e-6) if isinstance(v, float) else v for k, v in one.items()}
+        assert other == near
+    for row, its in zip(found[0][1], found[1][1], strict=True):
+        assert its["value"] == pytest.approx(row["value"], rel=1e-3), row
+
+
+def test_a_run_in_parts_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, count = Run.checkpoint, [0]
+
+    class Gone(BaseException):
+        pass
+
+    def checkpoint(self: Run, fit: Any = None) -> None:
+        save(self, fit)
+        count[0] += 1
+        if count[0] == 3:
+            raise Gone
+
+    changes = ["trainer.accumulate=3", "checkpoint.minutes=0", "steps=[train,ablate,finetune,relearn,evaluate]"]
+    (run,) = execute([config(tmp_path / "whole", "stories_era", *changes)])
+    own = config(tmp_path / "cut", "stories_era", *changes)
+    with monkeypatch.context() as patch, pytest.raises(Gone):
+        patch.setattr(Run, "checkpoint", checkpoint)
+        execute([own])
+    (cut,) = (tmp_path / "cut" / "stories_era").iterdir()
+    assert execute([own], folder=cut) == [cut] and isinstance(run, Path)
+    for name in ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json"):
+        assert (cut / name).read_bytes() == (run / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["experiment=stories_era", "trainer=smoke", "trainer.accumulate=17"],
+         "trainer.accumulate=17: must be at most trainer.batch_size=16"),
+        (["trainer.accumulate=2"], "trainer.accumulate=2: must be 1 for images, whose losses are of a whole batch"),
+        (["trainer.accumulate=0"], "trainer.accumulate=0: must be from 1 to 1000000"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_taken_in_parts_is_refused(changes: list[str], message: str) -> None:
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"), pytest.raises(UserError) as error:
+        from_mapping(compose("config", changes))
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -122,7 +122,8 @@ class PresetConfig:
     """Settings of the optimizer and the amount of data; `tune_steps` and `unlearn_steps` are of a language model.
 
     end_rate: the share of `lr` that the cosine schedule ends at. accumulate: parts that the rows of a language model's
-    batch are taken in, one after another, for one update.
+    batch are taken in, one after another, for one update. compile: train its model by `torch.compile`; what comes after
+    the training is not compiled.
     """
 
     epochs: int = 1
@@ -139,6 +140,7 @@ class PresetConfig:
     train_limit: int | None = None
     test_limit: int | None = None
     precision: str = "auto"
+    compile: bool = False
     tune_steps: int | None = None
     unlearn_steps: int | None = None
 

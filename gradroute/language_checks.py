@@ -29,6 +29,7 @@ def check_language(config: Config) -> None:
             )
         right = "1 for images, whose losses are of a whole batch"
         require(config.trainer.accumulate == 1, "trainer.accumulate", config.trainer.accumulate, right)
+        require(not config.trainer.compile, "trainer.compile", config.trainer.compile, "false for images")
         for step in LATER:
             require(step not in config.steps, "steps", config.steps, f"without {step}, which is for language models")
         require("steer" not in config.steps, "steps", config.steps, "without steer, which is for language models")

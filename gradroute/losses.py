@@ -1,6 +1,6 @@
 """The loss terms of GR App. B, each with a name, so that every one can be recorded and claimed about."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import combinations
@@ -121,6 +121,7 @@ class NextTokenObjective(Objective):
         weights |= {Term("penalty", "all", name, "l1"): weight for name, weight in penalised.items() if weight}
         super().__init__(weights, router)
         self.model = model
+        self.call: Callable[..., torch.Tensor] | None = None  # the model compiled: see `gradroute.compiling`
 
     def _counts(self, targets: torch.Tensor, group_index: torch.Tensor) -> torch.Tensor:
         """Tokens that predict one, of each group, `(groups,)`."""
@@ -146,7 +147,8 @@ class NextTokenObjective(Objective):
         """
         activations: dict[str, torch.Tensor] = {}
         with self.router.route(membership, self.monitor) if self.router else nullcontext(activations) as activations:
-            logits = self.model(tokens, documents)
+            call = self.call if self.call and not self.monitor else self.model  # a monitor would break its program
+            logits = call(tokens, documents)
         each = nn.functional.cross_entropy(
             at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
         )

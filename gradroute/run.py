@@ -11,6 +11,7 @@ from safetensors.torch import save
 from gradroute import checkpoints, continuing, folders, provenance, records
 from gradroute.ablation import Ablation
 from gradroute.checkpoints import Checkpoint
+from gradroute.compiling import require_compiler
 from gradroute.devices import computing
 from gradroute.evaluation import Head
 from gradroute.ledger import Ledger
@@ -45,6 +46,8 @@ class Run:
         begun = folder if checkpoint else None
         self.config, self.problem = config, build_problem(config, data, begun)
         self.donor = donor(config, self.problem.sha256)
+        if config.trainer.compile and self.donor is None:
+            require_compiler(self.problem.device)
         self.ablations: list[Ablation] = []
         self.order = torch.Generator().manual_seed(config.seed)
         self.steps_done = 0  # updates of the training
@@ -133,6 +136,7 @@ class Run:
             before_update=before_update,
             parameter_router=problem.parameter_router,
             group_index=problem.routed if trainer.batches == "by_group" else None,
+            compiled=trainer.compile,
             watcher=ledger if settings.enabled else None,
         )
         problem.at_step(self.steps_done - 1)  # no update sets it if the run goes on from after the last one

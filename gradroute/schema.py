@@ -130,7 +130,8 @@ class PresetConfig:
 
     optimizer: `adam`, with L2 in the gradient, `adamw`, both with `betas`, or `sgd` with `momentum`. end_rate: the
     share of `lr` that the cosine schedule ends at. accumulate: parts that the rows of a language model's batch are
-    taken in, one after another, for one update.
+    taken in, one after another, for one update. compile: train its model by `torch.compile`; what comes after the
+    training is not compiled.
     """
 
     epochs: int = 1
@@ -148,6 +149,7 @@ class PresetConfig:
     train_limit: int | None = None
     test_limit: int | None = None
     precision: str = "auto"
+    compile: bool = False
     tune_steps: int | None = None
     unlearn_steps: int | None = None
 

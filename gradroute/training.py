@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from gradroute.compiling import compiled
 from gradroute.devices import computing
 from gradroute.losses import Batch, Objective, Term
 from gradroute.programs import Single, Stack, culprit
@@ -64,6 +66,7 @@ class Task:
     before_update: called with the number of updates so far and the batch's row numbers.
     parameter_router: weighs the terms' gradients by their group, and freezes what no group present may touch.
     group_index: group numbers `(points,)` if batches are to be of one group each.
+    compiled: call its model compiled, see `gradroute.compiling`.
     watcher: what else goes on from update to update, and must be kept to go on from.
     """
 
@@ -77,6 +80,7 @@ class Task:
     before_update: Callable[[int, torch.Tensor], None] = lambda step, chosen: None
     parameter_router: ParameterRouter | None = None
     group_index: torch.Tensor | None = None
+    compiled: bool = False
     watcher: Stateful | None = None
 
 
@@ -123,6 +127,12 @@ class Fit:
         Raises: FloatingPointError, naming the term, if every task has failed: at once on a CPU, and at the end of the
             epoch elsewhere, since looking at it would make the device wait.
         """
+        first = self.tasks[0]
+        with compiled(first.objective) if first.compiled else nullcontext():
+            self._epochs(after_update)
+        self.check_parameters()
+
+    def _epochs(self, after_update: Callable[[], None]) -> None:
         while self.epoch < self.tasks[0].trainer.epochs:
             self._starts = [task.order.get_state() for task in self.tasks]
             plans = [batches(t.points, t.trainer.batch_size, t.order, t.group_index) for t in self.tasks]
@@ -137,7 +147,6 @@ class Fit:
             for number, (task, own) in enumerate(zip(self.tasks, means, strict=True)):
                 if number not in self.failed:
                     task.on_epoch(self.epoch, self.step, own)
-        self.check_parameters()
 
     def _update(self, chosen: list[torch.Tensor]) -> None:
         """One optimizer update of every task."""

@@ -1,12 +1,12 @@
 """A batch in parts: the same updates as of the whole, for all losses, routes and the ledger, also after a break."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from small_language import config, goes_on_to_the_bit, weights
 
 from gradroute.cli import conf_dir
 from gradroute.config import from_mapping
@@ -16,44 +16,10 @@ from gradroute.language import LanguageModelling
 from gradroute.language_schema import UnlearnConfig
 from gradroute.losses import in_parts
 from gradroute.programs import total
-from gradroute.run import Run
 from gradroute.runner import execute
-from gradroute.schema import Config
-from gradroute.training import Fit, Task
 from gradroute.unlearning import _objective
 
-SMALL = [
-    "trainer=smoke", "trainer.device=cpu", "model.transformer.layers=2", "model.transformer.width=16",
-    "model.transformer.heads=2", "model.transformer.hidden=24", "model.transformer.expand=[0,1]",
-    "model.transformer.added=8", "dataset.text.stories=60", "dataset.text.test_stories=40", "dataset.text.length=48",
-    "trainer.batch_size=7", "relearn.documents=[2]", "relearn.samples=1", "relearn.every=1", "completions=null",
-]  # fmt: skip
 METHODS = pytest.mark.parametrize("experiment", ["stories_era", "stories_era/sgtm"])
-
-
-def config(folder: Path, experiment: str, *overrides: str) -> Config:
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        given = [f"experiment={experiment}", *SMALL, "finetune.documents=[4]", f"output_dir={folder}", *overrides]
-        return from_mapping(compose("config", given))
-
-
-def weights(own: Config, made: Callable[[LanguageModelling], Any]) -> tuple[list[float], list[torch.Tensor]]:
-    """The losses and the parameters after every update of an epoch in float64, of what `made` makes of a problem."""
-    problem = LanguageModelling(own)
-    problem.model.double()
-    objective = made(problem)
-    order = torch.Generator().manual_seed(0)
-    task = Task(
-        "train", objective, problem.batch, problem.points, own.trainer, order, parameter_router=problem.parameter_router
-    )
-    fit, found, losses = Fit([task], "float32", problem.device), list[torch.Tensor](), list[float]()
-
-    def after_update() -> None:
-        found.append(torch.cat([p.detach().flatten() for p in objective.parameters()]))
-        losses.append(sum(fit._seen.by_task(len(found) - 1)[0].values()))
-
-    fit.run(after_update)
-    return losses, found
 
 
 @METHODS
@@ -105,27 +71,7 @@ def test_the_ledger_and_the_metrics_are_those_of_whole_batches(tmp_path: Path, e
 
 
 def test_a_run_in_parts_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save, count = Run.checkpoint, [0]
-
-    class Gone(BaseException):
-        pass
-
-    def checkpoint(self: Run, fit: Any = None) -> None:
-        save(self, fit)
-        count[0] += 1
-        if count[0] == 3:
-            raise Gone
-
-    changes = ["trainer.accumulate=3", "checkpoint.minutes=0", "steps=[train,ablate,finetune,relearn,evaluate]"]
-    (run,) = execute([config(tmp_path / "whole", "stories_era", *changes)])
-    own = config(tmp_path / "cut", "stories_era", *changes)
-    with monkeypatch.context() as patch, pytest.raises(Gone):
-        patch.setattr(Run, "checkpoint", checkpoint)
-        execute([own])
-    (cut,) = (tmp_path / "cut" / "stories_era").iterdir()
-    assert execute([own], folder=cut) == [cut] and isinstance(run, Path)
-    for name in ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json"):
-        assert (cut / name).read_bytes() == (run / name).read_bytes(), name
+    goes_on_to_the_bit(tmp_path, monkeypatch, "trainer.accumulate=3")
 
 
 @pytest.mark.parametrize(

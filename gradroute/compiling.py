@@ -1,0 +1,51 @@
+"""A model compiled by `torch.compile` while it trains, with its routes on it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from gradroute.errors import UserError
+from gradroute.losses import NextTokenObjective, Objective
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the compiler raises, in one line that says what to do. Its own caches end with the block."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        inner = getattr(error, "inner_exception", None) or error
+        reason = next((line.strip() for line in str(inner).splitlines() if line.strip()), type(inner).__name__)
+        raise UserError(
+            f"trainer.compile=true: torch.compile fails here ({reason}); set trainer.compile=false"
+        ) from None
+    finally:
+        torch.compiler.reset()  # it keeps few programs of one function, over all models of a process
+
+
+def require_compiler(device: torch.device) -> None:
+    """Compile one addition. Raises: UserError if that cannot be done: it must be said before anything is trained."""
+    with _told():
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+
+
+@contextmanager
+def compiled(objective: Objective) -> Iterator[None]:
+    """Have the objective call its model compiled inside; the model itself, and the names in it, stay as they are.
+
+    Each size of batch is compiled by itself: a program for several sizes would round differently before and after a run
+    that goes on. Raises: UserError for a model that cannot be compiled; TypeError for an objective that is not a
+    language model's.
+    """
+    if not isinstance(objective, NextTokenObjective):
+        raise TypeError("only a language model is compiled for its training")
+    model = objective.model
+    with _told(), objective.router.attached() if objective.router else nullcontext():
+        objective.call = torch.compile(lambda *inputs: model(*inputs), dynamic=False)
+        try:
+            yield
+        finally:
+            objective.call = None

@@ -1,0 +1,75 @@
+"""Language models of a few thousand weights, for tests that compare their training after every update."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from gradroute.cli import conf_dir
+from gradroute.config import from_mapping
+from gradroute.language import LanguageModelling
+from gradroute.run import Run
+from gradroute.runner import execute
+from gradroute.schema import Config
+from gradroute.training import Fit, Task
+
+SMALL = [
+    "trainer=smoke", "trainer.device=cpu", "model.transformer.layers=2", "model.transformer.width=16",
+    "model.transformer.heads=2", "model.transformer.hidden=24", "model.transformer.expand=[0,1]",
+    "model.transformer.added=8", "dataset.text.stories=60", "dataset.text.test_stories=40", "dataset.text.length=48",
+    "trainer.batch_size=7", "relearn.documents=[2]", "relearn.samples=1", "relearn.every=1", "completions=null",
+]  # fmt: skip
+
+
+def config(folder: Path, experiment: str, *overrides: str) -> Config:
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        given = [f"experiment={experiment}", *SMALL, "finetune.documents=[4]", f"output_dir={folder}", *overrides]
+        return from_mapping(compose("config", given))
+
+
+def weights(own: Config, made: Callable[[LanguageModelling], Any]) -> tuple[list[float], list[torch.Tensor]]:
+    """The losses and the parameters after every update of an epoch in float64, of what `made` makes of a problem."""
+    problem = LanguageModelling(own)
+    problem.model.double()
+    objective = made(problem)
+    order = torch.Generator().manual_seed(0)
+    task = Task(
+        "train", objective, problem.batch, problem.points, own.trainer, order,
+        parameter_router=problem.parameter_router, compiled=own.trainer.compile,
+    )  # fmt: skip
+    fit, found, losses = Fit([task], "float32", problem.device), list[torch.Tensor](), list[float]()
+
+    def after_update() -> None:
+        found.append(torch.cat([p.detach().flatten() for p in objective.parameters()]))
+        losses.append(sum(fit._seen.by_task(len(found) - 1)[0].values()))
+
+    fit.run(after_update)
+    return losses, found
+
+
+def goes_on_to_the_bit(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> None:
+    """A run that ends at its third checkpoint and goes on writes what one writes that is never interrupted."""
+    save, count = Run.checkpoint, [0]
+
+    class Gone(BaseException):
+        pass
+
+    def checkpoint(self: Run, fit: Any = None) -> None:
+        save(self, fit)
+        count[0] += 1
+        if count[0] == 3:
+            raise Gone
+
+    changes = ("checkpoint.minutes=0", "steps=[train,ablate,finetune,relearn,evaluate]", *changes)
+    (run,) = execute([config(folder / "whole", "stories_era", *changes)])
+    own = config(folder / "cut", "stories_era", *changes)
+    with monkeypatch.context() as patch, pytest.raises(Gone):
+        patch.setattr(Run, "checkpoint", checkpoint)
+        execute([own])
+    (cut,) = (folder / "cut" / "stories_era").iterdir()
+    assert execute([own], folder=cut) == [cut] and isinstance(run, Path)
+    for name in ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json"):
+        assert (cut / name).read_bytes() == (run / name).read_bytes(), name

@@ -1,0 +1,83 @@
+"""Training by a compiled model: the updates of the plain one, also after a break; and where it cannot be had."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from small_language import config, goes_on_to_the_bit, weights
+
+from gradroute.cli import conf_dir
+from gradroute.compiling import compiled, require_compiler
+from gradroute.config import from_mapping
+from gradroute.errors import UserError
+from gradroute.language import LanguageModelling
+from gradroute.losses import Objective
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each call of a compiled model, so that a test can tell that there was one."""
+    rows, compile_ = list[int](), torch.compile
+
+    def counting(function: Any, **options: Any) -> Any:
+        program = compile_(function, **options)
+
+        def call(*inputs: Any) -> Any:
+            rows.append(len(inputs[0]))
+            return program(*inputs)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", counting)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("experiment", "backend"),
+    [("stories_era", "inductor"), ("stories_era/control", "aot_eager"), ("stories_era/sgtm", "aot_eager")],
+)
+def test_a_compiled_model_makes_the_same_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str, backend: str, calls: list[int]
+) -> None:
+    """With routed activations of two layers, without routes, and with routed parameters."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    plain = weights(config(tmp_path, experiment), LanguageModelling.objective)
+    assert not calls
+    fast = weights(config(tmp_path, experiment, "trainer.compile=true"), LanguageModelling.objective)
+    assert len(calls) == len(plain[0]) > 4 and len(set(calls)) == 2  # the last batch is smaller
+    assert fast[0] == pytest.approx(plain[0], rel=1e-6)
+    for one, other in zip(plain[1], fast[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-7)  # of updates of 2e-3
+
+
+def test_a_compiled_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
+    goes_on_to_the_bit(tmp_path, monkeypatch, "trainer.compile=true")
+    assert len(calls) > 10
+
+
+def test_the_model_is_its_plain_self_after_the_training(tmp_path: Path) -> None:
+    objective = LanguageModelling(config(tmp_path, "stories_era")).objective()
+    names = [name for name, _ in objective.named_parameters()]
+    with compiled(objective):
+        assert objective.call is not None and [name for name, _ in objective.named_parameters()] == names
+    assert objective.call is None
+
+
+def test_a_compiler_that_fails_is_told_of_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no such compiler",))
+    with pytest.raises(UserError) as error, torch._inductor.utils.fresh_cache():
+        require_compiler(torch.device("cpu"))
+    text = str(error.value)
+    assert text.startswith("trainer.compile=true: torch.compile fails here (") and "\n" not in text
+    assert text.endswith("set trainer.compile=false")
+
+
+def test_images_are_not_compiled() -> None:
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"), pytest.raises(UserError) as error:
+        from_mapping(compose("config", ["trainer.compile=true"]))
+    assert str(error.value) == "trainer.compile=True: must be false for images"
+    with pytest.raises(TypeError, match="only a language model"), compiled(Objective({}, None)):
+        pass

@@ -149,6 +149,9 @@ def _check_trainer(trainer: TrainerConfig) -> None:
     one_of("trainer.schedule", trainer.schedule, ("constant", "cosine"))
     one_of("trainer.precision", trainer.precision, ("auto", "float32", "tf32", "bfloat16"))
     one_of("trainer.batches", trainer.batches, ("mixed", "by_group"))
+    fits = trainer.accumulate <= trainer.batch_size
+    right = f"at most trainer.batch_size={trainer.batch_size}, the rows that there are to take in parts"
+    require(fits, "trainer.accumulate", trainer.accumulate, right)
     used = trainer.schedule == "cosine" or trainer.end_rate == 0
     require(used, "trainer.end_rate", trainer.end_rate, "0 with trainer.schedule=constant, which has no end")
     right = "auto, cpu, mps, cuda or cuda:N"

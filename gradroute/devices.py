@@ -5,13 +5,19 @@ from contextlib import contextmanager
 
 import torch
 
+from gradroute import processes
 from gradroute.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `trainer.device` names; `auto` takes a GPU if there is one. Raises: UserError."""
+    """The device that `trainer.device` names; `auto` takes a GPU if there is one. Raises: UserError.
+
+    Of several processes each takes the GPU of its number.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and processes.size() > 1:
+        name = f"cuda:{processes.local()}"
     try:
         torch.empty(1, device=name)
         return torch.device(name)

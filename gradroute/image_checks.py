@@ -9,9 +9,20 @@ FORMATS = ("torchvision", "folder", "strips")
 CROP = 64  # pixels
 
 
+def indivisible(config: Config) -> str | None:
+    """What takes a batch as a whole, so that it cannot be taken in parts that add up; None if nothing does."""
+    if config.losses.correlation:
+        return "losses.correlation"
+    sizes = config.model.resnet
+    return "batch norm (model.resnet.norm)" if sizes is not None and sizes.norm == "batch" else None
+
+
 def check_images(config: Config) -> None:
     """Raise UserError at the first value of image data or of a ResNet that does not fit, or that only one has."""
     data, sizes = config.dataset, config.model.resnet
+    if reason := indivisible(config):
+        right = f"1: {reason} takes a batch as a whole"
+        require(config.trainer.accumulate == 1, "trainer.accumulate", config.trainer.accumulate, right)
     one_of("dataset.format", data.format, FORMATS)
     local = data.format == "torchvision" or data.root is not None
     require(local, "dataset.root", data.root, f"the folder that dataset.format={data.format} is about")

@@ -11,12 +11,14 @@ from torch import nn
 from gradroute.losses import (
     CORRELATION,
     UNLABELLED,
+    Batch,
     Objective,
     Term,
     Terms,
     at_least_float32,
     correlation_penalty,
     group_means,
+    in_parts,
     l1_penalty,
 )
 from gradroute.routing import OneGroup, Router
@@ -63,11 +65,19 @@ class CertificateObjective(Objective):
         super().__init__({self.term: 1.0})
         self.certificate, self.error = certificate, error
 
-    def forward(self, encodings: torch.Tensor, targets: torch.Tensor) -> Terms:
-        """Terms for encodings `(batch, …, units)`, and images `(batch, pixels)` or labels `(batch,)`."""
+    def parts(self, batch: Batch, number: int) -> Iterator[Batch]:
+        """Rows, with their share of the batch's."""
+        for part in in_parts(batch, number):
+            yield (*part, torch.tensor(len(part[0]) / len(batch[0])))
+
+    def forward(self, encodings: torch.Tensor, targets: torch.Tensor, share: torch.Tensor | float = 1.0) -> Terms:
+        """Terms for encodings `(batch, …, units)`, and images `(batch, pixels)` or labels `(batch,)`.
+
+        They are of a part of a batch that has this `share` of its rows.
+        """
         with in_training(self):
             output = self.certificate(encodings)
-        return {self.term: (self.error.each(output, targets).mean(), self.weights[self.term])}
+        return {self.term: (self.error.each(output, targets).mean() * share, self.weights[self.term])}
 
 
 class DecoderObjective(Objective):
@@ -96,20 +106,35 @@ class DecoderObjective(Objective):
         self.model, self.certificates = model, certificates
         self.partial, self.skip_absent = partial, skip_absent
 
+    def parts(self, batch: Batch, number: int) -> Iterator[Batch]:
+        """Rows, with the whole batch's images of each group, `(groups,)`, and the part's share of the rows.
+
+        Only where nothing is of the batch as a whole: see `gradroute.image_checks.indivisible`.
+        """
+        if number == 1:
+            yield batch
+            return
+        names = len(self.router.groups) + self.partial
+        counts = torch.bincount(batch[-1] % names, minlength=names).float()
+        for part in in_parts(batch, number):
+            yield (*part, counts, counts.new_tensor(len(part[0]) / len(batch[0])))
+
     def terms(
         self, output: torch.Tensor, targets: torch.Tensor, group_index: torch.Tensor,
-        activations: Mapping[str, torch.Tensor],
+        activations: Mapping[str, torch.Tensor], counts: torch.Tensor | None = None,
+        share: torch.Tensor | float = 1.0,
     ) -> Terms:  # fmt: skip
         """Terms of the decoder's output, given the sites' activations before the mask; the loss is Σ weight × value.
 
         Each group's mean error has weight 1, or `losses.groups`, so that with two groups the sum is about twice the
-        overall mean (GR released code). Penalties are unrouted: they read the sites before the mask.
+        overall mean (GR released code). Penalties are unrouted: they read the sites before the mask. `counts` and
+        `share` are of `parts`.
         """
-        terms = self._task_terms(self.error.each(output, targets), group_index)
+        terms = self._task_terms(self.error.each(output, targets), group_index, counts)
         for name, certificate in self.certificates.items():
             seen = self.router.regions[name].select(activations).detach()
             value = self.error.each(certificate(seen), targets).mean()
-            terms[Term("certificate", "all", name, self.error.metric)] = (value, 1.0)
+            terms[Term("certificate", "all", name, self.error.metric)] = (value * share, 1.0)
         penalties = {term: weight for term, weight in self.weights.items() if term.head == "penalty"}
         regions = {
             name: at_least_float32(region.select(activations)).flatten(0, -2)
@@ -120,19 +145,20 @@ class DecoderObjective(Objective):
             value = (
                 correlation_penalty(list(regions.values())) if term == CORRELATION else l1_penalty(regions[term.region])
             )
-            terms[term] = (value, weight)
+            terms[term] = (value * share, weight)
         return terms
 
-    def _task_terms(self, per_image: torch.Tensor, group_index: torch.Tensor) -> Terms:
+    def _task_terms(self, per_image: torch.Tensor, group_index: torch.Tensor, counts: torch.Tensor | None) -> Terms:
         names = [*self.router.groups, UNLABELLED] if self.partial else self.router.groups
         groups = len(self.router.groups)
-        means = group_means(per_image, group_index % len(names), len(names))
+        means = group_means(per_image, group_index % len(names), len(names), counts)
         present, shares = [1] * len(names), torch.ones(len(names))
         if self.skip_absent or self.partial:
             numbers = torch.arange(len(names), device=group_index.device)
-            counts = (group_index[:, None] % len(names) == numbers).sum(0)
+            if counts is None:
+                counts = (group_index[:, None] % len(names) == numbers).sum(0)
             present = counts.tolist() if self.skip_absent else present  # tolist waits for the device
-            shares = counts * (groups / len(per_image)) if self.partial else shares
+            shares = counts * (groups / counts.sum()) if self.partial else shares
         terms = [Term("decoder", name, "all", self.error.metric) for name in names]
         return {t: (means[i], shares[i] * self.weights[t]) for i, t in enumerate(terms) if present[i]}
 
@@ -146,12 +172,12 @@ class ReconstructionObjective(DecoderObjective):
         super().__init__(*args, **options)
         self.several_decoders = several_decoders
 
-    def forward(self, images: torch.Tensor, group_index: torch.Tensor) -> Terms:
-        """Terms for images `(batch, pixels)` with group numbers `(batch,)`."""
+    def forward(self, images: torch.Tensor, group_index: torch.Tensor, *part: torch.Tensor) -> Terms:
+        """Terms for images `(batch, pixels)` with group numbers `(batch,)`; `part`: what `parts` adds."""
         with self.router.route(group_index, self.monitor) as activations:
             inputs = (images, group_index) if self.several_decoders else (images,)
             reconstruction = self.model(*inputs)
-        return self.terms(reconstruction, images, group_index, activations)
+        return self.terms(reconstruction, images, group_index, activations, *part)
 
 
 class ClassificationObjective(DecoderObjective):
@@ -168,11 +194,16 @@ class ClassificationObjective(DecoderObjective):
         super().__init__(*args, **options)
         self.several_passes = several_passes
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor, group_index: torch.Tensor) -> Terms:
-        """Terms for images `(batch, channels, height, width)` with labels and group numbers `(batch,)`."""
+    def forward(
+        self, images: torch.Tensor, labels: torch.Tensor, group_index: torch.Tensor, *part: torch.Tensor
+    ) -> Terms:
+        """Terms for images `(batch, channels, height, width)` with labels and group numbers `(batch,)`.
+
+        `part`: what `parts` adds.
+        """
         with in_training(self):
             logits, activations = self._passes(images, group_index)
-            return self.terms(logits, labels, group_index, activations)
+            return self.terms(logits, labels, group_index, activations, *part)
 
     def _passes(
         self, images: torch.Tensor, group_index: torch.Tensor

@@ -27,8 +27,6 @@ def check_language(config: Config) -> None:
             require(
                 getattr(config.trainer, key) is None, f"trainer.{key}", getattr(config.trainer, key), "null for images"
             )
-        right = "1 for images, whose losses are of a whole batch"
-        require(config.trainer.accumulate == 1, "trainer.accumulate", config.trainer.accumulate, right)
         require(not config.trainer.compile, "trainer.compile", config.trainer.compile, "false for images")
         for step in LATER:
             require(step not in config.steps, "steps", config.steps, f"without {step}, which is for language models")
@@ -48,9 +46,6 @@ def check_language(config: Config) -> None:
         config.trainer.batches,
         "mixed: a row has several documents",
     )
-    fits = config.trainer.accumulate <= config.trainer.batch_size
-    right = f"at most trainer.batch_size={config.trainer.batch_size}, the rows that there are to take in parts"
-    require(fits, "trainer.accumulate", config.trainer.accumulate, right)
     _check_text(text)
     if sizes is not None:
         _check_sizes(sizes)

@@ -36,11 +36,16 @@ def at_least_float32(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def group_means(values: torch.Tensor, group_index: torch.Tensor, groups: int) -> torch.Tensor:
-    """Mean of `values` `(batch,)` within each group, `(groups,)`; an empty group contributes 0."""
+def group_means(
+    values: torch.Tensor, group_index: torch.Tensor, groups: int, counts: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean of `values` `(batch,)` within each group, `(groups,)`; an empty group contributes 0.
+
+    Of a part of a batch, `counts` `(groups,)` are those of the whole.
+    """
     zeros = values.new_zeros(groups)
     sums = zeros.index_add(0, group_index, values)
-    counts = zeros.index_add(0, group_index, torch.ones_like(values))
+    counts = zeros.index_add(0, group_index, torch.ones_like(values)) if counts is None else counts
     return sums / counts.clamp(min=1)
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
+from gradroute import processes
 from gradroute.losses import Batch, Objective, Term, Terms
 from gradroute.routing import Monitor, ParameterRouter
 from gradroute.routing.monitor import Watched
@@ -92,19 +94,27 @@ class Single:
         self.optimizer.param_groups[0]["lr"] = rates[0]
 
     def gradients(self, data: Sequence[Batch]) -> Values:
-        """Fill the parameters' `.grad` from one batch, in as many parts as are accumulated; returns its terms."""
+        """Fill the parameters' `.grad` from one batch, in parts, those of all processes; returns its terms."""
         self.optimizer.zero_grad()
         found: dict[Term, torch.Tensor] = {}
-        for number, part in enumerate(self.objective.parts(data[0], self.accumulate)):
-            if isinstance(self.objective.monitor, Monitor):
-                self.objective.monitor.continues = number > 0
-            with self.computing():
-                terms: Terms = self.objective(*part)
-            backward(terms, self.router)
-            for term, (value, _) in terms.items():
-                found[term] = found[term] + value.detach() if term in found else value.detach()
+        monitor = self.objective.monitor if isinstance(self.objective.monitor, Monitor) else None
+        parameters = list(self.parameters.values())
+        mine, shares = processes.share()
+        parts = self.objective.parts(data[0], self.accumulate * shares)
+        with processes.watching(monitor, parameters[0].device):
+            for number, part in enumerate(islice(parts, mine, None, shares)):
+                if monitor:
+                    monitor.continues = number > 0
+                with self.computing():
+                    terms: Terms = self.objective(*part)
+                backward(terms, self.router)
+                for term, (value, _) in terms.items():
+                    found[term] = found[term] + value.detach() if term in found else value.detach()
+        if shares > 1:
+            numbers = torch.stack([found.get(term, parameters[0].new_zeros(())) for term in self.terms])
+            found = dict(zip(self.terms, processes.add_up(parameters, numbers), strict=True))
         numbers = torch.stack(list(found.values()))[:, None]
-        return Values(tuple(found), numbers, _probe([p.grad for p in self.parameters.values()]))
+        return Values(tuple(found), numbers, _probe([p.grad for p in parameters]))
 
     def update(self) -> None:
         """Move the parameters; what no group present may touch stays."""

@@ -179,6 +179,35 @@ class RunFolder:
         self.write_json("manifest.json", sealed(self.manifest))
 
 
+class Unwritten(RunFolder):
+    """The folder of a run that another process leads and writes: nothing is written."""
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.path, self.manifest, self.rows = path, dict(manifest), list[dict[str, Any]]()
+        self._started = time.monotonic()
+
+    def keep(self, texts: Mapping[str, str]) -> None:
+        """Nothing."""
+
+    def write_metrics(self) -> None:
+        """Nothing."""
+
+    def write_ledger(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing."""
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Nothing."""
+
+    def log(self, line: str) -> None:
+        """Nothing."""
+
+    def finish(self, state: str) -> None:
+        """Nothing."""
+
+    def release(self) -> None:
+        """Nothing."""
+
+
 def _make_folder(config: Config) -> Path:
     parent = Path(config.output_dir) / config.name
     base = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{config_hash(config)}_seed{config.seed}"

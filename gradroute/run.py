@@ -18,7 +18,7 @@ from gradroute.ledger import Ledger
 from gradroute.losses import Term
 from gradroute.problem import Measurement, Probe
 from gradroute.progress import Progress
-from gradroute.records import RunFolder
+from gradroute.records import RunFolder, Unwritten
 from gradroute.samples import write_samples
 from gradroute.schema import Config
 from gradroute.setup import build_problem
@@ -36,12 +36,13 @@ class Run:
 
     def __init__(
         self, config: Config, data: Any = None, stacked: int = 1, quiet: bool = False,
-        folder: Path | None = None, checkpoint: Checkpoint | None = None,
+        folder: Path | None = None, checkpoint: Checkpoint | None = None, helps: bool = False,
     ) -> None:  # fmt: skip
         """Check everything, then make the folder.
 
         data: the data set, if it is at hand. stacked: how many runs are trained together. quiet: only its log tells.
         folder: an unfinished run's, to go on with that very run. checkpoint: where in it; at its beginning if None.
+        helps: another process's run, which alone writes there.
         """
         begun = folder if checkpoint else None
         self.config, self.problem = config, build_problem(config, data, begun)
@@ -60,7 +61,7 @@ class Run:
         if folder is None:
             self.folder = RunFolder.create(self.config, self._facts())
         else:
-            self.folder = RunFolder(folder, folders.read_manifest(folder))
+            self.folder = (Unwritten if helps else RunFolder)(folder, folders.read_manifest(folder))
         self.progress = Progress(self.folder.log, quiet)
         if folder is not None:
             try:
@@ -71,7 +72,8 @@ class Run:
 
     def checkpoint(self, fit: Mapping[str, Any] | None = None) -> None:
         """Keep what the run is, and where its present task is, to go on from."""
-        continuing.keep(self, fit)
+        if not isinstance(self.folder, Unwritten):
+            continuing.keep(self, fit)
 
     def end_step(self, step: str) -> None:
         """Note a step as done, and keep the run if there is another."""
@@ -137,6 +139,7 @@ class Run:
             parameter_router=problem.parameter_router,
             group_index=problem.routed if trainer.batches == "by_group" else None,
             compiled=trainer.compile,
+            shared=True,
             watcher=ledger if settings.enabled else None,
         )
         problem.at_step(self.steps_done - 1)  # no update sets it if the run goes on from after the last one

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gradroute import checkpoints, folders, stopping
+from gradroute import checkpoints, folders, processes, stopping
 from gradroute.checkpoints import Checkpoint
 from gradroute.config import differences
 from gradroute.errors import UserError
@@ -149,6 +149,7 @@ def _run_together(plans: Sequence[_Plan]) -> list[Outcome]:
         try:
             data = runs[0].problem.data if runs else None
             run = Run(plan.config, data, len(plans), bool(runs), plan.folder, plan.checkpoint)
+            processes.tell(_to_help(run, plan.checkpoint))
             runs.append(run)
             outcomes.append(run)
         except Exception as error:
@@ -156,6 +157,26 @@ def _run_together(plans: Sequence[_Plan]) -> list[Outcome]:
     if runs:
         _steps(runs)
     return [o if isinstance(o, Exception) else o.error or o.folder.path for o in outcomes]
+
+
+def _to_help(run: Run, checkpoint: Checkpoint | None) -> dict[str, str | None] | None:
+    """What the processes that help with a run's training have to know; None if it does not train."""
+    if "train" not in run.config.steps or "train" in run.done or run.donor:
+        return None
+    return {"folder": str(run.folder.path), "checkpoint": checkpoint.name if checkpoint else None}
+
+
+def _help(config: Config) -> None:
+    """Train with the process that leads, and end when that is done."""
+    told = processes.hear()
+    if told is not None:
+        folder = Path(told["folder"])
+        checkpoint = Checkpoint(folder, told["checkpoint"], "") if told["checkpoint"] else None
+        run = Run(config, quiet=True, folder=folder, checkpoint=checkpoint, helps=True)
+        for step in config.steps[len(run.done) : config.steps.index("train") + 1]:
+            for error in _advance([run], step).values():
+                raise error
+    raise SystemExit
 
 
 def _resumed(config: Config, folder: Path) -> _Plan | Path:
@@ -222,5 +243,9 @@ def execute(configs: Sequence[Config], reuse: bool = False, folder: Path | None 
     is not made again: it is returned if it is finished, and gone on with if it was interrupted. With `folder`, that of
     an interrupted run, its only configuration is gone on with there.
     """
-    with stopping.heard():
+    with stopping.heard(), processes.joined():
+        if processes.size() > 1:
+            processes.require_one(configs)
+        if processes.rank():
+            _help(configs[0])
         return _execute(configs, reuse, folder)

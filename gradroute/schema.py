@@ -129,9 +129,8 @@ class PresetConfig:
     """Settings of the optimizer and the amount of data; `tune_steps` and `unlearn_steps` are of a language model.
 
     optimizer: `adam`, with L2 in the gradient, `adamw`, both with `betas`, or `sgd` with `momentum`. end_rate: the
-    share of `lr` that the cosine schedule ends at. accumulate: parts that the rows of a language model's batch are
-    taken in, one after another, for one update. compile: train its model by `torch.compile`; what comes after the
-    training is not compiled.
+    share of `lr` that the cosine schedule ends at. accumulate: parts that a batch is taken in, one after another, for
+    one update. compile: train a language model by `torch.compile`; what comes after the training is not compiled.
     """
 
     epochs: int = 1

@@ -32,6 +32,8 @@ def obstacle(config: Config) -> str | None:
     """Why a run can only be trained alone, or None."""
     if config.trainer.batches == "by_group":
         return "trainer.batches=by_group: its batches differ in size from run to run"
+    if config.trainer.accumulate > 1:
+        return f"trainer.accumulate={config.trainer.accumulate}: batches are stacked whole"
     for key in ("transformer", "hf", "resnet"):
         if getattr(config.model, key) is not None:
             return f"model.{key}: it is trained alone"

@@ -17,6 +17,8 @@ class _Asked:
 
     signal: int | None = None
     held: bool = False
+    together: bool = False  # several processes end after the same update
+    agreed: bool = False
 
 
 def _come(number: int, frame: FrameType | None) -> None:
@@ -37,7 +39,7 @@ def heard() -> Iterator[None]:
     except ValueError:
         yield
         return
-    _Asked.signal = None
+    _Asked.signal, _Asked.agreed = None, False
     try:
         yield
     finally:
@@ -57,13 +59,36 @@ def held() -> Iterator[None]:
         end()
 
 
+@contextmanager
+def agreed() -> Iterator[None]:
+    """Inside, a signal counts once `agree` was told of it: by then all processes have been."""
+    _Asked.together, _Asked.agreed = True, False
+    try:
+        yield
+    finally:
+        _Asked.together = False
+
+
+def number() -> int:
+    """The signal that came to this process, 0 for none."""
+    return _Asked.signal or 0
+
+
+def agree(signal: int) -> None:
+    """Take the signal that came to any process, 0 for none, as one's own."""
+    if signal:
+        _Asked.signal, _Asked.agreed = signal, True
+
+
 def asked() -> bool:
     """Whether a signal came and waits."""
-    return _Asked.signal is not None
+    return _Asked.signal is not None and (_Asked.agreed or not _Asked.together)
 
 
 def end() -> None:
     """If a signal came, end as it wants it, by KeyboardInterrupt or SystemExit."""
+    if not asked():
+        return
     if _Asked.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if _Asked.signal is not None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from gradroute import processes
 from gradroute.compiling import compiled
 from gradroute.devices import computing
 from gradroute.losses import Batch, Objective, Term
@@ -67,6 +68,7 @@ class Task:
     parameter_router: weighs the terms' gradients by their group, and freezes what no group present may touch.
     group_index: group numbers `(points,)` if batches are to be of one group each.
     compiled: call its model compiled, see `gradroute.compiling`.
+    shared: all processes of a run train it together, see `gradroute.processes`.
     watcher: what else goes on from update to update, and must be kept to go on from.
     """
 
@@ -81,6 +83,7 @@ class Task:
     parameter_router: ParameterRouter | None = None
     group_index: torch.Tensor | None = None
     compiled: bool = False
+    shared: bool = False
     watcher: Stateful | None = None
 
 
@@ -128,7 +131,10 @@ class Fit:
             epoch elsewhere, since looking at it would make the device wait.
         """
         first = self.tasks[0]
-        with compiled(first.objective) if first.compiled else nullcontext():
+        with (
+            compiled(first.objective) if first.compiled else nullcontext(),
+            processes.in_step() if first.shared else nullcontext(),
+        ):
             self._epochs(after_update)
         self.check_parameters()
 

@@ -27,7 +27,8 @@ from gradroute.verify import claims_of
 SMALL = [
     "experiment=stories_era", "trainer=smoke", "trainer.device=cpu", "model.transformer.layers=2",
     "model.transformer.width=16", "model.transformer.heads=2", "model.transformer.hidden=24",
-    "model.transformer.added=8", "routing.regions.original.units='0:24'", "routing.regions.added.units='24:32'",
+    "model.transformer.expand=[0,1]", "model.transformer.added=8", "routing.regions.original.units='0:24'",
+    "routing.regions.added.units='24:32'",
     "dataset.text.stories=60", "dataset.text.test_stories=40", "dataset.text.length=48", "trainer.batch_size=8",
     "finetune.documents=[4]", "relearn.documents=[2,4]", "relearn.samples=2", "relearn.every=1",
 ]  # fmt: skip
@@ -91,7 +92,10 @@ def test_the_loss_is_the_mean_over_tokens_and_routes_weigh_each_token(tmp_path: 
 def test_the_published_model_is_routed_where_it_is_expanded(tmp_path: Path) -> None:
     sizes = ["width=16", "heads=2", "hidden=24", "added=8"]
     small = [f"model.transformer.{size}" for size in sizes]
-    made = config(tmp_path, "model=transformer_28m", "model.transformer.layers=8", *small)
+    shared = [given for given in SMALL if not given.startswith("model.transformer.expand")]
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        given = [*shared, f"output_dir={tmp_path}", "model=transformer_28m", "model.transformer.layers=8", *small]
+        made = from_mapping(compose("config", given))
     sites = {site.name for site in LanguageModelling(made).router.sites}
     assert sites == {f"blocks.{layer}.mlp.act" for layer in range(5)}
 

@@ -11,6 +11,7 @@ from gradroute.routing.regions import Region
 from gradroute.routing.sites import Site
 
 DEFAULT = "default"  # the group of data points with membership -1
+SUMS = ("points", "activation", "routed", "unrouted")
 
 
 @dataclass(frozen=True)
@@ -147,14 +148,23 @@ class Monitor:
         """What was measured so far, for every region and every group that came."""
         none = torch.zeros(len(self.groups) + 1)
         for region in self.regions:
-            points, *sums = (
-                self._sums.get((what, region), none).tolist() for what in ("points", "activation", "routed", "unrouted")
-            )
+            points, *sums = (self._sums.get((what, region), none).tolist() for what in SUMS)
             passes = max(1, self._passes[region])
             for name, n, activation, routed, unrouted in zip([*self.groups, DEFAULT], points, *sums, strict=True):
                 if n > 0:
                     roots = (math.sqrt(activation / n), math.sqrt(routed / passes), math.sqrt(unrouted / passes))
                     yield Norms(name, region, n, *roots)
+
+    def take(self, device: torch.device) -> torch.Tensor:
+        """All sums so far, `(4, regions, groups + 1)`, which this monitor then has no more: for `put`."""
+        none = torch.zeros(len(self.groups) + 1, dtype=torch.float64, device=device)
+        sums = [self._sums.pop((what, region), none) for what in SUMS for region in self.regions]
+        return torch.cat([none, *sums])[len(none) :].view(len(SUMS), len(self.regions), len(none))
+
+    def put(self, sums: torch.Tensor) -> None:
+        """Have sums such as `take` gives."""
+        for what, own in zip(SUMS, sums, strict=True):
+            self._sums |= {(what, region): row.clone() for region, row in zip(self.regions, own, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
         """What was summed so far, to go on from."""

@@ -1,0 +1,87 @@
+"""A run trained by several processes: what one makes of the same batches in parts, to the bit; and what is refused."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_language import SMALL, config
+
+from gradroute.folders import read_manifest
+from gradroute.language import LanguageModelling
+
+WRITTEN = ("model.safetensors", "ledger.csv", "metrics.csv", "summary.json")
+STEPS = ["steps=[train,ablate,evaluate]", "finetune=null", "relearn=null", "completions=null"]
+
+
+def command(folder: Path, *overrides: str, processes: int = 2) -> list[str]:
+    """The command line of a run, of one process if `processes` is 1."""
+    started = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    given = [f"output_dir={folder}", *overrides]
+    return [sys.executable, "-m", *(started if processes > 1 else []), "gradroute.cli", *given]
+
+
+def era(*overrides: str) -> list[str]:
+    small = [given for given in SMALL if not given.startswith(("relearn", "completions"))]
+    return ["experiment=stories_era", *small, *STEPS, *overrides]
+
+
+def run(line: list[str]) -> str:
+    """What a command prints to stderr. It must end well."""
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # which torchrun sets, too; two would round differently
+    result = subprocess.run(line, env=one_thread, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+def equal(one: Path, other: Path) -> None:
+    (one,), (other,) = one.glob("*/*/"), other.glob("*/*/")
+    for name in WRITTEN:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert read_manifest(other)["state"] == "finished"
+
+
+def test_two_processes_make_what_one_makes_in_two_parts(tmp_path: Path) -> None:
+    """Also of a last batch of one row, in which the second process has no part."""
+    rows = LanguageModelling(config(tmp_path, "stories_era")).points
+    size = next(size for size in range(4, rows) if rows % size == 1)
+    run(command(tmp_path / "two", *era(f"trainer.batch_size={size}", "trainer.epochs=2")))
+    one = era(f"trainer.batch_size={size}", "trainer.epochs=2", "trainer.accumulate=2")
+    run(command(tmp_path / "one", *one, processes=1))
+    equal(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_signal_ends_all_processes_and_the_run_goes_on_to_the_bit(tmp_path: Path) -> None:
+    given = era("trainer.epochs=12", "checkpoint.minutes=0", "routing.labelled_fraction=0.5")
+    run(command(tmp_path / "whole", *given))
+    line = command(tmp_path / "cut", *given)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob("cut/*/*/checkpoints/000004")):
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    (folder,) = tmp_path.glob("cut/*/*/")
+    assert read_manifest(folder)["state"] == "interrupted"
+    run([*command(tmp_path / "cut")[:-1], f"resume={folder}"])
+    equal(tmp_path / "whole", tmp_path / "cut")
+    run([*command(tmp_path / "cut")[:-1], f"resume={folder}"])  # finished: no process waits for another
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["trainer=smoke"], "torchrun: losses.correlation takes a batch as a whole"),
+        (era("seeds=2"), "torchrun: 2 runs are asked for"),
+        (["experiment=stories_era/sgtm", "trainer=smoke"], "parameters are frozen in one process only"),
+        (era("dataset.text.files=nowhere", "dataset=text"), "nowhere"),
+    ],
+)
+def test_what_several_processes_cannot_train_is_refused(tmp_path: Path, given: list[str], message: str) -> None:
+    result = subprocess.run(command(tmp_path / "out", *given), capture_output=True, text=True, timeout=120)
+    told = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode and told and all(message in line for line in told), result.stderr
+    assert not (tmp_path / "out").exists()

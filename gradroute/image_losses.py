@@ -13,6 +13,7 @@ from gradroute.losses import (
     UNLABELLED,
     Batch,
     Objective,
+    Part,
     Term,
     Terms,
     at_least_float32,
@@ -65,12 +66,12 @@ class CertificateObjective(Objective):
         super().__init__({self.term: 1.0})
         self.certificate, self.error = certificate, error
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Batch]:
+    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
         """Rows, with their share of the batch's."""
         for part in in_parts(batch, number):
-            yield (*part, torch.tensor(len(part[0]) / len(batch[0])))
+            yield (*part, len(part[0]) / len(batch[0]))
 
-    def forward(self, encodings: torch.Tensor, targets: torch.Tensor, share: torch.Tensor | float = 1.0) -> Terms:
+    def forward(self, encodings: torch.Tensor, targets: torch.Tensor, share: float = 1.0) -> Terms:
         """Terms for encodings `(batch, …, units)`, and images `(batch, pixels)` or labels `(batch,)`.
 
         They are of a part of a batch that has this `share` of its rows.
@@ -106,7 +107,7 @@ class DecoderObjective(Objective):
         self.model, self.certificates = model, certificates
         self.partial, self.skip_absent = partial, skip_absent
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Batch]:
+    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
         """Rows, with the whole batch's images of each group, `(groups,)`, and the part's share of the rows.
 
         Only where nothing is of the batch as a whole: see `gradroute.image_checks.indivisible`.
@@ -117,12 +118,12 @@ class DecoderObjective(Objective):
         names = len(self.router.groups) + self.partial
         counts = torch.bincount(batch[-1] % names, minlength=names).float()
         for part in in_parts(batch, number):
-            yield (*part, counts, counts.new_tensor(len(part[0]) / len(batch[0])))
+            yield (*part, counts, len(part[0]) / len(batch[0]))
 
     def terms(
         self, output: torch.Tensor, targets: torch.Tensor, group_index: torch.Tensor,
         activations: Mapping[str, torch.Tensor], counts: torch.Tensor | None = None,
-        share: torch.Tensor | float = 1.0,
+        share: float = 1.0,
     ) -> Terms:  # fmt: skip
         """Terms of the decoder's output, given the sites' activations before the mask; the loss is Σ weight × value.
 
@@ -172,7 +173,7 @@ class ReconstructionObjective(DecoderObjective):
         super().__init__(*args, **options)
         self.several_decoders = several_decoders
 
-    def forward(self, images: torch.Tensor, group_index: torch.Tensor, *part: torch.Tensor) -> Terms:
+    def forward(self, images: torch.Tensor, group_index: torch.Tensor, *part: Any) -> Terms:
         """Terms for images `(batch, pixels)` with group numbers `(batch,)`; `part`: what `parts` adds."""
         with self.router.route(group_index, self.monitor) as activations:
             inputs = (images, group_index) if self.several_decoders else (images,)
@@ -194,9 +195,7 @@ class ClassificationObjective(DecoderObjective):
         super().__init__(*args, **options)
         self.several_passes = several_passes
 
-    def forward(
-        self, images: torch.Tensor, labels: torch.Tensor, group_index: torch.Tensor, *part: torch.Tensor
-    ) -> Terms:
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, group_index: torch.Tensor, *part: Any) -> Terms:
         """Terms for images `(batch, channels, height, width)` with labels and group numbers `(batch,)`.
 
         `part`: what `parts` adds.

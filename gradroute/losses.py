@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ class Term:
 
 Terms = dict[Term, tuple[torch.Tensor, float | torch.Tensor]]  # value and weight of each
 Batch = tuple[torch.Tensor, ...]
+Part = tuple[Any, ...]  # rows of a batch, and what it takes for the parts' terms to add up to the batch's
 UNLABELLED = "unlabelled"
 CORRELATION = Term("penalty", "all", "all", "correlation")
 
@@ -92,7 +94,7 @@ class Objective(nn.Module):
         finally:
             self.weights, self.monitor = kept
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Batch]:
+    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
         """A batch in `number` parts, or fewer if it has fewer rows: the values of their terms add up to the batch's.
 
         Here it is one whole: most losses are not sums over data points.
@@ -133,18 +135,18 @@ class NextTokenObjective(Objective):
         number, counted = group_index.flatten() % len(self.names), (targets != IGNORED).flatten().float()
         return counted.new_zeros(len(self.names)).index_add(0, number, counted)
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Batch]:
+    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
         """Rows, with the whole batch's tokens of each group, and the part's share of the rows: see `forward`."""
         if number == 1:
             yield batch
             return
         counts = self._counts(batch[1], batch[3])
         for part in in_parts(batch, number):
-            yield (*part, counts, counts.new_tensor(len(part[0]) / len(batch[0])))
+            yield (*part, counts, len(part[0]) / len(batch[0]))
 
     def forward(
         self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor, group_index: torch.Tensor,
-        membership: torch.Tensor, counts: torch.Tensor | None = None, share: torch.Tensor | float = 1.0,
+        membership: torch.Tensor, counts: torch.Tensor | None = None, share: float = 1.0,
     ) -> Terms:  # fmt: skip
         """Terms for rows of tokens, all `(batch, length)`; `membership` is what the router takes for them.
 

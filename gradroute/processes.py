@@ -118,13 +118,11 @@ def add_up(parameters: Sequence[nn.Parameter], numbers: torch.Tensor) -> torch.T
     signal, *came = _flags([stopping.number(), *(int(p.grad is not None) for p in parameters)])
     stopping.agree(signal)
     own = [p for p, some in zip(parameters, came, strict=True) if some]
-    for parameter in own:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([p.grad.flatten() for p in own if p.grad is not None])
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in own]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    for parameter, gradient in zip(own, flat.split([p.numel() for p in own]), strict=True):
-        parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
+    for parameter, gradient, total in zip(own, gradients, flat.split([p.numel() for p in own]), strict=True):
+        parameter.grad = gradient.copy_(total.view_as(gradient))  # in place: its order in memory is the parameter's
     dist.all_reduce(numbers)
     return numbers
 

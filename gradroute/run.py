@@ -70,6 +70,11 @@ class Run:
                 self.folder.release()
                 raise
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is a training of its own to do, which other processes can help with."""
+        return "train" not in self.done and self.donor is None
+
     def checkpoint(self, fit: Mapping[str, Any] | None = None) -> None:
         """Keep what the run is, and where its present task is, to go on from."""
         if not isinstance(self.folder, Unwritten):

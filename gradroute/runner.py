@@ -149,7 +149,8 @@ def _run_together(plans: Sequence[_Plan]) -> list[Outcome]:
         try:
             data = runs[0].problem.data if runs else None
             run = Run(plan.config, data, len(plans), bool(runs), plan.folder, plan.checkpoint)
-            processes.tell(_to_help(run, plan.checkpoint))
+            at = plan.checkpoint.name if plan.checkpoint else None
+            processes.tell({"folder": str(run.folder.path), "checkpoint": at} if run.trains else None)
             runs.append(run)
             outcomes.append(run)
         except Exception as error:
@@ -157,13 +158,6 @@ def _run_together(plans: Sequence[_Plan]) -> list[Outcome]:
     if runs:
         _steps(runs)
     return [o if isinstance(o, Exception) else o.error or o.folder.path for o in outcomes]
-
-
-def _to_help(run: Run, checkpoint: Checkpoint | None) -> dict[str, str | None] | None:
-    """What the processes that help with a run's training have to know; None if it does not train."""
-    if "train" not in run.config.steps or "train" in run.done or run.donor:
-        return None
-    return {"folder": str(run.folder.path), "checkpoint": checkpoint.name if checkpoint else None}
 
 
 def _help(config: Config) -> None:

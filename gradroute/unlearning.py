@@ -10,7 +10,7 @@ from torch import nn
 from gradroute.errors import UserError
 from gradroute.language import LanguageModelling
 from gradroute.language_schema import UnlearnConfig
-from gradroute.losses import Batch, Objective, Term, Terms, at_least_float32, in_parts
+from gradroute.losses import Batch, Objective, Part, Term, Terms, at_least_float32, in_parts
 from gradroute.problem import Probe
 from gradroute.routing.regions import matching
 from gradroute.text.packing import IGNORED
@@ -76,7 +76,7 @@ class MisdirectionObjective(Objective):
         counted, own = targets != IGNORED, group_index == self.number
         return [counted & own, counted & ~own]
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Batch]:
+    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
         """Rows, and the whole batch's tokens of the forget group and of the others."""
         counts = torch.stack([chosen.sum() for chosen in self._chosen(batch[1], batch[3])])
         for part in in_parts(batch, number):

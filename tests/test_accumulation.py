@@ -14,9 +14,10 @@ from gradroute.errors import UserError
 from gradroute.folders import read_ledger, read_metrics
 from gradroute.language import LanguageModelling
 from gradroute.language_schema import UnlearnConfig
-from gradroute.losses import in_parts
+from gradroute.losses import Term, in_parts
 from gradroute.programs import total
 from gradroute.runner import execute
+from gradroute.setup import build_problem
 from gradroute.unlearning import _objective
 
 METHODS = pytest.mark.parametrize("experiment", ["stories_era", "stories_era/sgtm"])
@@ -54,6 +55,34 @@ def test_unlearning_in_parts_makes_the_same_updates(tmp_path: Path) -> None:
     own, split = (config(tmp_path, "stories_era", f"trainer.accumulate={n}") for n in (1, 3))
     for one, other in zip(weights(own, made)[1], weights(split, made)[1], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
+
+
+IMAGES = ["trainer=smoke", "losses.correlation=0", "trainer.train_limit=96", "trainer.test_limit=32"]
+
+
+@pytest.mark.parametrize("labelled", [1.0, 0.5])
+@pytest.mark.parametrize("parts", [2, 7])
+@pytest.mark.parametrize("experiment", ["mnist_split", "class_split"])
+def test_a_batch_of_images_in_parts_has_the_same_gradient(experiment: str, parts: int, labelled: float) -> None:
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        few = f"routing.labelled_fraction={labelled}"
+        problem = build_problem(from_mapping(compose("config", [f"experiment={experiment}", *IMAGES, few])))
+    objective, found = problem.objective().double(), []
+    batch = problem.batch(torch.arange(45))
+    batch = (batch[0].double(), *batch[1:])
+    for number in (1, parts):
+        values: dict[Term, float] = {}
+        for part in objective.parts(batch, number):
+            terms = objective(*part)
+            total(terms).backward()
+            for term, (value, _) in terms.items():
+                values[term] = values.get(term, 0.0) + value.item()
+        found.append((values, {name: p.grad for name, p in objective.named_parameters()}))
+        objective.zero_grad()
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6) and len(found[0][0]) > 5
+    for name, gradient in found[0][1].items():
+        assert gradient is not None and bool(gradient.any())
+        torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-6, atol=1e-9)
 
 
 @METHODS

@@ -44,18 +44,22 @@ def equal(one: Path, other: Path) -> None:
     assert read_manifest(other)["state"] == "finished"
 
 
-def test_two_processes_make_what_one_makes_in_two_parts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("experiment", ["stories_era", "class_split"])
+def test_two_processes_make_what_one_makes_in_two_parts(tmp_path: Path, experiment: str) -> None:
     """Also of a last batch of one row, in which the second process has no part."""
-    rows = LanguageModelling(config(tmp_path, "stories_era")).points
-    size = next(size for size in range(4, rows) if rows % size == 1)
-    run(command(tmp_path / "two", *era(f"trainer.batch_size={size}", "trainer.epochs=2")))
-    one = era(f"trainer.batch_size={size}", "trainer.epochs=2", "trainer.accumulate=2")
-    run(command(tmp_path / "one", *one, processes=1))
+    if experiment == "stories_era":
+        rows = LanguageModelling(config(tmp_path, experiment)).points
+        given = era(f"trainer.batch_size={next(size for size in range(4, rows) if rows % size == 1)}")
+    else:
+        sizes = ["trainer.train_limit=193", "trainer.test_limit=64", "trainer.batch_size=64", "model.resnet.width=16"]
+        given = ["experiment=class_split", "trainer=smoke", "losses.correlation=0", STEPS[0], *sizes]
+    run(command(tmp_path / "two", *given, "trainer.epochs=2"))
+    run(command(tmp_path / "one", *given, "trainer.epochs=2", "trainer.accumulate=2", processes=1))
     equal(tmp_path / "one", tmp_path / "two")
 
 
 def test_a_signal_ends_all_processes_and_the_run_goes_on_to_the_bit(tmp_path: Path) -> None:
-    given = era("trainer.epochs=12", "checkpoint.minutes=0", "routing.labelled_fraction=0.5")
+    given = era("trainer.epochs=4", "checkpoint.minutes=0", "routing.labelled_fraction=0.5")
     run(command(tmp_path / "whole", *given))
     line = command(tmp_path / "cut", *given)
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

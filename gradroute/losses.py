@@ -154,8 +154,8 @@ class NextTokenObjective(Objective):
         """
         activations: dict[str, torch.Tensor] = {}
         with self.router.route(membership, self.monitor) if self.router else nullcontext(activations) as activations:
-            call = self.call if self.call and not self.monitor else self.model  # a monitor would break its program
-            logits = call(tokens, documents)
+            compiled = None if self.monitor else self.call  # a monitor would break its program
+            logits = (compiled or self.model)(tokens, documents)
         each = nn.functional.cross_entropy(
             at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
         )

@@ -8,6 +8,10 @@ What is skipped, and why:
 """
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each take twice the time on two cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
 import subprocess
 import sys
 from collections.abc import Callable

@@ -1,0 +1,96 @@
+"""Tokens a second of training a language model, routed as configured with the ledger on, and with routing removed.
+
+The same model, data, batches and optimizer, each kind also compiled, in random order within every round. Prints the
+ratios to the model without routing as `routing_overhead.py` does, and writes them as JSON if asked.
+
+usage: python scripts/language_throughput.py [--pairs 60] [--json FILE] [override ...]
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from routing_overhead import Step, ledger_of, measure
+
+from gradroute.cli import conf_dir
+from gradroute.compiling import compiled
+from gradroute.config import from_mapping
+from gradroute.devices import computing
+from gradroute.language import LanguageModelling
+from gradroute.losses import NextTokenObjective
+from gradroute.programs import Single
+from gradroute.provenance import hardware
+from gradroute.schema import Config
+
+
+def kind(config: Config, routed: bool, opened: ExitStack | None) -> tuple[Step, int]:
+    """One step of a training of its own, and its tokens; compiled if `opened` takes what closes the compiler."""
+    problem = LanguageModelling(config)
+    model, trainer = problem.model, config.trainer
+    plain = NextTokenObjective(model, problem.names, config.losses, bool((problem.labelled == -1).any()))
+    objective = problem.objective() if routed else plain
+    program = Single(objective, trainer, partial(computing, trainer.precision, problem.device), None)
+    program.set_rates([trainer.lr / 10])
+    ledger = ledger_of(problem.router, problem.routed)
+    order, number = torch.Generator().manual_seed(0), iter(range(10**9))
+    if opened is not None and routed:
+        opened.enter_context(compiled(objective))
+    elif opened is not None:  # not by the same function: its programs are looked up by that, and would be mixed up
+        objective.call = torch.compile(model.forward, dynamic=False)
+
+    def step() -> None:
+        torch.use_deterministic_algorithms(opened is not None and problem.device.type == "cpu")
+        rows = torch.randint(problem.points, (trainer.batch_size,), generator=order).to(problem.device)
+        now = next(number)
+        problem.at_step(now)
+        if routed:
+            objective.monitor = ledger.begin(now, problem.routed[rows])
+        program.gradients([problem.batch(rows)])
+        program.update()
+        if problem.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step, trainer.batch_size * problem.data.length
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--json", default=None)
+    parser.add_argument("overrides", nargs="*", help="as of gradroute-run; experiment=stories_era if none names one")
+    a = parser.parse_args()
+    random.seed(0)
+    named = any(given.startswith("experiment=") for given in a.overrides)
+    given = a.overrides if named else ["experiment=stories_era", *a.overrides]
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        made: Callable[[], Config] = lambda: from_mapping(compose("config", given))  # noqa: E731
+        configs = [made() for _ in range(4)]
+    facts: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, **hardware()}
+    facts |= {"threads": torch.get_num_threads(), "overrides": given}
+    print(facts)
+    with ExitStack() as opened:
+        steps = {
+            "unrouted": kind(configs[0], False, None),
+            "routed + ledger": kind(configs[1], True, None),
+            "unrouted compiled": kind(configs[2], False, opened),
+            "routed compiled": kind(configs[3], True, opened),
+        }
+        found = measure("tokens", {name: step for name, (step, _) in steps.items()}, a.pairs)
+    for name, (_, tokens) in steps.items():
+        found[name]["tokens_per_second"] = rate = 1e3 * tokens / found[name]["milliseconds"]
+        print(f"{name:18} {rate:9.0f} tokens a second, median")
+    if a.json:
+        with open(a.json, "w") as file:
+            json.dump(facts | found, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,10 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from small_language import SMALL, config
 
+from gradroute.cli import conf_dir
+from gradroute.config import from_mapping, one_by_seed
+from gradroute.errors import UserError
 from gradroute.folders import read_manifest
 from gradroute.language import LanguageModelling
+from gradroute.processes import require_one
 
 WRITTEN = ("model.safetensors", "ledger.csv", "metrics.csv", "summary.json")
 STEPS = ["steps=[train,ablate,evaluate]", "finetune=null", "relearn=null", "completions=null"]
@@ -60,7 +65,7 @@ def test_two_processes_make_what_one_makes_in_two_parts(tmp_path: Path, experime
 
 def test_a_signal_ends_all_processes_and_the_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     given = era("trainer.epochs=4", "checkpoint.minutes=0", "routing.labelled_fraction=0.5")
-    run(command(tmp_path / "whole", *given))
+    run(command(tmp_path / "whole", *given, "trainer.accumulate=2", processes=1))
     line = command(tmp_path / "cut", *given)
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not list(tmp_path.glob("cut/*/*/checkpoints/000004")):
@@ -87,7 +92,7 @@ def test_what_several_processes_cannot_train_is_refused(given: list[str], messag
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         configs = one_by_seed(from_mapping(compose("config", given)))
     with pytest.raises(UserError, match=message):
-        processes.require_one(configs)
+        require_one(configs)
 
 
 def test_a_mistake_ends_all_processes_and_leaves_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from gradroute.errors import UserError
-from gradroute.losses import NextTokenObjective, Objective
+from gradroute.losses import Objective
 
 
 @contextmanager
@@ -38,19 +38,16 @@ def compiled(objective: Objective) -> Iterator[None]:
 
     Each size of batch is compiled by itself: a program for several sizes would round differently before and after a run
     that goes on. On a CPU only algorithms that give the same bits every time are used: the compiled gradient of an
-    embedding adds up in any order. Raises: UserError for a model that cannot be compiled; TypeError for an objective
-    that is not a language model's.
+    embedding adds up in any order. Raises: UserError for a model that cannot be compiled.
     """
-    if not isinstance(objective, NextTokenObjective):
-        raise TypeError("only a language model is compiled for its training")
     model = objective.model
     with _told(), objective.router.attached() if objective.router else nullcontext():
-        objective.call = torch.compile(lambda *inputs: model(*inputs), dynamic=False)
+        objective.program = torch.compile(lambda *inputs: model(*inputs), dynamic=False)
         before = torch.are_deterministic_algorithms_enabled()
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         torch.use_deterministic_algorithms(before or on_cpu)
         try:
             yield
         finally:
-            objective.call = None
+            objective.program = None
             torch.use_deterministic_algorithms(before)

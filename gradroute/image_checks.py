@@ -32,6 +32,8 @@ def check_images(config: Config) -> None:
         return
     if data.text is not None or config.model.transformer is not None or config.model.hf is not None:
         raise UserError("model.resnet: classifies images; give dataset=fashion_mnist or cifar10, and no language model")
+    right = "false with model.resnet.norm=batch: a pass for each group"
+    require(not config.trainer.compile or sizes.norm == "group", "trainer.compile", config.trainer.compile, right)
     require(config.model.decoders == 1, "model.decoders", config.model.decoders, "1 of a ResNet")
     check_sizes(sizes)
     if data.augment is not None:

@@ -177,7 +177,7 @@ class ReconstructionObjective(DecoderObjective):
         """Terms for images `(batch, pixels)` with group numbers `(batch,)`; `part`: what `parts` adds."""
         with self.router.route(group_index, self.monitor) as activations:
             inputs = (images, group_index) if self.several_decoders else (images,)
-            reconstruction = self.model(*inputs)
+            reconstruction = self.output(*inputs)
         return self.terms(reconstruction, images, group_index, activations, *part)
 
 
@@ -210,14 +210,14 @@ class ClassificationObjective(DecoderObjective):
         """Each image's logits under its own group's mask, and the sites' activations, which are those of every pass."""
         if not self.several_passes:
             with self.router.route(group_index, self.monitor) as activations:
-                return self.model(images), activations
+                return self.output(images), activations
         found: list[tuple[torch.Tensor, Mapping[str, torch.Tensor]]] = []
         groups = group_index.unique()
         for number in groups:
             assert not isinstance(self.monitor, Watched)  # a classifier is trained alone
             watcher = OneGroup(self.monitor, group_index, not found) if self.monitor else None
             with self.router.route(number, watcher) as activations:
-                found.append((self.model(images), activations))
+                found.append((self.output(images), activations))
         own = torch.searchsorted(groups, group_index)
         logits = torch.stack([logits for logits, _ in found])
         return logits[own, torch.arange(len(images), device=own.device)], found[0][1]

@@ -27,7 +27,6 @@ def check_language(config: Config) -> None:
             require(
                 getattr(config.trainer, key) is None, f"trainer.{key}", getattr(config.trainer, key), "null for images"
             )
-        require(not config.trainer.compile, "trainer.compile", config.trainer.compile, "false for images")
         for step in LATER:
             require(step not in config.steps, "steps", config.steps, f"without {step}, which is for language models")
         require("steer" not in config.steps, "steps", config.steps, "without steer, which is for language models")

@@ -75,14 +75,23 @@ class Objective(nn.Module):
     """What is trained: called with a batch it returns `Terms`, whose weighted sum is the loss.
 
     Attributes: `weights`, of every term it can give (in a stack, tensors of one replica); `router`, the routes on its
-    model; `monitor`, if the next batch is to be measured.
+    model; `monitor`, if the next batch is to be measured; `program`, its model compiled, see `gradroute.compiling`.
     """
+
+    model: nn.Module
 
     def __init__(self, weights: Mapping[Term, float], router: Router | None = None) -> None:
         super().__init__()
         self.weights: Mapping[Term, float | torch.Tensor] = dict(weights)
         self.router = router
         self.monitor: Monitor | Watched | None = None
+        self.program: Callable[..., torch.Tensor] | None = None
+
+    def output(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The model's output, compiled where it is and nothing is measured: a monitor would break the program."""
+        program = None if self.monitor else self.program
+        output: torch.Tensor = (program or self.model)(*inputs)
+        return output
 
     @contextmanager
     def set_to(self, weights: Mapping[Term, torch.Tensor], tables: Tables, monitor: Watched | None) -> Iterator[None]:
@@ -128,7 +137,6 @@ class NextTokenObjective(Objective):
         weights |= {Term("penalty", "all", name, "l1"): weight for name, weight in penalised.items() if weight}
         super().__init__(weights, router)
         self.model = model
-        self.call: Callable[..., torch.Tensor] | None = None  # the model compiled: see `gradroute.compiling`
 
     def _counts(self, targets: torch.Tensor, group_index: torch.Tensor) -> torch.Tensor:
         """Tokens that predict one, of each group, `(groups,)`."""
@@ -154,8 +162,7 @@ class NextTokenObjective(Objective):
         """
         activations: dict[str, torch.Tensor] = {}
         with self.router.route(membership, self.monitor) if self.router else nullcontext(activations) as activations:
-            compiled = None if self.monitor else self.call  # a monitor would break its program
-            logits = (compiled or self.model)(tokens, documents)
+            logits = self.output(tokens, documents)
         each = nn.functional.cross_entropy(
             at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
         )

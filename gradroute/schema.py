@@ -130,7 +130,7 @@ class PresetConfig:
 
     optimizer: `adam`, with L2 in the gradient, `adamw`, both with `betas`, or `sgd` with `momentum`. end_rate: the
     share of `lr` that the cosine schedule ends at. accumulate: parts that a batch is taken in, one after another, for
-    one update. compile: train a language model by `torch.compile`; what comes after the training is not compiled.
+    one update. compile: train the model by `torch.compile`; certificates, and what comes after it, are not compiled.
     """
 
     epochs: int = 1

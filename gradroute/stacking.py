@@ -34,6 +34,8 @@ def obstacle(config: Config) -> str | None:
         return "trainer.batches=by_group: its batches differ in size from run to run"
     if config.trainer.accumulate > 1:
         return f"trainer.accumulate={config.trainer.accumulate}: batches are stacked whole"
+    if config.trainer.compile:
+        return "trainer.compile=true: one model is compiled at a time"
     for key in ("transformer", "hf", "resnet"):
         if getattr(config.model, key) is not None:
             return f"model.{key}: it is trained alone"

@@ -43,7 +43,7 @@ def kind(config: Config, routed: bool, opened: ExitStack | None) -> tuple[Step, 
     if opened is not None and routed:
         opened.enter_context(compiled(objective))
     elif opened is not None:  # not by the same function: its programs are looked up by that, and would be mixed up
-        objective.call = torch.compile(model.forward, dynamic=False)
+        objective.program = torch.compile(model.forward, dynamic=False)
 
     def step() -> None:
         torch.use_deterministic_algorithms(opened is not None and problem.device.type == "cpu")

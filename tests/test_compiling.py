@@ -1,5 +1,6 @@
 """Training by a compiled model: the updates of the plain one, also after a break; and where it cannot be had."""
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from gradroute.compiling import compiled, require_compiler
 from gradroute.config import from_mapping
 from gradroute.errors import UserError
 from gradroute.language import LanguageModelling
-from gradroute.losses import Objective
+from gradroute.programs import total
+from gradroute.setup import build_problem
 
 
 @pytest.fixture
@@ -62,8 +64,8 @@ def test_the_model_is_its_plain_self_after_the_training(tmp_path: Path) -> None:
     objective = LanguageModelling(config(tmp_path, "stories_era")).objective()
     names = [name for name, _ in objective.named_parameters()]
     with compiled(objective):
-        assert objective.call is not None and [name for name, _ in objective.named_parameters()] == names
-    assert objective.call is None
+        assert objective.program is not None and [name for name, _ in objective.named_parameters()] == names
+    assert objective.program is None
 
 
 def test_a_compiler_that_fails_is_told_of_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +77,29 @@ def test_a_compiler_that_fails_is_told_of_in_one_line(monkeypatch: pytest.Monkey
     assert text.endswith("set trainer.compile=false")
 
 
-def test_images_are_not_compiled() -> None:
+@pytest.mark.parametrize("experiment", ["mnist_split", "class_split"])
+def test_compiled_models_of_images_have_the_same_gradients(
+    experiment: str, monkeypatch: pytest.MonkeyPatch, calls: list[int]
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    sizes = ["trainer=smoke", "trainer.compile=true", "trainer.train_limit=96", "trainer.test_limit=32"]
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        problem = build_problem(from_mapping(compose("config", [f"experiment={experiment}", *sizes])))
+    objective, found = problem.objective().double(), []
+    batch = problem.batch(torch.arange(24))
+    for number in range(2):
+        with compiled(objective) if number else nullcontext():
+            total(objective(batch[0].double(), *batch[1:])).backward()
+        found.append({name: p.grad for name, p in objective.named_parameters()})
+        objective.zero_grad()
+    assert calls and objective.program is None
+    for name, gradient in found[0].items():
+        assert gradient is not None
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-7, atol=1e-10)
+
+
+def test_passes_of_several_masks_are_not_compiled() -> None:
+    given = ["experiment=class_split", "trainer.compile=true", "model.resnet.norm=batch"]
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"), pytest.raises(UserError) as error:
-        from_mapping(compose("config", ["trainer.compile=true"]))
-    assert str(error.value) == "trainer.compile=True: must be false for images"
-    with pytest.raises(TypeError, match="only a language model"), compiled(Objective({}, None)):
-        pass
+        from_mapping(compose("config", given))
+    assert str(error.value) == "trainer.compile=True: must be false with model.resnet.norm=batch: a pass for each group"

@@ -42,6 +42,7 @@ def train(trainer: TrainerConfig, scale: float = 1.0) -> tuple[list[float], nn.L
         on_epoch=lambda epoch, step, means: losses.append(means[TERM]),
     )
     Fit([task], "float32", torch.device("cpu")).run()
+    assert isinstance(objective.model, nn.Linear)
     return losses, objective.model
 
 

@@ -21,7 +21,8 @@ STORIES = generate(120, 0).texts
 SMALL = [
     "experiment=stories_era", "trainer=smoke", "trainer.device=cpu", "dataset=tinystories",
     "dataset.text.tokenizer=words", "dataset.text.stories=80", "dataset.text.test_stories=40",
-    "dataset.text.length=48", "model.transformer.layers=2", "model.transformer.width=16", "model.transformer.heads=2",
+    "dataset.text.length=48", "model.transformer.layers=2", "model.transformer.expand=[0,1]",
+    "model.transformer.width=16", "model.transformer.heads=2",
     "finetune.documents=[4]", "relearn.documents=[2]", "relearn.samples=1",
 ]  # fmt: skip
 

@@ -177,7 +177,7 @@ def test_an_expanded_model_begins_as_the_pretrained_one(models: Path, tmp_path: 
 
 def test_routed_gradients_are_those_of_detached_activations(models: Path, tmp_path: Path) -> None:
     problem = LanguageModelling(
-        config(tmp_path, models / "gpt_neox", "losses.l1.original=0", "dataset.text.stories=400")
+        config(tmp_path, models / "gpt_neox", "losses.l1.original=0", "losses.l1.added=0", "dataset.text.stories=400")
     )
     every = problem.batch(torch.arange(problem.points))[4]
     batch = problem.batch(every[..., 0].amax(1).argsort(descending=True)[:4])  # the most routed ones

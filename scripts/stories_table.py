@@ -1,8 +1,9 @@
 """What the methods of unlearning did to the stories: the README's table, and what is asked of Expand, Route, Ablate.
 
-python scripts/stories_table.py 'outputs/stories_*'                       prints two Markdown tables
-python scripts/stories_table.py 'outputs/stories_*' --csv FILE            and writes every number to a file
+python scripts/stories_table.py 'outputs/stories_*' 'outputs/slow_*'              prints two Markdown tables
+python scripts/stories_table.py 'outputs/stories_*' 'outputs/slow_*' --csv FILE   and writes every number to a file
 
+Runs called slow_METHOD are those of `scripts/stories_relearning.sh`, which relearned at another rate.
 Losses are in nats per token on the test documents, means over seeds with the half-width of the 95 % t-interval.
 """
 
@@ -22,16 +23,20 @@ FRACTION = "routing.labelled_fraction"
 ORDER = ("base", "control", "filtering", "rmu", "demix", "sgtm", "era", "era_rmu")
 NAMES = {"base": "base", "control": "control: expanded, ablated, not routed", "filtering": "data filtering",
          "rmu": "RMU", "demix": "DEMix + ablate", "sgtm": "SGTM", "era": "ERA", "era_rmu": "ERA + RMU"}  # fmt: skip
+WHEN = {"end": "once unlearned", "model_relearned_64": "after relearning on 64", "slow": "after slow relearning"}
 Loss = dict[tuple[str, str], float]  # by head and group
+CELLS = [(head, group) for head in ("model", "end") for group in ("forget", "retain")]
+CELLS += [(f"model_relearned_{n}", "forget") for n in (4, 16, 64)] + [("model_relearned_64", "retain")]
+CELLS += [("slow", group) for group in ("forget", "retain")]
 
 
 def loss_of(read: Read, metric: str = "cross_entropy") -> Loss:
     """A run's losses; `end` is the head of the last step before relearning."""
     found = {(r["head"], r["group"]): r["value"] for r in read.rows if r["metric"] == metric}
+    if read.settings["name"].startswith("slow_"):
+        return {("slow", group): value for (head, group), value in found.items() if head == "model_relearned_64"}
     heads = [head for head in STAGES if (head, "forget") in found]
-    for group in ("forget", "retain"):
-        found["end", group] = found[heads[-1], group]
-    return found
+    return found | {("end", group): found[heads[-1], group] for group in ("forget", "retain")}
 
 
 def shown(values: Sequence[float]) -> str:
@@ -45,8 +50,8 @@ def by_method(reads: Sequence[Read]) -> dict[tuple[str, float], dict[int, Loss]]
     found: dict[tuple[str, float], dict[int, Loss]] = {}
     for read in reads:
         if read.left_out is None:
-            key = read.settings["name"].removeprefix("stories_"), float(read.settings[FRACTION])
-            found.setdefault(key, {})[read.settings["seed"]] = loss_of(read)
+            key = read.settings["name"].partition("_")[2], float(read.settings[FRACTION])
+            found.setdefault(key, {}).setdefault(read.settings["seed"], {}).update(loss_of(read))
     return dict(sorted(found.items(), key=lambda item: (-item[0][1], ORDER.index(item[0][0]))))
 
 
@@ -67,17 +72,25 @@ def claims(found: dict[tuple[str, float], dict[int, Loss]]) -> list[tuple[str, s
     for (method, fraction), ours in found.items():
         if method != "era":
             continue
-        for head, when in (("end", "after ablation"), ("model_relearned_64", "after relearning on 64")):
+        for head, when in WHEN.items():
+            if not all((head, "forget") in run for run in [*ours.values(), *control.values()]):
+                continue
             if control:
                 what = f"ERA, {fraction:.0%} labels: forget loss {when}, minus the control's"
                 claim(what, paired(ours, control, lambda loss, head=head: loss[head, "forget"]))  # type: ignore[misc]
-            rises = {g: [run[head, g] - run["model", g] for run in ours.values()] for g in ("forget", "retain")}
-            ratio = mean(rises["forget"]) / mean(rises["retain"]) if mean(rises["retain"]) > 0 else math.inf
-            what = f"ERA, {fraction:.0%} labels: rise of the forget loss {when}, over that of the retain loss"
-            lines.append((what, f"{ratio:.1f}", ratio >= 3))
+            before = {"its own before": ours, "the trained control's": control}
+            for whose, start in before.items():
+                rises = [mean([ours[s][head, g] - start[s]["model", g] for s in ours.keys() & start.keys()])
+                         for g in ("forget", "retain") if start]  # fmt: skip
+                if rises:
+                    ratio = rises[0] / rises[1] if rises[1] > 0 else math.inf
+                    what = f"ERA, {fraction:.0%} labels: rise of the forget loss {when} over {whose}, by the retain's"
+                    lines.append((what, f"{ratio:.1f}", ratio >= 3))
         if filtering := found.get(("filtering", fraction)):
-            what = f"ERA, {fraction:.0%} labels: forget loss after relearning on 64, minus filtering's"
-            claim(what, paired(ours, filtering, lambda loss: loss["model_relearned_64", "forget"]))
+            for head, when in (("model_relearned_64", "relearning on 64"), ("slow", "slow relearning")):
+                if all((head, "forget") in run for run in [*ours.values(), *filtering.values()]):
+                    what = f"ERA, {fraction:.0%} labels: forget loss after {when}, minus filtering's"
+                    claim(what, paired(ours, filtering, lambda loss, head=head: loss[head, "forget"]))  # type: ignore[misc]
     return lines
 
 
@@ -89,14 +102,13 @@ def main() -> None:
     a = parser.parse_args()
     reads = [read_run(run) for run in find_runs(a.paths)]
     found = by_method(reads)
-    print("| method | labels | seeds | forget, before relearning | from 4 | from 16 | from 64 | retain, before |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| method | labels | seeds | trained: forget | retain | unlearned: forget | retain | relearned: from 4 "
+          "| from 16 | from 64 | retain | from 64, slowly | retain |")  # fmt: skip
+    print("|---" * 13 + "|")
     for (method, fraction), runs in found.items():
-        cells = [[run[head, "forget"] for run in runs.values()]
-                 for head in ("end", *(f"model_relearned_{n}" for n in (4, 16, 64)))]  # fmt: skip
-        cells.append([run["end", "retain"] for run in runs.values()])
+        cells = [[run[cell] for run in runs.values() if cell in run] for cell in CELLS]
         labels = "none" if method in ("base", "control") else f"{fraction:.0%}"
-        print(f"| {NAMES[method]} | {labels} | {len(runs)} | {' | '.join(map(shown, cells))} |")
+        print(f"| {NAMES[method]} | {labels} | {len(runs)} | {' | '.join(shown(c) if c else '' for c in cells)} |")
     print("\n| asked | measured | holds |\n|---|---|---|")
     for what, value, holds in claims(found):
         print(f"| {what} | {value} | {'yes' if holds else '**no**'} |")

@@ -56,6 +56,14 @@ def l1_penalty(activation: torch.Tensor) -> torch.Tensor:
     return activation.abs().sum(-1).mean()
 
 
+def l1_by_unit(activation: torch.Tensor) -> torch.Tensor:
+    """Each unit's mean |activation|, `(units,)`, of `(batch, …, units)`: their sum is the L1 penalty.
+
+    Regions are taken from that: slices of the activations would each get a gradient of the whole's size.
+    """
+    return at_least_float32(activation).flatten(0, -2).abs().mean(0)
+
+
 def correlation_penalty(activations: Sequence[torch.Tensor]) -> torch.Tensor:
     """Mean |correlation| over all pairs of units in different regions; each region `(batch, units)`.
 
@@ -173,8 +181,13 @@ class NextTokenObjective(Objective):
         shares = counts * torch.stack([torch.as_tensor(self.weights[term], device=counts.device) for term in terms])
         total = torch.where(shares > 0, counts, 0).sum().clamp(min=1)
         found: Terms = {term: (means[i], shares[i] / total) for i, term in enumerate(terms)}
+        regions = self.router.regions if self.router else {}
+        penalised = [regions[term.region] for term in self.weights if term.region in regions]
+        sites = dict.fromkeys(site for region in penalised for site in region.sites)
+        by_unit = {site: l1_by_unit(site.units_last(activations[site.name])) for site in sites}
         for term, weight in self.weights.items():
-            if term.head == "penalty" and self.router:
-                region = at_least_float32(self.router.regions[term.region].select(activations))
-                found[term] = (l1_penalty(region.flatten(0, -2)) * share, weight)
+            if term.region in regions:
+                region = regions[term.region]
+                sums = [region.take(by_unit[site]).sum() for site in region.sites]
+                found[term] = (torch.stack(sums).sum() * share, weight)
         return found

@@ -46,11 +46,14 @@ class Region:
 
     def at(self, activation: torch.Tensor, site: Site) -> torch.Tensor:
         """The region's part of one site's activation, `(batch, …, units)`; a view where the units are a range."""
+        return self.take(site.units_last(activation))
+
+    def take(self, values: torch.Tensor) -> torch.Tensor:
+        """The region's part of what has a site's units on the last axis; a view where the units are a range."""
         first, count = self.units[0], len(self.units)
-        last = site.units_last(activation)
         if tuple(self.units) == tuple(range(first, first + count)):
-            return last[..., first : first + count]
-        return last[..., list(self.units)]
+            return values[..., first : first + count]
+        return values[..., list(self.units)]
 
     def select(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The region's activations, `(batch, …, units)`, sites one after the other.

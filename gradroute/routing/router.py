@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,27 +13,9 @@ from gradroute.routing.mask import mask_gradient
 from gradroute.routing.monitor import Monitor, OneGroup, Watched
 from gradroute.routing.regions import Region, resolve
 from gradroute.routing.sites import Site, by_module, hooked
+from gradroute.routing.tables import Pass, Table
 
 Tables = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # weights and forward factors by site name
-
-
-@dataclass
-class _Table:
-    """Weights and forward factors at a site, `(groups + 1, units)`; the last row, all 1, is the default route."""
-
-    weight: torch.Tensor
-    forward: torch.Tensor
-    routed: bool = False
-    forwarded: bool = False
-
-
-@dataclass
-class _Pass:
-    """What one `route` holds: who the data points are, what the sites showed, who measures."""
-
-    membership: torch.Tensor
-    monitor: Monitor | OneGroup | Watched | None
-    activations: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Router:
@@ -59,18 +40,26 @@ class Router:
         self.regions, self.found = resolve(model, regions, example)
         self.routes = read_routes(routes, self.groups, self.regions)
         self.sites = tuple(dict.fromkeys(site for region in self.regions.values() for site in region.sites))
-        self._tables = {site.name: self._empty(site) for site in self.sites}
+        alike: dict[Any, Table] = {}  # sites of the same width and regions have the same weights
+        self._tables = {site.name: alike.setdefault(self._kind(site), self._empty(site)) for site in self.sites}
         self._values: dict[tuple[str, str], tuple[float, float]] = {}
-        self._attached, self._hooks, self._active = 0, ExitStack(), list[_Pass]()
+        self._attached, self._hooks, self._active = 0, ExitStack(), list[Pass]()
         self._replica = False
         self.at_step(0)
 
-    def _empty(self, site: Site) -> _Table:
+    def _kind(self, site: Site) -> tuple[Any, ...]:
+        shown = self.found[site.name].activation
+        return (
+            shown.shape[site.axis], shown.dtype, shown.device,
+            *(name for name, region in self.regions.items() if site in region.sites),
+        )  # fmt: skip
+
+    def _empty(self, site: Site) -> Table:
         activation = self.found[site.name].activation
         precision = torch.promote_types(activation.dtype, torch.float32)
         size = (len(self.groups) + 1, activation.shape[site.axis])
         ones = torch.ones(size, dtype=precision, device=activation.device)
-        return _Table(ones, ones.clone())
+        return Table(ones, ones.clone())
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
@@ -109,6 +98,9 @@ class Router:
                     for rows, factor in zip((weight, forward), value, strict=True):
                         rows[self.groups.index(group), list(self.regions[name].units)] *= factor
             table.routed, table.forwarded = bool((weight != 1).any()), bool((forward != 1).any())
+            table.moved = tuple(
+                tuple(group for group, row in enumerate(rows) if bool((row != 1).any())) for rows in (weight, forward)
+            )
             table.weight.copy_(weight)  # in place, so that a compiled model sees it
             table.forward.copy_(forward)
 
@@ -121,7 +113,7 @@ class Router:
         """Route by these tables instead of the router's own, such as one replica's of a stack inside `vmap`."""
         kept, self._replica = self._tables, True
         self._tables = {
-            name: _Table(*pair, routed=True, forwarded=kept[name].forwarded) for name, pair in tables.items()
+            name: Table(*pair, routed=True, forwarded=kept[name].forwarded) for name, pair in tables.items()
         }
         try:
             yield
@@ -163,7 +155,7 @@ class Router:
         """
         if not torch.is_grad_enabled():
             raise UserError("route: gradients are off here (no_grad or inference mode), so nothing would be routed")
-        entry = _Pass(self._checked(membership), monitor)
+        entry = Pass(self._checked(membership), monitor)
         self._active.append(entry)
         try:
             with self.attached():
@@ -225,19 +217,8 @@ class Router:
             if entry.monitor:
                 masked = entry.monitor.watch(site, masked, entry.membership)
             if table.forwarded:
-                factor = site.spread(_rows(table.forward, entry.membership), activation.shape)
+                factor = site.spread(entry.of(table, forward=True), activation.shape)
                 masked = masked * factor.to(activation.dtype)
             if table.routed:
-                masked = mask_gradient(masked, site.spread(_rows(table.weight, entry.membership), activation.shape))
+                masked = mask_gradient(masked, site.spread(entry.of(table), activation.shape))
         return masked
-
-
-def _rows(table: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
-    """Each data point's row of the table, or mix of rows: `(units,)`, `(batch, units)` or `(batch, tokens, units)`."""
-    membership = membership.to(table.device)
-    if not membership.is_floating_point():
-        return table[membership]
-    rows = torch.ones_like(table[-1])
-    for group in range(len(table) - 1):
-        rows = rows + membership[..., group, None].to(table.dtype) * (table[group] - 1)
-    return rows

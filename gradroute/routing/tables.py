@@ -1,0 +1,50 @@
+"""What one pass routes by: the weights of every group at a site, and each data point's row or mix of them."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from gradroute.routing.monitor import Monitor, OneGroup, Watched
+
+
+@dataclass(eq=False)
+class Table:
+    """Weights and forward factors at a site, `(groups + 1, units)`; the last row, all 1, is the default route."""
+
+    weight: torch.Tensor
+    forward: torch.Tensor
+    routed: bool = False
+    forwarded: bool = False
+    moved: tuple[tuple[int, ...], ...] | None = None  # groups whose row is not all 1; None: any may be
+
+
+@dataclass
+class Pass:
+    """What one `route` holds: who the data points are, what the sites showed, who measures."""
+
+    membership: torch.Tensor
+    monitor: Monitor | OneGroup | Watched | None
+    activations: dict[str, torch.Tensor] = field(default_factory=dict)
+    rows: dict[tuple[Table, bool], torch.Tensor] = field(default_factory=dict)  # by table: most sites share theirs
+
+    def of(self, table: Table, forward: bool = False) -> torch.Tensor:
+        """Each data point's weights, or forward factors, `(…, units)`."""
+        key = (table, forward)
+        if key not in self.rows:
+            moved = None if table.moved is None else table.moved[forward]
+            self.rows[key] = rows_of(table.forward if forward else table.weight, self.membership, moved)
+        return self.rows[key]
+
+
+def rows_of(table: torch.Tensor, membership: torch.Tensor, moved: tuple[int, ...] | None) -> torch.Tensor:
+    """Each data point's row of the table, or mix of rows: `(units,)`, `(batch, units)` or `(batch, tokens, units)`.
+
+    moved: the groups that make a difference to a mix; None: all may.
+    """
+    membership = membership.to(table.device)
+    if not membership.is_floating_point():
+        return table[membership]
+    rows = torch.ones_like(table[-1])
+    for group in range(len(table) - 1) if moved is None else moved:
+        rows = rows + membership[..., group, None].to(table.dtype) * (table[group] - 1)
+    return rows

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from interrupted import interrupted
 
 from gradroute.cli import conf_dir
 from gradroute.config import from_mapping
 from gradroute.language import LanguageModelling
-from gradroute.run import Run
 from gradroute.runner import execute
 from gradroute.schema import Config
 from gradroute.training import Fit, Task
@@ -52,24 +52,10 @@ def weights(own: Config, made: Callable[[LanguageModelling], Any]) -> tuple[list
 
 def goes_on_to_the_bit(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> None:
     """A run that ends at its third checkpoint and goes on writes what one writes that is never interrupted."""
-    save, count = Run.checkpoint, [0]
-
-    class Gone(BaseException):
-        pass
-
-    def checkpoint(self: Run, fit: Any = None) -> None:
-        save(self, fit)
-        count[0] += 1
-        if count[0] == 3:
-            raise Gone
-
     changes = ("checkpoint.minutes=0", "steps=[train,ablate,finetune,relearn,evaluate]", *changes)
     (run,) = execute([config(folder / "whole", "stories_era", *changes)])
     own = config(folder / "cut", "stories_era", *changes)
-    with monkeypatch.context() as patch, pytest.raises(Gone):
-        patch.setattr(Run, "checkpoint", checkpoint)
-        execute([own])
-    (cut,) = (folder / "cut" / "stories_era").iterdir()
+    (cut,) = interrupted(monkeypatch, [own], 3)
     assert execute([own], folder=cut) == [cut] and isinstance(run, Path)
     for name in ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json"):
         assert (cut / name).read_bytes() == (run / name).read_bytes(), name

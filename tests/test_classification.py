@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from hydra import compose, initialize_config_dir
+from interrupted import interrupted
 from PIL import Image
 from robust import kept_data
 from torch import nn
@@ -28,7 +29,6 @@ from gradroute.image_schema import AugmentConfig, ResNetSizes
 from gradroute.programs import Single
 from gradroute.resnet import SplitResNet, build_certificate, build_decoder
 from gradroute.routing import Monitor, Region, Router
-from gradroute.run import Run
 from gradroute.runner import execute
 from gradroute.schema import Config, LossesConfig
 from gradroute.training import Fit, Task
@@ -246,22 +246,9 @@ def test_a_model_is_read_back_and_names_the_same_labels(tmp_path: Path, capsys: 
 def test_a_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """With its augmentation, its momentum and its statistics: lost in the training, and in certifying."""
     changes = [STEPS, "checkpoint.minutes=0", "dataset.augment.flip=true", "model.resnet.norm=batch"]
-    whole, save, count = made(tmp_path / "whole", *changes), Run.checkpoint, [0]
-
-    class Gone(BaseException):
-        pass
-
-    def checkpoint(self: Run, fit: Any = None) -> None:
-        save(self, fit)
-        count[0] += 1
-        if count[0] == number:
-            raise Gone
-
+    whole = made(tmp_path / "whole", *changes)
     own = config(tmp_path / "cut", *changes)
-    with monkeypatch.context() as patch, pytest.raises(Gone):
-        patch.setattr(Run, "checkpoint", checkpoint)
-        execute([own])
-    (cut,) = (tmp_path / "cut" / "class_split").iterdir()
+    (cut,) = interrupted(monkeypatch, [own], number)
     assert execute([own], folder=cut) == [cut]
     for name in ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json", "samples.npz"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from interrupted import interrupted
 
 from gradroute import load
 from gradroute.cli import conf_dir, tokens_main
@@ -18,7 +19,6 @@ from gradroute.corpora import load_texts
 from gradroute.errors import UserError
 from gradroute.folders import read_metrics
 from gradroute.language import LanguageModelling
-from gradroute.run import Run
 from gradroute.runner import execute
 from gradroute.schema import Config
 from gradroute.text.packing import IGNORED
@@ -217,22 +217,8 @@ def test_a_run_is_loaded_and_compared(run: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("number", [3, 9, 16])
 def test_a_run_goes_on_to_the_bit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Lost in the training, in fine-tuning, and in relearning."""
-    save, count = Run.checkpoint, [0]
-
-    class Gone(BaseException):
-        pass
-
-    def checkpoint(self: Run, fit: Any = None) -> None:
-        save(self, fit)
-        count[0] += 1
-        if count[0] == number:
-            raise Gone
-
     own = config(tmp_path, "checkpoint.minutes=0", "steps=[train,ablate,finetune,relearn,evaluate]")
-    with monkeypatch.context() as patch, pytest.raises(Gone):
-        patch.setattr(Run, "checkpoint", checkpoint)
-        execute([own])
-    (cut,) = (tmp_path / "stories_era").iterdir()
+    (cut,) = interrupted(monkeypatch, [own], number)
     (again,) = execute([own], folder=cut)
     assert again == cut
     for name in FILES:

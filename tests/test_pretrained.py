@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from interrupted import interrupted
 from robust import one_line, reseal
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,6 @@ from gradroute.config import from_mapping
 from gradroute.errors import UserError
 from gradroute.folders import read_metrics
 from gradroute.language import LanguageModelling
-from gradroute.run import Run
 from gradroute.runner import execute
 from gradroute.schema import Config
 from gradroute.text.tokenizing import train_words
@@ -132,26 +132,12 @@ def test_a_run_goes_on_to_the_bit_without_the_model_that_it_began_with(
     number: int, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lost in the training, in fine-tuning, and in relearning."""
-    save, count = Run.checkpoint, [0]
-
-    class Gone(BaseException):
-        pass
-
-    def checkpoint(self: Run, fit: Any = None) -> None:
-        save(self, fit)
-        count[0] += 1
-        if count[0] == number:
-            raise Gone
-
     shutil.copytree(models / "gpt_neox", tmp_path / "gpt_neox")
     changes = ["checkpoint.minutes=0", "steps=[train,ablate,finetune,relearn,evaluate]"]
     own = config(tmp_path / "cut", tmp_path / "gpt_neox", *changes)
     (whole,) = execute([config(tmp_path / "whole", tmp_path / "gpt_neox", *changes)])
-    with monkeypatch.context() as patch, pytest.raises(Gone):
-        patch.setattr(Run, "checkpoint", checkpoint)
-        execute([own])
+    (cut,) = interrupted(monkeypatch, [own], number)
     shutil.rmtree(tmp_path / "gpt_neox")
-    (cut,) = (tmp_path / "cut" / "stories_era").iterdir()
     kept = (cut / "model.json").read_text()
     (cut / "model.json").write_text(kept.replace("1e-05", "1e-03"))
     (refused,) = execute([own], folder=cut)

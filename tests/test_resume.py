@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import Result
 from hydra import compose, initialize_config_dir
+from interrupted import at_checkpoint, interrupted
 from robust import kept_data
 
 from gradroute import checkpoints, load, locks, stopping
@@ -72,35 +73,6 @@ def assert_same(run: Path, other: Path) -> None:
     for name in FILES:
         if (other / name).exists():
             assert (run / name).read_bytes() == (other / name).read_bytes(), name
-
-
-class Killed(BaseException):
-    """The process is gone."""
-
-
-def at_checkpoint(monkeypatch: pytest.MonkeyPatch, number: int, then: Callable[[Run], None]) -> None:
-    """Have something happen after the `number`-th checkpoint, from 1; nothing is changed after that."""
-    save, count = Run.checkpoint, [0]
-
-    def checkpoint(run: Run, fit: object = None) -> None:
-        save(run, fit)  # type: ignore[arg-type]
-        count[0] += 1
-        if count[0] == number:
-            then(run)
-
-    monkeypatch.setattr(Run, "checkpoint", checkpoint)
-
-
-def die(run: Run) -> None:
-    raise Killed
-
-
-def interrupted(monkeypatch: pytest.MonkeyPatch, configs: list[Config], number: int) -> list[Path]:
-    """Begin runs, lose the process after some checkpoints; returns their folders."""
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        at_checkpoint(patch, number, die)
-        execute(configs)
-    return sorted(path.parent for path in Path(configs[0].output_dir).glob("*/*/manifest.json"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,39 @@
+"""Runs that lose their process after a checkpoint, or to which something else happens then."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from gradroute.run import Run
+from gradroute.runner import execute
+from gradroute.schema import Config
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def at_checkpoint(monkeypatch: pytest.MonkeyPatch, number: int, then: Callable[[Run], None]) -> None:
+    """Have something happen after the `number`-th checkpoint, from 1; nothing is changed after that."""
+    save, count = Run.checkpoint, [0]
+
+    def checkpoint(run: Run, fit: object = None) -> None:
+        save(run, fit)  # type: ignore[arg-type]
+        count[0] += 1
+        if count[0] == number:
+            then(run)
+
+    monkeypatch.setattr(Run, "checkpoint", checkpoint)
+
+
+def die(run: Run) -> None:
+    raise Killed
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, configs: Sequence[Config], number: int) -> list[Path]:
+    """Begin runs, lose the process after some checkpoints; returns their folders."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_checkpoint(patch, number, die)
+        execute(configs)
+    return sorted(path.parent for path in Path(configs[0].output_dir).glob("*/*/manifest.json"))

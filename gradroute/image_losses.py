@@ -107,6 +107,11 @@ class DecoderObjective(Objective):
         self.model, self.certificates = model, certificates
         self.partial, self.skip_absent = partial, skip_absent
 
+    def _counts(self, group_index: torch.Tensor) -> torch.Tensor:
+        """Images of each group, `(groups,)`, the unlabelled ones last; it works inside `vmap`."""
+        names = len(self.router.groups) + self.partial
+        return (group_index[:, None] % names == torch.arange(names, device=group_index.device)).sum(0)
+
     def parts(self, batch: Batch, number: int) -> Iterator[Part]:
         """Rows, with the whole batch's images of each group, `(groups,)`, and the part's share of the rows.
 
@@ -115,8 +120,7 @@ class DecoderObjective(Objective):
         if number == 1:
             yield batch
             return
-        names = len(self.router.groups) + self.partial
-        counts = torch.bincount(batch[-1] % names, minlength=names).float()
+        counts = self._counts(batch[-1])
         for part in in_parts(batch, number):
             yield (*part, counts, len(part[0]) / len(batch[0]))
 
@@ -155,9 +159,7 @@ class DecoderObjective(Objective):
         means = group_means(per_image, group_index % len(names), len(names), counts)
         present, shares = [1] * len(names), torch.ones(len(names))
         if self.skip_absent or self.partial:
-            numbers = torch.arange(len(names), device=group_index.device)
-            if counts is None:
-                counts = (group_index[:, None] % len(names) == numbers).sum(0)
+            counts = self._counts(group_index) if counts is None else counts
             present = counts.tolist() if self.skip_absent else present  # tolist waits for the device
             shares = counts * (groups / counts.sum()) if self.partial else shares
         terms = [Term("decoder", name, "all", self.error.metric) for name in names]

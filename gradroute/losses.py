@@ -181,13 +181,13 @@ class NextTokenObjective(Objective):
         shares = counts * torch.stack([torch.as_tensor(self.weights[term], device=counts.device) for term in terms])
         total = torch.where(shares > 0, counts, 0).sum().clamp(min=1)
         found: Terms = {term: (means[i], shares[i] / total) for i, term in enumerate(terms)}
+        return found | self._penalties(activations, share)
+
+    def _penalties(self, activations: Mapping[str, torch.Tensor], share: float) -> Terms:
+        """The L1 terms of a part of a batch, from the sites' activations before the mask."""
         regions = self.router.regions if self.router else {}
-        penalised = [regions[term.region] for term in self.weights if term.region in regions]
-        sites = dict.fromkeys(site for region in penalised for site in region.sites)
+        penalised = {term: regions[term.region] for term in self.weights if term.region in regions}
+        sites = dict.fromkeys(site for region in penalised.values() for site in region.sites)
         by_unit = {site: l1_by_unit(site.units_last(activations[site.name])) for site in sites}
-        for term, weight in self.weights.items():
-            if term.region in regions:
-                region = regions[term.region]
-                sums = [region.take(by_unit[site]).sum() for site in region.sites]
-                found[term] = (torch.stack(sums).sum() * share, weight)
-        return found
+        sums = {t: torch.stack([r.take(by_unit[site]).sum() for site in r.sites]).sum() for t, r in penalised.items()}
+        return {term: (value * share, self.weights[term]) for term, value in sums.items()}

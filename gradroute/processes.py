@@ -130,7 +130,7 @@ def add_up(parameters: Sequence[nn.Parameter], numbers: torch.Tensor) -> torch.T
 @contextmanager
 def watching(monitor: Monitor | None, device: torch.device) -> Iterator[None]:
     """Have every process's monitor see what all of them see inside; within `in_step` only."""
-    if monitor is None or not _Now.sharing:
+    if monitor is None or not monitor.regions or not _Now.sharing:
         yield
         return
     before = monitor.take(device)

@@ -108,7 +108,7 @@ class RunFolder:
     def keep(self, texts: Mapping[str, str]) -> None:
         """Write files that a run is read back from, and their checksums at once: one that is killed has them, too."""
         for name, text in texts.items():
-            write_atomically(self.path / name, text)
+            self.write(name, text)
             self.manifest["files"][name] = hashlib.sha256(text.encode()).hexdigest()
         self._write_manifest()
 
@@ -137,7 +137,7 @@ class RunFolder:
         for row in self.rows:
             cells = [f'"{row[c]}"' if c == "unit" else str(row[c]) for c in COLUMNS[:-1]]
             lines.append(",".join([*cells, f"{row['value']:.8g}"]))
-        write_atomically(self.path / "metrics.csv", "\n".join(lines) + "\n")
+        self.write("metrics.csv", "\n".join(lines) + "\n")
 
     def write_ledger(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write every row so far to `ledger.csv`."""
@@ -146,11 +146,15 @@ class RunFolder:
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-        write_atomically(self.path / "ledger.csv", buffer.getvalue())
+        self.write("ledger.csv", buffer.getvalue())
 
     def write_json(self, name: str, content: Any) -> None:
         """Write one JSON file of the run."""
-        write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
+        self.write(name, json.dumps(content, indent=2) + "\n")
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write one file of the run."""
+        write_atomically(self.path / name, content)
 
     def log(self, line: str) -> None:
         """Append a line to the run's log."""
@@ -186,16 +190,7 @@ class Unwritten(RunFolder):
         self.path, self.manifest, self.rows = path, dict(manifest), list[dict[str, Any]]()
         self._started = time.monotonic()
 
-    def keep(self, texts: Mapping[str, str]) -> None:
-        """Nothing."""
-
-    def write_metrics(self) -> None:
-        """Nothing."""
-
-    def write_ledger(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Nothing."""
-
-    def write_json(self, name: str, content: Any) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         """Nothing."""
 
     def log(self, line: str) -> None:

@@ -91,5 +91,4 @@ def end() -> None:
         return
     if _Asked.signal == signal.SIGINT:
         raise KeyboardInterrupt
-    if _Asked.signal is not None:
-        raise SystemExit(128 + _Asked.signal)
+    raise SystemExit(128 + number())

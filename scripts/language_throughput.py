@@ -10,7 +10,6 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -71,8 +70,7 @@ def main() -> None:
     named = any(given.startswith("experiment=") for given in a.overrides)
     given = a.overrides if named else ["experiment=stories_era", *a.overrides]
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        made: Callable[[], Config] = lambda: from_mapping(compose("config", given))  # noqa: E731
-        configs = [made() for _ in range(4)]
+        configs = [from_mapping(compose("config", given)) for _ in range(4)]
     facts: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, **hardware()}
     facts |= {"threads": torch.get_num_threads(), "overrides": given}
     print(facts)

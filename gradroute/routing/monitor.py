@@ -159,7 +159,7 @@ class Monitor:
         """All sums so far, `(4, regions, groups + 1)`, which this monitor then has no more: for `put`."""
         none = torch.zeros(len(self.groups) + 1, dtype=torch.float64, device=device)
         sums = [self._sums.pop((what, region), none) for what in SUMS for region in self.regions]
-        return torch.cat([none, *sums])[len(none) :].view(len(SUMS), len(self.regions), len(none))
+        return torch.stack(sums).view(len(SUMS), len(self.regions), -1)
 
     def put(self, sums: torch.Tensor) -> None:
         """Have sums such as `take` gives."""

@@ -90,14 +90,12 @@ class Router:
         if values == self._values:
             return
         self._values = values
-        for site in self.sites:
-            table = self._tables[site.name]
+        for table, site in {self._tables[site.name]: site for site in self.sites}.items():
             weight, forward = (torch.ones_like(table.weight, device="cpu") for _ in range(2))
             for (group, name), value in values.items():
                 if site in self.regions[name].sites:
                     for rows, factor in zip((weight, forward), value, strict=True):
                         rows[self.groups.index(group), list(self.regions[name].units)] *= factor
-            table.routed, table.forwarded = bool((weight != 1).any()), bool((forward != 1).any())
             table.moved = tuple(
                 tuple(group for group, row in enumerate(rows) if bool((row != 1).any())) for rows in (weight, forward)
             )
@@ -112,8 +110,9 @@ class Router:
     def using(self, tables: Tables) -> Iterator[None]:
         """Route by these tables instead of the router's own, such as one replica's of a stack inside `vmap`."""
         kept, self._replica = self._tables, True
+        every = tuple(range(len(self.groups)))
         self._tables = {
-            name: Table(*pair, routed=True, forwarded=kept[name].forwarded) for name, pair in tables.items()
+            name: Table(*pair, (every, every if kept[name].forwarded else ())) for name, pair in tables.items()
         }
         try:
             yield

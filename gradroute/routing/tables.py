@@ -13,9 +13,17 @@ class Table:
 
     weight: torch.Tensor
     forward: torch.Tensor
-    routed: bool = False
-    forwarded: bool = False
-    moved: tuple[tuple[int, ...], ...] | None = None  # groups whose row is not all 1; None: any may be
+    moved: tuple[tuple[int, ...], ...] = ((), ())  # groups whose row of either may not be all 1
+
+    @property
+    def routed(self) -> bool:
+        """Whether any gradient is weighed."""
+        return bool(self.moved[0])
+
+    @property
+    def forwarded(self) -> bool:
+        """Whether any activation is."""
+        return bool(self.moved[1])
 
 
 @dataclass
@@ -31,20 +39,20 @@ class Pass:
         """Each data point's weights, or forward factors, `(…, units)`."""
         key = (table, forward)
         if key not in self.rows:
-            moved = None if table.moved is None else table.moved[forward]
-            self.rows[key] = rows_of(table.forward if forward else table.weight, self.membership, moved)
+            values = table.forward if forward else table.weight
+            self.rows[key] = rows_of(values, self.membership, table.moved[forward])
         return self.rows[key]
 
 
-def rows_of(table: torch.Tensor, membership: torch.Tensor, moved: tuple[int, ...] | None) -> torch.Tensor:
+def rows_of(table: torch.Tensor, membership: torch.Tensor, moved: tuple[int, ...]) -> torch.Tensor:
     """Each data point's row of the table, or mix of rows: `(units,)`, `(batch, units)` or `(batch, tokens, units)`.
 
-    moved: the groups that make a difference to a mix; None: all may.
+    moved: the groups that may make a difference to a mix.
     """
     membership = membership.to(table.device)
     if not membership.is_floating_point():
         return table[membership]
     rows = torch.ones_like(table[-1])
-    for group in range(len(table) - 1) if moved is None else moved:
+    for group in moved:
         rows = rows + membership[..., group, None].to(table.dtype) * (table[group] - 1)
     return rows

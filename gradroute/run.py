@@ -1,6 +1,6 @@
 """One run: its steps, from a checked configuration to its folder."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,12 @@ from gradroute.setup import build_problem
 from gradroute.trained import donor, take_over
 from gradroute.training import Task
 
+Watch = Callable[[int, list[dict[str, Any]]], None]  # of the updates so far, and what was measured then
 CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run
+
+
+class Pruned(Exception):
+    """Who looks on gave a run up: it is not finished, and is not to be gone on with."""
 
 
 class Run:
@@ -37,12 +42,13 @@ class Run:
     def __init__(
         self, config: Config, data: Any = None, stacked: int = 1, quiet: bool = False,
         folder: Path | None = None, checkpoint: Checkpoint | None = None, helps: bool = False,
+        watch: Watch | None = None,
     ) -> None:  # fmt: skip
         """Check everything, then make the folder.
 
         data: the data set, if it is at hand. stacked: how many runs are trained together. quiet: only its log tells.
         folder: an unfinished run's, to go on with that very run. checkpoint: where in it; at its beginning if None.
-        helps: another process's run, which alone writes there.
+        helps: another process's run, which alone writes there. watch: called after every evaluation while it trains.
         """
         begun = folder if checkpoint else None
         self.config, self.problem = config, build_problem(config, data, begun)
@@ -56,7 +62,7 @@ class Run:
         self.done: list[str] = []  # steps of the run
         self.tasks_done = 0  # of the step that is next
         self.fit: Mapping[str, Any] | None = None  # where its next task was
-        self.stacked = stacked
+        self.stacked, self.watch = stacked, watch
         self.error: Exception | None = None
         if folder is None:
             self.folder = RunFolder.create(self.config, self._facts())
@@ -104,6 +110,11 @@ class Run:
             self.record("test", measured)
         self.folder.write_metrics()
 
+    def _headline(self) -> list[dict[str, Any]]:
+        """The last measurements of groups, without those of single labels."""
+        final = records.final_rows(self.folder.rows)
+        return [row for row in final if row["group"] in [*self.problem.names, "all"]]
+
     def task(self, probe: Probe, **options: Any) -> Task:
         """The training of a probe in this run's order of data."""
         points, trainer = probe.points or self.problem.points, probe.trainer or self.config.trainer
@@ -135,6 +146,8 @@ class Run:
             if epoch % every == 0 and epoch < trainer.epochs:
                 with computing(trainer.precision, problem.device):
                     self._evaluate()
+                if self.watch:
+                    self.watch(step, self._headline())
             self.progress.epoch(epoch, trainer.epochs, means)
 
         yield self.task(
@@ -201,10 +214,8 @@ class Run:
         for name, text in problem.texts().items():
             records.write_atomically(self.folder.path / name, text)
         write_samples(self.folder, problem, self.ablations)
-        final = records.final_rows(self.folder.rows)
-        named = [row for row in final if row["group"] in [*problem.names, "all"]]
         kept = ("group", "head", "region", "metric", "unit", "value")
-        self.folder.write_json("summary.json", {"headline": [{k: row[k] for k in kept} for row in named]})
+        self.folder.write_json("summary.json", {"headline": [{k: row[k] for k in kept} for row in self._headline()]})
         return ()
 
     def report(self) -> Iterable[Task]:
@@ -225,9 +236,12 @@ class Run:
             return
         self.error = error if isinstance(error, Exception) else None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        state = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else f"failed ({reason})"
         try:
+            if isinstance(error, Pruned):
+                checkpoints.remove(self.folder.path)
+                state = f"pruned ({reason})"
             self.folder.log(f"ended: {reason}")
-            self.folder.finish("interrupted" if interrupted else f"failed ({reason})")
+            self.folder.finish(state)
         except OSError:  # the folder is full, read-only or gone, which may be why the run ends
             self.folder.release()

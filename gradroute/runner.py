@@ -14,7 +14,7 @@ from gradroute.checkpoints import Checkpoint
 from gradroute.config import differences
 from gradroute.errors import UserError
 from gradroute.problem import settle_precision
-from gradroute.run import Run
+from gradroute.run import Run, Watch
 from gradroute.schema import Config
 from gradroute.stacking import together
 from gradroute.training import Fit, Task
@@ -141,14 +141,15 @@ def _steps(runs: list[Run]) -> None:
             raise
 
 
-def _run_together(plans: Sequence[_Plan]) -> list[Outcome]:
+def _run_together(plans: Sequence[_Plan], watch: Watch | None) -> list[Outcome]:
     """Runs of one shape in lockstep, from their configurations to their folders."""
     outcomes: list[Run | Exception] = []
     runs: list[Run] = []
     for plan in plans:
         try:
             data = runs[0].problem.data if runs else None
-            run = Run(plan.config, data, len(plans), bool(runs), plan.folder, plan.checkpoint)
+            quiet = bool(runs) or watch is not None
+            run = Run(plan.config, data, len(plans), quiet, plan.folder, plan.checkpoint, watch=watch)
             at = plan.checkpoint.name if plan.checkpoint else None
             processes.tell({"folder": str(run.folder.path), "checkpoint": at} if run.trains else None)
             runs.append(run)
@@ -203,7 +204,7 @@ def _plan(config: Config) -> _Plan | Path:
     return _Plan(config, folder, checkpoint)
 
 
-def _execute(configs: Sequence[Config], reuse: bool, folder: Path | None) -> list[Outcome]:
+def _execute(configs: Sequence[Config], reuse: bool, folder: Path | None, watch: Watch | None) -> list[Outcome]:
     outcomes: dict[int, Outcome] = {}
     plans: dict[int, _Plan] = {}
     device = "cpu"
@@ -226,20 +227,22 @@ def _execute(configs: Sequence[Config], reuse: bool, folder: Path | None) -> lis
 
     for stack in together([plan.config for plan in plans.values()], device, position):
         own = [numbers[id(config)] for config in stack]
-        outcomes |= zip(own, _run_together([plans[number] for number in own]), strict=True)
+        outcomes |= zip(own, _run_together([plans[number] for number in own], watch), strict=True)
     return [outcomes[number] for number in range(len(configs))]
 
 
-def execute(configs: Sequence[Config], reuse: bool = False, folder: Path | None = None) -> list[Outcome]:
+def execute(
+    configs: Sequence[Config], reuse: bool = False, folder: Path | None = None, watch: Watch | None = None
+) -> list[Outcome]:
     """Run checked configurations' steps; returns each one's folder, or why there is no finished one.
 
     Those that can be are trained together, as `stack` says. With `reuse`, a run of the same configuration and version
     is not made again: it is returned if it is finished, and gone on with if it was interrupted. With `folder`, that of
-    an interrupted run, its only configuration is gone on with there.
+    an interrupted run, its only configuration is gone on with there. `watch` looks on, and may raise `Pruned`.
     """
     with stopping.heard(), processes.joined():
         if processes.size() > 1:
             processes.require_one(configs)
         if processes.rank():
             _help(configs[0])
-        return _execute(configs, reuse, folder)
+        return _execute(configs, reuse, folder, watch)

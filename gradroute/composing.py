@@ -1,0 +1,40 @@
+"""Configurations composed from Hydra's groups and overrides, without running anything."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from gradroute.cli import conf_dir
+from gradroute.config import from_mapping
+from gradroute.schema import Config
+
+
+def merged(*parts: Sequence[str]) -> list[str]:
+    """Overrides, of which a later one of the same key replaces an earlier one."""
+    found: dict[str, str] = {}
+    for override in (override for part in parts for override in part):
+        key = override.partition("=")[0].lstrip("+")
+        found.pop(key, None)
+        found[key] = override
+    return list(found.values())
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        yield
+
+
+def composed(name: str, overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
+    """A configuration by its file's name; `folder` is one more to look in, as `--config-dir` names it."""
+    searched = [f"hydra.searchpath=[file://{folder.resolve()}]"] if folder else []
+    with _hydra():
+        return compose(name, [*searched, *overrides])
+
+
+def configuration(overrides: Sequence[str], folder: Path | None = None) -> Config:
+    """What `gradroute-run` would run with these overrides. Raises: UserError, or what Hydra raises."""
+    return from_mapping(composed("config", overrides, folder))

@@ -1,0 +1,150 @@
+"""The finals of a search: its best trials, the hand-made mask and the guess, made again with fresh seeds."""
+
+import hashlib
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial, TrialState
+
+from gradroute.errors import UserError
+from gradroute.intervals import interval
+from gradroute.schema import Config
+from gradroute.search import FIXED, Search
+from gradroute.search_space import Overrides
+
+HANDMADE = "handmade"
+
+
+@dataclass(frozen=True)
+class Final:
+    """A finalist: what it is called, how it is made, and its objectives by seed."""
+
+    name: str
+    kind: str
+    overrides: Overrides
+    values: list[list[float]]
+    failed: list[str]
+
+    def of(self, objective: int) -> list[float]:
+        """An objective's values over the seeds."""
+        return [row[objective] for row in self.values]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A finalist's mean minus the hand-made mask's, the half-width of its interval, and what it says."""
+
+    value: float
+    half_width: float
+    verdict: str  # better, worse, or not shown
+
+
+def label(kind: str, trial: FrozenTrial) -> str:
+    """What a trial is called in tables and figures."""
+    return HANDMADE if kind == HANDMADE else f"{kind} {trial.number}"
+
+
+def front(search: Search, name: str) -> list[FrozenTrial]:
+    """The Pareto front of a study's own trials, of one objective the best trial, the best balanced first.
+
+    Best balanced is what is nearest to the best of every objective, each scaled to its range over the front.
+    """
+    goals = [1 if one.goal == "lower" else -1 for one in search.search.objectives.values()]
+    done = [t for t in search.trials(name) if t.state == TrialState.COMPLETE and t.user_attrs.get("kind") not in FIXED]
+    costs = {t.number: [g * v for g, v in zip(goals, t.values, strict=True)] for t in done}
+
+    def dominated(trial: FrozenTrial) -> bool:
+        mine = costs[trial.number]
+        return any(all(a <= b for a, b in zip(other, mine, strict=True)) and other != mine for other in costs.values())
+
+    found = [trial for trial in done if not dominated(trial)]
+    if not found:
+        return []
+    columns = list(zip(*(costs[trial.number] for trial in found), strict=True))
+    least, span = [min(c) for c in columns], [max(c) - min(c) or 1.0 for c in columns]
+
+    def distance(trial: FrozenTrial) -> float:
+        return math.hypot(*((v - a) / s for v, a, s in zip(costs[trial.number], least, span, strict=True)))
+
+    return sorted(found, key=lambda trial: (distance(trial), trial.number))
+
+
+def finalists(search: Search) -> list[tuple[str, str, Overrides]]:
+    """Name, kind and overrides of what is made again: hand-made, guess and placebos, and the best of both studies."""
+    fixed = [t for t in search.trials("search") if t.user_attrs.get("kind") in FIXED and "overrides" in t.user_attrs]
+    kinds = [(trial.user_attrs["kind"], trial) for trial in fixed]
+    found = [(label(kind, trial), kind, trial.user_attrs["overrides"]) for kind, trial in kinds]
+    for name in search.studies:
+        best = front(search, name)[: search.search.final.best]
+        found += [(label(name, trial), name, trial.user_attrs["overrides"]) for trial in best]
+    return found
+
+
+def _seeds(search: Search) -> range:
+    first = search.search.final.first_seed
+    return range(first, first + search.search.final.seeds)
+
+
+def make(search: Search) -> None:
+    """Make the final runs that are not made yet; several processes share them."""
+    from gradroute.runner import execute
+
+    waiting = [search.config([*overrides, f"seed={seed}"], True) for seed in _seeds(search) for *_, overrides in
+               finalists(search)]  # fmt: skip
+    for wait in (False, True):  # first what no other is at, then, if that one was stopped, what is left
+        for config in waiting:
+            lock = FileLock(search.folder / f".final-{hashlib.sha256(repr(config).encode()).hexdigest()[:16]}")
+            try:
+                with lock.acquire(timeout=-1 if wait else 0):
+                    execute([config], reuse=True)
+            except Timeout:
+                continue
+
+
+def results(search: Search) -> list[Final]:
+    """Every finalist with its objectives by seed, from the runs that `make` left."""
+    from gradroute.folders import twin
+    from gradroute.problem import settle_precision
+
+    def value(config: Config) -> list[float] | str:
+        settle_precision(config)  # as when it was made
+        found = twin(config)
+        if found is None or not found[1]:
+            return f"seed {config.seed}: no finished run"
+        return search.values(found[0])
+
+    finals = []
+    for name, kind, overrides in finalists(search):
+        config = search.config(overrides, True)
+        found = [value(replace(config, seed=seed)) for seed in _seeds(search)]
+        finals.append(Final(name, kind, overrides, [v for v in found if not isinstance(v, str)],
+                            [v for v in found if isinstance(v, str)]))  # fmt: skip
+    return finals
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float], goal: str, comparisons: int) -> Difference:
+    """Welch's t-interval of a difference of means, at 95 % over all `comparisons` together (Bonferroni).
+
+    It is better or worse only if the interval is clear of 0. Raises: UserError for fewer than two values on a side.
+    """
+    if min(len(ours), len(theirs)) < 2:
+        raise UserError("a difference needs two finished runs or more on each side")
+    value = statistics.fmean(ours) - statistics.fmean(theirs)
+    if len({*ours}) == 1 and len({*theirs}) == 1:
+        half = 0.0  # no spread to be seen
+    else:
+        from scipy.stats import ttest_ind
+
+        span = ttest_ind(ours, theirs, equal_var=False).confidence_interval(1 - 0.05 / comparisons)
+        half = float(span.high - span.low) / 2
+    if abs(value) <= half:
+        return Difference(value, half, "not shown")
+    return Difference(value, half, "better" if (value < 0) == (goal == "lower") else "worse")
+
+
+def mean(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95 % t-interval."""
+    return statistics.fmean(values), interval(list(values))

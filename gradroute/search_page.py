@@ -1,0 +1,211 @@
+"""The page of a search: its front, what matters, the finals, and the best configurations to paste."""
+
+import csv
+import io
+import math
+import shlex
+import warnings
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed, nor asked for
+import optuna
+from matplotlib import pyplot as plt
+from optuna.trial import FrozenTrial, TrialState
+
+from gradroute.comparison_plots import png, short
+from gradroute.page import Page, Table
+from gradroute.records import UNITS, write_atomically
+from gradroute.search import Search
+from gradroute.search_finals import HANDMADE, Difference, Final, difference, front, label, mean
+
+COLOURS = {"search": "tab:blue", "random": "tab:gray", HANDMADE: "black", "guess": "tab:green", "placebo": "tab:orange"}
+SIGN = {"lower": "lower is better", "higher": "higher is better"}
+
+
+def _done(search: Search) -> list[tuple[str, FrozenTrial]]:
+    """Every finished trial with its kind."""
+    trials = [(name, trial) for name in search.studies for trial in search.trials(name)]
+    return [(t.user_attrs.get("kind", name), t) for name, t in trials if t.state == TrialState.COMPLETE]
+
+
+def _shown_front(search: Search) -> bytes:
+    """All finished trials by the first two objectives, with the search's front; by number if there is one objective."""
+    objectives = list(search.search.objectives.items())
+    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
+
+    def place(trial: FrozenTrial) -> tuple[float, float]:
+        return (trial.values[0], trial.values[1]) if len(objectives) > 1 else (trial.number, trial.values[0])
+
+    for kind, colour in COLOURS.items():
+        points = [place(trial) for found, trial in _done(search) if found == kind]
+        if points:
+            x, y = zip(*points, strict=True)
+            size, order = (24, 2) if kind in search.studies else (120, 3)
+            axes.scatter(x, y, s=size, color=colour, label=kind, marker="o" if size < 99 else "*", zorder=order)
+    found = sorted(front(search, "search"), key=place)
+    axes.plot([place(t)[0] for t in found], [place(t)[1] for t in found], color=COLOURS["search"], linewidth=1)
+    for trial in found:
+        axes.annotate(str(trial.number), place(trial), fontsize=8, xytext=(4, 4), textcoords="offset points")
+    names = [f"{name} ({SIGN[objective.goal]})" for name, objective in objectives]
+    axes.set_xlabel(names[0] if len(objectives) > 1 else "trial")
+    axes.set_ylabel(names[min(1, len(objectives) - 1)])
+    axes.legend()
+    return png(figure)
+
+
+def importance(search: Search) -> dict[str, dict[str, float]]:
+    """By objective, the share of the variance over the search's finished trials that each parameter explains (PED-ANOVA).
+
+    Empty where there are too few trials, or none differ.
+    """
+    alike = optuna.create_study(directions=search.studies["search"].directions)
+    trials = [t for name in search.studies for t in search.trials(name) if t.state == TrialState.COMPLETE and t.params]
+    alike.add_trials(trials)
+    found: dict[str, dict[str, float]] = {}
+    for number, name in enumerate(search.search.objectives):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+                found[name] = optuna.importance.get_param_importances(
+                    alike, evaluator=evaluator, target=lambda trial: trial.values[number]  # noqa: B023 # called at once
+                )  # fmt: skip
+        except (ValueError, RuntimeError):  # too few trials, or all alike
+            continue
+    return found
+
+
+def _slices(search: Search) -> bytes | None:
+    """Every objective against every parameter."""
+    trials = [(kind, trial) for kind, trial in _done(search) if trial.params]
+    keys = list(dict.fromkeys(key for _, trial in trials for key in trial.params))
+    if not trials:
+        return None
+    objectives = list(search.search.objectives)
+    size = (2.8 * len(keys) + 0.4, 2.5 * len(objectives) + 0.3)
+    figure, grid = plt.subplots(len(objectives), len(keys), figsize=size, squeeze=False, layout="constrained")
+    for row, name in enumerate(objectives):
+        for axes, key in zip(grid[row], keys, strict=True):
+            for kind in ("random", "search"):
+                own = [t for found, t in trials if found == kind and key in t.params]
+                values = [t.params[key] if isinstance(t.params[key], str) else float(t.params[key]) for t in own]
+                axes.scatter(values, [t.values[row] for t in own], s=14, color=COLOURS[kind])
+            axes.tick_params(axis="x", rotation=30, labelsize=7)
+            axes.set_xlabel(short(key), fontsize=8)
+        grid[row][0].set_ylabel(name, fontsize=8)
+    return png(figure)
+
+
+def compared(search: Search, finals: Sequence[Final]) -> dict[str, dict[str, Difference]]:
+    """Every finalist's difference to the hand-made mask, by objective; nothing where seeds are missing."""
+    by_name = {final.name: final for final in finals if len(final.values) > 1}
+    if HANDMADE not in by_name:
+        return {}
+    base, others = by_name[HANDMADE], [final for name, final in by_name.items() if name != HANDMADE]
+    objectives = search.search.objectives
+    count = len(others) * len(objectives)
+    return {
+        final.name: {
+            name: difference(final.of(number), base.of(number), one.goal, count)
+            for number, (name, one) in enumerate(objectives.items())
+        }
+        for final in others
+    }
+
+
+def verdict(search: Search, finals: Sequence[Final]) -> list[str]:
+    """How far the best of the search is from the hand-made mask and from random search, and whether that is noise."""
+    found, lines = compared(search, finals), list[str]()
+    for final in finals:
+        if final.name in found:
+            said = [
+                f"{name} {d.value:+.4f} ± {d.half_width:.4f} ({d.verdict})" for name, d in found[final.name].items()
+            ]
+            lines.append(f"{final.name} minus the hand-made mask, {len(final.values)} fresh seeds: {'; '.join(said)}.")
+    if not lines:
+        return ["No finals yet: nothing is claimed of any trial, which has one seed and was chosen for its value."]
+    best: dict[str, Final] = {}
+    for final in finals:
+        if len(final.values) > 1:
+            best.setdefault(final.kind, final)
+    if "search" in best:
+        judged = {d.verdict for d in found[best["search"].name].values()}
+        worse, better = "worse" in judged, "better" in judged
+        word = "trades one objective for another, against the hand-made mask," if worse and better else (
+            "is worse than the hand-made mask" if worse else
+            "is better than the hand-made mask" if better else "is not shown to differ from the hand-made mask"
+        )  # fmt: skip
+        lines.insert(0, f"The best balanced trial of the search, {best['search'].name}, {word} beyond seed noise.")
+    if "search" in best and "random" in best:
+        said = []
+        for number, (name, one) in enumerate(search.search.objectives.items()):
+            d = difference(
+                best["search"].of(number), best["random"].of(number), one.goal, len(search.search.objectives)
+            )
+            said.append(f"{name} {d.value:+.4f} ± {d.half_width:.4f} ({d.verdict})")
+        lines.insert(1, f"The search's best minus random search's best: {'; '.join(said)}.")
+    return [*lines, "Intervals of differences hold at 95 % for all comparisons together (Welch, Bonferroni)."]
+
+
+def _trial_rows(search: Search) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for name in search.studies:
+        for trial in search.trials(name):
+            a = trial.user_attrs
+            values = trial.values or [math.nan] * len(search.search.objectives)
+            state = "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
+            said = " ".join(a.get("overrides", [])) or "as the experiment has it"
+            row = [
+                label(a.get("kind", name), trial),
+                state,
+                *values,
+                a.get("seconds", math.nan),
+                said,
+                a.get("error", ""),
+            ]
+            rows.append(row)
+    return rows
+
+
+def write(search: Search, finals: Sequence[Final], command: str) -> None:
+    """Write `search.html` and `trials.csv` into the search's folder; `command` is what goes on with it."""
+    objectives = search.search.objectives
+    columns = ["trial", "state", *objectives, "seconds", "overrides", "error"]
+    rows = _trial_rows(search)
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([columns, *rows])
+    write_atomically(search.folder / "trials.csv", buffer.getvalue())
+    note = "; ".join(f"{n}: {o.head} {o.region} {o.group} {o.metric}, {UNITS[o.metric]}, {SIGN[o.goal]}"
+                     for n, o in objectives.items())  # fmt: skip
+    tables = []
+    if finals:
+        cells = [[f.name, len(f.values), *(_cell(f.of(i)) for i in range(len(objectives))), " ".join(f.overrides)]
+                 for f in finals]  # fmt: skip
+        tables.append(Table("Finals: fresh seeds, mean and half-width of its 95 % t-interval",
+                            ["finalist", "n", *objectives, "overrides"], cells, note))  # fmt: skip
+    matters = importance(search)
+    if matters:
+        keys = list(dict.fromkeys(key for shares in matters.values() for key in shares))
+        cells = [[key, *(matters[name].get(key, math.nan) if name in matters else math.nan for name in objectives)]
+                 for key in keys]  # fmt: skip
+        tables.append(Table("What matters: share of the variance over trials (PED-ANOVA)", ["key", *objectives], cells))
+    tables.append(Table("Trials", columns, rows, note))
+    figures = [("Trials by objective; the line is the search's front", _shown_front(search))]
+    if (sliced := _slices(search)) is not None:
+        figures.append(("Objectives against what was searched; grey: random search", sliced))
+    best = "\n".join("gradroute-run " + shlex.join(search.command(trial.user_attrs["overrides"], final=True))
+                     for trial in front(search, "search"))  # fmt: skip
+    counts = {state: sum(row[1] == state for row in rows) for state in ("complete", "pruned", "failed")}
+    title = f"Search {search.search.name}: {', '.join(f'{n} {state}' for state, n in counts.items())}"
+    texts = [("The best configurations, to paste", best), ("How to go on with this search", command)]
+    page = Page(title, verdict(search, finals), tables, figures, texts)
+    write_atomically(search.folder / "search.html", page.html())
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "no finished run"
+    value, half = mean(values)
+    return f"{value:.4f}" + ("" if math.isnan(half) else f" ± {half:.4f}")

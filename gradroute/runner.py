@@ -238,7 +238,8 @@ def execute(
 
     Those that can be are trained together, as `stack` says. With `reuse`, a run of the same configuration and version
     is not made again: it is returned if it is finished, and gone on with if it was interrupted. With `folder`, that of
-    an interrupted run, its only configuration is gone on with there. `watch` looks on, and may raise `Pruned`.
+    an interrupted run, its only configuration is gone on with there. `watch` looks on instead of
+    the terminal, and may raise `Pruned`.
     """
     with stopping.heard(), processes.joined():
         if processes.size() > 1:

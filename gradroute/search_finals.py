@@ -3,13 +3,16 @@
 import hashlib
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
+from gradroute.command import one_line
 from gradroute.errors import UserError
+from gradroute.folders import twin
 from gradroute.intervals import interval
 from gradroute.schema import Config
 from gradroute.search import FIXED, Search
@@ -88,6 +91,15 @@ def _seeds(search: Search) -> range:
     return range(first, first + search.search.final.seeds)
 
 
+def _made(config: Config) -> Path | None:
+    """The finished run of a configuration, if there is one."""
+    from gradroute.problem import settle_precision
+
+    settle_precision(config)  # as when it was made
+    found = twin(config)
+    return found[0] if found and found[1] else None
+
+
 def make(search: Search) -> None:
     """Make the final runs that are not made yet; several processes share them."""
     from gradroute.runner import execute
@@ -96,25 +108,23 @@ def make(search: Search) -> None:
                finalists(search)]  # fmt: skip
     for wait in (False, True):  # first what no other is at, then, if that one was stopped, what is left
         for config in waiting:
+            if _made(config):
+                continue
             lock = FileLock(search.folder / f".final-{hashlib.sha256(repr(config).encode()).hexdigest()[:16]}")
             try:
                 with lock.acquire(timeout=-1 if wait else 0):
-                    execute([config], reuse=True)
+                    outcome = execute([config], reuse=True, watch=lambda step, rows: None)[0]
+                    search.say(f"final: {one_line(outcome) if isinstance(outcome, Exception) else outcome}")
             except Timeout:
                 continue
 
 
 def results(search: Search) -> list[Final]:
     """Every finalist with its objectives by seed, from the runs that `make` left."""
-    from gradroute.folders import twin
-    from gradroute.problem import settle_precision
 
     def value(config: Config) -> list[float] | str:
-        settle_precision(config)  # as when it was made
-        found = twin(config)
-        if found is None or not found[1]:
-            return f"seed {config.seed}: no finished run"
-        return search.values(found[0])
+        made = _made(config)
+        return search.values(made) if made else f"seed {config.seed}: no finished run"
 
     finals = []
     for name, kind, overrides in finalists(search):
@@ -148,3 +158,44 @@ def difference(ours: Sequence[float], theirs: Sequence[float], goal: str, compar
 def mean(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half-width of its 95 % t-interval."""
     return statistics.fmean(values), interval(list(values))
+
+
+def _said(differences: Mapping[str, Difference]) -> str:
+    return "; ".join(f"{name} {d.value:+.4f} ± {d.half_width:.4f} ({d.verdict})" for name, d in differences.items())
+
+
+def verdict(search: Search, finals: Sequence[Final]) -> list[str]:
+    """How far the finalists are from the hand-made mask, and the best of the search from it and from random search's.
+
+    Each kind's first finalist is its best balanced trial. A sentence says whether a difference is beyond seed noise.
+    """
+    whole = [final for final in finals if len(final.values) > 1]
+    best = {final.kind: final for final in reversed(whole)}
+    objectives = search.search.objectives
+    if HANDMADE not in best or len(whole) < 2:
+        return ["No finals: nothing is claimed of any trial, which has one seed and was chosen for its value."]
+
+    def minus(ours: Final, theirs: Final, finalists: int) -> dict[str, Difference]:
+        return {
+            name: difference(ours.of(number), theirs.of(number), one.goal, finalists * len(objectives))
+            for number, (name, one) in enumerate(objectives.items())
+        }
+
+    found = {final.name: minus(final, best[HANDMADE], len(whole) - 1) for final in whole if final.kind != HANDMADE}
+    lines = [f"{name} minus the hand-made mask, on fresh seeds: {_said(differences)}." for name, differences in
+             found.items()]  # fmt: skip
+    if "search" in best and "random" in best:
+        drawn = minus(best["search"], best["random"], 1)
+        lines.insert(
+            0, f"{best['search'].name} minus {best['random'].name}, the best of random search: {_said(drawn)}."
+        )
+    if "search" in best:
+        judged = {d.verdict for d in found[best["search"].name].values()}
+        if {"better", "worse"} <= judged:
+            word = "trades one objective for another"
+        elif judged == {"not shown"}:
+            word = "is not shown to differ from the hand-made mask"
+        else:
+            word = f"is {'better' if 'better' in judged else 'worse'} than the hand-made mask"
+        lines.insert(0, f"The best balanced trial of the search, {best['search'].name}, {word} beyond seed noise.")
+    return [*lines, "Intervals of differences hold at 95 % for all comparisons together (Welch, Bonferroni)."]

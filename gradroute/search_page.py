@@ -18,7 +18,7 @@ from gradroute.comparison_plots import png, short
 from gradroute.page import Page, Table
 from gradroute.records import UNITS, write_atomically
 from gradroute.search import Search
-from gradroute.search_finals import HANDMADE, Difference, Final, difference, front, label, mean
+from gradroute.search_finals import HANDMADE, Final, front, label, mean, verdict
 
 COLOURS = {"search": "tab:blue", "random": "tab:gray", HANDMADE: "black", "guess": "tab:green", "placebo": "tab:orange"}
 SIGN = {"lower": "lower is better", "higher": "higher is better"}
@@ -56,15 +56,17 @@ def _shown_front(search: Search) -> bytes:
 
 
 def importance(search: Search) -> dict[str, dict[str, float]]:
-    """By objective, the share of the variance over the search's finished trials that each parameter explains (PED-ANOVA).
+    """By objective, how much each parameter matters over the finished trials (PED-ANOVA), 1 in sum.
 
-    Empty where there are too few trials, or none differ.
+    Without an objective that no two trials differ in, and empty where there are too few trials.
     """
     alike = optuna.create_study(directions=search.studies["search"].directions)
     trials = [t for name in search.studies for t in search.trials(name) if t.state == TrialState.COMPLETE and t.params]
     alike.add_trials(trials)
     found: dict[str, dict[str, float]] = {}
     for number, name in enumerate(search.search.objectives):
+        if len({trial.values[number] for trial in trials}) < 2:
+            continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -92,61 +94,12 @@ def _slices(search: Search) -> bytes | None:
                 own = [t for found, t in trials if found == kind and key in t.params]
                 values = [t.params[key] if isinstance(t.params[key], str) else float(t.params[key]) for t in own]
                 axes.scatter(values, [t.values[row] for t in own], s=14, color=COLOURS[kind])
+            if any(getattr(trial.distributions.get(key), "log", False) for _, trial in trials):
+                axes.set_xscale("log")
             axes.tick_params(axis="x", rotation=30, labelsize=7)
             axes.set_xlabel(short(key), fontsize=8)
         grid[row][0].set_ylabel(name, fontsize=8)
     return png(figure)
-
-
-def compared(search: Search, finals: Sequence[Final]) -> dict[str, dict[str, Difference]]:
-    """Every finalist's difference to the hand-made mask, by objective; nothing where seeds are missing."""
-    by_name = {final.name: final for final in finals if len(final.values) > 1}
-    if HANDMADE not in by_name:
-        return {}
-    base, others = by_name[HANDMADE], [final for name, final in by_name.items() if name != HANDMADE]
-    objectives = search.search.objectives
-    count = len(others) * len(objectives)
-    return {
-        final.name: {
-            name: difference(final.of(number), base.of(number), one.goal, count)
-            for number, (name, one) in enumerate(objectives.items())
-        }
-        for final in others
-    }
-
-
-def verdict(search: Search, finals: Sequence[Final]) -> list[str]:
-    """How far the best of the search is from the hand-made mask and from random search, and whether that is noise."""
-    found, lines = compared(search, finals), list[str]()
-    for final in finals:
-        if final.name in found:
-            said = [
-                f"{name} {d.value:+.4f} ± {d.half_width:.4f} ({d.verdict})" for name, d in found[final.name].items()
-            ]
-            lines.append(f"{final.name} minus the hand-made mask, {len(final.values)} fresh seeds: {'; '.join(said)}.")
-    if not lines:
-        return ["No finals yet: nothing is claimed of any trial, which has one seed and was chosen for its value."]
-    best: dict[str, Final] = {}
-    for final in finals:
-        if len(final.values) > 1:
-            best.setdefault(final.kind, final)
-    if "search" in best:
-        judged = {d.verdict for d in found[best["search"].name].values()}
-        worse, better = "worse" in judged, "better" in judged
-        word = "trades one objective for another, against the hand-made mask," if worse and better else (
-            "is worse than the hand-made mask" if worse else
-            "is better than the hand-made mask" if better else "is not shown to differ from the hand-made mask"
-        )  # fmt: skip
-        lines.insert(0, f"The best balanced trial of the search, {best['search'].name}, {word} beyond seed noise.")
-    if "search" in best and "random" in best:
-        said = []
-        for number, (name, one) in enumerate(search.search.objectives.items()):
-            d = difference(
-                best["search"].of(number), best["random"].of(number), one.goal, len(search.search.objectives)
-            )
-            said.append(f"{name} {d.value:+.4f} ± {d.half_width:.4f} ({d.verdict})")
-        lines.insert(1, f"The search's best minus random search's best: {'; '.join(said)}.")
-    return [*lines, "Intervals of differences hold at 95 % for all comparisons together (Welch, Bonferroni)."]
 
 
 def _trial_rows(search: Search) -> list[list[object]]:
@@ -190,17 +143,18 @@ def write(search: Search, finals: Sequence[Final], command: str) -> None:
         keys = list(dict.fromkeys(key for shares in matters.values() for key in shares))
         cells = [[key, *(matters[name].get(key, math.nan) if name in matters else math.nan for name in objectives)]
                  for key in keys]  # fmt: skip
-        tables.append(Table("What matters: share of the variance over trials (PED-ANOVA)", ["key", *objectives], cells))
+        tables.append(Table("What matters: share of each key over all trials (PED-ANOVA)", ["key", *objectives], cells))
     tables.append(Table("Trials", columns, rows, note))
     figures = [("Trials by objective; the line is the search's front", _shown_front(search))]
     if (sliced := _slices(search)) is not None:
         figures.append(("Objectives against what was searched; grey: random search", sliced))
-    best = "\n".join("gradroute-run " + shlex.join(search.command(trial.user_attrs["overrides"], final=True))
-                     for trial in front(search, "search"))  # fmt: skip
+    best = [[label("search", trial), "gradroute-run " + shlex.join(search.command(trial.user_attrs["overrides"], True))]
+            for trial in front(search, "search")]  # fmt: skip
+    if best:
+        tables.append(Table("The best configurations, to paste", ["trial", "command"], best, long=True))
     counts = {state: sum(row[1] == state for row in rows) for state in ("complete", "pruned", "failed")}
     title = f"Search {search.search.name}: {', '.join(f'{n} {state}' for state, n in counts.items())}"
-    texts = [("The best configurations, to paste", best), ("How to go on with this search", command)]
-    page = Page(title, verdict(search, finals), tables, figures, texts)
+    page = Page(title, verdict(search, finals), tables, figures, [("How to go on with this search", command)])
     write_atomically(search.folder / "search.html", page.html())
 
 

@@ -28,13 +28,13 @@ def _hydra() -> Iterator[None]:
         yield
 
 
-def composed(name: str, overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
-    """A configuration by its file's name; `folder` is one more to look in, as `--config-dir` names it."""
+def composed(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
+    """The configuration with overrides; `folder` is one more to look for groups in, as `--config-dir` names it."""
     searched = [f"hydra.searchpath=[file://{folder.resolve()}]"] if folder else []
     with _hydra():
-        return compose(name, [*searched, *overrides])
+        return compose("config", [*searched, *overrides])
 
 
 def configuration(overrides: Sequence[str], folder: Path | None = None) -> Config:
     """What `gradroute-run` would run with these overrides. Raises: UserError, or what Hydra raises."""
-    return from_mapping(composed("config", overrides, folder))
+    return from_mapping(composed(overrides, folder))

@@ -173,7 +173,7 @@ class Search:
             if len(begun) >= count + sum(trial.user_attrs.get("kind") in FIXED for trial in found):
                 return None
             # of each trial its own, so that a search that is gone on with makes the same as one that was not stopped
-            seed = self.search.seed * 100_003 + len(begun)
+            seed = 2 * (self.search.seed * 100_003 + len(begun)) + (name == "random")  # not the same start
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.sampler = (

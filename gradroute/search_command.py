@@ -64,7 +64,7 @@ def _opened(arguments: Sequence[str]) -> "Search":
     from gradroute.search_schema import search_from
 
     name, changes, given, folder = _given(arguments)
-    file = OmegaConf.to_container(composed(f"search/{name}", [], folder)["search"])
+    file = OmegaConf.to_container(composed([f"+search={name}"], folder)["search"])
     merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(file), OmegaConf.from_dotlist(changes)))
     search = search_from(merged)
     try:
@@ -126,7 +126,7 @@ def _search(arguments: Sequence[str]) -> None:
     search.prepare()
     command = "gradroute-search " + shlex.join(arguments)
     from gradroute import search_page
-    from gradroute.search_finals import results
+    from gradroute.search_finals import results, verdict
 
     _together(search, arguments, "trials")
     search_page.write(search, [], command)  # if the finals are stopped
@@ -138,7 +138,7 @@ def _search(arguments: Sequence[str]) -> None:
         _together(search, arguments, "finals")
         finals = results(search)
     search_page.write(search, finals, command)
-    print("\n".join([*search_page.verdict(search, finals), str(search.folder / "search.html")]))
+    print("\n".join([*verdict(search, finals), str(search.folder / "search.html")]))
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """The finals of a search: its best trials, the hand-made mask and the guess, made again with fresh seeds."""
 
 import hashlib
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from gradroute.folders import twin
 from gradroute.intervals import interval
 from gradroute.schema import Config
 from gradroute.search import FIXED, Search
+from gradroute.search_objectives import by_balance
 from gradroute.search_space import Overrides
 
 HANDMADE = "handmade"
@@ -51,28 +51,11 @@ def label(kind: str, trial: FrozenTrial) -> str:
 
 
 def front(search: Search, name: str) -> list[FrozenTrial]:
-    """The Pareto front of a study's own trials, of one objective the best trial, the best balanced first.
-
-    Best balanced is what is nearest to the best of every objective, each scaled to its range over the front.
-    """
+    """The Pareto front of a study's own trials, of one objective the best of them, the best balanced first."""
     goals = [1 if one.goal == "lower" else -1 for one in search.search.objectives.values()]
     done = [t for t in search.trials(name) if t.state == TrialState.COMPLETE and t.user_attrs.get("kind") not in FIXED]
-    costs = {t.number: [g * v for g, v in zip(goals, t.values, strict=True)] for t in done}
-
-    def dominated(trial: FrozenTrial) -> bool:
-        mine = costs[trial.number]
-        return any(all(a <= b for a, b in zip(other, mine, strict=True)) and other != mine for other in costs.values())
-
-    found = [trial for trial in done if not dominated(trial)]
-    if not found:
-        return []
-    columns = list(zip(*(costs[trial.number] for trial in found), strict=True))
-    least, span = [min(c) for c in columns], [max(c) - min(c) or 1.0 for c in columns]
-
-    def distance(trial: FrozenTrial) -> float:
-        return math.hypot(*((v - a) / s for v, a, s in zip(costs[trial.number], least, span, strict=True)))
-
-    return sorted(found, key=lambda trial: (distance(trial), trial.number))
+    costs = [[sign * value for sign, value in zip(goals, trial.values, strict=True)] for trial in done]
+    return [done[place] for place in by_balance(costs)]
 
 
 def finalists(search: Search) -> list[tuple[str, str, Overrides]]:

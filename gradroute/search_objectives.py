@@ -1,5 +1,6 @@
 """What a search looks for in a run's numbers, and when a run is hopeless."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,3 +38,24 @@ def hopeless(
         sign = 1 if objective.goal == "lower" else -1
         worse.append(sign * (point[number] - median) > rule.margin * abs(median))
     return all(worse)
+
+
+def pareto(costs: Sequence[Sequence[float]]) -> list[int]:
+    """Places of the rows that no other row beats: is as low in every column, and lower in one."""
+    return [
+        place
+        for place, mine in enumerate(costs)
+        if not any(all(a <= b for a, b in zip(c, mine, strict=True)) and list(c) != list(mine) for c in costs)
+    ]
+
+
+def by_balance(costs: Sequence[Sequence[float]]) -> list[int]:
+    """Places of the front, nearest first to the best of every column, each scaled to its range over the front."""
+    found = pareto(costs)
+    columns = list(zip(*(costs[place] for place in found), strict=True))
+    least, span = [min(c) for c in columns], [max(c) - min(c) or 1.0 for c in columns]
+
+    def distance(place: int) -> float:
+        return math.hypot(*((v - a) / s for v, a, s in zip(costs[place], least, span, strict=True)))
+
+    return sorted(found, key=lambda place: (distance(place), place))

@@ -4,12 +4,13 @@ A dimension is one of: `choices`, a list of values, or a mapping from names to o
 from `low` to `high`, whole numbers if both are, with `log` or `step`; or `parts`, sizes that sum to `of`.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from gradroute.errors import UserError, unknown
 
@@ -43,7 +44,8 @@ def literal(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(literal, value)) + "]"
     if isinstance(value, str):
-        return value if PLAIN.fullmatch(value) and value.lower() not in WORDS else json.dumps(value, ensure_ascii=False)
+        plain = PLAIN.fullmatch(value) and value.lower() not in WORDS
+        return value if plain else QuotedString(value, Quote.double).with_quotes()
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

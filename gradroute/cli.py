@@ -3,22 +3,16 @@
 `gradroute-tokens` takes the same, and shows what the token rules do instead of running it.
 """
 
-import itertools
-import json
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gradroute.command import guarded, one_line, report_failure
+from gradroute.command import guarded
 from gradroute.errors import UserError
+from gradroute.jobs import Index, Job, Noted, say
+from gradroute.launching import launched
+from gradroute.plan import Plan
 from gradroute.stopping import heard
-
-if TYPE_CHECKING:
-    from gradroute.schema import Config
-
 
 RUN_CODE = "run_code=true"
 
@@ -53,75 +47,6 @@ def _again(run: Path, overrides: Sequence[str], resumes: bool) -> None:
     Plan(jobs=[Job(changes, one_by_seed(from_mapping(source)))], resumed=run if resumes else None).finish()
 
 
-@dataclass
-class Job:
-    """What one line of a sweep asked for, and its runs' folders or what went wrong."""
-
-    overrides: list[str]
-    configs: list["Config"] = field(default_factory=list)
-    outcomes: list["Path | Exception"] = field(default_factory=list)
-
-
-@dataclass
-class Plan:
-    """The jobs of one command; `folder` is None if it is no sweep, `resumed` the run that its only job goes on with."""
-
-    folder: Path | None = None
-    jobs: list[Job] = field(default_factory=list)
-    resumed: Path | None = None
-
-    def execute(self) -> None:
-        """Make the runs that are not made yet: only now, so that those of several jobs can be trained together."""
-        todo = [job for job in self.jobs if job.configs and not job.outcomes]
-        if not todo:
-            return
-        from gradroute.runner import execute  # only now, so that --help and mistakes are quick
-
-        outcomes = iter(execute([c for job in todo for c in job.configs], self.folder is not None, self.resumed))
-        for job in todo:
-            job.outcomes = list(itertools.islice(outcomes, len(job.configs)))
-
-    def compare(self) -> None:
-        """Compare the runs, where there are several, on the terminal and in the sweep's folder."""
-        runs = list(dict.fromkeys(o for job in self.jobs for o in job.outcomes if isinstance(o, Path)))
-        if self.folder is None and len(runs) < 2:
-            return
-        from gradroute.collecting import SWEEP_FILE
-        from gradroute.compare import compare
-        from gradroute.records import write_atomically
-
-        paths = list(map(str, runs))
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            failed = [{"job": ", ".join(job.overrides), "error": one_line(e)} for job, e in self.failures()]
-            listed = {"runs": [os.path.relpath(run, self.folder) for run in runs], "failed": failed}
-            write_atomically(self.folder / SWEEP_FILE, json.dumps(listed, indent=2) + "\n")
-            paths = [str(self.folder)]
-        try:
-            compare(paths, out=self.folder, failed=False)
-        except UserError as error:  # such as runs without evaluation
-            print(f"no comparison: {error}", file=sys.stderr)
-        if self.folder is not None:
-            print(self.folder)
-
-    def failures(self) -> list[tuple[Job, Exception]]:
-        """What went wrong, with the job it belongs to."""
-        return [(job, outcome) for job in self.jobs for outcome in job.outcomes if isinstance(outcome, Exception)]
-
-    def finish(self) -> None:
-        """Make the runs, compare them, and say what failed; raises the last failure."""
-        self.execute()
-        self.compare()
-        failures = self.failures()
-        for what, error in failures:
-            if self.folder is not None:
-                print(f"failed: {', '.join(what.overrides) or 'the only job'}", file=sys.stderr)
-            if error is not failures[-1][1]:
-                report_failure(error)
-        if failures:
-            raise failures[-1][1]
-
-
 def _hydra_run(show: bool = False) -> None:
     """Make the runs that the command line asks for; with `show`, only show what their token rules do."""
     import hydra
@@ -136,28 +61,33 @@ def _hydra_run(show: bool = False) -> None:
         from gradroute.config import from_mapping, one_by_seed
 
         hydra_config = HydraConfig.get()
-        if hydra_config.mode == RunMode.MULTIRUN:
-            plan.folder = Path(hydra_config.sweep.dir)
         made = Job(list(hydra_config.overrides.task))
-        plan.jobs.append(made)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            plan.folder, made.number = Path(hydra_config.sweep.dir), int(hydra_config.job.num)
         try:
             made.configs = one_by_seed(from_mapping(composed))
         except UserError as error:  # a sweep goes on with its other runs
             made.outcomes = [error]
-        if not show and not str(hydra_config.launcher._target_).endswith(".BasicLauncher"):
-            plan.execute()  # in a process of its own
+        if plan.folder and not show and not str(hydra_config.launcher._target_).endswith(".BasicLauncher"):
+            Index(plan.folder).make(made)  # in a process of its own
+        else:
+            plan.jobs.append(made)
 
-    job()
     if show:
         from gradroute.token_command import show_tokens
 
+        job()
         for made in plan.jobs:
             if made.outcomes and isinstance(made.outcomes[0], Exception):
                 raise made.outcomes[0]
             for config in made.configs:
                 show_tokens(config)
-    else:
-        plan.finish()
+        return
+    launched(job)
+    if Noted.folder is not None and not plan.jobs:
+        plan.folder, plan.jobs, plan.elsewhere = Noted.folder, Index(Noted.folder).jobs(), True
+        say(plan.folder)
+    plan.finish()
 
 
 def tokens_main() -> None:

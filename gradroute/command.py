@@ -24,6 +24,9 @@ def _suggest(message: str) -> str:
     """Add the nearest valid key to Hydra's report of an unknown one."""
     from gradroute.schema import Config
 
+    if launcher := re.search(r"Could not find 'hydra/launcher/((joblib|submitit|ray)\w*)'", message):
+        extra = {"submitit": "slurm"}.get(launcher[2], launcher[2])
+        return f"hydra/launcher={launcher[1]}: its package is not installed: pip install 'gradroute[{extra}]'"
     found = re.search(r"Could not override '([^']+)'", message)
     if not found:
         return message

@@ -12,16 +12,6 @@ from gradroute.config import from_mapping
 from gradroute.schema import Config
 
 
-def merged(*parts: Sequence[str]) -> list[str]:
-    """Overrides, of which a later one of the same key replaces an earlier one."""
-    found: dict[str, str] = {}
-    for override in (override for part in parts for override in part):
-        key = override.partition("=")[0].lstrip("+")
-        found.pop(key, None)
-        found[key] = override
-    return list(found.values())
-
-
 @contextmanager
 def _hydra() -> Iterator[None]:
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):

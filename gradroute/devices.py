@@ -1,11 +1,14 @@
 """Where and in which precision to compute."""
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
-from gradroute import processes
+from gradroute import locks, processes
 from gradroute.errors import UserError
 
 
@@ -56,3 +59,31 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+_OWN: list[int] = []  # what keeps the lock of this process's GPU
+
+
+def own_gpu(sweep: Path) -> None:
+    """Where there are several GPUs, have one that no other process of the sweep here has, while there is one.
+
+    sweep: a folder that they share. To be called before CUDA is used. Schedulers that hand out GPUs show each process
+    its own only.
+    """
+    count = torch.cuda.device_count()
+    if count < 2 or _OWN:
+        return
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = named.split(",") if named else [str(number) for number in range(count)]
+    for place in visible:
+        folder = sweep / f"{socket.gethostname()}_gpu_{place}"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            taken = locks.take(folder)
+        except UserError:
+            continue
+        os.environ["CUDA_VISIBLE_DEVICES"] = place
+        _OWN.append(-1 if taken is None else taken)
+        return
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[os.getpid() % len(visible)]
+    _OWN.append(-1)

@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class MachineError(UserError):
+    """What failed was the machine, such as its memory or its disk: the same may work when it is tried again."""
+
+
 def plain_text(text: object) -> str:
     """Text for a terminal: control characters, which could move its cursor or colour it, as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -12,7 +12,7 @@ import torch
 from gradroute import checkpoints, folders, processes, stopping
 from gradroute.checkpoints import Checkpoint
 from gradroute.config import differences
-from gradroute.errors import UserError
+from gradroute.errors import MachineError, UserError
 from gradroute.problem import settle_precision
 from gradroute.run import Run, Watch
 from gradroute.schema import Config
@@ -114,7 +114,7 @@ def _said(error: Exception, run: Path | None, config: Config, stacked: int) -> E
             other = f"raise trainer.accumulate (now {config.trainer.accumulate})"
         elif stacked == 1 and config.model.resnet is not None:
             other = "lower model.resnet.width"
-        return UserError(f"out of memory: lower trainer.batch_size (now {config.trainer.batch_size}) or {other}")
+        return MachineError(f"out of memory: lower trainer.batch_size (now {config.trainer.batch_size}) or {other}")
     if run is not None and isinstance(error, OSError) and error.errno in UNWRITABLE:
         what = error.strerror if run.is_dir() else "the folder is gone"
         then = f"then gradroute-run resume={run} goes on" if run.is_dir() else "give it to one process only"

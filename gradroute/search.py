@@ -23,8 +23,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from gradroute import locks
 from gradroute.collecting import read_run
-from gradroute.composing import configuration, merged
+from gradroute.composing import configuration
 from gradroute.errors import UserError
+from gradroute.overrides import merged
 from gradroute.provenance import version
 from gradroute.records import write_atomically
 from gradroute.schema import Config

@@ -9,11 +9,12 @@ import torch
 
 from gradroute.errors import UserError
 from gradroute.loading import read_weights
+from gradroute.overrides import literal
 from gradroute.problem import Problem
 from gradroute.routes import read_routes
 from gradroute.routing.sites import observed
 from gradroute.schema import Config
-from gradroute.search_space import Overrides, literal
+from gradroute.search_space import Overrides
 from gradroute.setup import build_problem
 
 POINTS = 512  # of each group

@@ -5,18 +5,14 @@ from `low` to `high`, whole numbers if both are, with `log` or `step`; or `parts
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hydra.core.override_parser.types import Quote, QuotedString
-
 from gradroute.errors import UserError, unknown
+from gradroute.overrides import literal
 
 Overrides = list[str]
-PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
-WORDS = {"null", "true", "false", "yes", "no", "on", "off", "nan", "inf"}  # that would not be read as text
 
 
 class Suggests(Protocol):
@@ -35,18 +31,6 @@ class Suggests(Protocol):
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """A whole number of a range."""
         ...
-
-
-def literal(value: Any) -> str:
-    """A value as Hydra's grammar of overrides writes it."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{literal(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(literal, value)) + "]"
-    if isinstance(value, str):
-        plain = PLAIN.fullmatch(value) and value.lower() not in WORDS
-        return value if plain else QuotedString(value, Quote.double).with_quotes()
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)

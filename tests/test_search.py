@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from gradroute import folders
-from gradroute.composing import configuration, merged
+from gradroute.composing import configuration
+from gradroute.overrides import merged
 from gradroute.run import Pruned
 from gradroute.runner import execute
 from gradroute.search_command import main
@@ -136,7 +137,8 @@ def test_the_guess_gives_each_unit_to_the_group_that_uses_more_of_itself_there(t
     from gradroute import load
     from gradroute.setup import build_problem
 
-    problem, encoder = build_problem(unrouted(config)), load(run).model.encoder
+    problem, model = build_problem(unrouted(config)), load(run).model
+    encoder = model.get_submodule("encoder")
     shares = []
     for group in (0, 1):  # the slow, obvious way: point by point
         rows = torch.nonzero(problem.routed == group).flatten()

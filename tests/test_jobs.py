@@ -1,0 +1,167 @@
+"""Sweeps by launchers: the same runs as the serial sweep's, one index, and what the machine lost tried once more."""
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradroute import devices
+from gradroute.errors import MachineError, UserError
+from gradroute.jobs import Index, Job
+from gradroute.plan import Plan
+from gradroute.schema import Config
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+SMALL = ["trainer=smoke", "trainer.train_limit=128", "trainer.test_limit=64", "trainer.batch_size=64",
+         "model.hidden=[32]", "steps=[train,evaluate]", "trainer.device=cpu"]  # fmt: skip
+EIGHT = ["-m", "seed=0,1,2,3", "routing=mnist_halves,none", *SMALL]
+NO_RAY = importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None
+
+
+def metrics(cwd: Path) -> dict[str, bytes]:
+    """Every run's metrics, by the configuration and the seed that its folder is named after."""
+    return {
+        run.parent.name.split("_", 2)[2]: run.read_bytes()
+        for run in cwd.glob("outputs/mnist_split/*/metrics.csv")
+    }  # fmt: skip
+
+
+def table(cwd: Path) -> list[dict[str, str]]:
+    (path,) = cwd.glob("outputs/sweeps/*/jobs.csv")
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def serial(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the eight runs, one after the other."""
+    cwd = tmp_path_factory.mktemp("serial")
+    result = command("gradroute-run", *EIGHT, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return cwd
+
+
+def test_a_serial_sweep_has_an_index_too(serial: Path) -> None:
+    rows = table(serial)
+    assert [row["job"] for row in rows] == [str(number) for number in range(8)]
+    assert {row["state"] for row in rows} == {"finished"} and all(float(row["seconds"]) > 0 for row in rows)
+    assert all(row["headline"].startswith("mse ") for row in rows)
+
+
+LAUNCHERS = [
+    pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], id="joblib"),
+    pytest.param(["hydra/launcher=submitit_local"], id="submitit_local"),
+    pytest.param(["hydra/launcher=ray"], id="ray", marks=pytest.mark.skipif(NO_RAY, reason="needs gradroute[ray]")),
+]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_makes_the_runs_that_the_serial_sweep_makes(
+    launcher: list[str], serial: Path, command: Command, tmp_path: Path
+) -> None:
+    result = command("gradroute-run", *EIGHT, *launcher, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert metrics(tmp_path) == metrics(serial) and len(metrics(tmp_path)) == 8
+    assert [row["state"] for row in table(tmp_path)] == ["finished"] * 8
+    (sweep,) = tmp_path.glob("outputs/sweeps/*")
+    assert len(json.loads((sweep / "runs.json").read_text())["runs"]) == 8
+    again = command("gradroute-run", *EIGHT, *launcher, cwd=tmp_path)
+    assert again.returncode == 0 and len(metrics(tmp_path)) == 8  # nothing was made again
+
+
+DIES = """
+import os, signal
+from pathlib import Path
+
+def low(images, labels):
+    here = Path(__file__).parent
+    if not (here / "died").exists():
+        (here / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return labels < 5
+"""
+
+
+def test_a_job_whose_process_is_lost_is_made_once_more_and_the_others_go_on(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dies.py").write_text(DIES)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(":")]))
+    rule = ["routing.groups.digits_0_4.predicate=dies:low", "routing.groups.digits_0_4.labels=[]"]
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    result = command("gradroute-run", "-m", "seed=0,1,2", "trainer.lr=0.001,-1", *SMALL, *rule, *parallel, cwd=tmp_path)
+    assert result.returncode == 2 and "once more: seed=" in result.stderr, result.stderr
+    rows = table(tmp_path)
+    assert [row["state"] for row in rows] == ["finished", "failed"] * 3
+    assert all("trainer.lr=-1" in row["error"] for row in rows if row["state"] == "failed")
+    assert result.stderr.count("failed: ") == 3 and "Traceback" not in result.stderr.partition("once more")[2]
+
+
+def test_what_the_machine_had_no_memory_for_is_made_once_more_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Any]] = []
+
+    def execute(configs: Sequence[Config], reuse: bool = False, folder: Path | None = None) -> list[Path | Exception]:
+        asked.append([(config.seed, config.stack) for config in configs])
+        if len(configs) > 1:
+            return [MachineError("out of memory"), UserError("wrong"), MachineError("out of memory")]
+        return [MachineError("out of memory")] if configs[0].seed else [tmp_path]
+
+    monkeypatch.setattr("gradroute.runner.execute", execute)
+    configs = [Config(seed=seed, stack=8) for seed in range(3)]
+    plan = Plan(tmp_path, [Job([f"seed={config.seed}"], [config]) for config in configs])
+    plan.execute()
+    assert asked == [[(0, 8), (1, 8), (2, 8)], [(0, 1)], [(2, 1)]]
+    assert [type(outcome) for job in plan.jobs for outcome in job.outcomes][1:] == [UserError, MachineError]
+    assert plan.jobs[0].outcomes == [tmp_path]
+
+
+def test_an_index_knows_what_is_settled(tmp_path: Path) -> None:
+    index = Index(tmp_path)
+    for number, (state, outcomes) in enumerate(
+        [("finished", []), ("failed", [UserError("a")]), ("failed", [MachineError("b")]), ("running", [])]
+    ):
+        index.note(Job(["x"], outcomes=list(outcomes), number=number), state)
+    assert [entry["job"] for entry in index.lost()] == [2, 3]
+    assert "its process was lost" in str(index.jobs()[3].outcomes[-1])
+
+
+def test_processes_of_a_sweep_have_a_gpu_each_while_there_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    taken = []
+    for _ in range(2):
+        monkeypatch.setattr(devices, "_OWN", [])
+        os.environ["CUDA_VISIBLE_DEVICES"] = "3,5"
+        devices.own_gpu(tmp_path)
+        taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert taken == ["3", "5"]
+    monkeypatch.setattr(devices, "_OWN", [])
+    os.environ["CUDA_VISIBLE_DEVICES"] = "3,5"
+    devices.own_gpu(tmp_path)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] in ("3", "5")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "says"),
+    [
+        ("submitit_slurm", "this machine has no Slurm"),
+        pytest.param("ray", "pip install 'gradroute[ray]'", marks=pytest.mark.skipif(not NO_RAY, reason="Ray is here")),
+        ("job_lib", "job_lib"),
+    ],
+)
+def test_a_launcher_that_cannot_be_is_one_line_and_status_2(
+    launcher: str, says: str, command: Command, tmp_path: Path
+) -> None:
+    result = command("gradroute-run", "-m", "seed=0,1", *SMALL, f"hydra/launcher={launcher}", cwd=tmp_path)
+    assert result.returncode == 2 and says in result.stderr and len(result.stderr.strip().splitlines()) == 1

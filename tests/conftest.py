@@ -3,6 +3,8 @@
 What is skipped, and why:
 - `test_causal_lm.py`, `test_pretrained.py`, `test_document_sets.py`, and Parquet and `datasets` in
   `test_text_documents.py`, without the packages of `gradroute[hf]`;
+- `test_launchers.py`, by launcher, without the packages of `gradroute[slurm]` and `gradroute[ray]`; and what
+  `test_jobs.py` says of a package that is missing, where it is there;
 - one test each of `test_text_documents.py` and `test_token_rules.py` without the sample of real stories in
   `../shared/data`, which is not in the repository.
 """

@@ -25,11 +25,11 @@ def call(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
     return result.stdout
 
 
-def readme_commands() -> list[str]:
-    """Every `gradroute-run` line that the README prints, except those that need an earlier run or a download."""
+def readme_commands(name: str = "gradroute-run") -> list[str]:
+    """Every line with a command that the README prints, except those that need an earlier run or a download."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("gradroute-run") and "RUN" not in line and "FOLDER" not in line]
+    return [line for line in lines if line.startswith(name) and "RUN" not in line and "FOLDER" not in line]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,20 @@ def test_the_readme_commands_run(line: str, tmp_path: Path) -> None:
         (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / folder).write_text(text)
     call(*shlex.split(line, comments=True), "trainer=smoke", cwd=tmp_path)
+
+
+SEARCHED = ["trainer=smoke", "search.trials=2", "search.random=1", "search.workers=1", "search.final.best=1",
+            "search.final.seeds=2", "search.final.overrides=[]", "search.guess=null"]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", readme_commands("gradroute-search"))
+def test_the_readme_searches_run(line: str, tmp_path: Path) -> None:
+    for folder, text in own_configurations().items():
+        (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder).write_text(text)
+    call(*shlex.split(line, comments=True), *SEARCHED, cwd=tmp_path)
+    (page,) = tmp_path.glob("outputs/searches/*/search.html")
+    assert "minus the hand-made mask" in page.read_text()
 
 
 def own_configurations() -> dict[str, str]:

@@ -29,7 +29,7 @@ from gradroute.overrides import merged
 from gradroute.provenance import version
 from gradroute.records import write_atomically
 from gradroute.schema import Config
-from gradroute.search_objectives import Point, hopeless, value_of
+from gradroute.search_objectives import hopeless, value_of
 from gradroute.search_schema import SearchConfig
 from gradroute.search_space import Overrides, ends, space
 
@@ -167,7 +167,7 @@ class Search:
         with self._alone():
             for lost in [trial for trial in self.trials(name) if self._lost(trial)]:
                 study.tell(lost.number, state=TrialState.FAIL)
-                kept = {key: value for key, value in lost.user_attrs.items() if key in ("kind", "fixed")}
+                kept = {key: value for key, value in lost.user_attrs.items() if key in ("kind", "fixed", "curve")}
                 study.enqueue_trial(lost.params, user_attrs=kept)
             found = self.trials(name)
             begun = [trial for trial in found if trial.state != TrialState.WAITING]
@@ -196,14 +196,14 @@ class Search:
         from gradroute.runner import execute  # only now: torch takes seconds
 
         objectives, rule = list(self.search.objectives.values()), self.search.pruning
-        began, curve = time.monotonic(), list[Point]()
+        began = time.monotonic()
         may_end = rule.enabled and trial.user_attrs.get("kind") not in FIXED
 
         def watch(step: int, rows: list[dict[str, Any]]) -> None:
             found = [value_of(rows, objective) for objective in objectives]
             point = [float(step), *(value for value in found if value is not None)]
-            curve.append(point)
-            trial.set_user_attr("curve", curve)
+            before = [past for past in trial.user_attrs.get("curve", []) if past[0] < step]  # also of a lost process
+            trial.set_user_attr("curve", [*before, point])
             others = [t.user_attrs.get("curve", []) for t in self.trials(name) if t.state.is_finished()]
             if may_end and hopeless(point, others, objectives, rule):
                 raise Pruned(f"update {step}: in every objective worse than the median of the trials before it")

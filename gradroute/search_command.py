@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,38 +74,34 @@ def _opened(arguments: Sequence[str]) -> "Search":
     return Search(search, given, folder)
 
 
-def _each(arguments: Sequence[str], phase: str, threads: int) -> None:
-    """A worker's part, in a process of its own."""
+def _work(search: "Search", command: str) -> None:
+    """A process's part in the trials and the finals."""
+    from gradroute import search_page
+    from gradroute.search_finals import make
+
+    search.work()
+    while search.busy():  # another process has the last ones
+        time.sleep(0.5)
+    if search.search.final.best:
+        search_page.write(search, [], command)  # in case that the finals are stopped
+        make(search)
+
+
+def _each(arguments: Sequence[str], command: str, threads: int) -> None:
+    """A worker, in a process of its own."""
     import torch
 
     torch.set_num_threads(threads)
     with heard():
-        sys.exit(guarded(lambda: PHASES[phase](_opened(arguments))))
+        sys.exit(guarded(lambda: _work(_opened(arguments), command)))
 
 
-def _trials(search: "Search") -> None:
-    search.work()
-
-
-def _finals(search: "Search") -> None:
-    from gradroute.search_finals import make
-
-    make(search)
-
-
-PHASES: dict[str, Callable[["Search"], None]] = {"trials": _trials, "finals": _finals}
-
-
-def _together(search: "Search", arguments: Sequence[str], phase: str) -> None:
-    """A phase in as many processes as the search says."""
-    workers = search.search.workers
-    if workers == 1:
-        PHASES[phase](search)
-        return
+def _together(arguments: Sequence[str], command: str, workers: int) -> None:
+    """All work in several processes. Raises: SystemExit with the status of one that failed."""
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_each, args=(arguments, phase, threads)) for _ in range(workers)]
+    processes = [context.Process(target=_each, args=(arguments, command, threads)) for _ in range(workers)]
     for process in processes:
         process.start()
     try:
@@ -125,18 +121,14 @@ def _search(arguments: Sequence[str]) -> None:
     search.try_space()
     search.prepare()
     command = "gradroute-search " + shlex.join(arguments)
+    if search.search.workers > 1:
+        _together(arguments, command, search.search.workers)
+    else:
+        _work(search, command)
     from gradroute import search_page
     from gradroute.search_finals import results, verdict
 
-    _together(search, arguments, "trials")
-    search_page.write(search, [], command)  # if the finals are stopped
-    while search.busy():  # another process, of another command, has some
-        time.sleep(1)
-    finals = []
-    if search.search.final.best:
-        print(f"finals: {search.search.final.seeds} fresh seeds each")
-        _together(search, arguments, "finals")
-        finals = results(search)
+    finals = results(search) if search.search.final.best else []
     search_page.write(search, finals, command)
     print("\n".join([*verdict(search, finals), str(search.folder / "search.html")]))
 

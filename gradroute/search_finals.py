@@ -87,8 +87,8 @@ def make(search: Search) -> None:
     """Make the final runs that are not made yet; several processes share them."""
     from gradroute.runner import execute
 
-    waiting = [search.config([*overrides, f"seed={seed}"], True) for seed in _seeds(search) for *_, overrides in
-               finalists(search)]  # fmt: skip
+    found = [search.config(overrides, True) for *_, overrides in finalists(search)]
+    waiting = [replace(config, seed=seed) for seed in _seeds(search) for config in found]
     for wait in (False, True):  # first what no other is at, then, if that one was stopped, what is left
         for config in waiting:
             if _made(config):

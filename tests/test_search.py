@@ -1,18 +1,14 @@
-"""Searches through the real command line: what they leave, go on from, and refuse."""
+"""Searches, as the command makes them: what they leave, go on from, and refuse."""
 
 import csv
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interrupted import Killed, at_checkpoint, die
 
 from gradroute import folders
 from gradroute.composing import configuration
@@ -22,7 +18,6 @@ from gradroute.runner import execute
 from gradroute.search_command import main
 from gradroute.search_guess import guess, unrouted
 
-Result = subprocess.CompletedProcess[str]
 SIZES = ["trainer=smoke", "trainer.train_limit=256", "trainer.test_limit=64", "trainer.batch_size=64",
          "model.hidden=[32]", "trainer.device=cpu"]  # fmt: skip
 FILE = """
@@ -35,8 +30,8 @@ space:
 objectives:
   certified: {metric: mse, head: certificate, region: for_digits_0_4, group: digits_5_9, goal: higher}
   reconstruction: {metric: mse, head: decoder, group: mean, goal: lower}
-trials: 6
-random: 2
+trials: 4
+random: 1
 pruning: {after: 3}
 final: {best: 1, seeds: 2, overrides: ['steps=[train,evaluate]', 'split.groups=[[0,1,2,3,4],[5,6,7,8,9]]']}
 """
@@ -54,59 +49,66 @@ def arguments(conf: Path, *more: str) -> list[str]:
     return ["--config-dir", str(conf), "search=tiny", *SIZES, *more]
 
 
+ALONE = ["search.final.best=0", "checkpoint.minutes=0", "search.pruning.after=2"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data_cache: Path) -> list[dict[str, str]]:
+    """The trials of a search that nothing stopped."""
+    cwd = tmp_path_factory.mktemp("whole")
+    (cwd / "conf" / "search").mkdir(parents=True)
+    (cwd / "conf" / "search" / "tiny.yaml").write_text(FILE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADROUTE_DATA", str(data_cache))
+        patch.chdir(cwd)
+        assert status(patch, *arguments(cwd / "conf", *ALONE)) == 0
+    return trials(cwd)
+
+
 def trials(cwd: Path) -> list[dict[str, str]]:
     with (cwd / "outputs" / "searches" / "tiny" / "trials.csv").open() as file:
         return [{k: v for k, v in row.items() if k not in ("seconds", "trial")} for row in csv.DictReader(file)]
 
 
 def test_a_search_ends_with_its_front_made_again_and_leaves_ordinary_runs(
-    command: Callable[..., Result], conf: Path, tmp_path: Path
+    conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    result = command("gradroute-search", *arguments(conf, "search.workers=2"), cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    monkeypatch.chdir(tmp_path)
+    assert status(monkeypatch, *arguments(conf, "search.workers=2")) == 0
+    assert "minus the hand-made mask, on fresh seeds" in capfd.readouterr().out
     folder = tmp_path / "outputs" / "searches" / "tiny"
     found = trials(tmp_path)
-    assert len(found) == 1 + 6 + 2  # the hand-made mask, the search, random search
+    assert len(found) == 1 + 4 + 1  # the hand-made mask, the search, random search
     assert found[0]["overrides"] == "as the experiment has it"
     assert {row["state"] for row in found} <= {"complete", "pruned"}
     runs = {path.parent: json.loads(path.read_text()) for path in (folder / "trials").rglob("manifest.json")}
-    assert len(runs) == 9
+    assert len(runs) == 6
     states = [str(manifest["state"]).split()[0] for manifest in runs.values()]
     assert states.count("finished") == [row["state"] for row in found].count("complete")
     finals = list((folder / "finals").rglob("manifest.json"))
     assert {json.loads(path.read_text())["seed"] for path in finals} == {100, 101}
-    assert "minus the hand-made mask, on fresh seeds" in result.stdout
     page = (folder / "search.html").read_text()
     assert "The best configurations, to paste" in page and "gradroute-run" in page
-    again = command("gradroute-search", *arguments(conf, "search.workers=2"), cwd=tmp_path)
-    assert again.returncode == 0 and trials(tmp_path) == found
-    assert len(list(folder.rglob("manifest.json"))) == 9 + len(finals)
+    assert status(monkeypatch, *arguments(conf)) == 0
+    assert trials(tmp_path) == found
+    assert len(list(folder.rglob("manifest.json"))) == 6 + len(finals)
 
 
+@pytest.mark.parametrize("checkpoint", [20, 45])
 def test_a_search_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
-    command: Callable[..., Result], conf: Path, tmp_path: Path, data_cache: Path
+    whole: list[dict[str, str]], conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: int
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for cwd in (whole, killed):
-        cwd.mkdir()
-    more = ["search.final.best=0", "checkpoint.minutes=0", "search.pruning.after=2"]
-    assert command("gradroute-search", *arguments(conf, *more), cwd=whole).returncode == 0
-    script = Path(sys.executable).parent / "gradroute-search"
-    environment = {**os.environ, "GRADROUTE_DATA": str(data_cache)}
-    with subprocess.Popen([script, *arguments(conf, *more)], cwd=killed, env=environment, stdout=-3) as process:
-        done = killed / "outputs" / "searches" / "tiny" / "trials"
-        while process.poll() is None and len(list(done.rglob("summary.json"))) < 3:
-            time.sleep(0.02)
-        while process.poll() is None and not list(done.rglob("checkpoints/*")):  # in the middle of the fourth
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_checkpoint(patch, checkpoint, die)  # of a trial in the middle of the search
+        status(patch, *arguments(conf, *ALONE))
+    done = tmp_path / "outputs" / "searches" / "tiny" / "trials"
     before = {path: path.read_bytes() for path in done.rglob("summary.json")}
-    result = command("gradroute-search", *arguments(conf, *more), cwd=killed)
-    assert result.returncode == 0, result.stderr
-    assert trials(killed) == trials(whole)
+    assert 1 <= len(before) <= 4
+    assert status(monkeypatch, *arguments(conf, *ALONE)) == 0
+    assert trials(tmp_path) == whole
     assert {path: path.read_bytes() for path in before} == before
-    assert len(list(done.rglob("manifest.json"))) == 9  # the killed run was gone on with
+    assert len(list(done.rglob("manifest.json"))) == 6  # the killed run was gone on with
 
 
 def test_a_pruned_run_says_so_and_is_not_gone_on_with(tmp_path: Path) -> None:

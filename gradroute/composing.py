@@ -1,7 +1,6 @@
 """Configurations composed from Hydra's groups and overrides, without running anything."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -12,16 +11,10 @@ from gradroute.config import from_mapping
 from gradroute.schema import Config
 
 
-@contextmanager
-def _hydra() -> Iterator[None]:
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        yield
-
-
 def composed(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
     """The configuration with overrides; `folder` is one more to look for groups in, as `--config-dir` names it."""
     searched = [f"hydra.searchpath=[file://{folder.resolve()}]"] if folder else []
-    with _hydra():
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         return compose("config", [*searched, *overrides])
 
 

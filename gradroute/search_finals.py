@@ -29,7 +29,6 @@ class Final:
     kind: str
     overrides: Overrides
     values: list[list[float]]
-    failed: list[str]
 
     def of(self, objective: int) -> list[float]:
         """An objective's values over the seeds."""
@@ -103,18 +102,12 @@ def make(search: Search) -> None:
 
 
 def results(search: Search) -> list[Final]:
-    """Every finalist with its objectives by seed, from the runs that `make` left."""
-
-    def value(config: Config) -> list[float] | str:
-        made = _made(config)
-        return search.values(made) if made else f"seed {config.seed}: no finished run"
-
+    """Every finalist with its objectives by seed, from the finished runs that `make` left."""
     finals = []
     for name, kind, overrides in finalists(search):
         config = search.config(overrides, True)
-        found = [value(replace(config, seed=seed)) for seed in _seeds(search)]
-        finals.append(Final(name, kind, overrides, [v for v in found if not isinstance(v, str)],
-                            [v for v in found if isinstance(v, str)]))  # fmt: skip
+        runs = [_made(replace(config, seed=seed)) for seed in _seeds(search)]
+        finals.append(Final(name, kind, overrides, [search.values(run) for run in runs if run]))
     return finals
 
 

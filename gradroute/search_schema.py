@@ -25,7 +25,7 @@ class ObjectiveConfig:
 
 @dataclass
 class PruningConfig:
-    """When a trial is given up while it trains: see `gradroute.search.hopeless`.
+    """When a trial is given up while it trains: see `gradroute.search_objectives.hopeless`.
 
     after: how many trials must have come as far. margin: by which share it must be worse.
     """

@@ -1,7 +1,6 @@
 """`gradroute-compare PATH…`: runs side by side, seeds put together, read from disk without torch."""
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -55,7 +54,7 @@ def varying(reads: list[Read]) -> list[str]:
     return [
         key
         for key in shown
-        if any(len({json.dumps(read.settings.get(key)) for read in runs}) > 1 for runs in experiments.values())
+        if any(len({repr(read.settings.get(key)) for read in runs}) > 1 for runs in experiments.values())
     ]
 
 
@@ -63,9 +62,10 @@ def independent(reads: list[Read], keys: list[str]) -> dict[str, list[str]]:
     """Of keys that always change together the first, each with the others: a sweep of one knob is one setting."""
     patterns: dict[tuple[int, ...], list[str]] = {}
     for key in keys:
-        values = [json.dumps(read.settings.get(key)) for read in reads]
-        patterns.setdefault(tuple(values.index(value) for value in values), []).append(key)
-    return {first: others for first, *others in patterns.values()}
+        first: dict[str, int] = {}  # where each value is met first
+        pattern = tuple(first.setdefault(repr(read.settings.get(key)), i) for i, read in enumerate(reads))
+        patterns.setdefault(pattern, []).append(key)
+    return {key: others for key, *others in patterns.values()}
 
 
 def aggregate(reads: list[Read], metric: str, keys: list[str]) -> "pd.DataFrame":

@@ -10,7 +10,8 @@ import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO
 
@@ -35,12 +36,15 @@ def place(folder: Path, name: str) -> Path:
     inside = name == plain.as_posix() and not plain.is_absolute() and ".." not in plain.parts
     if not inside or name in ("", ".") or not name.isprintable() or "\\" in name or ":" in name:
         raise UserError(f"{folder}: the file name '{plain_text(name)}' leads out of the folder or is no plain name")
+    path = folder / name
+    if not any(part.is_symlink() for part in (path, *path.parents[: len(plain.parts) - 1])):
+        return path
     try:
-        if (folder / name).resolve().is_relative_to(folder.resolve()):
-            return folder / name
+        if path.resolve().is_relative_to(folder.resolve()):
+            return path
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise UserError(f"{folder / name}: cannot be read ({reason(error)})") from None
-    raise UserError(f"{folder / name}: is a link out of its folder, which is not followed")
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from None
+    raise UserError(f"{path}: is a link out of its folder, which is not followed")
 
 
 def reason(error: BaseException) -> str:
@@ -114,23 +118,47 @@ def read_json(content: bytes, where: object) -> Any:
 def read_yaml(content: bytes, where: object) -> Any:
     """Plain data from YAML without tags or aliases, which our files never have. Raises: UserError, naming `where`."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a SafeLoader either way
-    text, depth = read_text(content, where), 0
+    text = read_text(content, where)
     try:
-        for event in yaml.parse(text, loader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError("aliases are not read")
-            if (tag := getattr(event, "tag", None)) is not None:
-                raise ValueError(f"the tag {tag} is not read")
-            if len(getattr(event, "value", "")) > SCALAR:
-                raise ValueError(f"a value of more than {SCALAR} characters")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEPTH:
-                raise ValueError(f"more than {DEPTH} levels of nesting")
-        value = yaml.load(text, loader)
-        _require_plain(value)
+        return _from_events(yaml.parse(text, loader))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: damaged ({reason(error)})") from None
-    return value
+
+
+def _from_events(events: Iterable[Any]) -> Any:
+    """One pass over the parser's events: PyYAML's own composing and constructing take twice its parsing."""
+    open_: list[list[Any]] = [[]]  # what was read of the collections around this event, outermost first
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("aliases are not read")
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise ValueError(f"the tag {tag} is not read")
+        if isinstance(event, yaml.ScalarEvent):
+            if len(event.value) > SCALAR:
+                raise ValueError(f"a value of more than {SCALAR} characters")
+            open_[-1].append(_scalar(event.value, event.implicit))
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_.append([])
+            if len(open_) > DEPTH + 1:
+                raise ValueError(f"more than {DEPTH} levels of nesting")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            children = open_.pop()
+            is_mapping = isinstance(event, yaml.MappingEndEvent)
+            if is_mapping and not all(isinstance(key, str) for key in children[::2]):
+                raise ValueError("a key is not text")
+            open_[-1].append(dict(zip(children[::2], children[1::2], strict=True)) if is_mapping else children)
+    if len(open_[0]) > 1:
+        raise ValueError("more than one document")
+    return open_[0][0] if open_[0] else None
+
+
+@lru_cache(4096)  # of many runs most values are the same
+def _scalar(value: str, implicit: tuple[bool, bool]) -> Any:
+    """What one value of YAML is: PyYAML's own rules. Raises: ValueError if it is no plain data."""
+    tag = yaml.resolver.Resolver().resolve(yaml.ScalarNode, value, implicit)
+    found = yaml.constructor.SafeConstructor().construct_object(yaml.ScalarNode(tag, value))
+    _require_plain(found)
+    return found
 
 
 def _require_plain(root: Any) -> None:

@@ -41,12 +41,25 @@ def test_plain_data_comes_back_from_json_and_yaml(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "document",
+    ["", "~", "3", "- a\n- [b]", "a: |\n  two\n  lines\nb: >\n  folded\n  text\n", "a: 1\nb: {c: [[]]}\na: 2",
+     "'<<': [~]", "[1.5, 1e3, 1.0e+3, .inf, 0x1f, 0o17, 017, 1_000, 1:30, ~, null, no, '5', \"1\", -0.0, +1, 0b11, =, '']"],
+    ids=range(8),
+)  # fmt: skip
+def test_yaml_is_read_as_its_package_reads_it(document: str) -> None:
+    import yaml
+
+    assert repr(reading.read_yaml(document.encode(), "here")) == repr(yaml.safe_load(document))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [("a: &x 1\nb: *x", "aliases"), ("!!python/name:os.system", "tag"), ("a: 2024-01-01", "a date is not plain"),
-     ("[" * 40 + "]" * 40, "levels"), ("1: 2", "a key is not text"), ("a: [", "damaged"),
+     ("[" * 40 + "]" * 40, "levels"), ("1: 2", "a key is not text"),
+     ("[a]: 2", "a key is not text"), ("a\n---\nb", "more than one document"), ("a: [", "damaged"),
      ("a: 0x" + "f" * 20, "64 bits"),
      ("a: " + "1:" * 20000 + "1", "more than 10000 characters")],
-    ids=range(8),
+    ids=range(10),
 )  # fmt: skip
 def test_yaml_beyond_plain_data_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:

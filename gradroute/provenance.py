@@ -4,12 +4,14 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("gradroute", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "matplotlib")
 
 
+@cache  # it is looked up by reading files, for every run of a sweep
 def version(package: str) -> str | None:
     """The installed version of a package, or None."""
     try:

@@ -13,6 +13,7 @@ import random
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from gradroute import provenance
@@ -21,6 +22,7 @@ from gradroute.folders import read_metrics
 from gradroute.records import RunFolder
 
 SEEDS = 10
+KEPT: tuple[tuple[str, ...], ...] = ((), ("checkpoint.keep=none",), ("checkpoint.keep=none", "steps=[train,evaluate]"))
 
 
 def _like(run: Path, count: int, folder: Path) -> None:
@@ -38,6 +40,19 @@ def _like(run: Path, count: int, folder: Path) -> None:
         made.write_metrics()
         made.write_json("summary.json", {"headline": [{**row, "value": row["value"] * moved} for row in headline]})
         made.finish("finished")
+
+
+def _made(place: Path, overrides: Iterable[str]) -> Path:
+    """A run in a folder of its own."""
+    place.mkdir()
+    subprocess.run(["gradroute-run", "trainer=smoke", *overrides], cwd=place, check=True, capture_output=True)
+    (run,) = (place / "outputs" / "mnist_split").iterdir()
+    return run
+
+
+def _size(run: Path) -> tuple[int, int]:
+    files = [path for path in run.rglob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files), len(files)
 
 
 def _measured(command: list[str], output: Path) -> tuple[float, float]:
@@ -58,22 +73,18 @@ def main() -> None:
     count = parser.parse_args().count
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        subprocess.run(["gradroute-run", "trainer=smoke"], cwd=place, check=True, capture_output=True)
-        (run,) = (place / "outputs" / "mnist_split").iterdir()
-        whole = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
-        files = sum(path.is_file() for path in run.rglob("*"))
+        runs = {" ".join(kept): _made(place / str(number), kept) for number, kept in enumerate(KEPT)}
         began = time.perf_counter()
-        _like(run, count, place / "many")
+        _like(runs[""], count, place / "many")
         made = time.perf_counter() - began
-        compared = [
-            _measured(["gradroute-compare", str(place / "many"), "--format", "csv"], place / "csv") for _ in "123"
-        ]
+        command = ["gradroute-compare", str(place / "many"), "--format", "csv"]
+        compared = [_measured(command, place / "csv") for _ in range(3)]
         lines = len((place / "csv").read_text().splitlines())
-    print(json.dumps({
-        "runs": count, "rows": lines - 1, "compare_seconds": sorted(round(seconds, 1) for seconds, _ in compared),
-        "compare_mib": round(max(mib for _, mib in compared)), "making_seconds": round(made, 1),
-        "smoke_run_bytes": whole, "smoke_run_files": files, **provenance.hardware(),
-    }))  # fmt: skip
+        print(json.dumps({
+            "runs": count, "rows": lines - 1, "compare_seconds": sorted(round(seconds, 1) for seconds, _ in compared),
+            "compare_mib": round(max(mib for _, mib in compared)), "making_seconds": round(made, 1),
+            "bytes_and_files_of_a_run": {how: _size(run) for how, run in runs.items()}, **provenance.hardware(),
+        }))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -50,11 +50,19 @@ def label(kind: str, trial: FrozenTrial) -> str:
 
 
 def front(search: Search, name: str) -> list[FrozenTrial]:
-    """The Pareto front of a study's own trials, of one objective the best of them, the best balanced first."""
+    """The Pareto front of a study's own trials, of one objective the best of them.
+
+    Those first that are in no objective worse than the hand-made mask's trial, and of these the best balanced.
+    """
     goals = [1 if one.goal == "lower" else -1 for one in search.search.objectives.values()]
+
+    def costs(trial: FrozenTrial) -> list[float]:
+        return [sign * value for sign, value in zip(goals, trial.values, strict=True)]
+
     done = [t for t in search.trials(name) if t.state == TrialState.COMPLETE and t.user_attrs.get("kind") not in FIXED]
-    costs = [[sign * value for sign, value in zip(goals, trial.values, strict=True)] for trial in done]
-    return [done[place] for place in by_balance(costs)]
+    finished = [t for t in search.trials("search") if t.state == TrialState.COMPLETE]
+    handmade = next((costs(t) for t in finished if t.user_attrs.get("kind") == HANDMADE), None)
+    return [done[place] for place in by_balance([costs(trial) for trial in done], handmade)]
 
 
 def finalists(search: Search) -> list[tuple[str, str, Overrides]]:
@@ -143,7 +151,7 @@ def _said(differences: Mapping[str, Difference]) -> str:
 def verdict(search: Search, finals: Sequence[Final]) -> list[str]:
     """How far the finalists are from the hand-made mask, and the best of the search from it and from random search's.
 
-    Each kind's first finalist is its best balanced trial. A sentence says whether a difference is beyond seed noise.
+    Each kind's first finalist is the first of its `front`. A sentence says whether a difference is beyond seed noise.
     """
     whole = [final for final in finals if len(final.values) > 1]
     best = {final.kind: final for final in reversed(whole)}
@@ -173,5 +181,5 @@ def verdict(search: Search, finals: Sequence[Final]) -> list[str]:
             word = "is not shown to differ from the hand-made mask"
         else:
             word = f"is {'better' if 'better' in judged else 'worse'} than the hand-made mask"
-        lines.insert(0, f"The best balanced trial of the search, {best['search'].name}, {word} beyond seed noise.")
+        lines.insert(0, f"The first of the search's front, {best['search'].name}, {word} beyond seed noise.")
     return [*lines, "Intervals of differences hold at 95 % for all comparisons together (Welch, Bonferroni)."]

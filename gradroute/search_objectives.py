@@ -49,13 +49,17 @@ def pareto(costs: Sequence[Sequence[float]]) -> list[int]:
     ]
 
 
-def by_balance(costs: Sequence[Sequence[float]]) -> list[int]:
-    """Places of the front, nearest first to the best of every column, each scaled to its range over the front."""
+def by_balance(costs: Sequence[Sequence[float]], beaten: Sequence[float] | None = None) -> list[int]:
+    """Places of the front, nearest first to the best of every column, each scaled to its range over the front.
+
+    With a row `beaten`, those come first that are as low as it in every column.
+    """
     found = pareto(costs)
     columns = list(zip(*(costs[place] for place in found), strict=True))
     least, span = [min(c) for c in columns], [max(c) - min(c) or 1.0 for c in columns]
 
-    def distance(place: int) -> float:
-        return math.hypot(*((v - a) / s for v, a, s in zip(costs[place], least, span, strict=True)))
+    def order(place: int) -> tuple[bool, float, int]:
+        above = beaten is not None and any(v > b for v, b in zip(costs[place], beaten, strict=True))
+        return above, math.hypot(*((v - a) / s for v, a, s in zip(costs[place], least, span, strict=True))), place
 
-    return sorted(found, key=lambda place: (distance(place), place))
+    return sorted(found, key=order)

@@ -163,6 +163,17 @@ def test_a_trial_is_hopeless_if_it_is_worse_in_all(point: list[float], after: in
 costs = st.lists(st.lists(st.integers(0, 4), min_size=2, max_size=2), min_size=1, max_size=12)
 
 
+@given(costs, st.lists(st.integers(0, 4), min_size=2, max_size=2))
+def test_what_is_as_good_as_a_row_everywhere_comes_first(rows: Sequence[Sequence[float]], row: list[int]) -> None:
+    found = by_balance(rows, row)
+    above = [any(a > b for a, b in zip(rows[place], row, strict=True)) for place in found]
+    assert above == sorted(above) and sorted(found) == pareto(rows)
+    for part in (True, False):  # otherwise the order is what it was
+        assert [p for p, a in zip(found, above, strict=True) if a == part] == [
+            p for p in by_balance(rows) if any(a > b for a, b in zip(rows[p], row, strict=True)) == part
+        ]
+
+
 @given(costs)
 def test_the_front_is_what_nothing_dominates_and_covers_the_rest(rows: Sequence[Sequence[float]]) -> None:
     found = pareto(rows)

@@ -162,16 +162,20 @@ class RunFolder:
             file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
     def finish(self, state: str) -> None:
-        """Record the end state, the wall time and the checksum of every file; checkpoints have their own."""
+        """Record the end state and the wall time, and of a finished run the checksum of every file but checkpoints.
+
+        One that may be gone on with keeps the checksums of what it is read back from: the others will change.
+        """
         self.manifest["state"] = state
         self.manifest["wall_seconds"] = round(self.seconds, 1)
-        files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "manifest.json")
-        names = {p: p.relative_to(self.path) for p in files}
-        self.manifest["files"] = {
-            name.as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p, name in names.items()
-            if name.parts[0] != CHECKPOINTS and not name.name.startswith(".")
-        }
+        if state == "finished":
+            files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "manifest.json")
+            names = {p: p.relative_to(self.path) for p in files}
+            self.manifest["files"] = {
+                name.as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+                for p, name in names.items()
+                if name.parts[0] != CHECKPOINTS and not name.name.startswith(".")
+            }
         self._write_manifest()
         self.release()
 

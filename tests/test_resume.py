@@ -91,6 +91,16 @@ def test_a_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(claims_of(run)) == list(claims_of(whole))
 
 
+def test_a_run_that_has_numbers_already_goes_on_to_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers on disk are replaced, and the report reads the new ones."""
+    own = config(tmp_path, "steps=[train,evaluate,report]")
+    (run,) = interrupted(monkeypatch, [own], 8)
+    assert (run / "metrics.csv").exists() and read_manifest(run)["state"].startswith("failed")
+    assert execute([own], folder=run) == [run]
+    manifest = read_manifest(run)
+    assert manifest["state"] == "finished" and {"metrics.csv", "report.html"} <= manifest["files"].keys()
+
+
 def test_a_stack_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def three(folder: Path) -> list[Config]:
         changes = (["seed=1"], ["seed=2", "trainer.lr=0.004"], ["seed=3", "losses.l1.top=0"])

@@ -22,7 +22,7 @@ def stages(scene: Scene) -> Figure:
     heads = sorted(scene.heads, key=lambda head: (order.index(head[0]) if head[0] in order else len(order), head))
     values = {(r["head"], r["region"], r["group"]): r["value"] for r in scene.final if r["metric"] == "cross_entropy"}
     groups = scene.names["groups"]
-    figure, axes = plt.subplots(figsize=(2.5 + 1.4 * len(heads), 4.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(max(6.0, 2.5 + 1.4 * len(heads)), 4.4), layout="constrained")
     width = 0.8 / len(groups)
     for i, group in enumerate(groups):
         heights = [values.get((*head, group), np.nan) for head in heads]
@@ -33,7 +33,7 @@ def stages(scene: Scene) -> Figure:
     finite = [value for value in values.values() if np.isfinite(value)]
     axes.set_ylim(bottom=0.9 * min(finite, default=0.0))
     axes.set_ylabel(NATS)
-    axes.set_title("Loss on the test documents, of relearning the lowest (the axis does not begin at 0)", fontsize=10)
+    axes.set_title("Loss on the test documents, of relearning the lowest\n(the axis does not begin at 0)", fontsize=10)
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 

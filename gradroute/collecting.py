@@ -79,6 +79,19 @@ def _read_sweep(place: Path) -> dict[str, list[Any]]:
     return {"runs": runs, "failed": failed}
 
 
+def by_experiment(reads: Iterable[Read]) -> dict[str, list[Read]]:
+    """Runs by the name of their experiment."""
+    found: dict[str, list[Read]] = {}
+    for read in reads:
+        found.setdefault(read.settings["name"], []).append(read)
+    return found
+
+
+def differ(reads: Iterable[Read], key: str) -> bool:
+    """Whether runs differ in a setting."""
+    return len({repr(read.settings.get(key)) for read in reads}) > 1
+
+
 def left_out(reads: list[Read], paths: list[str]) -> list[tuple[str, str]]:
     """What is not in the table, and why: runs that are not finished, and jobs that a sweep says have failed."""
     places = [Path(path) for path in paths if (Path(path) / SWEEP_FILE).is_file()]

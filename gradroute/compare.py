@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradroute.collecting import Read, find_runs, left_out, read_run
+from gradroute.collecting import Read, by_experiment, differ, find_runs, left_out, read_run
 from gradroute.command import guarded
 from gradroute.errors import UserError, unknown
 from gradroute.intervals import interval
@@ -48,14 +48,8 @@ def varying(reads: list[Read]) -> list[str]:
     """The settings in which runs of one experiment differ, but for seed and paths; what its name says is left out."""
     keys = dict.fromkeys(key for read in reads for key in read.settings)
     shown = [k for k in keys if not any(k == h or k.startswith(f"{h}.") for h in ("name", *HIDDEN))]
-    experiments: dict[str, list[Read]] = {}
-    for read in reads:
-        experiments.setdefault(read.settings["name"], []).append(read)
-    return [
-        key
-        for key in shown
-        if any(len({repr(read.settings.get(key)) for read in runs}) > 1 for runs in experiments.values())
-    ]
+    experiments = by_experiment(reads).values()
+    return [key for key in shown if any(differ(runs, key) for runs in experiments)]
 
 
 def independent(reads: list[Read], keys: list[str]) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gradroute.collecting import Read, natural
+from gradroute.collecting import Read, by_experiment, differ, natural
 from gradroute.comparison_plots import png, short
 from gradroute.errors import plain_text
 from gradroute.folders import read_manifest, read_metrics
@@ -49,19 +49,13 @@ def settings_of(reads: Iterable[Read], keys: Sequence[str]) -> list[Setting]:
     """The settings of language models; `keys` are those in which runs of one experiment differ."""
     found: dict[tuple[str, float], dict[int, Read]] = {}
     own = [read for read in reads if any(row["metric"] == "cross_entropy" for row in read.rows)]
-    named: dict[str, list[Read]] = {}
-    for read in own:
-        named.setdefault(read.settings["name"], []).append(read)
-    differs = {name: [k for k in keys if k != FRACTION and _differ(same, k)] for name, same in named.items()}
+    experiments = by_experiment(own).items()
+    differs = {name: [key for key in keys if key != FRACTION and differ(same, key)] for name, same in experiments}
     for read in own:
         name = read.settings["name"]
         method = plain_text(", ".join([name, *(f"{short(key)}={read.settings.get(key)}" for key in differs[name])]))
         found.setdefault((method, _fraction(read)), {})[read.settings["seed"]] = read
     return [Setting(*key, tuple(by_seed[seed] for seed in sorted(by_seed))) for key, by_seed in found.items()]
-
-
-def _differ(reads: Iterable[Read], key: str) -> bool:
-    return len({str(read.settings.get(key)) for read in reads}) > 1
 
 
 def _fraction(read: Read) -> float:

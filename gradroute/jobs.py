@@ -26,6 +26,7 @@ from gradroute.schema import Config
 FOLDER = "jobs"
 TABLE = "jobs.csv"
 COLUMNS = ("job", "state", "seconds", "headline", "overrides", "error", "host")
+_SEEN: dict[tuple[Path, int], dict[str, Any]] = {}
 SHOWN = 40  # of the latest jobs, on the terminal
 MAIN = (("decoder", "mse"), ("decoder", "accuracy"), ("model", "cross_entropy"))
 
@@ -93,7 +94,7 @@ class Index:
 
     def read(self) -> list[dict[str, Any]]:
         """Every job's entry, by number."""
-        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
+        return [_entry(path) for path in sorted(self.folder.glob("*.json"))]
 
     def make(self, job: Job) -> None:
         """Make a job's runs in this process, unless it is settled, and note how it goes."""
@@ -138,6 +139,17 @@ class Index:
         writer.writeheader()
         writer.writerows({**entry, "overrides": " ".join(entry["overrides"])} for entry in self.read())
         write_atomically(self.sweep / TABLE, buffer.getvalue())
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    """A job's entry; a settled one, which changes no more, is read once: the live table asks for all every second."""
+    key = (path, path.stat().st_mtime_ns)  # another sweep may come to the same folder
+    if key in _SEEN:
+        return _SEEN[key]
+    entry: dict[str, Any] = json.loads(path.read_text())
+    if _settled(entry):
+        _SEEN[key] = entry
+    return entry
 
 
 def _settled(entry: Mapping[str, Any]) -> bool:

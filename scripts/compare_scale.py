@@ -1,4 +1,4 @@
-"""What many runs cost: disk by run, and `gradroute-compare`'s time and memory over COUNT synthetic run folders.
+"""What many runs cost: disk by run, and what compares and finds them and shows a sweep, over COUNT synthetic runs.
 
 python scripts/compare_scale.py --count 10000
 
@@ -13,12 +13,13 @@ import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gradroute import provenance
 from gradroute.composing import configuration
-from gradroute.folders import read_metrics
+from gradroute.folders import read_metrics, twin
+from gradroute.jobs import Index, Job, table
 from gradroute.records import RunFolder
 
 SEEDS = 10
@@ -40,6 +41,24 @@ def _like(run: Path, count: int, folder: Path) -> None:
         made.write_metrics()
         made.write_json("summary.json", {"headline": [{**row, "value": row["value"] * moved} for row in headline]})
         made.finish("finished")
+
+
+def _seconds(what: Callable[[], object]) -> list[float]:
+    """What three calls of it took, in order."""
+    found = []
+    for _ in range(3):
+        began = time.perf_counter()
+        what()
+        found.append(round(time.perf_counter() - began, 3))
+    return found
+
+
+def _index(sweep: Path, count: int) -> Path:
+    """The index of a sweep of as many finished jobs."""
+    index = Index(sweep)
+    for number in range(count):
+        index.note(Job([f"seed={number}", "trainer=smoke"], number=number), "finished")
+    return sweep
 
 
 def _made(place: Path, overrides: Iterable[str]) -> Path:
@@ -79,10 +98,14 @@ def main() -> None:
         made = time.perf_counter() - began
         command = ["gradroute-compare", str(place / "many"), "--format", "csv"]
         compared = [_measured(command, place / "csv") for _ in range(3)]
+        sweep = _index(place / "sweep", count)
+        config = configuration(["trainer=smoke", f"output_dir={place / 'many'}", "losses.correlation=0.5"])
         lines = len((place / "csv").read_text().splitlines())
         print(json.dumps({
             "runs": count, "rows": lines - 1, "compare_seconds": sorted(round(seconds, 1) for seconds, _ in compared),
             "compare_mib": round(max(mib for _, mib in compared)), "making_seconds": round(made, 1),
+            "finding_a_run_seconds": _seconds(lambda: twin(config)),
+            "live_table_seconds": _seconds(lambda: table(sweep)),
             "bytes_and_files_of_a_run": {how: _size(run) for how, run in runs.items()}, **provenance.hardware(),
         }))  # fmt: skip
 

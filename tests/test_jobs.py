@@ -124,6 +124,24 @@ def test_an_index_knows_what_is_settled(tmp_path: Path) -> None:
     assert "its process was lost" in str(index.jobs()[3].outcomes[-1])
 
 
+def test_an_index_reads_what_has_changed_and_no_settled_job_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, job, read, text = Index(tmp_path), Job(["x"]), list[Path](), Path.read_text
+
+    def noted(path: Path) -> str:
+        read.append(path)
+        return text(path)
+
+    monkeypatch.setattr(Path, "read_text", noted)
+    for state in ("running", "interrupted", "finished"):
+        index.note(job, state)
+        assert [entry["state"] for entry in index.read()] == [state] == [index.read()[0]["state"]]
+    assert len(read) == 2 + 2 + 1
+    os.utime(index.folder / "000000.json", ns=(0, 0))  # as written by another sweep
+    assert index.read()[0]["state"] == "finished" and len(read) == 6
+
+
 def test_processes_of_a_sweep_have_a_gpu_each_while_there_are_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

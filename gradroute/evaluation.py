@@ -128,22 +128,24 @@ def region_norms(router: Router, loss: Callable[[], torch.Tensor], group_index: 
     yield from monitor.norms()
 
 
-def localization(advantages: Sequence[float], baseline: float) -> float:
-    """How much one region alone holds a group, from 0 (all regions alike) to 1 (the others hold nothing of it).
+def localization(advantages: Sequence[float], baseline: float, own: int | None = None) -> float:
+    """How much one region alone holds a group, from 0 (the others hold as much) to 1 (the others hold nothing of it).
 
     Each certificate's advantage is how far it beats what is predicted without a look: the mean image, or a classifier
     that always names the group's most frequent label. The score is 1 minus the mean
-    advantage of the other regions over that of the best one, negative advantages counted as 0. Where the best one is
-    under 5 % of that error, nothing of the group is held anywhere and the score is 0. The score does not
-    see which region it is, nor what a stronger certificate would find; with one region it is nan.
+    advantage of the other regions over that of the group's own, negative advantages counted as 0. Where that is
+    under 5 % of that error, nothing of the group is held there and the score is 0; also where the others have more.
+    The score does not see what a stronger certificate would find; with one region it is nan.
 
     Args:
         advantages: baseline minus error on the group, of each region's certificate.
         baseline: error on the group without a look; mean squared, or the share that is wrong.
+        own: place of the region that the group is routed to; None if there is none, for the best one.
     """
-    ordered = sorted((max(0.0, value) for value in advantages), reverse=True)
-    if len(ordered) < 2:
+    found = [max(0.0, value) for value in advantages]
+    if len(found) < 2:
         return float("nan")
-    if ordered[0] < 0.05 * baseline:
+    held = found.pop(found.index(max(found)) if own is None else own)
+    if held < 0.05 * baseline:
         return 0.0
-    return 1 - sum(ordered[1:]) / (len(ordered) - 1) / ordered[0]
+    return max(0.0, 1 - sum(found) / len(found) / held)

@@ -26,6 +26,7 @@ from gradroute.loading import build, read_regions
 from gradroute.losses import Batch
 from gradroute.memory import require_memory
 from gradroute.problem import Measurement, Probe, Problem, settle_precision
+from gradroute.routes import owned
 from gradroute.routing import Router, Site
 from gradroute.schema import Config
 
@@ -159,9 +160,9 @@ class ImageProblem(Problem):
         by_image = image_errors(heads, self.test_images, targets, self.test_groups, self.measures)
         measured = list(errors(by_image, parts))
         yield from measured
-        yield from self._scores(measured)
+        yield from self.scores(measured)
 
-    def _scores(self, measured: Iterable[Measurement]) -> Iterator[Measurement]:
+    def scores(self, measured: Iterable[Measurement]) -> Iterator[Measurement]:
         """Each group's localization from the certificates' errors, and the least of them, for the group `all`."""
         rows, scores = list(measured), list[float]()
         for number, group in enumerate(self.names):
@@ -169,9 +170,14 @@ class ImageProblem(Problem):
             if not bool(chosen.any()):
                 continue
             baseline = self.unseen(chosen)
-            found = [v for g, head, metric, v in rows if (g, head.name, metric) == (group, "certificate", self.scored)]
+            found = {
+                head.region: baseline - self.scored_error(value)
+                for g, head, metric, value in rows
+                if (g, head.name, metric) == (group, "certificate", self.scored)
+            }
             if len(found) > 1:
-                scores.append(localization([baseline - self.scored_error(value) for value in found], baseline))
+                own = owned(self.router.routes, group, list(found))
+                scores.append(localization(list(found.values()), baseline, own))
                 yield group, Head("score", "all"), "localization", scores[-1]
         if scores:
             yield "all", Head("score", "all"), "localization", min(scores)

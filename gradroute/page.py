@@ -81,7 +81,8 @@ def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
         least = scores.get("all", math.nan)
         word = "split cleanly" if least >= 0.8 else "split in part" if least >= 0.3 else "not split"
         each = ", ".join(f"{group} {value:.2f}" for group, value in scores.items() if group != "all")
-        lines.append(f"The groups are {word}: localization {each} (0: every region holds a group alike; 1: one alone).")
+        scale = "0: other regions hold a group as much as its own; 1: its own alone"
+        lines.append(f"The groups are {word}: localization {each} ({scale}).")
     for (head, region, group, metric), (value, half) in PUBLISHED.get(published, {}).items():
         ours = [
             r["value"]

@@ -1,6 +1,6 @@
 """A route: the weight of a group's gradients in a region, and when it holds."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from gradroute.errors import UserError, unknown
@@ -79,3 +79,9 @@ def read_routes(routes: Routes, groups: Iterable[str], regions: Iterable[str]) -
                 raise unknown(f"region in routes.{group}:", region, regions)
             read[group, region] = read_route(spec, f"routes.{group}.{region}")
     return read
+
+
+def owned(routes: Mapping[tuple[str, str], Route], group: str, regions: Sequence[str]) -> int | None:
+    """Place of the region where a group's gradients weigh most; None if no one region has the highest weight."""
+    weights = [routes[group, region].weight if (group, region) in routes else 1.0 for region in regions]
+    return weights.index(max(weights)) if weights.count(max(weights)) == 1 else None

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 from robust import reseal
 
+from gradroute.composing import configuration
 from gradroute.errors import UserError
-from gradroute.evaluation import localization
+from gradroute.evaluation import Head, localization
+from gradroute.images import ImageProblem
 from gradroute.page import Page, Table, run_page, verdict
+from gradroute.routes import Route, owned
+from gradroute.setup import build_problem
 
 EVIL = "<script>alert('x')</script>"
 
@@ -50,10 +54,38 @@ def test_localization_is_bounded_and_means_what_it_says(advantages: list[float],
     assert localization(advantages, baseline) == pytest.approx(score)
 
 
+@pytest.mark.parametrize(
+    ("advantages", "own", "score"),
+    [([0.3, 0.1], 0, 2 / 3), ([0.1, 0.3], 0, 0.0), ([0.3, 0.0], 1, 0.0), ([0.3, 0.3, 0.0], 0, 0.5)],
+)
+def test_a_group_that_another_region_holds_is_not_localized(advantages: list[float], own: int, score: float) -> None:
+    assert localization(advantages, 0.4, own) == pytest.approx(score)
+
+
+def test_a_groups_own_region_is_the_one_of_the_highest_weight() -> None:
+    routes = {("a", "x"): Route(0.0), ("b", "y"): Route(-1.0), ("b", "z"): Route(0.5)}
+    assert owned(routes, "a", ["x", "y"]) == 1 and owned(routes, "b", ["z", "y"]) == 0
+    assert owned(routes, "c", ["x", "y"]) is None and owned(routes, "a", ["x", "y", "z"]) is None
+
+
+def test_a_region_that_holds_both_groups_localizes_only_its_own(tmp_path: Path) -> None:
+    sizes = ["trainer=smoke", "trainer.train_limit=256", "trainer.test_limit=64", "model.hidden=[32]"]
+    problem = build_problem(configuration([*sizes, f"output_dir={tmp_path}"]))
+    assert isinstance(problem, ImageProblem)
+    errors = {"top": 0.0, "bottom": 1000.0}  # of every group
+    rows = [
+        (group, Head("certificate", region), "mse", error)
+        for group in problem.names for region, error in errors.items()
+    ]  # fmt: skip
+    scores = {group: value for group, *_, value in problem.scores(rows)}
+    assert scores == {"digits_0_4": 1.0, "digits_5_9": 0.0, "all": 0.0}
+
+
 def test_the_verdict_uses_words() -> None:
     rows = [
         {"group": g, "metric": "localization", "value": 0.9, "head": "score", "region": "all"} for g in ("a", "all")
     ]
     assert verdict(rows, "mine") == [
-        "The groups are split cleanly: localization a 0.90 (0: every region holds a group alike; 1: one alone)."
+        "The groups are split cleanly: localization a 0.90 "
+        "(0: other regions hold a group as much as its own; 1: its own alone)."
     ]

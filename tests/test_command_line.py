@@ -16,6 +16,7 @@ import torch
 
 import gradroute
 from gradroute import datasets
+from gradroute.cli import main
 from gradroute.errors import UserError
 from gradroute.folders import read_metrics
 from gradroute.records import COLUMNS, final_rows
@@ -155,13 +156,25 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
 def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(
-    command: Command, tmp_path: Path, arguments: list[str], message: str
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
     extra = [] if arguments[0].startswith("rerun=") else ["trainer=smoke"]
-    result = command("gradroute-run", *extra, *arguments, cwd=tmp_path)
-    assert result.returncode == 2, result.stdout + result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 and message in lines[0], result.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gradroute-run", *extra, *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert end.value.code == 2 and len(lines) == 1 and message in lines[0], lines
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [0, 11], ids=lambda place: MISTAKES[place][0][0])
+def test_it_is_also_as_a_process_of_its_own(command: Command, tmp_path: Path, place: int) -> None:
+    """Once before torch is imported, and once after."""
+    arguments, message = MISTAKES[place]
+    result = command("gradroute-run", "trainer=smoke", *arguments, cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and message in result.stderr, result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

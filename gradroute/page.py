@@ -43,7 +43,7 @@ class Table:
 
 @dataclass
 class Page:
-    """What a page shows, from the top: words, tables, documents, figures (title and PNG), folded texts.
+    """What a page shows, from the top: words, tables, documents, figures (title and PNG), listings, folded texts.
 
     A document is a title, and tokens with their shares, from 0 to 1, which colour them.
     """
@@ -54,6 +54,7 @@ class Page:
     figures: list[tuple[str, bytes]] = field(default_factory=list)
     texts: list[tuple[str, str]] = field(default_factory=list)
     documents: list[language_page.Coloured] = field(default_factory=list)
+    listings: list[Table] = field(default_factory=list)
 
     def html(self) -> str:
         """The page as one HTML document."""
@@ -63,7 +64,7 @@ class Page:
         environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
         figures = [{"title": title, "data": base64.b64encode(data).decode()} for title, data in self.figures]
         template = environment.get_template("page.html.j2")
-        names = ("title", "verdict", "tables", "texts", "documents")
+        names = ("title", "verdict", "tables", "texts", "documents", "listings")
         return template.render({name: getattr(self, name) for name in names}, figures=figures, shown=_shown)
 
 

@@ -15,7 +15,7 @@ from gradroute.folders import twin
 from gradroute.intervals import interval
 from gradroute.schema import Config
 from gradroute.search import FIXED, Search
-from gradroute.search_objectives import by_balance
+from gradroute.search_objectives import by_reference
 from gradroute.search_space import Overrides
 
 HANDMADE = "handmade"
@@ -52,7 +52,7 @@ def label(kind: str, trial: FrozenTrial) -> str:
 def front(search: Search, name: str) -> list[FrozenTrial]:
     """The Pareto front of a study's own trials, of one objective the best of them.
 
-    Those first that are in no objective worse than the hand-made mask's trial, and of these the best balanced.
+    First those that are in no objective worse than the hand-made mask's trial, then those that miss it least.
     """
     goals = [1 if one.goal == "lower" else -1 for one in search.search.objectives.values()]
 
@@ -62,7 +62,7 @@ def front(search: Search, name: str) -> list[FrozenTrial]:
     done = [t for t in search.trials(name) if t.state == TrialState.COMPLETE and t.user_attrs.get("kind") not in FIXED]
     finished = [t for t in search.trials("search") if t.state == TrialState.COMPLETE]
     handmade = next((costs(t) for t in finished if t.user_attrs.get("kind") == HANDMADE), None)
-    return [done[place] for place in by_balance([costs(trial) for trial in done], handmade)]
+    return [done[place] for place in by_reference([costs(trial) for trial in done], handmade)]
 
 
 def finalists(search: Search) -> list[tuple[str, str, Overrides]]:

@@ -1,6 +1,5 @@
 """What a search looks for in a run's numbers, and when a run is hopeless."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,17 +48,18 @@ def pareto(costs: Sequence[Sequence[float]]) -> list[int]:
     ]
 
 
-def by_balance(costs: Sequence[Sequence[float]], beaten: Sequence[float] | None = None) -> list[int]:
-    """Places of the front, nearest first to the best of every column, each scaled to its range over the front.
+def by_reference(costs: Sequence[Sequence[float]], reference: Sequence[float] | None = None) -> list[int]:
+    """Places of the front in the order of their largest excess over `reference`, each column scaled to its range there.
 
-    With a row `beaten`, those come first that are as low as it in every column.
+    Those that are as low as it everywhere come first, then those that miss it least (Wierzbicki's reference point).
+    Without one it is the lowest of every column.
     """
     found = pareto(costs)
     columns = list(zip(*(costs[place] for place in found), strict=True))
-    least, span = [min(c) for c in columns], [max(c) - min(c) or 1.0 for c in columns]
+    point, span = reference or [min(c) for c in columns], [max(c) - min(c) or 1.0 for c in columns]
 
-    def order(place: int) -> tuple[bool, float, int]:
-        above = beaten is not None and any(v > b for v, b in zip(costs[place], beaten, strict=True))
-        return above, math.hypot(*((v - a) / s for v, a, s in zip(costs[place], least, span, strict=True))), place
+    def order(place: int) -> tuple[float, float, int]:
+        excess = [(value - at) / s for value, at, s in zip(costs[place], point, span, strict=True)]
+        return max(excess), sum(excess), place
 
     return sorted(found, key=order)

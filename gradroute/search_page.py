@@ -6,12 +6,14 @@ import math
 import shlex
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")  # no screen is needed, nor asked for
 import optuna
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
 from optuna.trial import FrozenTrial, TrialState
 
 from gradroute.comparison_plots import png, short
@@ -44,10 +46,12 @@ def _shown_front(search: Search) -> bytes:
             x, y = zip(*points, strict=True)
             size, order = (24, 2) if kind in search.studies else (120, 3)
             axes.scatter(x, y, s=size, color=colour, label=kind, marker="o" if size < 99 else "*", zorder=order)
-    found = sorted(front(search, "search"), key=place)
-    axes.plot([place(t)[0] for t in found], [place(t)[1] for t in found], color=COLOURS["search"], linewidth=1)
-    for trial in found:
-        axes.annotate(str(trial.number), place(trial), fontsize=8, xytext=(4, 4), textcoords="offset points")
+    for name in search.studies:
+        found = sorted(front(search, name), key=place)
+        axes.plot([place(t)[0] for t in found], [place(t)[1] for t in found], color=COLOURS[name], linewidth=1)
+        look: dict[str, Any] = {"fontsize": 8, "color": COLOURS[name], "xytext": (4, 4), "textcoords": "offset points"}
+        for trial in found:
+            axes.annotate(str(trial.number), place(trial), **look)
     names = [f"{name} ({SIGN[objective.goal]})" for name, objective in objectives]
     axes.set_xlabel(names[0] if len(objectives) > 1 else "trial")
     axes.set_ylabel(names[min(1, len(objectives) - 1)])
@@ -96,6 +100,8 @@ def _slices(search: Search) -> bytes | None:
                 axes.scatter(values, [t.values[row] for t in own], s=14, color=COLOURS[kind])
             if any(getattr(trial.distributions.get(key), "log", False) for _, trial in trials):
                 axes.set_xscale("log")
+                axes.xaxis.set_major_formatter("{x:g}")  # the default one writes mathematics
+                axes.xaxis.set_minor_formatter(NullFormatter())
             axes.tick_params(axis="x", rotation=30, labelsize=7)
             axes.set_xlabel(short(key), fontsize=8)
         grid[row][0].set_ylabel(name, fontsize=8)
@@ -138,23 +144,23 @@ def write(search: Search, finals: Sequence[Final], command: str) -> None:
                  for f in finals]  # fmt: skip
         tables.append(Table("Finals: fresh seeds, mean and half-width of its 95 % t-interval",
                             ["finalist", "n", *objectives, "overrides"], cells, note))  # fmt: skip
-    matters = importance(search)
-    if matters:
-        keys = list(dict.fromkeys(key for shares in matters.values() for key in shares))
-        cells = [[key, *(matters[name].get(key, math.nan) if name in matters else math.nan for name in objectives)]
-                 for key in keys]  # fmt: skip
-        tables.append(Table("What matters: share of each key over all trials (PED-ANOVA)", ["key", *objectives], cells))
-    tables.append(Table("Trials", columns, rows, note))
-    figures = [("Trials by objective; the line is the search's front", _shown_front(search))]
+    figures = [("Trials by objective; the lines are the fronts of both searches", _shown_front(search))]
     if (sliced := _slices(search)) is not None:
         figures.append(("Objectives against what was searched; grey: random search", sliced))
     best = [[label("search", trial), "gradroute-run " + shlex.join(search.command(trial.user_attrs["overrides"], True))]
             for trial in front(search, "search")]  # fmt: skip
     if best:
         tables.append(Table("The best configurations, to paste", ["trial", "command"], best, long=True))
+    matters = importance(search)
+    if matters:
+        keys = list(dict.fromkeys(key for shares in matters.values() for key in shares))
+        cells = [[key, *(matters[name].get(key, math.nan) if name in matters else math.nan for name in objectives)]
+                 for key in keys]  # fmt: skip
+        tables.append(Table("What matters: share of each key over all trials (PED-ANOVA)", ["key", *objectives], cells))
     counts = {state: sum(row[1] == state for row in rows) for state in ("complete", "pruned", "failed")}
     title = f"Search {search.search.name}: {', '.join(f'{n} {state}' for state, n in counts.items())}"
-    page = Page(title, verdict(search, finals), tables, figures, [("How to go on with this search", command)])
+    texts = [("How to go on with this search", command)]
+    page = Page(title, verdict(search, finals), tables, figures, texts, listings=[Table("Trials", columns, rows, note)])
     write_atomically(search.folder / "search.html", page.html())
 
 

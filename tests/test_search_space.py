@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gradroute import UserError
 from gradroute.overrides import literal
 from gradroute.search_finals import difference
-from gradroute.search_objectives import by_balance, hopeless, pareto, value_of
+from gradroute.search_objectives import by_reference, hopeless, pareto, value_of
 from gradroute.search_schema import ObjectiveConfig, PruningConfig, search_from
 from gradroute.search_space import Choices, Parts, Range, dimension, ends
 
@@ -164,20 +164,25 @@ costs = st.lists(st.lists(st.integers(0, 4), min_size=2, max_size=2), min_size=1
 
 
 @given(costs, st.lists(st.integers(0, 4), min_size=2, max_size=2))
-def test_what_is_as_good_as_a_row_everywhere_comes_first(rows: Sequence[Sequence[float]], row: list[int]) -> None:
-    found = by_balance(rows, row)
+def test_the_front_begins_with_what_is_as_good_as_the_reference_everywhere(
+    rows: Sequence[Sequence[float]], row: list[int]
+) -> None:
+    found = by_reference(rows, row)
     above = [any(a > b for a, b in zip(rows[place], row, strict=True)) for place in found]
     assert above == sorted(above) and sorted(found) == pareto(rows)
-    for part in (True, False):  # otherwise the order is what it was
-        assert [p for p, a in zip(found, above, strict=True) if a == part] == [
-            p for p in by_balance(rows) if any(a > b for a, b in zip(rows[p], row, strict=True)) == part
-        ]
+
+
+def test_what_misses_the_reference_least_comes_before_what_is_balanced() -> None:
+    rows = [[0.0, 1.0], [0.4, 0.4], [0.9, 0.05], [1.0, 0.0]]
+    assert by_reference(rows, [0.95, 0.0]) == [2, 3, 1, 0] or by_reference(rows, [0.95, 0.0]) == [3, 2, 1, 0]
+    assert by_reference(rows, [0.0, 0.9]) == [0, 1, 2, 3]
+    assert by_reference(rows)[0] == 1
 
 
 @given(costs)
 def test_the_front_is_what_nothing_dominates_and_covers_the_rest(rows: Sequence[Sequence[float]]) -> None:
     found = pareto(rows)
-    assert sorted(by_balance(rows)) == found
+    assert sorted(by_reference(rows)) == found
 
     def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
         return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))

@@ -23,11 +23,12 @@ HANDMADE = "handmade"
 
 @dataclass(frozen=True)
 class Final:
-    """A finalist: what it is called, how it is made, and its objectives by seed."""
+    """A finalist: what it is called, how it is made, and its objectives, a row for each seed that was made."""
 
     name: str
     kind: str
     overrides: Overrides
+    seeds: list[int]
     values: list[list[float]]
 
     def of(self, objective: int) -> list[float]:
@@ -114,8 +115,8 @@ def results(search: Search) -> list[Final]:
     finals = []
     for name, kind, overrides in finalists(search):
         config = search.config(overrides, True)
-        runs = [_made(replace(config, seed=seed)) for seed in _seeds(search)]
-        finals.append(Final(name, kind, overrides, [search.values(run) for run in runs if run]))
+        runs = {seed: run for seed in _seeds(search) if (run := _made(replace(config, seed=seed)))}
+        finals.append(Final(name, kind, overrides, list(runs), [search.values(run) for run in runs.values()]))
     return finals
 
 

@@ -6,6 +6,7 @@ import math
 import shlex
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -129,13 +130,14 @@ def _trial_rows(search: Search) -> list[list[object]]:
 
 
 def write(search: Search, finals: Sequence[Final], command: str) -> None:
-    """Write `search.html` and `trials.csv` into the search's folder; `command` is what goes on with it."""
+    """Write `search.html`, `trials.csv` and `finals.csv` into the search's folder; `command` goes on with it."""
     objectives = search.search.objectives
     columns = ["trial", "state", *objectives, "seconds", "overrides", "error"]
     rows = _trial_rows(search)
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([columns, *rows])
-    write_atomically(search.folder / "trials.csv", buffer.getvalue())
+    _write_csv(search.folder / "trials.csv", [columns, *rows])
+    made = [[f.name, seed, *values, " ".join(f.overrides)] for f in finals
+            for seed, values in zip(f.seeds, f.values, strict=True)]  # fmt: skip
+    _write_csv(search.folder / "finals.csv", [["finalist", "seed", *objectives, "overrides"], *made])
     note = "; ".join(f"{n}: {o.head} {o.region} {o.group} {o.metric}, {UNITS[o.metric]}, {SIGN[o.goal]}"
                      for n, o in objectives.items())  # fmt: skip
     tables = []
@@ -162,6 +164,12 @@ def write(search: Search, finals: Sequence[Final], command: str) -> None:
     texts = [("How to go on with this search", command)]
     page = Page(title, verdict(search, finals), tables, figures, texts, listings=[Table("Trials", columns, rows, note)])
     write_atomically(search.folder / "search.html", page.html())
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    write_atomically(path, buffer.getvalue())
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -12,7 +12,9 @@ from interrupted import Killed, at_checkpoint, die
 
 from gradroute import folders
 from gradroute.composing import configuration
+from gradroute.folders import read_metrics
 from gradroute.overrides import merged
+from gradroute.records import final_rows
 from gradroute.run import Pruned
 from gradroute.runner import execute
 from gradroute.search_command import main
@@ -87,6 +89,14 @@ def test_a_search_ends_with_its_front_made_again_and_leaves_ordinary_runs(
     assert states.count("finished") == [row["state"] for row in found].count("complete")
     finals = list((folder / "finals").rglob("manifest.json"))
     assert {json.loads(path.read_text())["seed"] for path in finals} == {100, 101}
+    with (folder / "finals.csv").open() as file:
+        rows = [(row["finalist"], row["seed"], float(row["reconstruction"])) for row in csv.DictReader(file)]
+    assert [row[:2] for row in rows[:2]] == [("handmade", "100"), ("handmade", "101")]
+    errors = []
+    for path in finals:
+        measured = [r for r in final_rows(read_metrics(path.parent)) if (r["head"], r["metric"]) == ("decoder", "mse")]
+        errors.append([r["value"] for r in measured if r["group"] in ("digits_0_4", "digits_5_9")])
+    assert sorted({row[2] for row in rows}) == pytest.approx(sorted({sum(two) / 2 for two in errors}), rel=1e-5)
     page = (folder / "search.html").read_text()
     assert "The best configurations, to paste" in page and "gradroute-run" in page
     assert status(monkeypatch, *arguments(conf)) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from checks import call
+from checks import SEARCHED, call
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
@@ -20,11 +20,12 @@ LANGUAGE = (  # next to no sizes
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The pages of a smoke run, of a language model's, of their comparisons, and of token weights."""
+    """The pages of a smoke run, of a language model's, of their comparisons, of token weights, and of a search."""
     cwd = tmp_path_factory.mktemp("pages")
     call("gradroute-run", "trainer=smoke", cwd=cwd)
     call("gradroute-run", *LANGUAGE, cwd=cwd)
     call("gradroute-tokens", *LANGUAGE, cwd=cwd)
+    call("gradroute-search", "search=mnist_split", *SEARCHED, cwd=cwd)
     for experiment in ("mnist_split", "stories_era"):
         call("gradroute-compare", f"outputs/{experiment}", "--out", f"comparison/{experiment}", cwd=cwd)
     return [path for pattern in ("outputs/**/*.html", "comparison/*/*.html") for path in sorted(cwd.glob(pattern))]
@@ -59,7 +60,7 @@ def watch(page: Page) -> list[str]:
 def test_pages_show_whole_sort_and_log_no_error(
     browser: Browser, pages: list[Path], width: int, scheme: Literal["light", "dark"]
 ) -> None:
-    assert len(pages) == 5
+    assert len(pages) == 6
     for path in pages:
         assert path.stat().st_size < 2_000_000
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)

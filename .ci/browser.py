@@ -25,7 +25,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     call("gradroute-run", "trainer=smoke", cwd=cwd)
     call("gradroute-run", *LANGUAGE, cwd=cwd)
     call("gradroute-tokens", *LANGUAGE, cwd=cwd)
-    call("gradroute-search", "search=mnist_split", *SEARCHED, cwd=cwd)
+    call("gradroute-search", "search=mnist_split", *SEARCHED, "search.random=0", "search.final.best=0", cwd=cwd)
     for experiment in ("mnist_split", "stories_era"):
         call("gradroute-compare", f"outputs/{experiment}", "--out", f"comparison/{experiment}", cwd=cwd)
     return [path for pattern in ("outputs/**/*.html", "comparison/*/*.html") for path in sorted(cwd.glob(pattern))]

@@ -55,8 +55,10 @@ def test_the_readme_commands_run(line: str, tmp_path: Path) -> None:
     call(*shlex.split(line, comments=True), "trainer=smoke", cwd=tmp_path)
 
 
-SEARCHED = ["trainer=smoke", "trainer.train_limit=2048", "search.trials=2", "search.random=1", "search.workers=1",
-            "search.final.best=1", "search.final.seeds=2", "search.final.overrides=[]", "search.guess=null"]  # fmt: skip
+SEARCHED = [
+    "trainer=smoke", "trainer.train_limit=2048", "search.trials=2", "search.random=1", "search.workers=1",
+    "search.final.best=1", "search.final.seeds=2", "search.final.overrides=[]", "search.guess=null",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("line", readme_commands("gradroute-search"))

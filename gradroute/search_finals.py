@@ -2,6 +2,7 @@
 
 import hashlib
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,7 +134,9 @@ def difference(ours: Sequence[float], theirs: Sequence[float], goal: str, compar
     else:
         from scipy.stats import ttest_ind
 
-        span = ttest_ind(ours, theirs, equal_var=False).confidence_interval(1 - 0.05 / comparisons)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a side without spread, which is meant
+            span = ttest_ind(ours, theirs, equal_var=False).confidence_interval(1 - 0.05 / comparisons)
         half = float(span.high - span.low) / 2
     if abs(value) <= half:
         return Difference(value, half, "not shown")

@@ -167,7 +167,7 @@ class RunFolder:
         One that may be gone on with keeps the checksums of what it is read back from: the others will change.
         """
         self.manifest["state"] = state
-        self.manifest["wall_seconds"] = round(self.seconds, 1)
+        self.manifest["wall_seconds"] = round(self.seconds, 3)
         if state == "finished":
             files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "manifest.json")
             names = {p: p.relative_to(self.path) for p in files}

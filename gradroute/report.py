@@ -235,5 +235,6 @@ def draw(run: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=130)
+        figure.set_layout_engine("none")  # it is laid out by now
         figure.savefig(folder / f"{name}.svg")
         plt.close(figure)

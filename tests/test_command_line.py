@@ -107,12 +107,12 @@ def test_load_refuses_a_damaged_or_foreign_folder(smoke: Path, tmp_path: Path) -
         gradroute.load(tmp_path / "run")
 
 
-def test_rerun_repeats_a_run_to_the_bit(smoke: Path, command: Command, tmp_path: Path) -> None:
-    result = command("gradroute-run", f"rerun={smoke}", cwd=tmp_path)
+def test_rerun_repeats_a_run_to_the_bit(smoke: Path, forked: Command, tmp_path: Path) -> None:
+    result = forked("gradroute-run", f"rerun={smoke}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (again,) = (tmp_path / "outputs" / "mnist_split").iterdir()
     assert (again / "metrics.csv").read_bytes() == (smoke / "metrics.csv").read_bytes()
-    result = command("gradroute-run", f"rerun={smoke}", "sede=1", cwd=tmp_path)
+    result = forked("gradroute-run", f"rerun={smoke}", "sede=1", cwd=tmp_path)
     assert result.returncode == 2 and "unknown key 'sede'; did you mean seed" in result.stderr
 
 
@@ -192,25 +192,20 @@ def test_a_termination_is_recorded(command: Command, tmp_path: Path, data_cache:
     assert json.loads(manifest.read_text())["state"] == "interrupted"
 
 
-def test_a_sweep_runs_every_job(command: Command, tmp_path: Path) -> None:
-    small = [
-        "trainer=smoke",
-        "trainer.epochs=1",
-        "trainer.train_limit=256",
-        "trainer.test_limit=64",
-        "steps=[train,ablate,evaluate]",
-    ]
-    result = command(
+def test_a_sweep_runs_every_job(forked: Command, tmp_path: Path) -> None:
+    small = ["trainer=smoke", "trainer.epochs=1", "trainer.train_limit=256", "trainer.test_limit=64",
+             "model.hidden=[32]", "steps=[train,ablate,evaluate]"]  # fmt: skip
+    result = forked(
         "gradroute-run", "-m", "seed=0,1", "routing=mnist_halves,none", "ablation=mean", *small, cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
     runs = sorted(tmp_path.glob("outputs/mnist_split/*/summary.json"))
     assert len(runs) == 4
     (sweep,) = tmp_path.glob("outputs/sweeps/*")
-    result = command("gradroute-compare", str(sweep), "--metric", "localization", "--format", "csv", cwd=tmp_path)
+    result = forked("gradroute-compare", str(sweep), "--metric", "localization", "--format", "csv", cwd=tmp_path)
     assert result.returncode == 0 and result.stdout.count(",2,") == 6, result.stdout  # two seeds of each
     assert {p.name for p in sweep.iterdir()} >= {f"comparison.{kind}" for kind in ("csv", "md", "tex", "html", "png")}
-    result = command(
+    result = forked(
         "gradroute-run", "-m", "seed=0,1,-1", "routing=mnist_halves,none", "ablation=mean", *small, cwd=tmp_path
     )
     assert result.stdout.count("already finished") == 4  # continued, not done again
@@ -219,9 +214,9 @@ def test_a_sweep_runs_every_job(command: Command, tmp_path: Path) -> None:
     assert "failed: seed=-1, routing=none" in result.stderr
 
 
-def test_labels_in_no_group_train_unrouted_when_asked(command: Command, tmp_path: Path) -> None:
-    result = command(
-        "gradroute-run", "trainer=smoke", "trainer.epochs=1", "routing.unassigned=unrouted",
+def test_labels_in_no_group_train_unrouted_when_asked(forked: Command, tmp_path: Path) -> None:
+    result = forked(
+        "gradroute-run", "trainer=smoke", "trainer.epochs=1", "model.hidden=[32]", "routing.unassigned=unrouted",
         "routing.groups.digits_0_4.labels=[0,1,2]", "routing.regions.top.units=0:24",
         "routing.regions.bottom.units=24:32", "ablation.region=bottom", cwd=tmp_path,
     )  # fmt: skip

@@ -212,7 +212,7 @@ def run_by_command(number: int, folder: Path) -> Tally:
 
 
 def test_configurations_are_accepted_or_refused_in_one_line() -> None:
-    tally = run(count("GRADROUTE_CONFIGURATIONS", 150))
+    tally = run(count("GRADROUTE_CONFIGURATIONS", 75))
     assert not tally.wrong, "\n".join(tally.wrong[:5])
     assert tally.correct and tally.refused
 

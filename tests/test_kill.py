@@ -1,17 +1,13 @@
-"""Runs killed at random moments and gone on with: what they leave in the end is, to the bit, what they would have left.
+"""Runs killed at random moments and gone on with: what they leave in the end is, to the bit, what they would have left."""
 
-The processes are forked from one that has imported everything, so that a hundred of them take minutes.
-"""
-
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
+from forked import fork
 from hydra import compose, initialize_config_dir
 from robust import Tally
 
@@ -28,17 +24,10 @@ SMALL = [
     "trainer.device=cpu", "model.hidden=[64,32]", "steps=[train,certify,ablate,evaluate]", "ledger.window=7",
     "ledger.every=3",
 ]  # fmt: skip
-MINUTES = [
-    0.0,
-    0.0005,
-    5.0,
-]  # after every update: then a kill is mostly inside of writing; every few; none but at steps
+MINUTES = [0.0, 0.0005, 5.0]  # after every update: then a kill is mostly inside of writing; every few; none but at steps
 AGAIN = 0.3  # share of the cases in which the run that goes on is killed as well
 FILES = ("metrics.csv", "ledger.csv", "model.safetensors", "samples.npz", "summary.json", "figures.json")
 SECONDS = 120
-
-_processes: Any = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["gradroute.runner"])
 
 
 def small(*overrides: str) -> Config:
@@ -56,7 +45,7 @@ def work(config: Config, folder: Path | None) -> None:
 
 def killed(config: Config, folder: Path | None, seconds: float) -> None:
     """Begin or go on, and be killed after some seconds, unless it is done by then."""
-    process = _processes.Process(target=work, args=(config, folder))
+    process = fork(work, config, folder)
     process.start()
     process.join(seconds)
     if process.exitcode is None:
@@ -123,5 +112,5 @@ def run(number: int, folder: Path, seed: int = 0) -> Tally:
 
 
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    tally = run(6, tmp_path)
-    assert not tally.wrong and tally.correct == 6, "\n".join(tally.wrong)
+    tally = run(3, tmp_path)
+    assert not tally.wrong and tally.correct == 3, "\n".join(tally.wrong)

@@ -48,5 +48,5 @@ def run(number: int, folder: Path, overrides: list[str]) -> Tally:
 
 
 def test_runs_started_together_on_a_cold_cache_all_finish(tmp_path: Path) -> None:
-    tally = run(3, tmp_path, SMALL)
-    assert not tally.wrong and tally.correct == 3, "\n".join(tally.wrong)
+    tally = run(2, tmp_path, SMALL)
+    assert not tally.wrong and tally.correct == 2, "\n".join(tally.wrong)

@@ -127,7 +127,8 @@ def test_a_training_is_taken_over_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_images_take_a_training_over_too(tmp_path: Path) -> None:
-    small = ["trainer=smoke", "trainer.device=cpu", f"output_dir={tmp_path}", "trainer.train_limit=512"]
+    small = ["trainer=smoke", "trainer.device=cpu", f"output_dir={tmp_path}", "trainer.train_limit=512",
+             "trainer.batch_size=64", "model.hidden=[32]"]  # fmt: skip
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         first = from_mapping(compose("config", small))
         other = [*small, "steps=[train,certify,evaluate]", "trained=auto", "name=certified"]

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from hydra import compose, initialize_config_dir
 from small_language import SMALL, config
 
@@ -22,11 +24,10 @@ WRITTEN = ("model.safetensors", "ledger.csv", "metrics.csv", "summary.json")
 STEPS = ["steps=[train,ablate,evaluate]", "finetune=null", "relearn=null", "completions=null"]
 
 
-def command(folder: Path, *overrides: str, processes: int = 2) -> list[str]:
-    """The command line of a run, of one process if `processes` is 1."""
-    started = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    given = [f"output_dir={folder}", *overrides]
-    return [sys.executable, "-m", *(started if processes > 1 else []), "gradroute.cli", *given]
+def command(folder: Path, *overrides: str) -> list[str]:
+    """The command line of a run by two processes."""
+    started = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    return [sys.executable, "-m", *started, "gradroute.cli", f"output_dir={folder}", *overrides]
 
 
 def era(*overrides: str) -> list[str]:
@@ -34,12 +35,21 @@ def era(*overrides: str) -> list[str]:
     return ["experiment=stories_era", *small, *STEPS, *overrides]
 
 
-def run(line: list[str]) -> str:
-    """What a command prints to stderr. It must end well."""
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # which torchrun sets, too; two would round differently
-    result = subprocess.run(line, env=one_thread, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return result.stderr
+def run(processes: int, *arguments: str) -> None:
+    """Run a command in forks with the environment that torchrun gives its processes. All must end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    given = {**os.environ, "OMP_NUM_THREADS": "1"}  # which torchrun sets, too; two would round differently
+    if processes > 1:
+        given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+        given |= {"TORCHELASTIC_RUN_ID": "tests"}
+    started = [
+        Forked("gradroute-run", *arguments, cwd=Path.cwd(), environment={**given, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in map(str, range(processes))
+    ]
+    for end in [process.wait(300) for process in started]:
+        assert end.returncode == 0, end.stderr
 
 
 def equal(one: Path, other: Path) -> None:
@@ -58,14 +68,14 @@ def test_two_processes_make_what_one_makes_in_two_parts(tmp_path: Path, experime
     else:
         sizes = ["trainer.train_limit=193", "trainer.test_limit=64", "trainer.batch_size=64", "model.resnet.width=16"]
         given = ["experiment=class_split", "trainer=smoke", "losses.correlation=0", STEPS[0], *sizes]
-    run(command(tmp_path / "two", *given, "trainer.epochs=2"))
-    run(command(tmp_path / "one", *given, "trainer.epochs=2", "trainer.accumulate=2", processes=1))
+    run(2, f"output_dir={tmp_path / 'two'}", *given, "trainer.epochs=2")
+    run(1, f"output_dir={tmp_path / 'one'}", *given, "trainer.epochs=2", "trainer.accumulate=2")
     equal(tmp_path / "one", tmp_path / "two")
 
 
 def test_a_signal_ends_all_processes_and_the_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     given = era("trainer.epochs=4", "checkpoint.minutes=0", "routing.labelled_fraction=0.5")
-    run(command(tmp_path / "whole", *given, "trainer.accumulate=2", processes=1))
+    run(1, f"output_dir={tmp_path / 'whole'}", *given, "trainer.accumulate=2")
     line = command(tmp_path / "cut", *given)
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not list(tmp_path.glob("cut/*/*/checkpoints/000004")):
@@ -75,9 +85,9 @@ def test_a_signal_ends_all_processes_and_the_run_goes_on_to_the_bit(tmp_path: Pa
         process.communicate(timeout=60)
     (folder,) = tmp_path.glob("cut/*/*/")
     assert read_manifest(folder)["state"] == "interrupted"
-    run([*command(tmp_path / "cut")[:-1], f"resume={folder}"])
+    run(2, f"resume={folder}")
     equal(tmp_path / "whole", tmp_path / "cut")
-    run([*command(tmp_path / "cut")[:-1], f"resume={folder}"])  # finished: no process waits for another
+    run(2, f"resume={folder}")  # finished: no process waits for another
 
 
 @pytest.mark.parametrize(

@@ -116,16 +116,16 @@ def test_what_cannot_be_stacked_is_trained_alone_or_refused() -> None:
         assert [len(s) for s in together(own, "cpu")] == sizes
 
 
-def test_the_command_line_takes_seeds(command: Any, tmp_path: Path) -> None:
-    result = command("gradroute-run", "seeds=2", "stack=2", *SMALL, cwd=tmp_path)
+def test_the_command_line_takes_seeds(forked: Any, tmp_path: Path) -> None:
+    result = forked("gradroute-run", "seeds=2", "stack=2", *SMALL, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     runs = list(tmp_path.glob("outputs/mnist_split/*_seed[01]"))
     assert len(runs) == 2 and "half_width" in result.stdout
     assert all(len(list(csv.reader((run / "metrics.csv").open()))) > 50 for run in runs)
-    result = command("gradroute-run", "-m", "seeds=2", "stack=4", "losses.correlation=0.1,0.2", *SMALL, cwd=tmp_path)
+    result = forked("gradroute-run", "-m", "seeds=2", "stack=4", "losses.correlation=0.1,0.2", *SMALL, cwd=tmp_path)
     assert result.returncode == 0 and result.stdout.count("already finished") == 2, result.stderr
     stacked = [read_manifest(p.parent)["stacked"] for p in tmp_path.glob("outputs/mnist_split/*/manifest.json")]
     assert sorted(stacked) == [2, 2, 2, 2]
     for bad in ("seeds=0", "stack=many", "stack=0"):
-        result = command("gradroute-run", bad, cwd=tmp_path)
+        result = forked("gradroute-run", bad, cwd=tmp_path)
         assert result.returncode == 2 and bad.split("=")[0] in result.stderr

@@ -44,8 +44,8 @@ def failing(run: Path) -> list[str]:
     return [claim.what for claim in claims_of(run) if not claim.holds]
 
 
-def test_an_honest_run_passes(smoke: Path, command: Callable[..., Any], tmp_path: Path) -> None:
-    result = command("gradroute-verify", str(smoke), cwd=tmp_path)
+def test_an_honest_run_passes(smoke: Path, forked: Callable[..., Any], tmp_path: Path) -> None:
+    result = forked("gradroute-verify", str(smoke), cwd=tmp_path)
     assert result.returncode == 0 and "digits_0_4's task loss never reached 'bottom'" in result.stdout, result.stdout
     assert "FAIL" not in result.stdout and "unrouted penalties" in result.stdout
 
@@ -132,7 +132,7 @@ def test_a_group_whose_loss_has_no_weight_reaches_nothing(tmp_path: Path) -> Non
     assert all(claims.values()) and "digits_0_4's task loss never reached 'top'" in claims
 
 
-def test_changed_files_and_metrics_are_caught(smoke: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+def test_changed_files_and_metrics_are_caught(smoke: Path, tmp_path: Path, forked: Callable[..., Any]) -> None:
     run = tmp_path / "run"
     shutil.copytree(smoke, run)
     (run / "metrics.csv").write_text((run / "metrics.csv").read_text().replace("0.3", "0.1"))
@@ -140,9 +140,9 @@ def test_changed_files_and_metrics_are_caught(smoke: Path, tmp_path: Path, comma
     names = failing(run)
     assert names[:2] == ["every file has the checksum in the manifest", "no file was added"]
     assert "the errors of decoder, region all, come out again from its weights" in names
-    result = command("gradroute-verify", str(run), cwd=tmp_path)
+    result = forked("gradroute-verify", str(run), cwd=tmp_path)
     assert result.returncode == 1 and "FAIL" in result.stdout
-    assert command("gradroute-verify", str(tmp_path), cwd=tmp_path).returncode == 2
+    assert forked("gradroute-verify", str(tmp_path), cwd=tmp_path).returncode == 2
 
 
 def test_a_run_without_a_ledger_or_with_code_is_not_taken_on_trust(tmp_path: Path, smoke: Path) -> None:

@@ -97,10 +97,13 @@ class Search:
     def try_space(self) -> None:
         """Check the configuration at every end and choice of the space. Raises: UserError for one that cannot be."""
         tried = [ends(found) for found in self.space]
-        for number, own in enumerate(tried):
-            for end in own:
-                others = [end if at == number else other[0] for at, other in enumerate(tried)]
-                self.config([override for overrides in others for override in overrides])
+        points = [
+            [override for at, other in enumerate(tried) for override in (end if at == number else other[0])]
+            for number, own in enumerate(tried)
+            for end in own
+        ]
+        for point in dict.fromkeys(map(tuple, points)):  # the first ends of all are a point of each
+            self.config(list(point))
         self.config([], final=True)
 
     def prepare(self) -> None:

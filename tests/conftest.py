@@ -62,8 +62,8 @@ def command(data_cache: Path) -> Command:
     """Run one of the installed console scripts in a folder."""
 
     def call(name: str, *arguments: str, cwd: Path) -> Result:
-        line, environment = [Path(sys.executable).parent / name, *arguments], _environment(data_cache)
-        return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+        line = [str(Path(sys.executable).parent / name), *arguments]
+        return subprocess.run(line, cwd=cwd, env=_environment(data_cache), capture_output=True, text=True, timeout=300)
 
     return call
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from forked import fork
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.parallel import DistributedDataParallel
@@ -159,7 +160,12 @@ def _process(rank: int, folder: str) -> None:
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
+    processes = [fork(_process, rank, str(tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
     one = [g / 2 for g in gradients(net())]  # DDP averages over processes
     for rank in range(2):
         assert_same(torch.load(tmp_path / f"{rank}.pt"), one)

@@ -107,12 +107,12 @@ def test_load_refuses_a_damaged_or_foreign_folder(smoke: Path, tmp_path: Path) -
         gradroute.load(tmp_path / "run")
 
 
-def test_rerun_repeats_a_run_to_the_bit(smoke: Path, forked: Command, tmp_path: Path) -> None:
-    result = forked("gradroute-run", f"rerun={smoke}", cwd=tmp_path)
+def test_rerun_repeats_a_run_to_the_bit(small: Path, forked: Command, tmp_path: Path) -> None:
+    result = forked("gradroute-run", f"rerun={small}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (again,) = (tmp_path / "outputs" / "mnist_split").iterdir()
-    assert (again / "metrics.csv").read_bytes() == (smoke / "metrics.csv").read_bytes()
-    result = forked("gradroute-run", f"rerun={smoke}", "sede=1", cwd=tmp_path)
+    assert (again / "metrics.csv").read_bytes() == (small / "metrics.csv").read_bytes()
+    result = forked("gradroute-run", f"rerun={small}", "sede=1", cwd=tmp_path)
     assert result.returncode == 2 and "unknown key 'sede'; did you mean seed" in result.stderr
 
 

@@ -41,10 +41,10 @@ def table(cwd: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def serial(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def serial(forked: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the four runs, one after the other."""
     cwd = tmp_path_factory.mktemp("serial")
-    result = command("gradroute-run", *FOUR, cwd=cwd)
+    result = forked("gradroute-run", *FOUR, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return cwd
 

@@ -1,4 +1,4 @@
-"""Runs killed at random moments and gone on with: what they leave in the end is, to the bit, what they would have left."""
+"""Runs killed at random moments and gone on with: in the end they leave, to the bit, what they would have left."""
 
 import os
 import random
@@ -24,7 +24,7 @@ SMALL = [
     "trainer.device=cpu", "model.hidden=[64,32]", "steps=[train,certify,ablate,evaluate]", "ledger.window=7",
     "ledger.every=3",
 ]  # fmt: skip
-MINUTES = [0.0, 0.0005, 5.0]  # after every update: then a kill is mostly inside of writing; every few; none but at steps
+MINUTES = [0.0, 0.0005, 5.0]  # after every update, so that a kill is mostly inside of writing; every few; only at steps
 AGAIN = 0.3  # share of the cases in which the run that goes on is killed as well
 FILES = ("metrics.csv", "ledger.csv", "model.safetensors", "samples.npz", "summary.json", "figures.json")
 SECONDS = 120

@@ -333,7 +333,7 @@ def test_a_run_can_keep_no_weights(tmp_path: Path) -> None:
     assert [claim.found for claim in failed] == ["checkpoint.keep=none: there are no weights to try it with"]
 
 
-def test_the_commands_stop_and_go_on(command: Callable[..., Result], data_cache: Path, tmp_path: Path) -> None:
+def test_the_commands_stop_and_go_on(forked: Callable[..., Result], data_cache: Path, tmp_path: Path) -> None:
     sizes = ["trainer=smoke", "trainer.train_limit=512", "model.hidden=[24]", "steps=[train,ablate,evaluate]"]
     script = Path(sys.executable).parent / "gradroute-run"
     call = [str(script), *sizes, "trainer.epochs=400", "trainer.batch_size=64", "ledger.window=1000"]
@@ -350,7 +350,7 @@ def test_the_commands_stop_and_go_on(command: Callable[..., Result], data_cache:
     (run,) = (tmp_path / "outputs" / "mnist_split").iterdir()
     name = run.relative_to(tmp_path)
     assert read_manifest(run)["state"] == "interrupted"
-    refused = command("gradroute-run", f"resume={name}", "trainer.epochs=3", cwd=tmp_path)
+    refused = forked("gradroute-run", f"resume={name}", "trainer.epochs=3", cwd=tmp_path)
     assert refused.returncode == 2 and f"{name}: cannot go on with another trainer.epochs" in refused.stderr
-    finished = command("gradroute-verify", str(name), cwd=tmp_path)
+    finished = forked("gradroute-verify", str(name), cwd=tmp_path)
     assert finished.returncode == 2 and "the run is not finished (state: interrupted)" in finished.stderr

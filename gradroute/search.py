@@ -10,7 +10,8 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from gradroute.overrides import merged
 from gradroute.provenance import version
 from gradroute.records import write_atomically
 from gradroute.schema import Config
-from gradroute.search_objectives import hopeless, value_of
+from gradroute.search_objectives import default_objectives, hopeless, value_of
 from gradroute.search_schema import SearchConfig
 from gradroute.search_space import Overrides, ends, space
 
@@ -50,8 +51,9 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.search, self.given, self.config_dir, self.say = search, list(overrides), config_dir, say
         self.space = space(search.space)
-        output_dir = configuration(self.command([]), config_dir).output_dir
-        self.folder = Path(output_dir) / "searches" / search.name
+        handmade = configuration(self.command([]), config_dir)
+        self.search = replace(search, objectives=search.objectives or default_objectives(handmade))
+        self.folder = Path(handmade.output_dir) / "searches" / search.name
         self._worker: Path | None = None
         self._open()
 
@@ -97,12 +99,9 @@ class Search:
     def try_space(self) -> None:
         """Check the configuration at every end and choice of the space. Raises: UserError for one that cannot be."""
         tried = [ends(found) for found in self.space]
-        points = [
-            [override for at, other in enumerate(tried) for override in (end if at == number else other[0])]
-            for number, own in enumerate(tried)
-            for end in own
-        ]
-        for point in dict.fromkeys(map(tuple, points)):  # the first ends of all are a point of each
+        first = [own[0] for own in tried]
+        points = [[*first[:at], end, *first[at + 1 :]] for at, own in enumerate(tried) for end in own]
+        for point in dict.fromkeys(tuple(chain(*parts)) for parts in points):  # one of them comes once a dimension
             self.config(list(point))
         self.config([], final=True)
 

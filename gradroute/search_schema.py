@@ -65,8 +65,9 @@ class SearchConfig:
     """A study over a declared space of configurations.
 
     space: by the key that is set, or any name if `choices` set several; see `gradroute.search_space`. objectives: by
-    name, what is looked for; several have a Pareto front. overrides: of every trial. random: trials of the random
-    baseline, in a study of its own. workers: processes on this machine; the same command elsewhere is one more.
+    name, what is looked for; several have a Pareto front. Without any they are those of
+    `gradroute.search_objectives.default_objectives`. overrides: of every trial. random: trials of the random baseline,
+    in a study of its own. workers: processes on this machine; the same command elsewhere is one more.
     """
 
     name: str = "search"
@@ -107,8 +108,8 @@ def _check(search: SearchConfig) -> None:
         raise UserError(f"search.pruning.margin={pruning.margin}: must be from 0 to below 1")
     if not search.name.replace("_", "").isalnum():
         raise UserError(f"search.name={search.name}: must be of letters, digits and _")
-    if not search.space or not search.objectives:
-        raise UserError(f"search.{'objectives' if search.space else 'space'}: is empty; nothing can be searched")
+    if not search.space:
+        raise UserError("search.space: is empty; nothing can be searched")
     for name, objective in search.objectives.items():
         if objective.metric not in UNITS:
             raise unknown(f"metric of search.objectives.{name}:", objective.metric, UNITS)

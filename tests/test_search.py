@@ -121,6 +121,18 @@ def test_a_search_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     assert len(list(done.rglob("manifest.json"))) == 6  # the killed run was gone on with
 
 
+def test_a_search_that_names_no_objectives_has_those_of_its_experiment(
+    conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, end = FILE.index("objectives:"), FILE.index("trials:")
+    (conf / "search" / "tiny.yaml").write_text(FILE[:start] + FILE[end:])
+    monkeypatch.chdir(tmp_path)
+    few = ["search.trials=1", "search.random=0", "search.final.best=0"]
+    assert status(monkeypatch, *arguments(conf, *few)) == 0
+    assert all(0 <= float(row["localization"]) <= 1 and float(row["reconstruction"]) > 0 for row in trials(tmp_path))
+    assert len(trials(tmp_path)) == 2
+
+
 def test_a_pruned_run_says_so_and_is_not_gone_on_with(tmp_path: Path) -> None:
     config = configuration([*SIZES, "trainer.epochs=3", f"output_dir={tmp_path}", "checkpoint.minutes=0"])
 

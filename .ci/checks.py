@@ -56,8 +56,8 @@ def test_the_readme_commands_run(line: str, tmp_path: Path) -> None:
 
 
 SEARCHED = [
-    "trainer=smoke", "trainer.train_limit=512", "search.trials=2", "search.random=1", "search.workers=1",
-    "search.final.best=1", "search.final.seeds=2", "search.guess=null",
+    "trainer=smoke", "trainer.train_limit=512", "trainer.test_limit=64", "search.trials=2", "search.random=1",
+    "search.workers=1", "search.final.best=1", "search.final.seeds=2", "search.guess=null",
 ]  # fmt: skip
 
 

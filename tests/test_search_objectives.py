@@ -18,7 +18,7 @@ Key = tuple[str, str, str, str]
 
 
 def found(given: Config) -> dict[str, tuple[float | None, float | None]]:
-    """Each objective of a run of this configuration in its summary, and its last row in `metrics.csv`; None: no such."""
+    """Each objective of a run of this configuration in its summary, and its last row in `metrics.csv`, or None."""
     (run,) = execute([given])
     assert isinstance(run, Path), run
     last: dict[Key, float] = {
@@ -33,6 +33,7 @@ def language(folder: Path, experiment: str, *overrides: str) -> Config:
     return configuration([f"experiment={experiment}", *SMALL, f"output_dir={folder}", *overrides])
 
 
+RMU = ["unlearn.site=blocks.1", "unlearn.layers=[0,1]"]
 FEW = ["relearn.documents=[2,4]", "ledger.enabled=false"]
 
 
@@ -42,7 +43,7 @@ FEW = ["relearn.documents=[2,4]", "ledger.enabled=false"]
         ("stories_era", ["finetune.documents=[4]"], "model_finetuned", "all"),
         ("stories_era", ["finetune=null", "steps=[train,ablate,relearn,evaluate]"], "model_ablated", "added"),
         ("stories_era/control", ["finetune=null", "steps=[train,relearn,evaluate]"], "model", "all"),
-        ("stories_era/rmu", ["unlearn.site=blocks.1", "unlearn.layers=[0,1]", "steps=[train,unlearn,relearn,evaluate]"], "model_unlearned", "all"),
+        ("stories_era/rmu", [*RMU, "steps=[train,unlearn,relearn,evaluate]"], "model_unlearned", "all"),
     ],
 )
 def test_language_models_have_what_was_relearned_and_what_was_retained_before(
@@ -60,8 +61,8 @@ def test_language_models_have_what_was_relearned_and_what_was_retained_before(
 def test_images_have_localization_and_what_it_costs(tmp_path: Path, experiment: str, cost: str) -> None:
     sizes = ["trainer.train_limit=256", "trainer.test_limit=64", "trainer.batch_size=64", "steps=[train,evaluate]"]
     narrow = "model.hidden=[32]" if experiment == "mnist_split" else "losses.correlation=0"
-    given = [f"experiment={experiment}", "trainer=smoke", "trainer.device=cpu", f"output_dir={tmp_path}", narrow, *sizes]
-    values = found(configuration(given))
+    given = [f"experiment={experiment}", "trainer=smoke", "trainer.device=cpu", f"output_dir={tmp_path}"]
+    values = found(configuration([*given, narrow, *sizes]))
     assert set(values) == {"localization", cost} and values["localization"][0] == values["localization"][1]
     assert values[cost][0] is not None  # a mean over groups, which has no row
 

@@ -42,7 +42,7 @@ Said = Callable[[str], None]
 class Search:
     """A search in its folder: `search` and the overrides of the command, which all of its trials have.
 
-    Raises: UserError if the folder has another search.
+    Raises: UserError if the folder has another search, or if no objectives are named and the experiment has none.
     """
 
     def __init__(

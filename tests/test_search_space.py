@@ -111,7 +111,6 @@ GOOD = {"name": "x", "space": {"a": {"low": 1, "high": 2}}, "objectives": {"o": 
     ("change", "says"),
     [
         ({"space": {}}, "search.space: is empty"),
-        ({"objectives": {}}, "search.objectives: is empty"),
         ({"trials": 0}, "search.trials=0"),
         ({"trials": "many"}, "search.trials"),
         ({"workers": 0}, "search.workers=0"),

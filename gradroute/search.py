@@ -100,9 +100,9 @@ class Search:
         """Check the configuration at every end and choice of the space. Raises: UserError for one that cannot be."""
         tried = [ends(found) for found in self.space]
         first = [own[0] for own in tried]
-        points = [[*first[:at], end, *first[at + 1 :]] for at, own in enumerate(tried) for end in own]
-        for point in dict.fromkeys(tuple(chain(*parts)) for parts in points):  # one of them comes once a dimension
-            self.config(list(point))
+        others = [[*first[:at], end, *first[at + 1 :]] for at, own in enumerate(tried) for end in own[1:]]
+        for parts in [first, *others]:
+            self.config(list(chain(*parts)))
         self.config([], final=True)
 
     def prepare(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradroute.errors import UserError
+from gradroute.language_page import RELEARNED
 from gradroute.schema import Config
 from gradroute.search_schema import ObjectiveConfig, PruningConfig
 
@@ -36,7 +37,7 @@ def _of_language(config: Config) -> dict[str, ObjectiveConfig]:
     head, region = _before_relearning(config)
     return {
         "relearned": ObjectiveConfig(
-            "cross_entropy", f"model_relearned_{max(relearn.documents)}", group=relearn.group, goal="higher"
+            "cross_entropy", f"{RELEARNED}{max(relearn.documents)}", group=relearn.group, goal="higher"
         ),
         "retained": ObjectiveConfig("cross_entropy", head, region, others[0]),
     }

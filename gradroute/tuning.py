@@ -17,6 +17,7 @@ from gradroute.corpora import some
 from gradroute.errors import UserError
 from gradroute.evaluation import Head
 from gradroute.language import LanguageModelling
+from gradroute.language_page import RELEARNED
 from gradroute.language_schema import TuneConfig
 from gradroute.losses import NextTokenObjective
 from gradroute.problem import Probe
@@ -120,7 +121,7 @@ def relearning(run: "Run") -> Iterator["Task"]:
     plan = [(documents, sample) for documents in tune.documents for sample in range(tune.samples)]
     for documents, sample in plan[run.tasks_done :]:
         model = problem.made.get("relearning") or problem.make("relearning")
-        name = f"model_relearned_{documents}"
+        name = f"{RELEARNED}{documents}"
         tuning = Tuning(run, model, tune, documents, sample, name)
         yield tuning.task()
         model.load_state_dict(tuning.best.weights)

@@ -78,23 +78,23 @@ def forked(data_cache: Path) -> Command:
     return call
 
 
-def _mnist_split(run: Command, cwd: Path, *sizes: str) -> None:
-    result = run("gradroute-run", "experiment=mnist_split", "trainer=smoke", *sizes, cwd=cwd)
-    assert result.returncode == 0, result.stderr
+def _mnist_split(factory: pytest.TempPathFactory, name: str, run: Command, *sizes: str) -> Path:
+    def make(cwd: Path) -> None:
+        result = run("gradroute-run", "experiment=mnist_split", "trainer=smoke", *sizes, cwd=cwd)
+        assert result.returncode == 0, result.stderr
+
+    (made,) = (shared(factory, name, make) / "outputs" / "mnist_split").iterdir()
+    return made
 
 
 @pytest.fixture(scope="session")
 def smoke(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one smoke run of the main job, made by the real command line."""
-    folder = shared(tmp_path_factory, "smoke", lambda cwd: _mnist_split(command, cwd))
-    (run,) = (folder / "outputs" / "mnist_split").iterdir()
-    return run
+    return _mnist_split(tmp_path_factory, "smoke", command)
 
 
 @pytest.fixture(scope="session")
 def small(forked: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with every step and file of the smoke run, but next to no sizes: to be read many times."""
     sizes = ["trainer.train_limit=256", "trainer.test_limit=64", "trainer.batch_size=64", "model.hidden=[32]"]
-    folder = shared(tmp_path_factory, "small", lambda cwd: _mnist_split(forked, cwd, *sizes))
-    (run,) = (folder / "outputs" / "mnist_split").iterdir()
-    return run
+    return _mnist_split(tmp_path_factory, "small", forked, *sizes)

@@ -3,7 +3,6 @@
 What is given to them has to be picklable, and code that they are given has to lie in a module.
 """
 
-import contextlib
 import multiprocessing
 import os
 import subprocess
@@ -31,7 +30,7 @@ def main(name: str, arguments: tuple[str, ...], cwd: Path, environment: Mapping[
     os.environ.clear()
     os.environ.update(environment)
     for number in (1, 2):
-        os.dup2(os.open(out / str(number), os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(out / str(number), os.O_WRONLY), number)
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
     sys.argv = [name, *arguments]
     (script,) = entry_points(group="console_scripts", name=name)
@@ -44,6 +43,9 @@ class Forked:
     def __init__(self, name: str, *arguments: str, cwd: Path, environment: Mapping[str, str]) -> None:
         self.arguments = [name, *arguments]
         self._out = tempfile.TemporaryDirectory()
+        self._printed = [Path(self._out.name) / number for number in ("1", "2")]
+        for path in self._printed:
+            path.touch()
         self.process = fork(main, name, arguments, cwd, dict(environment), Path(self._out.name))
         self.process.start()
 
@@ -54,9 +56,6 @@ class Forked:
             self.process.kill()
             self.process.join()
             raise subprocess.TimeoutExpired(self.arguments, seconds)
-        printed = ["", ""]
-        for number in (1, 2):
-            with contextlib.suppress(FileNotFoundError):
-                printed[number - 1] = (Path(self._out.name) / str(number)).read_text()
+        printed = [path.read_text() for path in self._printed]
         self._out.cleanup()
         return subprocess.CompletedProcess(self.arguments, self.process.exitcode, *printed)

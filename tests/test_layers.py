@@ -90,7 +90,7 @@ ALLOWED = {
     "composing": {"cli", "config", "schema"},
     "search_schema": {"errors", "records"},
     "search_space": {"errors", "overrides"},
-    "search_objectives": {"errors", "schema", "search_schema"},
+    "search_objectives": {"errors", "language_page", "schema", "search_schema"},
     "search_finals": {
         "command",
         "errors",

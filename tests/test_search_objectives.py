@@ -14,19 +14,19 @@ from gradroute.runner import execute
 from gradroute.schema import Config
 from gradroute.search_objectives import default_objectives, value_of
 
-Key = tuple[str, str, str, str]
-
 
 def found(given: Config) -> dict[str, tuple[float | None, float | None]]:
     """Each objective of a run of this configuration in its summary, and its last row in `metrics.csv`, or None."""
     (run,) = execute([given])
     assert isinstance(run, Path), run
-    last: dict[Key, float] = {
-        (r["head"], r["region"], r["group"], r["metric"]): r["value"] for r in final_rows(read_metrics(run))
-    }
+    rows = final_rows(read_metrics(run))
+    last = {(r["head"], r["region"], r["group"], r["metric"]): r["value"] for r in rows}
     objectives = default_objectives(given)
-    rows = {name: last.get((one.head, one.region, one.group, one.metric)) for name, one in objectives.items()}
-    return {name: (value_of(read_run(run).rows, one), rows[name]) for name, one in objectives.items()}
+    summary = read_run(run).rows
+    return {
+        name: (value_of(summary, one), last.get((one.head, one.region, one.group, one.metric)))
+        for name, one in objectives.items()
+    }
 
 
 def language(folder: Path, experiment: str, *overrides: str) -> Config:

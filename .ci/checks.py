@@ -84,5 +84,5 @@ def test_a_wheel_has_the_configurations_and_the_data(tmp_path: Path) -> None:
     site, cache = str(tmp_path / "site"), str(tmp_path / "data")
     origin = call(sys.executable, "-c", "import gradroute; print(gradroute.__file__)", cwd=tmp_path, PYTHONPATH=site)
     assert Path(origin.strip()).is_relative_to(tmp_path / "site")
-    arguments = (sys.executable, "-m", "gradroute.cli", "trainer=smoke")
+    arguments = (sys.executable, "-m", "gradroute.commands.run", "trainer=smoke")
     call(*arguments, cwd=tmp_path, PYTHONPATH=site, GRADROUTE_DATA=cache)

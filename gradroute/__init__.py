@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradroute.errors import UserError
-    from gradroute.expansion import Layer, contract, expand, removed
-    from gradroute.loading import LoadedRun, load
-    from gradroute.routes import Route
     from gradroute.routing import Monitor, ParameterRegion, ParameterRouter, Region, Router, mask_gradient, parse_units
+    from gradroute.routing.expansion import Layer, contract, expand, removed
+    from gradroute.routing.routes import Route
+    from gradroute.tasks.parts import LoadedRun, load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,9 +33,9 @@ __all__ = [
 ]
 _HOMES = dict.fromkeys(__all__, "gradroute.routing") | {
     "UserError": "gradroute.errors",
-    "Route": "gradroute.routes",
-    **dict.fromkeys(("Layer", "contract", "expand", "removed"), "gradroute.expansion"),
-    **dict.fromkeys(("LoadedRun", "load"), "gradroute.loading"),
+    "Route": "gradroute.routing.routes",
+    **dict.fromkeys(("Layer", "contract", "expand", "removed"), "gradroute.routing.expansion"),
+    **dict.fromkeys(("LoadedRun", "load"), "gradroute.tasks.parts"),
 }
 
 

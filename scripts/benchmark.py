@@ -26,17 +26,17 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from gradroute import datasets
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
-from gradroute.devices import computing
-from gradroute.loading import build
-from gradroute.models import Autoencoder
-from gradroute.problem import Problem
-from gradroute.provenance import hardware
-from gradroute.schema import Config
-from gradroute.setup import build_problem
-from gradroute.training import Fit, Task
+from gradroute.commands.run import conf_dir
+from gradroute.config.schema import Config
+from gradroute.config.typed import from_mapping
+from gradroute.data.images import load as datasets
+from gradroute.models.build import Autoencoder
+from gradroute.records.provenance import hardware
+from gradroute.tasks.base import Problem
+from gradroute.tasks.parts import build
+from gradroute.tasks.registry import build_problem
+from gradroute.training.devices import computing
+from gradroute.training.fit import Fit, Task
 
 FLOP_PER_IMAGE = 60.8e6  # matrix products of one update of setting 1 at paper sizes, one decoder pass
 IMAGES = 60_000

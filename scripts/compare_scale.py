@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from gradroute import provenance
-from gradroute.composing import configuration
-from gradroute.folders import read_metrics, twin
-from gradroute.jobs import Index, Job, table
-from gradroute.records import RunFolder
+from gradroute.config.compose import configuration
+from gradroute.records import provenance
+from gradroute.records.run_folder import RunFolder
+from gradroute.records.run_reader import read_metrics, twin
+from gradroute.running.jobs import Index, Job, table
 
 SEEDS = 10
 KEPT: tuple[tuple[str, ...], ...] = ((), ("checkpoint.keep=none",), ("checkpoint.keep=none", "steps=[train,evaluate]"))

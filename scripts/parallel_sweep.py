@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gradroute.provenance import hardware
+from gradroute.records.provenance import hardware
 
 
 def _seconds(command: list[str], place: Path) -> float:

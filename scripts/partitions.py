@@ -15,11 +15,11 @@ from statistics import mean
 
 from hydra import compose, initialize_config_dir
 
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
+from gradroute.commands.run import conf_dir
+from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.folders import read_config, read_file, read_manifest
-from gradroute.runner import execute
+from gradroute.records.run_reader import read_config, read_file, read_manifest
+from gradroute.running.runner import execute
 
 PARTITIONS = {
     "mnist": [

@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from gradroute.collecting import Read, find_runs, read_run
-from gradroute.intervals import interval
-from gradroute.language_page import STAGES
+from gradroute.comparison.intervals import interval
+from gradroute.comparison.runs import Read, find_runs, read_run
+from gradroute.reporting.language_tables import STAGES
 
 FRACTION = "routing.labelled_fraction"
 ORDER = ("base", "control", "filtering", "rmu", "demix", "sgtm", "era", "era_rmu")

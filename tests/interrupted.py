@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gradroute.run import Run
-from gradroute.runner import execute
-from gradroute.schema import Config
+from gradroute.config.schema import Config
+from gradroute.running.run import Run
+from gradroute.running.runner import execute
 
 
 class Killed(BaseException):

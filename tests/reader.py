@@ -23,14 +23,14 @@ import torchvision.datasets  # noqa: F401
 from robust import kept_data
 
 import gradroute
-import gradroute.comparison_plots
-from gradroute import datasets
-from gradroute.command import guarded
-from gradroute.compare import compare
-from gradroute.folders import read_rerun
-from gradroute.page import run_page
-from gradroute.scene import Scene
-from gradroute.verify import verify
+import gradroute.comparison.plots
+from gradroute.comparison.compare import compare
+from gradroute.data.images import load as datasets
+from gradroute.records.run_reader import read_rerun
+from gradroute.reporting.page import run_page
+from gradroute.reporting.run_data import Scene
+from gradroute.running.exit_status import guarded
+from gradroute.running.verify import verify
 
 MEMORY = 2 * 2**30  # bytes beyond the imports
 EXECUTES = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.connect")

@@ -12,10 +12,10 @@ from types import FrameType
 
 from hypothesis import HealthCheck, Phase, settings
 
-from gradroute import datasets
+from gradroute.config.schema import DatasetConfig
+from gradroute.data.images import load as datasets
 from gradroute.errors import UserError
-from gradroute.records import sealed
-from gradroute.schema import DatasetConfig
+from gradroute.records.run_folder import sealed
 
 
 @dataclass

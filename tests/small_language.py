@@ -9,12 +9,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from interrupted import interrupted
 
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
-from gradroute.language import LanguageModelling
-from gradroute.runner import execute
-from gradroute.schema import Config
-from gradroute.training import Fit, Task
+from gradroute.commands.run import conf_dir
+from gradroute.config.schema import Config
+from gradroute.config.typed import from_mapping
+from gradroute.running.runner import execute
+from gradroute.tasks.language import LanguageModelling
+from gradroute.training.fit import Fit, Task
 
 SMALL = [
     "trainer=smoke", "trainer.device=cpu", "model.transformer.layers=2", "model.transformer.width=16",

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from gradroute import ParameterRegion, ParameterRouter, Region, Router, UserError
-from gradroute.ablation import Ablation, mean, reinitialise, remove, resample, together, zero
-from gradroute.models import Autoencoder
+from gradroute.models.build import Autoencoder
+from gradroute.routing.ablation import Ablation, mean, reinitialise, remove, resample, together, zero
 
 X = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
 REGIONS = {"odd": Region("encoder", [1, 3]), "first": Region("encoder", [0]), "act": Region("encoder.act0", "0:2")}

@@ -8,17 +8,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from small_language import config, goes_on_to_the_bit, weights
 
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
+from gradroute.commands.run import conf_dir
+from gradroute.config.language_schema import UnlearnConfig
+from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.folders import read_ledger, read_metrics
-from gradroute.language import LanguageModelling
-from gradroute.language_schema import UnlearnConfig
-from gradroute.losses import Term, in_parts
-from gradroute.programs import total
-from gradroute.runner import execute
-from gradroute.setup import build_problem
-from gradroute.unlearning import _objective
+from gradroute.records.run_reader import read_ledger, read_metrics
+from gradroute.running.runner import execute
+from gradroute.steps.unlearn import _objective
+from gradroute.tasks.language import LanguageModelling
+from gradroute.tasks.registry import build_problem
+from gradroute.training.gradients import total
+from gradroute.training.objectives import Term, in_parts
 
 METHODS = pytest.mark.parametrize("experiment", ["stories_era", "stories_era/sgtm"])
 

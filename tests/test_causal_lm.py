@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from gradroute import Region, Router
-from gradroute.causal_lm import CausalLM, load
-from gradroute.completion import complete, steered
 from gradroute.errors import UserError
+from gradroute.models.causal_lm import CausalLM, load
+from gradroute.models.generation import complete, steered
 from gradroute.routing import Site
 
 needs_transformers = pytest.mark.skipif(not find_spec("transformers"), reason="needs gradroute[hf]")

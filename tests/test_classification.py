@@ -16,23 +16,23 @@ from torch import nn
 from torchvision.transforms.v2 import functional as one_image
 
 from gradroute import load
-from gradroute.augmentation import augmented
-from gradroute.classification import Classification
-from gradroute.cli import conf_dir
-from gradroute.compare import compare
-from gradroute.config import from_mapping
-from gradroute.datasets import Images
+from gradroute.commands.run import conf_dir
+from gradroute.comparison.compare import compare
+from gradroute.config.image_schema import AugmentConfig, ResNetSizes
+from gradroute.config.schema import Config, LossesConfig
+from gradroute.config.typed import from_mapping
+from gradroute.data.images.augmentation import augmented
+from gradroute.data.images.load import Images
 from gradroute.errors import UserError
-from gradroute.folders import read_metrics, read_names
-from gradroute.image_losses import ClassificationObjective
-from gradroute.image_schema import AugmentConfig, ResNetSizes
-from gradroute.programs import Single
-from gradroute.resnet import SplitResNet, build_certificate, build_decoder
+from gradroute.models.resnet import SplitResNet, build_certificate, build_decoder
+from gradroute.records.run_reader import read_metrics, read_names
 from gradroute.routing import Monitor, Region, Router
-from gradroute.runner import execute
-from gradroute.schema import Config, LossesConfig
-from gradroute.training import Fit, Task
-from gradroute.verify import claims_of
+from gradroute.running.runner import execute
+from gradroute.running.verify import claims_of
+from gradroute.tasks.classification import Classification
+from gradroute.tasks.image_objectives import ClassificationObjective
+from gradroute.training.fit import Fit, Task
+from gradroute.training.gradients import Single
 
 SMALL = [
     "experiment=class_split", "trainer=smoke", "trainer.device=cpu", "model.resnet.blocks=[1,1]",

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 import gradroute
-from gradroute import datasets
-from gradroute.cli import main
+from gradroute.commands.run import main
+from gradroute.data.images import load as datasets
 from gradroute.errors import UserError
-from gradroute.folders import read_metrics
-from gradroute.records import COLUMNS, final_rows
+from gradroute.records.run_folder import COLUMNS, final_rows
+from gradroute.records.run_reader import read_metrics
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 PLOTS = ("encoding_encoder", "ledger", "loss_per_label", "mask", "reconstructions", "training_curves")
@@ -119,7 +119,7 @@ def test_rerun_repeats_a_run_to_the_bit(small: Path, forked: Command, tmp_path: 
 def test_compare_shows_runs_and_leaves_torch_alone(smoke: Path, command: Command, tmp_path: Path) -> None:
     result = command("gradroute-compare", str(smoke), "--metric", "mae", cwd=tmp_path)
     assert result.returncode == 0 and "certificate" in result.stdout and "published" in result.stdout
-    code = "import sys; from gradroute.compare import compare"
+    code = "import sys; from gradroute.comparison.compare import compare"
     code += f"; compare([{str(smoke)!r}], 'mse'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     for bad, message in ((tmp_path, "not a run folder"), (tmp_path / "none", "not a run folder")):

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from gradroute.collecting import find_runs, natural, read_run
-from gradroute.compare import compare, varying
+from gradroute.comparison.compare import compare, varying
+from gradroute.comparison.intervals import interval
+from gradroute.comparison.runs import find_runs, natural, read_run
 from gradroute.errors import UserError
-from gradroute.intervals import interval
-from gradroute.published import PUBLISHED, setting
-from gradroute.records import sealed
+from gradroute.records.run_folder import sealed
+from gradroute.reporting.published import PUBLISHED, setting
 
 
 def fake_run(

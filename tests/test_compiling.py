@@ -10,13 +10,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from small_language import config, goes_on_to_the_bit, weights
 
-from gradroute.cli import conf_dir
-from gradroute.compiling import compiled, require_compiler
-from gradroute.config import from_mapping
+from gradroute.commands.run import conf_dir
+from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.language import LanguageModelling
-from gradroute.programs import total
-from gradroute.setup import build_problem
+from gradroute.tasks.language import LanguageModelling
+from gradroute.tasks.registry import build_problem
+from gradroute.training.compiling import compiled, require_compiler
+from gradroute.training.gradients import total
 
 
 @pytest.fixture

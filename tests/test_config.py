@@ -6,10 +6,10 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from gradroute.cli import conf_dir
-from gradroute.config import config_hash, from_mapping, to_mapping
+from gradroute.commands.run import conf_dir
+from gradroute.config.schema import Config
+from gradroute.config.typed import config_hash, from_mapping, to_mapping
 from gradroute.errors import UserError
-from gradroute.schema import Config
 
 FOLDER = conf_dir() / "experiment"
 EXPERIMENTS = sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml"))

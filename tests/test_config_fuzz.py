@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from robust import Hang, Tally, count, kept_data, trying, within
 
-from gradroute.cli import conf_dir
-from gradroute.command import report_failure
-from gradroute.config import flat, from_mapping, to_mapping
-from gradroute.schema import Config
-from gradroute.setup import build_problem
+from gradroute.commands.run import conf_dir
+from gradroute.config.schema import Config
+from gradroute.config.typed import flat, from_mapping, to_mapping
+from gradroute.running.exit_status import report_failure
+from gradroute.tasks.registry import build_problem
 
 SMALL = ["trainer=smoke", "trainer.epochs=1", "trainer.train_limit=64", "trainer.test_limit=64"]
 NUMBERS = [

@@ -20,16 +20,16 @@ from test_kill import FILES
 from test_kill import small as small_config
 
 import gradroute
-from gradroute.compare import compare
-from gradroute.config import to_mapping
+from gradroute.comparison.compare import compare
+from gradroute.config.schema import Config
+from gradroute.config.typed import to_mapping
 from gradroute.errors import UserError
-from gradroute.folders import read_rerun
-from gradroute.page import run_page
-from gradroute.run import Run
-from gradroute.runner import execute
-from gradroute.scene import Scene
-from gradroute.schema import Config
-from gradroute.verify import claims_of
+from gradroute.records.run_reader import read_rerun
+from gradroute.reporting.page import run_page
+from gradroute.reporting.run_data import Scene
+from gradroute.running.run import Run
+from gradroute.running.runner import execute
+from gradroute.running.verify import claims_of
 
 SECONDS = 60  # no command may take longer
 

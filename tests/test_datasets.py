@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradroute import datasets
+from gradroute.config.schema import DatasetConfig
+from gradroute.data.images import load as datasets
 from gradroute.errors import UserError
-from gradroute.schema import DatasetConfig
 
 
 def test_mnist_is_whole_and_scaled() -> None:

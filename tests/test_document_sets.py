@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gradroute.data.text.toy_stories import generate
 from hydra import compose, initialize_config_dir
 from robust import one_line
 
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
-from gradroute.corpora import load_texts
+from gradroute.commands.run import conf_dir
+from gradroute.config.schema import Config
+from gradroute.config.typed import from_mapping
+from gradroute.data.text.corpora import load_texts
 from gradroute.errors import UserError
-from gradroute.schema import Config
-from gradroute.text.toy_stories import generate
 
 datasets = pytest.importorskip("datasets", reason="needs gradroute[hf]")
 STORIES = generate(120, 0).texts

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradroute.errors import UserError
-from gradroute.expansion import Layer, contract, expand, removed
-from gradroute.models import Autoencoder, perceptron
-from gradroute.transformer import Gated
+from gradroute.models.build import Autoencoder, perceptron
+from gradroute.models.transformer import Gated
+from gradroute.routing.expansion import Layer, contract, expand, removed
 
 
 class Attention(nn.Module):
@@ -384,7 +384,7 @@ class GateAround(nn.Module):
 
 
 class GateBefore(GateAround):
-    """The same with both layers before the activation's end, as in `gradroute.transformer`."""
+    """The same with both layers before the activation's end, as in `gradroute.models.transformer`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from gradroute.config.schema import GroupConfig, NoiseConfig, RoutingConfig
+from gradroute.data.groups import Groups, Part, assign
 from gradroute.errors import UserError
-from gradroute.groups import Groups, Part, assign
-from gradroute.schema import GroupConfig, NoiseConfig, RoutingConfig
 
 LABELS = torch.arange(4000) % 4
 PART = Part(torch.linspace(-1, 1, 4000)[:, None], LABELS, {"writer": [f"w{i % 5}" for i in range(4000)]})

@@ -13,12 +13,13 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from torchvision.datasets import cifar
 
-from gradroute import datasets, load
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
+from gradroute import load
+from gradroute.commands.run import conf_dir
+from gradroute.config.schema import DatasetConfig
+from gradroute.config.typed import from_mapping
+from gradroute.data.images import load as datasets
 from gradroute.errors import UserError
-from gradroute.runner import execute
-from gradroute.schema import DatasetConfig
+from gradroute.running.runner import execute
 
 
 def pictures(number: int, *shape: int) -> torch.Tensor:

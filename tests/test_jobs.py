@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from gradroute import devices
-from gradroute.cli import main
+from gradroute.commands.run import main
+from gradroute.config.schema import Config
 from gradroute.errors import MachineError, UserError
-from gradroute.jobs import Index, Job
-from gradroute.plan import Plan
-from gradroute.schema import Config
+from gradroute.running.jobs import Index, Job
+from gradroute.running.plan import Plan
+from gradroute.training import devices
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 SMALL = ["trainer=smoke", "trainer.train_limit=128", "trainer.test_limit=64", "trainer.batch_size=64",
@@ -104,7 +104,7 @@ def test_what_the_machine_had_no_memory_for_is_made_once_more_alone(
             return [MachineError("out of memory"), UserError("wrong"), MachineError("out of memory")]
         return [MachineError("out of memory")] if configs[0].seed else [tmp_path]
 
-    monkeypatch.setattr("gradroute.runner.execute", execute)
+    monkeypatch.setattr("gradroute.running.runner.execute", execute)
     configs = [Config(seed=seed, stack=8) for seed in range(3)]
     plan = Plan(tmp_path, [Job([f"seed={config.seed}"], [config]) for config in configs])
     plan.execute()

@@ -11,13 +11,13 @@ from forked import fork
 from hydra import compose, initialize_config_dir
 from robust import Tally
 
-from gradroute import checkpoints
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
+from gradroute.commands.run import conf_dir
+from gradroute.config.schema import Config
+from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.folders import read_manifest
-from gradroute.runner import execute
-from gradroute.schema import Config
+from gradroute.records import checkpoints
+from gradroute.records.run_reader import read_manifest
+from gradroute.running.runner import execute
 
 SMALL = [
     "trainer=smoke", "trainer.train_limit=512", "trainer.test_limit=64", "trainer.batch_size=32", "trainer.epochs=3",

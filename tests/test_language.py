@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from gradroute.data.text.packing import IGNORED
 from hydra import compose, initialize_config_dir
 from interrupted import interrupted
 
 from gradroute import load
-from gradroute.cli import conf_dir, tokens_main
-from gradroute.compare import compare
-from gradroute.config import from_mapping
-from gradroute.corpora import load_texts
+from gradroute.commands.run import conf_dir, tokens_main
+from gradroute.comparison.compare import compare
+from gradroute.config.schema import Config
+from gradroute.config.typed import from_mapping
+from gradroute.data.text.corpora import load_texts
 from gradroute.errors import UserError
-from gradroute.folders import read_metrics
-from gradroute.language import LanguageModelling
-from gradroute.runner import execute
-from gradroute.schema import Config
-from gradroute.text.packing import IGNORED
-from gradroute.verify import claims_of
+from gradroute.records.run_reader import read_metrics
+from gradroute.running.runner import execute
+from gradroute.running.verify import claims_of
+from gradroute.tasks.language import LanguageModelling
 
 SMALL = [
     "experiment=stories_era", "trainer=smoke", "trainer.device=cpu", "model.transformer.layers=2",

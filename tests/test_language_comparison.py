@@ -9,13 +9,13 @@ import yaml
 from matplotlib import pyplot as plt
 from robust import reseal
 
-from gradroute import language_comparison
-from gradroute.collecting import Read, read_run
-from gradroute.compare import compare, varying
+from gradroute.comparison import language
+from gradroute.comparison.compare import compare, varying
+from gradroute.comparison.intervals import interval
+from gradroute.comparison.language import Setting, by_fraction, by_stage, settings_of
+from gradroute.comparison.runs import Read, read_run
 from gradroute.errors import UserError
-from gradroute.intervals import interval
-from gradroute.language_comparison import Setting, by_fraction, by_stage, settings_of
-from gradroute.records import COLUMNS, sealed
+from gradroute.records.run_folder import COLUMNS, sealed
 
 STAGES = {"model": 1.0, "model_ablated": 2.0, "model_finetuned": 1.9, "model_relearned_16": 1.5}
 EVIL = "<script>alert('x')</script>"
@@ -99,7 +99,7 @@ def test_means_and_intervals_are_those_over_seeds(tmp_path: Path) -> None:
 
 def test_relearning_is_the_mean_over_samples_then_over_seeds(tmp_path: Path) -> None:
     settings = made([fake_run(tmp_path, "stories_era", seed) for seed in (0, 1, 3)])
-    figure = language_comparison.relearning(settings, ["stories_era"], ["forget"])
+    figure = language.relearning(settings, ["stories_era"], ["forget"])
     assert figure is not None
     panel: Any = figure.axes[0]
     (line,) = panel.lines

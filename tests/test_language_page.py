@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gradroute.errors import UserError
-from gradroute.language_page import (
+from gradroute.reporting.language_tables import (
     coloured_documents,
     completion_table,
     final_stage,
@@ -16,7 +16,7 @@ from gradroute.language_page import (
     token_table,
     verdict,
 )
-from gradroute.page import Page, Table
+from gradroute.reporting.page import Page, Table
 
 CONFIG = {"relearn": {"group": "forget"}, "routing": {"routes": {"retain": {}}}}
 EVIL = "<script>alert('x')</script>"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from robust import Tally
 
-from gradroute.datasets import MNIST_SHA256
-from gradroute.verify import claims_of
+from gradroute.data.images.load import MNIST_SHA256
+from gradroute.running.verify import claims_of
 
 SMALL = [
     "trainer.epochs=1", "trainer.train_limit=256", "trainer.test_limit=64", "model.hidden=[32]",

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from gradroute import Region, Router
-from gradroute.image_losses import ReconstructionObjective
-from gradroute.losses import correlation_penalty, group_means
-from gradroute.models import Autoencoder, perceptron
-from gradroute.schema import LossesConfig
+from gradroute.config.schema import LossesConfig
+from gradroute.models.build import Autoencoder, perceptron
+from gradroute.tasks.image_objectives import ReconstructionObjective
+from gradroute.training.objectives import correlation_penalty, group_means
 
 
 def transcription(model: Autoencoder, certificates: nn.ModuleDict, x: torch.Tensor, low: torch.Tensor) -> torch.Tensor:

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from gradroute.data.text.packing import IGNORED
 from hydra import compose, initialize_config_dir
 
 from gradroute import load
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
+from gradroute.commands.run import conf_dir
+from gradroute.config.schema import Config
+from gradroute.config.typed import from_mapping
+from gradroute.data.text.token_shares import distinctive
 from gradroute.errors import UserError
-from gradroute.folders import read_manifest, read_metrics
-from gradroute.language import LanguageModelling
-from gradroute.runner import execute
-from gradroute.schema import Config
-from gradroute.shares import distinctive
-from gradroute.text.packing import IGNORED
-from gradroute.verify import claims_of
+from gradroute.records.run_reader import read_manifest, read_metrics
+from gradroute.running.runner import execute
+from gradroute.running.verify import claims_of
+from gradroute.tasks.language import LanguageModelling
 
 SMALL = [
     "trainer=smoke", "trainer.device=cpu", "model.transformer.layers=4", "model.transformer.width=16",

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from robust import reseal
 
-from gradroute.composing import configuration
+from gradroute.config.compose import configuration
 from gradroute.errors import UserError
-from gradroute.evaluation import Head, localization
-from gradroute.images import ImageProblem
-from gradroute.page import Page, Table, run_page, verdict
-from gradroute.routes import Route, owned
-from gradroute.setup import build_problem
+from gradroute.reporting.page import Page, Table, run_page, verdict
+from gradroute.routing.routes import Route, owned
+from gradroute.tasks.evaluation import Head, localization
+from gradroute.tasks.images import ImageProblem
+from gradroute.tasks.registry import build_problem
 
 EVIL = "<script>alert('x')</script>"
 

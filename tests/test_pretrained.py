@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from gradroute.data.text.tokenizing import train_words
+from gradroute.data.text.toy_stories import generate
 from hydra import compose, initialize_config_dir
 from interrupted import interrupted
 from robust import one_line, reseal
@@ -17,16 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gradroute import load
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
+from gradroute.commands.run import conf_dir
+from gradroute.config.schema import Config
+from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.folders import read_metrics
-from gradroute.language import LanguageModelling
-from gradroute.runner import execute
-from gradroute.schema import Config
-from gradroute.text.tokenizing import train_words
-from gradroute.text.toy_stories import generate
-from gradroute.verify import claims_of
+from gradroute.records.run_reader import read_metrics
+from gradroute.running.runner import execute
+from gradroute.running.verify import claims_of
+from gradroute.tasks.language import LanguageModelling
 
 pytestmark = pytest.mark.skipif(not find_spec("transformers"), reason="needs gradroute[hf]")
 VOCABULARY, UNITS, ADDED = 800, 24, 8

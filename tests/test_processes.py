@@ -13,12 +13,12 @@ from forked import Forked
 from hydra import compose, initialize_config_dir
 from small_language import SMALL, config
 
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping, one_by_seed
+from gradroute.commands.run import conf_dir
+from gradroute.config.typed import from_mapping, one_by_seed
 from gradroute.errors import UserError
-from gradroute.folders import read_manifest
-from gradroute.language import LanguageModelling
-from gradroute.processes import require_one
+from gradroute.records.run_reader import read_manifest
+from gradroute.tasks.language import LanguageModelling
+from gradroute.training.distributed import require_one
 
 WRITTEN = ("model.safetensors", "ledger.csv", "metrics.csv", "summary.json")
 STEPS = ["steps=[train,ablate,evaluate]", "finetune=null", "relearn=null", "completions=null"]
@@ -27,7 +27,7 @@ STEPS = ["steps=[train,ablate,evaluate]", "finetune=null", "relearn=null", "comp
 def command(folder: Path, *overrides: str) -> list[str]:
     """The command line of a run by two processes."""
     started = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    return [sys.executable, "-m", *started, "gradroute.cli", f"output_dir={folder}", *overrides]
+    return [sys.executable, "-m", *started, "gradroute.commands.run", f"output_dir={folder}", *overrides]
 
 
 def era(*overrides: str) -> list[str]:

@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gradroute import memory, reading
+from gradroute.config.schema import Config, ModelConfig
 from gradroute.errors import UserError, plain_text
-from gradroute.folders import read_manifest
-from gradroute.loading import read_weights
-from gradroute.memory import require_memory
-from gradroute.records import sealed, write_atomically
-from gradroute.routes import Route
-from gradroute.schema import Config, ModelConfig
-from gradroute.verify import _closed_in, _weights_in
+from gradroute.records import safe_reading
+from gradroute.records.run_folder import sealed, write_atomically
+from gradroute.records.run_reader import read_manifest
+from gradroute.routing.routes import Route
+from gradroute.running.verify import _closed_in, _weights_in
+from gradroute.tasks.parts import read_weights
+from gradroute.training import memory
+from gradroute.training.memory import require_memory
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text("abc ü", max_size=5),
@@ -36,8 +37,8 @@ def test_plain_data_comes_back_from_json_and_yaml(value: Any) -> None:
 
     import yaml
 
-    assert reading.read_json(json.dumps(value).encode(), "here") == value
-    assert reading.read_yaml(yaml.safe_dump(value, allow_unicode=True).encode(), "here") == value
+    assert safe_reading.read_json(json.dumps(value).encode(), "here") == value
+    assert safe_reading.read_yaml(yaml.safe_dump(value, allow_unicode=True).encode(), "here") == value
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_plain_data_comes_back_from_json_and_yaml(value: Any) -> None:
 def test_yaml_is_read_as_its_package_reads_it(document: str) -> None:
     import yaml
 
-    assert repr(reading.read_yaml(document.encode(), "here")) == repr(yaml.safe_load(document))
+    assert repr(safe_reading.read_yaml(document.encode(), "here")) == repr(yaml.safe_load(document))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_yaml_is_read_as_its_package_reads_it(document: str) -> None:
 )  # fmt: skip
 def test_yaml_beyond_plain_data_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        reading.read_yaml(text.encode(), "here")
+        safe_reading.read_yaml(text.encode(), "here")
     assert str(error.value).startswith("here: damaged") and str(error.value).isprintable()
 
 
@@ -75,24 +76,24 @@ def test_a_name_that_leads_away_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "run" / "link").symlink_to(tmp_path / "secret")
     (tmp_path / "run" / "out").symlink_to(tmp_path)
     with pytest.raises(UserError):
-        reading.place(tmp_path / "run", name)
+        safe_reading.place(tmp_path / "run", name)
 
 
 def test_links_inside_and_deep_names_are_read(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "c.txt").write_text("text")
     (tmp_path / "d").symlink_to(tmp_path / "a" / "b" / "c.txt")
-    assert reading.read_bytes(tmp_path, "d") == reading.read_bytes(tmp_path, "a/b/c.txt") == b"text"
+    assert safe_reading.read_bytes(tmp_path, "d") == safe_reading.read_bytes(tmp_path, "a/b/c.txt") == b"text"
 
 
 def test_pipes_and_too_much_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="no plain file"):
-        reading.read_bytes(tmp_path, "pipe")
+        safe_reading.read_bytes(tmp_path, "pipe")
     (tmp_path / "config.yaml").touch()
-    os.truncate(tmp_path / "config.yaml", reading.LIMITS[".yaml"] + 1)
+    os.truncate(tmp_path / "config.yaml", safe_reading.LIMITS[".yaml"] + 1)
     with pytest.raises(UserError, match="at most 4194304 are read"):
-        reading.read_bytes(tmp_path, "config.yaml")
+        safe_reading.read_bytes(tmp_path, "config.yaml")
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0, 4), (2, 3, 4)])
@@ -101,7 +102,7 @@ def test_arrays_come_back(shape: tuple[int, ...], dtype: str) -> None:
     given = {"a": np.arange(np.prod(shape)).reshape(shape).astype(dtype), "b/c": np.asfortranarray(np.eye(2, 3))}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **given)
-    found = reading.read_arrays(buffer, "here")
+    found = safe_reading.read_arrays(buffer, "here")
     assert found.keys() == given.keys()
     for name, array in given.items():
         assert found[name].dtype == array.dtype and np.array_equal(found[name], array)

@@ -19,19 +19,21 @@ from hydra import compose, initialize_config_dir
 from interrupted import at_checkpoint, interrupted
 from robust import kept_data
 
-from gradroute import checkpoints, load, locks, stopping
-from gradroute.cli import conf_dir
-from gradroute.collecting import read_run
-from gradroute.config import from_mapping
+from gradroute import load
+from gradroute.commands.run import conf_dir
+from gradroute.comparison.runs import read_run
+from gradroute.config.schema import Config
+from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.folders import read_manifest
-from gradroute.image_losses import Error, ReconstructionObjective, absolute_error
-from gradroute.records import sealed
-from gradroute.run import Run
-from gradroute.runner import Outcome, execute
-from gradroute.schema import Config
-from gradroute.training import Fit
-from gradroute.verify import claims_of
+from gradroute.records import checkpoints, locks
+from gradroute.records.run_folder import sealed
+from gradroute.records.run_reader import read_manifest
+from gradroute.running.run import Run
+from gradroute.running.runner import Outcome, execute
+from gradroute.running.verify import claims_of
+from gradroute.tasks.image_objectives import Error, ReconstructionObjective, absolute_error
+from gradroute.training import signals
+from gradroute.training.fit import Fit
 
 SMALL = [
     "trainer=smoke", "trainer.train_limit=300", "trainer.test_limit=64", "trainer.batch_size=64", "trainer.epochs=2",
@@ -204,9 +206,9 @@ def test_a_signal_keeps_the_run(
 
 def test_a_second_interruption_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     default: list[int] = []
-    with stopping.heard(), pytest.raises(KeyboardInterrupt), stopping.held():
+    with signals.heard(), pytest.raises(KeyboardInterrupt), signals.held():
         signal.raise_signal(signal.SIGINT)
-        assert stopping.asked()
+        assert signals.asked()
         signal.raise_signal(signal.SIGTERM)  # is no second interruption
         monkeypatch.setattr(signal, "signal", lambda number, handler: default.append(handler))
         monkeypatch.setattr(signal, "raise_signal", default.append)

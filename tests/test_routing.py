@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradroute import Region, Router, UserError, mask_gradient, parse_units
-from gradroute.models import Autoencoder
+from gradroute.models.build import Autoencoder
 
 WIDTH = 6
 REGIONS = {"left": Region("encoder", (0, 1, 2)), "right": Region("encoder", (3, 4, 5))}

@@ -10,15 +10,15 @@ import pytest
 import torch
 from interrupted import Killed, at_checkpoint, die
 
-from gradroute import folders
-from gradroute.composing import configuration
-from gradroute.folders import read_metrics
-from gradroute.overrides import merged
-from gradroute.records import final_rows
-from gradroute.run import Pruned
-from gradroute.runner import execute
-from gradroute.search_command import main
-from gradroute.search_guess import guess, unrouted
+from gradroute.commands.search import main
+from gradroute.config.compose import configuration
+from gradroute.config.grammar import merged
+from gradroute.records import run_reader
+from gradroute.records.run_folder import final_rows
+from gradroute.records.run_reader import read_metrics
+from gradroute.running.run import Pruned
+from gradroute.running.runner import execute
+from gradroute.search.guess import guess, unrouted
 
 SIZES = ["trainer=smoke", "trainer.train_limit=256", "trainer.test_limit=64", "trainer.batch_size=64",
          "model.hidden=[32]", "trainer.device=cpu"]  # fmt: skip
@@ -143,8 +143,8 @@ def test_a_pruned_run_says_so_and_is_not_gone_on_with(tmp_path: Path) -> None:
     (outcome,) = execute([config], reuse=True, watch=watch)
     assert isinstance(outcome, Pruned)
     (run,) = (tmp_path / "mnist_split").iterdir()
-    assert folders.read_manifest(run)["state"] == "pruned (hopeless)"
-    assert not (run / "checkpoints").exists() and folders.twin(config) is None
+    assert run_reader.read_manifest(run)["state"] == "pruned (hopeless)"
+    assert not (run / "checkpoints").exists() and run_reader.twin(config) is None
 
 
 def test_the_guess_gives_each_unit_to_the_group_that_uses_more_of_itself_there(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_guess_gives_each_unit_to_the_group_that_uses_more_of_itself_there(t
         assert [one.count(",") for one in placebo] == [one.count(",") for one in guessed]
 
     from gradroute import load
-    from gradroute.setup import build_problem
+    from gradroute.tasks.registry import build_problem
 
     problem, model = build_problem(unrouted(config)), load(run).model
     encoder = model.get_submodule("encoder")
@@ -227,6 +227,6 @@ def test_without_optuna_it_says_what_to_install(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "gradroute.search", raising=False)
+    monkeypatch.delitem(sys.modules, "gradroute.search.study", raising=False)
     assert status(monkeypatch, *arguments(conf)) == 2
     assert "pip install 'gradroute[search]'" in capsys.readouterr().err

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from small_language import SMALL
 
-from gradroute.collecting import read_run
-from gradroute.composing import configuration
+from gradroute.comparison.runs import read_run
+from gradroute.config.compose import configuration
+from gradroute.config.schema import Config
 from gradroute.errors import UserError
-from gradroute.folders import read_metrics
-from gradroute.records import final_rows
-from gradroute.runner import execute
-from gradroute.schema import Config
-from gradroute.search_objectives import default_objectives, value_of
+from gradroute.records.run_folder import final_rows
+from gradroute.records.run_reader import read_metrics
+from gradroute.running.runner import execute
+from gradroute.search.objectives import default_objectives, value_of
 
 
 def found(given: Config) -> dict[str, tuple[float | None, float | None]]:

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradroute import UserError
-from gradroute.overrides import literal
-from gradroute.search_finals import difference
-from gradroute.search_objectives import by_reference, hopeless, pareto, value_of
-from gradroute.search_schema import ObjectiveConfig, PruningConfig, search_from
-from gradroute.search_space import Choices, Parts, Range, dimension, ends
+from gradroute.config.grammar import literal
+from gradroute.search.finals import difference
+from gradroute.search.objectives import by_reference, hopeless, pareto, value_of
+from gradroute.search.schema import ObjectiveConfig, PruningConfig, search_from
+from gradroute.search.space import Choices, Parts, Range, dimension, ends
 
 plain = (
     st.none()

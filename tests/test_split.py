@@ -3,11 +3,11 @@
 import pytest
 from hydra import compose, initialize_config_dir
 
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
+from gradroute.commands.run import conf_dir
+from gradroute.config.schema import Config
+from gradroute.config.split import group_name
+from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.schema import Config
-from gradroute.split import group_name
 
 
 def composed(*overrides: str) -> Config:

@@ -8,17 +8,17 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping, one_by_seed
+from gradroute.commands.run import conf_dir
+from gradroute.config.schema import Config
+from gradroute.config.typed import from_mapping, one_by_seed
 from gradroute.errors import UserError
-from gradroute.folders import read_ledger, read_manifest, read_metrics
-from gradroute.records import final_rows
-from gradroute.run import Run
-from gradroute.runner import execute
-from gradroute.schema import Config
-from gradroute.stacking import together
-from gradroute.training import Fit
-from gradroute.verify import claims_of
+from gradroute.records.run_folder import final_rows
+from gradroute.records.run_reader import read_ledger, read_manifest, read_metrics
+from gradroute.running.run import Run
+from gradroute.running.runner import execute
+from gradroute.running.verify import claims_of
+from gradroute.training.fit import Fit
+from gradroute.training.stacking import together
 
 SMALL = [
     "trainer=smoke", "trainer.train_limit=300", "trainer.test_limit=64", "trainer.batch_size=64", "trainer.epochs=2",

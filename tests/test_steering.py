@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from gradroute.data.text.packing import IGNORED
+from gradroute.data.text.toy_stories import concepts
 from hydra import compose, initialize_config_dir
 
 from gradroute import load
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
+from gradroute.commands.run import conf_dir
+from gradroute.config.schema import Config
+from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.folders import read_manifest, read_metrics
-from gradroute.language import LanguageModelling
-from gradroute.runner import execute
-from gradroute.schema import Config
-from gradroute.steering import cosines, frequency, nearest, orientation, related_share, words_of
-from gradroute.text.packing import IGNORED
-from gradroute.text.toy_stories import concepts
-from gradroute.verify import claims_of
+from gradroute.records.run_reader import read_manifest, read_metrics
+from gradroute.running.runner import execute
+from gradroute.running.verify import claims_of
+from gradroute.steps.steer import cosines, frequency, nearest, orientation, related_share, words_of
+from gradroute.tasks.language import LanguageModelling
 
 SMALL = [
     "experiment=steering_scalar", "trainer=smoke", "trainer.device=cpu", "model.transformer.layers=3",

@@ -8,11 +8,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping, to_mapping
-from gradroute.image_losses import ReconstructionObjective
-from gradroute.loading import build
-from gradroute.published import PUBLISHED, setting
+from gradroute.commands.run import conf_dir
+from gradroute.config.typed import from_mapping, to_mapping
+from gradroute.reporting.published import PUBLISHED, setting
+from gradroute.tasks.image_objectives import ReconstructionObjective
+from gradroute.tasks.parts import build
 
 L1 = {1: (3e-3, 3e-3), 2: (3e-3, 3e-3), 3: (3e-3, 3e-3), 6: (3e-3, 2e-2), 7: (1e-3, 1e-3), 9: (3e-3, 3e-3)}
 CORRELATION = {1, 2, 6, 9}

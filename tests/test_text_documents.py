@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from gradroute.data.text.documents import Documents, from_hub, read
 
 from gradroute.errors import UserError
-from gradroute.text.documents import Documents, from_hub, read
 
 ROWS = [{"text": "a tree", "year": 1900, "kind": "tale", "tags": [1]}, {"text": "the sea"}, {"text": " \n"},
         {"text": "é\nb", "kind": "poem"}]  # fmt: skip

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from gradroute.data.text.packing import IGNORED, Corpus, pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradroute.errors import UserError
-from gradroute.text.packing import IGNORED, Corpus, pack
 
 corpora = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=8)
 

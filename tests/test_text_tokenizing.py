@@ -8,12 +8,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from gradroute.data.text.tokenizing import END, UNKNOWN, Tokenizer, load, train_bpe, train_words
+from gradroute.data.text.toy_stories import generate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradroute.errors import UserError
-from gradroute.text.tokenizing import END, UNKNOWN, Tokenizer, load, train_bpe, train_words
-from gradroute.text.toy_stories import generate
 
 TEXTS = generate(300, 0).texts
 BPE, WORD = train_bpe(TEXTS, 500), train_words(TEXTS)
@@ -49,7 +49,7 @@ def test_the_end_of_a_document_is_a_token_and_cannot_be_written_by_one() -> None
 
 def test_training_is_the_same_in_another_process_with_another_number_of_threads() -> None:
     script = (
-        "from gradroute.text.tokenizing import *; from gradroute.text.toy_stories import generate;"
+        "from gradroute.data.text.tokenizing import *; from gradroute.data.text.toy_stories import generate;"
         "texts = generate(300, 0).texts; print(train_bpe(texts, 500).sha256, train_words(texts).sha256)"
     )
     environment = {**os.environ, "RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}

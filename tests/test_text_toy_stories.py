@@ -5,9 +5,9 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+from gradroute.data.text.toy_stories import HOME, article, concepts, generate, grammar_sha256, related
 
 from gradroute.errors import UserError
-from gradroute.text.toy_stories import HOME, article, concepts, generate, grammar_sha256, related
 
 # fixed before the first result of an experiment was looked at
 GRAMMAR = "bfac2362855801cd2faf0a6acf0a9cff34f322836afe3d6f70754cf22f60bfab"

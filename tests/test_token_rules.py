@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from gradroute.data.text.display import coloured, ranked
+from gradroute.data.text.documents import read
+from gradroute.data.text.packing import Corpus, pack
+from gradroute.data.text.tokenizing import train_bpe, train_words
+from gradroute.data.text.toy_stories import concepts, generate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradroute import Region, Router
+from gradroute.config.schema import GroupConfig, NoiseConfig, RoutingConfig
+from gradroute.data.groups import Part, assign
+from gradroute.data.text import rules
 from gradroute.errors import UserError
-from gradroute.groups import Part, assign
-from gradroute.page import Page
-from gradroute.schema import GroupConfig, NoiseConfig, RoutingConfig
-from gradroute.text import rules
-from gradroute.text.display import coloured, ranked
-from gradroute.text.documents import read
-from gradroute.text.packing import Corpus, pack
-from gradroute.text.tokenizing import train_bpe, train_words
-from gradroute.text.toy_stories import concepts, generate
-from gradroute.transformer import Transformer, TransformerConfig
+from gradroute.models.transformer import Transformer, TransformerConfig
+from gradroute.reporting.page import Page
 
 STORIES = generate(400, 0)
 WORDS, BPE = train_words(STORIES.texts), train_bpe(STORIES.texts, 700)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from gradroute.devices import computing, pick_device, pick_precision
+from gradroute.config.schema import TrainerConfig
 from gradroute.errors import UserError
-from gradroute.losses import Objective, Term, Terms
-from gradroute.schema import TrainerConfig
-from gradroute.training import Fit, Task, batches, learning_rate
+from gradroute.training.devices import computing, pick_device, pick_precision
+from gradroute.training.fit import Fit, Task, batches, learning_rate
+from gradroute.training.objectives import Objective, Term, Terms
 
 TERM = Term("decoder", "all", "all", "mae")
 

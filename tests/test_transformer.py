@@ -6,22 +6,22 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from gradroute.data.text.packing import Corpus, pack
+from gradroute.data.text.tokenizing import train_words
+from gradroute.data.text.toy_stories import generate
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from gradroute import Layer, Region, Router, UserError, contract, expand, removed
-from gradroute.cli import conf_dir
-from gradroute.completion import complete, steered
-from gradroute.config import from_mapping
-from gradroute.language_schema import TransformerSizes
-from gradroute.models import build_transformer
+from gradroute.commands.run import conf_dir
+from gradroute.config.language_schema import TransformerSizes
+from gradroute.config.typed import from_mapping
+from gradroute.models.build import build_transformer
+from gradroute.models.generation import complete, steered
+from gradroute.models.transformer import Transformer, TransformerConfig, rotate, separated
 from gradroute.routing import Site
-from gradroute.text.packing import Corpus, pack
-from gradroute.text.tokenizing import train_words
-from gradroute.text.toy_stories import generate
-from gradroute.transformer import Transformer, TransformerConfig, rotate, separated
 
 GPT = TransformerConfig(vocabulary=11, layers=3, width=16, heads=4, context=12)
 LLAMA = replace(GPT, mlp="swiglu", positions="rotary", norm="rmsnorm", tied=False, bias=False)

@@ -7,23 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+from gradroute.data.text.packing import IGNORED
 from hydra import compose, initialize_config_dir
 
-from gradroute.checkpoints import newest
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
+from gradroute.commands.run import conf_dir
+from gradroute.config.language_schema import UnlearnConfig
+from gradroute.config.schema import Config
+from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.folders import read_manifest, read_metrics
-from gradroute.language import LanguageModelling
-from gradroute.language_schema import UnlearnConfig
-from gradroute.run import Run
-from gradroute.runner import execute
-from gradroute.schema import Config
-from gradroute.text.packing import IGNORED
-from gradroute.training import Fit
-from gradroute.transformer import separated
-from gradroute.unlearning import MisdirectionObjective, direction, outgoing
-from gradroute.verify import claims_of
+from gradroute.models.transformer import separated
+from gradroute.records.checkpoints import newest
+from gradroute.records.run_reader import read_manifest, read_metrics
+from gradroute.running.run import Run
+from gradroute.running.runner import execute
+from gradroute.running.verify import claims_of
+from gradroute.steps.unlearn import MisdirectionObjective, direction, outgoing
+from gradroute.tasks.language import LanguageModelling
+from gradroute.training.fit import Fit
 
 SMALL = [
     "trainer=smoke", "trainer.device=cpu", "model.transformer.layers=4", "model.transformer.width=16",

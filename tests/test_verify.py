@@ -9,13 +9,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from gradroute.cli import conf_dir
-from gradroute.config import from_mapping
+from gradroute.commands.run import conf_dir
+from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.folders import read_ledger
+from gradroute.records.run_reader import read_ledger
 from gradroute.routing import parameters, router
-from gradroute.runner import execute
-from gradroute.verify import claims_of
+from gradroute.running.runner import execute
+from gradroute.running.verify import claims_of
 
 SMALL = [
     "trainer=smoke", "trainer.train_limit=512", "trainer.test_limit=64", "trainer.batch_size=64", "trainer.epochs=2",

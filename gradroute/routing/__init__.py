@@ -1,12 +1,27 @@
-"""Gradient routing: which data trains which part of a network (GR section 3)."""
+"""Gradient routing: which data trains which part of a network (GR section 3).
 
-from gradroute.routing.mask import mask_gradient
-from gradroute.routing.monitor import Monitor, Norms, OneGroup
-from gradroute.routing.parameters import ParameterRegion, ParameterRouter
-from gradroute.routing.regions import Region, parse_units
-from gradroute.routing.router import Router
-from gradroute.routing.sites import Site, observed
+Names are imported on first use: route schedules are read where torch is not, such as in configurations.
+"""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradroute.routing.mask import mask_gradient
+    from gradroute.routing.monitor import Monitor, Norms, OneGroup
+    from gradroute.routing.parameters import ParameterRegion, ParameterRouter
+    from gradroute.routing.regions import Region, parse_units
+    from gradroute.routing.router import Router
+    from gradroute.routing.sites import Site, observed
+
+_HOMES = {
+    "mask": ("mask_gradient",),
+    "monitor": ("Monitor", "Norms", "OneGroup"),
+    "parameters": ("ParameterRegion", "ParameterRouter"),
+    "regions": ("Region", "parse_units"),
+    "router": ("Router",),
+    "sites": ("Site", "observed"),
+}
 __all__ = [
     "Monitor",
     "Norms",
@@ -20,3 +35,10 @@ __all__ = [
     "observed",
     "parse_units",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"gradroute.routing.{module}"), name)
+    raise AttributeError(f"module 'gradroute.routing' has no attribute '{name}'")

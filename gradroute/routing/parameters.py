@@ -10,9 +10,9 @@ import torch
 from torch import nn, optim
 
 from gradroute.errors import UserError, unknown
-from gradroute.routes import Routes, read_routes
 from gradroute.routing.freezing import refuse_closure, refuse_processes, shift, still
 from gradroute.routing.regions import matching, parse_units
+from gradroute.routing.routes import Routes, read_routes
 
 _Weights = tuple[float, ...]  # of the regions, in their order; groups with the same ones share a backward pass
 _NOWHERE = torch.tensor(False)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from gradroute.errors import UserError, unknown
-from gradroute.routes import Routes, read_routes
 from gradroute.routing.mask import mask_gradient
 from gradroute.routing.monitor import Monitor, OneGroup, Watched
 from gradroute.routing.regions import Region, resolve
+from gradroute.routing.routes import Routes, read_routes
 from gradroute.routing.sites import Site, by_module, hooked
 from gradroute.routing.tables import Pass, Table
 

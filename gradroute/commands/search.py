@@ -1,0 +1,143 @@
+"""`gradroute-search experiment=… search=…`: find regions and weights, by Optuna, over ordinary runs.
+
+Overrides are `gradroute-run`'s, for every trial; `search.KEY=` is of the search itself. The same command goes on with a
+search that was stopped, and is one more worker where one is at work.
+"""
+
+import multiprocessing
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradroute.errors import UserError, unknown
+from gradroute.running.exit_status import guarded
+from gradroute.training.signals import heard
+
+if TYPE_CHECKING:
+    from gradroute.search.study import Search
+
+HELP = """gradroute-search: find a mask, by Optuna, over ordinary runs
+
+gradroute-search search=mnist_split                          a search; the same command goes on with a stopped one
+gradroute-search search=mnist_split search.workers=2         in two processes of this machine
+gradroute-search search=mnist_split search.random=40         with random search beside it
+gradroute-search search=mnist_split trainer.lr=0.001         any override of gradroute-run, for every trial
+gradroute-search --config-dir my_conf search=mine            a folder of your own configurations
+gradroute-search search=mnist_split search.final.best=0      without making the best again: nothing is claimed then
+
+searches: """
+
+
+def _given(arguments: Sequence[str]) -> tuple[str, list[str], list[str], Path | None]:
+    """The search's name, its overrides, the overrides of its runs, and a folder of configurations."""
+    from gradroute.commands.run import conf_dir
+
+    rest, folder = list(arguments), None
+    if "--config-dir" in rest:
+        place = rest.index("--config-dir")
+        if place + 1 == len(rest) or not Path(rest[place + 1]).is_dir():
+            raise UserError(f"--config-dir {''.join(rest[place + 1 : place + 2])}: must be a folder")
+        folder = Path(rest[place + 1])
+        del rest[place : place + 2]
+    searches = sorted(p.stem for at in (conf_dir(), folder) if at for p in (at / "search").glob("*.yaml"))
+    if not rest or {"-h", "--help"} & set(rest):
+        print(HELP + ", ".join(searches))
+        raise SystemExit(0 if rest else 2)
+    if odd := [one for one in rest if "=" not in one or one.startswith("-")]:
+        raise UserError(f"{odd[0]}: give key=value, such as search=mnist_split; see gradroute-search --help")
+    names = [one.partition("=")[2] for one in rest if one.startswith("search=")]
+    if len(names) != 1 or names[0] not in searches:
+        raise unknown("search", names[0] if names else "(search=NAME is not given)", searches)
+    of_search = [one.removeprefix("search.") for one in rest if one.startswith("search.")]
+    return names[0], of_search, [one for one in rest if not one.startswith(("search=", "search."))], folder
+
+
+def _opened(arguments: Sequence[str]) -> "Search":
+    """The search that the arguments mean, tried at its ends."""
+    from omegaconf import OmegaConf
+
+    from gradroute.config.compose import composed
+    from gradroute.search.schema import search_from
+
+    name, changes, given, folder = _given(arguments)
+    file = OmegaConf.to_container(composed([f"+search={name}"], folder)["search"])
+    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(file), OmegaConf.from_dotlist(changes)))
+    search = search_from(merged)
+    try:
+        from gradroute.search.study import Search
+    except ImportError:
+        raise UserError("gradroute-search needs Optuna: pip install 'gradroute[search]'") from None
+    return Search(search, given, folder)
+
+
+def _work(search: "Search", command: str) -> None:
+    """A process's part in the trials and the finals."""
+    from gradroute.search import page
+    from gradroute.search.finals import make
+
+    search.work()
+    while search.busy():  # another process has the last ones
+        time.sleep(0.5)
+    if search.search.final.best:
+        page.write(search, [], command)  # in case that the finals are stopped
+        make(search)
+
+
+def _each(arguments: Sequence[str], command: str, threads: int) -> None:
+    """A worker, in a process of its own."""
+    import torch
+
+    torch.set_num_threads(threads)
+    with heard():
+        sys.exit(guarded(lambda: _work(_opened(arguments), command)))
+
+
+def _together(arguments: Sequence[str], command: str, workers: int) -> None:
+    """All work in several processes. Raises: SystemExit with the status of one that failed."""
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_each, args=(arguments, command, threads)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+                process.join()
+    if bad := [process.exitcode for process in processes if process.exitcode]:
+        raise SystemExit(bad[0] if bad[0] > 0 else 128 - bad[0])
+
+
+def _search(arguments: Sequence[str]) -> None:
+    search = _opened(arguments)
+    search.try_space()
+    search.prepare()
+    command = "gradroute-search " + shlex.join(arguments)
+    if search.search.workers > 1:
+        _together(arguments, command, search.search.workers)
+    else:
+        _work(search, command)
+    from gradroute.search import page
+    from gradroute.search.finals import results, verdict
+
+    finals = results(search) if search.search.final.best else []
+    page.write(search, finals, command)
+    print("\n".join([*verdict(search, finals), str(search.folder / "search.html")]))
+
+
+def main() -> None:
+    """Entry point of `gradroute-search`."""
+    with heard():
+        sys.exit(guarded(lambda: _search(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()

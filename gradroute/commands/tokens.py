@@ -1,0 +1,61 @@
+"""`gradroute-tokens`: what the token rules of a configuration do to its documents, without training (GR table 3)."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from gradroute.config.schema import Config
+from gradroute.config.typed import config_hash
+from gradroute.errors import UserError, plain_text
+from gradroute.records.run_folder import write_atomically
+from gradroute.reporting.language_tables import coloured_documents, token_table
+from gradroute.reporting.page import Page, Table
+
+
+def show_tokens(config: Config) -> Path:
+    """Print the most and the least routed tokens, and write them with coloured documents to a page; returns its path.
+
+    Raises: UserError for a mistake in the configuration or the data, of images, or if no group weighs tokens.
+    """
+    if config.model.transformer is None:
+        raise UserError("gradroute-tokens: images have no tokens; give a language model, experiment=stories_era")
+    from gradroute.tasks.language import LanguageModelling
+
+    problem = LanguageModelling(config)
+    weights = problem.weights()
+    table = Table(*token_table(weights))
+    _print(table)
+    labelled = ", ".join(f"{int((problem.labelled == i).sum())} {name}" for i, name in enumerate(problem.names))
+    words = [f"{len(problem.labelled)} documents to train on, labelled: {labelled}. Nothing was trained."]
+    again = "gradroute-tokens " + shlex.join(sys.argv[1:])
+    texts = [("How to make it again", again)]
+    page = Page(f"Tokens of {config.name}", words, [table], texts=texts, documents=coloured_documents(weights))
+    folder = Path(config.output_dir) / config.name
+    path = folder / f"tokens_{config_hash(config)}_seed{config.seed}.html"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page.html())
+    except OSError as error:
+        raise UserError(f"output_dir={config.output_dir}: {folder} cannot be written ({error.strerror})") from None
+    print(path)
+    return path
+
+
+def _print(table: Table) -> None:
+    """The most and the least routed tokens of each group side by side on the terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as Printed
+
+    console = Console() if sys.stdout.isatty() else Console(width=100)
+    for group in dict.fromkeys(row[0] for row in table.rows):
+        printed = Printed(title=f"{table.title} of {escape(plain_text(group))}", caption=table.note)
+        for kind in ("most", "least"):
+            printed.add_column(f"{kind} routed")
+            printed.add_column("count", justify="right")
+            printed.add_column("weight", justify="right")
+        found = [[row[2:] for row in table.rows if row[:2] == [group, kind]] for kind in ("most", "least")]
+        for pair in zip(*found, strict=True):
+            printed.add_row(*(cell for token, count, weight in pair
+                              for cell in (escape(plain_text(token)), str(count), f"{weight:.3f}")))  # fmt: skip
+        console.print(printed)

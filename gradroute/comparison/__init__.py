@@ -1,0 +1,1 @@
+"""Runs side by side, read from disk. Never imports torch."""

@@ -1,0 +1,127 @@
+"""The runs that a comparison is of: found, read and checked, without torch."""
+
+import glob
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradroute.config.typed import flat
+from gradroute.errors import UserError
+from gradroute.records.run_reader import check_files, read_file, read_manifest, state
+from gradroute.records.safe_reading import read_bytes, read_json, read_yaml
+from gradroute.reporting.published import setting
+
+KEYS = ("head", "region", "group", "metric")  # of a measurement
+SWEEP_FILE = "runs.json"  # of a sweep: its runs, relative to its folder, and the jobs that failed
+
+
+@dataclass(frozen=True)
+class Read:
+    """A run as it is on disk: its flat configuration and its headline measurements, or why it has none."""
+
+    path: Path
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+    left_out: str | None = None
+    commit: str = ""
+    setting: str = ""  # see `gradroute.reporting.published`
+
+
+def natural(text: str) -> tuple[Any, ...]:
+    """A key to sort by: numbers by their value, also inside of names, so that `row10` comes after `row9`."""
+    try:
+        return 0, float(text)
+    except ValueError:
+        return 1, [(not part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", text)]
+
+
+def find_runs(paths: Iterable[str]) -> list[Path]:
+    """Run folders that paths mean: a run, a glob, or a folder with runs in it. Raises: UserError for one without."""
+    found: list[Path] = []
+    for path in paths:
+        places = [Path(p) for p in sorted(glob.glob(path), key=natural)] if glob.has_magic(path) else [Path(path)]
+        try:
+            runs = [run for place in places if place.is_dir() for run in _runs_in(place)]
+        except OSError as error:  # such as a name that is too long
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        if not runs:
+            right = "give run folders, a folder with runs in it, or a glob in quotes"
+            raise UserError(f"{path}: not a run folder, and no run is in it; {right}")
+        found += runs
+    return list(dict.fromkeys(found))
+
+
+def _runs_in(place: Path) -> list[Path]:
+    """The runs below a folder, or those that a sweep's list names, none outside of the output folder it is in."""
+    if not (place / SWEEP_FILE).is_file():
+        return [path.parent for path in sorted(place.rglob("manifest.json"))]
+    listed, output_dir = _read_sweep(place)["runs"], place.resolve().parent.parent
+    for run in listed:
+        if Path(run).is_absolute() or not (place / run).resolve().is_relative_to(output_dir):
+            raise UserError(f"{place / SWEEP_FILE}: {run} is outside of {output_dir}; give the run folders themselves")
+    return [Path(os.path.normpath(place / run)) for run in listed]
+
+
+def _read_sweep(place: Path) -> dict[str, list[Any]]:
+    """A sweep's runs and its failed jobs. Raises: UserError if they cannot be read."""
+    where = place / SWEEP_FILE
+    found = read_json(read_bytes(place, SWEEP_FILE), where)
+    try:
+        runs, failed = found["runs"], [(str(entry["job"]), str(entry["error"])) for entry in found["failed"]]
+        if not isinstance(runs, list) or not all(isinstance(run, str) and run.isprintable() for run in runs):
+            raise TypeError
+    except (TypeError, KeyError):
+        raise UserError(f"{where}: damaged (no lists of runs and failed jobs)") from None
+    return {"runs": runs, "failed": failed}
+
+
+def by_experiment(reads: Iterable[Read]) -> dict[str, list[Read]]:
+    """Runs by the name of their experiment."""
+    found: dict[str, list[Read]] = {}
+    for read in reads:
+        found.setdefault(read.settings["name"], []).append(read)
+    return found
+
+
+def differ(reads: Iterable[Read], key: str) -> bool:
+    """Whether runs differ in a setting."""
+    return len({repr(read.settings.get(key)) for read in reads}) > 1
+
+
+def left_out(reads: list[Read], paths: list[str]) -> list[tuple[str, str]]:
+    """What is not in the table, and why: runs that are not finished, and jobs that a sweep says have failed."""
+    places = [Path(path) for path in paths if (Path(path) / SWEEP_FILE).is_file()]
+    failed = [entry for place in places for entry in _read_sweep(place)["failed"]]
+    return [(str(read.path), read.left_out) for read in reads if read.left_out] + failed
+
+
+def read_run(run: Path) -> Read:
+    """A run's settings and headline. Raises: UserError if a file of a finished run is damaged."""
+    manifest = read_manifest(run)
+    if manifest["state"] != "finished":
+        return Read(run, {}, [], f"not finished ({state(run, manifest)})")
+    if "summary.json" not in manifest["files"]:
+        return Read(run, {}, [], "not evaluated")
+    config = read_yaml(read_file(run, "config.yaml", manifest), run / "config.yaml")
+    summary = read_json(read_file(run, "summary.json", manifest), run / "summary.json")
+    check_files(run, manifest, ["metrics.csv"])
+    if not isinstance(config, dict) or not isinstance(config.get("name"), str) or type(config.get("seed")) is not int:
+        raise UserError(f"{run}/config.yaml: damaged (no mapping with a name and a seed)")
+    settings = flat(config) | {"version": manifest["packages"].get("gradroute")}
+    settings["data"] = str(manifest.get("dataset_sha256"))[:12]
+    commit = str(manifest.get("git_commit"))
+    try:
+        rows = [{k: row[k] for k in KEYS} | {"value": float(row["value"])} for row in summary["headline"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run}/summary.json: damaged ({error})") from None
+    odd = next((row for row in rows if not all(isinstance(row[k], str) and len(row[k]) < 500 for k in KEYS)), None)
+    if odd or not rows:
+        raise UserError(f"{run}/summary.json: damaged ({odd or 'no rows'})")
+    lost = next((row for row in rows if not math.isfinite(row["value"])), None)
+    if lost is not None:
+        return Read(run, {}, [], f"not finite ({lost['metric']} {lost['value']})")
+    return Read(run, settings, rows, None, commit, setting(config))

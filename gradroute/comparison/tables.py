@@ -1,0 +1,90 @@
+"""A comparison's table on the terminal, in text formats, and in a folder of its own."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradroute.errors import UserError, plain_text
+from gradroute.records.run_folder import UNITS, write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gradroute.comparison.language import Setting
+
+SAID = "Of each setting the run of the first seed; prompts as in its configuration."
+
+
+def print_table(table: "pd.DataFrame", title: str) -> None:
+    """Print the table on the terminal, as wide as it is where output is piped."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = Table(title=title)
+    for column in table.columns:
+        title = escape(plain_text(column))
+        shown.add_column(title, overflow="fold", justify="right" if table[column].dtype == float else "left")
+    for row in table.itertuples(index=False):
+        cells = ["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
+        shown.add_row(*(escape(plain_text(cell)) for cell in cells))
+    console = Console() if sys.stdout.isatty() else Console(width=40 + 16 * len(table.columns))
+    console.print(shown)
+
+
+def write_comparison(
+    out: Path,
+    table: "pd.DataFrame",
+    metric: str,
+    paths: list[str],
+    notes: list[str],
+    left_out: list[tuple[str, str]],
+    language: "list[Setting]",
+) -> None:
+    """Write `comparison` as CSV, Markdown, LaTeX, plot and page into a folder.
+
+    notes: lines about the runs. left_out: what is not in the table, and why. language: those that are language models.
+    """
+    from gradroute.comparison.language import completions
+    from gradroute.comparison.language import draw as draw_language
+    from gradroute.comparison.plots import draw
+    from gradroute.reporting.page import Page, Table
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
+    write_atomically(out / "comparison.csv", table.to_csv(index=False, float_format="%.6g"))
+    for form, suffix in (("markdown", "md"), ("latex", "tex")):
+        write_atomically(out / f"comparison.{suffix}", render(table, form) + "\n")
+    figures = draw_language(language) | draw(table, metric)
+    for name, image in figures.items():
+        write_atomically(out / f"{name.replace(', ', '_').replace(' ', '_')}.png", image)
+    completed = Table("Completions at the last stage", *completions(language), SAID, long=True)
+    note = "Means over seeds with the half-width of their 95 % t-interval; n is the number of runs."
+    note = f"{note} {metric} is in {UNITS[metric]}."
+    rows = [[cell.item() if hasattr(cell, "item") else cell for cell in row] for row in table.values]
+    shown = Table(f"{metric} on the test data", [str(column) for column in table.columns], rows, note)
+    judged = [word for word in table["agrees"] if word]
+    words = [f"{judged.count('yes')} of {len(judged)} published values agree within 0.02 and our half-width."]
+    words = [*(words if judged else []), *notes]
+    missing = Table("Not in the table", ["run or job", "why"], left_out, "Continue a sweep by its command.")
+    title = f"Comparison of {len(set(table['experiment']))} experiments"
+    again = "gradroute-compare " + shlex.join(paths)
+    tables = [shown, *([missing] if left_out else []), *([completed] if completed.rows else [])]
+    page = Page(title, words, tables, list(figures.items()), [("How to make it again", again)])
+    write_atomically(out / "comparison.html", page.html())
+
+
+def render(table: "pd.DataFrame", form: str) -> str:
+    """The table in Markdown or LaTeX, special characters escaped."""
+    text = [[str(c) for c in table.columns]]
+    text += [["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row] for row in table.values]
+    if form == "markdown":
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in text]
+        return "\n".join([lines[0], "|" + "---|" * len(text[0]), *lines[1:]])
+    special = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"})
+    lines = [" & ".join(cell.translate(special) for cell in row) + r" \\" for row in text]
+    begin, end = "\\begin{tabular}{" + "l" * len(text[0]) + "}", "\\end{tabular}"
+    return "\n".join([begin, lines[0], "\\hline", *lines[1:], end])

@@ -1,0 +1,1 @@
+"""What a run is: the typed configuration, its checks, and composing it from YAML and overrides. Never imports torch."""

@@ -1,0 +1,77 @@
+"""The shorthand `split.groups=[[0,2,4,6,8],[1,3,5,7,9]]`: each set of labels gets a region of its own."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from gradroute.config.image_checks import check_sizes
+from gradroute.config.schema import Config, GroupConfig, ModelConfig, RegionConfig, SplitConfig
+from gradroute.config.validation import WIDTH, require_number
+from gradroute.errors import UserError
+
+NOUNS = {"mnist": "digits"}  # what labels are called; classes elsewhere
+
+
+def group_name(labels: Sequence[int], noun: str = "digits") -> str:
+    """`digits_0_4` for neighbours, `digits_1_3_5` else; also for one label, whose own row is `digit_3`."""
+    ordered = sorted(labels)
+    if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        ordered = [ordered[0], ordered[-1]]
+    return "_".join([noun, *map(str, ordered)])
+
+
+def _shares(units: Sequence[int] | None, groups: int, width: int) -> list[tuple[int, int]]:
+    """Each group's first unit and the one after its last. Raises: UserError if they do not fit the width."""
+    if units is None:
+        edges = [round(i * width / groups) for i in range(groups + 1)]
+        return list(pairwise(edges))
+    if len(units) != groups or min(units, default=0) < 1 or sum(units) > width:
+        raise UserError(f"split.units={list(units)}: must be {groups} numbers above 0, {width} at most in sum")
+    return [(sum(units[:i]), sum(units[: i + 1])) for i in range(groups)]
+
+
+def _encoding(model: ModelConfig) -> tuple[str, int, int | None]:
+    """What says how many units an encoding has, how many it has, and on which axis; None is the last one.
+
+    Raises: UserError for a split at a stage that is none.
+    """
+    if model.resnet is None:
+        return "model.encoding", model.encoding, None
+    check_sizes(model.resnet)  # before its stage is asked for
+    return "channels of the encoding", model.resnet.encoding, 1
+
+
+def expand_split(config: Config) -> None:
+    """Replace groups, regions and routes by what `split` says, and clear it; certificates and L1 follow the regions.
+
+    Raises: UserError for labels that are in two sets, an empty set, units that do not fit, or settings without sets.
+    """
+    split = config.split
+    if split.groups is None:
+        if split != SplitConfig():
+            raise UserError("split: its settings do nothing without split.groups; give it, such as [[0,1,2],[3,4]]")
+        return
+    labels = [label for group in split.groups for label in group]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice or not split.groups or not all(split.groups):
+        fault = f"label {twice[0]} is named twice" if twice else "a set is empty" if split.groups else "no set is in it"
+        raise UserError(f"split.groups={split.groups}: {fault}; give disjoint sets such as [[0,1,2],[3,4]]")
+    key, encoding, axis = _encoding(config.model)
+    if split.site == "encoder" and split.width not in (None, encoding):
+        raise UserError(f"split.width={split.width}: must be null, or {key}={encoding}")
+    width = encoding if split.site == "encoder" else split.width
+    if width is None:
+        raise UserError(f"split.site={split.site}: give split.width, the number of its units")
+    require_number("split.width", width, 1, WIDTH, int)
+    names = [group_name(group, NOUNS.get(config.dataset.name, "classes")) for group in split.groups]
+    shares = dict(zip(names, _shares(split.units, len(names), width), strict=True))
+    routing = config.routing
+    routing.groups = {n: GroupConfig(labels=list(g)) for n, g in zip(names, split.groups, strict=True)}
+    routing.regions = {
+        f"for_{n}": RegionConfig(site=split.site, units=f"{first}:{stop}", axis=axis)
+        for n, (first, stop) in shares.items()
+    }
+    routing.routes = {n: {f"for_{other}": split.outside for other in names if other != n} for n in names}
+    weight = next(iter(config.losses.l1.values()), 0.0) if split.l1 is None else split.l1
+    config.losses.l1 = dict.fromkeys(routing.regions, weight)
+    config.losses.certificates = list(routing.regions) if config.losses.certificates else []
+    config.split = SplitConfig()

@@ -1,0 +1,1 @@
+"""Data sets: images, documents, and the groups that rules make of them."""

@@ -1,0 +1,146 @@
+"""Groups: named, disjoint parts of the data, each by one rule, and which of their points carry the label."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradroute.config.schema import GroupConfig, NoiseConfig, RoutingConfig
+from gradroute.data.text.rules import by_pattern, by_words
+from gradroute.errors import UserError, unknown
+
+UNASSIGNED = "unassigned"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What rules may look at: images `(n, pixels)` or texts, labels `(n,)` and columns of metadata, text by name."""
+
+    points: torch.Tensor | Sequence[str]
+    labels: torch.Tensor
+    columns: Mapping[str, Sequence[str]]
+
+
+@dataclass
+class Groups:
+    """Group numbers of every point: `train` `(n,)` and `test` `(m,)` by the rules, `routed` `(n,)` as training sees.
+
+    In `routed`, -1 is a point without a label: it takes the default route, every weight 1; there is none where
+    `routing.unlabelled` says whose routes they take. The last of `names` is `unassigned` if points are in no group.
+    """
+
+    names: list[str]
+    train: torch.Tensor
+    test: torch.Tensor
+    routed: torch.Tensor
+
+
+def load_predicate(path: str) -> Callable[..., Any]:
+    """The function at the import path `module:function`; modules in the current folder are found. Raises: UserError."""
+    module, _, name = path.partition(":")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"predicate={path}: cannot be imported ({error}); give module:function") from None
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        raise UserError(f"predicate={path}: is a {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def _members(name: str, rule: GroupConfig, part: Part) -> torch.Tensor:
+    """Which points the group's rule holds for, `(n,)` bool."""
+    if rule.predicate is not None:
+        chosen = torch.as_tensor(load_predicate(rule.predicate)(part.points, part.labels))
+        if chosen.dtype != torch.bool or chosen.shape != part.labels.shape:
+            got = f"{chosen.dtype} of shape {tuple(chosen.shape)}"
+            raise UserError(f"predicate={rule.predicate}: returned {got}; right is bool {tuple(part.labels.shape)}")
+        return chosen.to(part.labels.device)
+    if rule.column is not None:
+        if rule.column not in part.columns:
+            raise unknown(f"column of routing.groups.{name}:", rule.column, part.columns)
+        values = {str(value) for value in rule.values}
+        return torch.tensor([value in values for value in part.columns[rule.column]], device=part.labels.device)
+    if rule.words or rule.pattern is not None:
+        if isinstance(part.points, torch.Tensor):
+            raise UserError(
+                f"routing.groups.{name}: words and pattern are of documents; give images labels or a column"
+            )
+        return by_words(part.points, rule.words) if rule.words else by_pattern(part.points, str(rule.pattern))
+    return torch.isin(part.labels, torch.tensor(rule.labels, device=part.labels.device))
+
+
+def _numbers(routing: RoutingConfig, part: Part) -> torch.Tensor:
+    """Each point's group number, -1 in none. Raises: UserError if groups overlap."""
+    numbers = torch.full_like(part.labels, -1)
+    for number, (name, rule) in enumerate(routing.groups.items()):
+        if rule.rest:
+            continue
+        members = _members(name, rule, part)
+        both = members & (numbers >= 0)
+        if bool(both.any()):
+            other = list(routing.groups)[int(numbers[both][0])]
+            raise UserError(f"routing.groups: {int(both.sum())} points are in '{other}' and '{name}'; groups must not "
+                            "overlap")  # fmt: skip
+        numbers[members] = number
+    for number, rule in enumerate(routing.groups.values()):
+        if rule.rest:
+            numbers[numbers == -1] = number
+    return numbers
+
+
+def assign(routing: RoutingConfig, train: Part, test: Part, seed: int) -> Groups:
+    """Apply every group's rule to the data, then take labels away and make mistakes in them as configured.
+
+    `routing.labelled_fraction` of each group's training points, chosen by `seed`, keep their label. Of what is labelled
+    `g`, `false_negative` lose it; of the points outside `g`, `false_positive` are labelled `g`.
+
+    Raises: UserError for an unknown label or column, a group with no training point, overlapping groups, or points in
+        no group where `routing.unassigned` is `error`.
+    """
+    present = sorted(int(label) for label in train.labels.unique())
+    for name, rule in routing.groups.items():
+        for label in rule.labels:
+            if label not in present:
+                raise unknown(f"label in routing.groups.{name}.labels:", label, present)
+    names, numbers = list(routing.groups), [_numbers(routing, part) for part in (train, test)]
+    for number, name in enumerate(names):
+        if not bool((numbers[0] == number).any()):
+            raise UserError(f"routing.groups.{name}: no training point is in it; widen its rule or the data")
+    missing = [part_numbers == -1 for part_numbers in numbers]
+    if any(bool(m.any()) for m in missing):
+        if routing.unassigned == "error":
+            labels = sorted({int(x) for part, m in zip((train, test), missing, strict=True) for x in part.labels[m]})
+            raise UserError(f"routing.groups: points with labels {labels} are in no group; add them to one, or set "
+                            "routing.unassigned=unrouted to train on them with every weight 1")  # fmt: skip
+        for part_numbers, m in zip(numbers, missing, strict=True):
+            part_numbers[m] = len(names)
+        names.append(UNASSIGNED)
+    routed = _labelled(numbers[0].cpu(), routing, seed).to(numbers[0].device)
+    return Groups(names, numbers[0], numbers[1], routed)
+
+
+def _labelled(true: torch.Tensor, routing: RoutingConfig, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    keep, mistake, lost = torch.rand(3, len(true), generator=generator)
+    seen, low = true.clone(), torch.zeros(len(true))
+    for number, name in enumerate(routing.groups):
+        rates = routing.label_noise.get(name, NoiseConfig())
+        outside = true != number
+        high = low + rates.false_positive
+        seen[outside & (mistake >= low) & (mistake < high)] = number
+        low = torch.where(outside, high, low)
+    for number, name in enumerate(routing.groups):
+        rate = routing.label_noise.get(name, NoiseConfig()).false_negative
+        seen[(true == number) & (seen == number) & (lost < rate)] = -1
+    seen[keep >= routing.labelled_fraction] = -1
+    if routing.unlabelled is not None:
+        seen[seen == -1] = list(routing.groups).index(routing.unlabelled)
+    return seen

@@ -1,0 +1,1 @@
+"""Images, whole and in memory."""

@@ -1,0 +1,210 @@
+"""A causal model of Hugging Face as the model of a run: fetched once, and read back from the run's folder alone.
+
+The folder has `model.json`, the configuration of `transformers` and the name of the end token, and `tokenizer.json`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradroute.config.language_schema import HFModel
+from gradroute.data.hub import file_of, package, reason
+from gradroute.data.text import tokenizing
+from gradroute.data.text.tokenizing import Tokenizer
+from gradroute.errors import UserError, unknown
+from gradroute.models.build import add_units
+from gradroute.models.causal_lm import CausalLM, load
+from gradroute.models.plans import Plan
+from gradroute.records.run_reader import read_file, read_manifest
+from gradroute.records.safe_reading import LIMITS, read_json, read_text
+from gradroute.routing.expansion import Layer
+
+MODEL, TOKENIZER = "model.json", "tokenizer.json"
+LEFT_OUT = ("dtype", "torch_dtype", "architectures", "transformers_version", "id2label", "label2id")
+NUMBER = 2**31  # the largest one in a configuration
+MANY = 1024  # layers, or experts: each is a module, on any device
+
+
+@dataclass(frozen=True)
+class Pretrained(Plan):
+    """What a run's model is made from.
+
+    settings: those of the run. config: of transformers. run, manifest: the folder to read the tokenizer from, None if
+    the model is not read back but fetched. end: the token that ends a document, as the folder has it.
+    """
+
+    settings: HFModel
+    config: Any
+    run: Path | None = None
+    end: str = ""
+    manifest: Mapping[str, Any] | None = None
+
+    key = "model.hf"
+    smaller = "choose a smaller model.hf.pretrained"
+
+    @property
+    def source(self) -> str:
+        """The model's name or folder."""
+        return self.settings.pretrained
+
+    @property
+    def per_token(self) -> int:  # noqa: D102
+        return 8 * int(getattr(self.config, "num_hidden_layers", 0)) * int(getattr(self.config, "hidden_size", 0))
+
+    def check_length(self, length: int) -> None:
+        """Raise UserError if rows are longer than the model's context, or than the window of its attention."""
+        context, window = (getattr(self.config, key, None) for key in ("max_position_embeddings", "sliding_window"))
+        for what, most in (("context of '{}' is", context), ("attention of '{}' is over", window)):
+            if most is not None and length > most:  # the masks of packed rows know no window
+                fits = f"the {what.format(self.source)} {most} tokens"
+                raise UserError(f"dataset.text.length={length}: {fits}; lower it")
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's own tokenizer. Raises: UserError if it has none or its end token is not known."""
+        if self.run is not None:
+            where = self.run / TOKENIZER
+            text = read_text(read_file(self.run, TOKENIZER, self.manifest), where)
+            return tokenizing.parse(text, where, self.end)
+        path = file_of(self.source, TOKENIZER)
+        if path is None:
+            right = "give dataset.text.tokenizer=, the path of one"
+            raise UserError(f"model '{self.source}' has no {TOKENIZER}; {right}")
+        size, largest = path.stat().st_size, LIMITS[".json"] // 2  # indented, it must still be one that is read back
+        if size > largest:
+            raise UserError(f"{path}: has {size} bytes, and a run keeps at most {largest}; choose another model")
+        return tokenizing.load(path, _end(self.source, self.config))
+
+    def build(self, vocabulary: int, length: int) -> CausalLM:
+        """The model as it begins; one that is read back has random weights, for its own to be read into.
+
+        Raises: UserError if it cannot be loaded, or does not fit the tokenizer or the rows' length.
+        """
+        self.check_length(length)
+        own = int(self.config.vocab_size)
+        if vocabulary > own:
+            raise UserError(f"dataset.text.tokenizer: has {vocabulary} tokens, and '{self.source}' has {own}; give the "
+                            "model's own, dataset.text.tokenizer=pretrained")  # fmt: skip
+        random = self.run is not None or self.settings.untrained
+        model = self._random() if random else load(self.source, self.config)
+        model.require_separation()
+        return self._expanded(model)
+
+    def _random(self) -> CausalLM:
+        try:
+            return load(self.config)
+        except UserError as error:
+            raise UserError(f"{self.run / MODEL if self.run else self.source}: {error}") from None
+
+    def _expanded(self, model: CausalLM) -> CausalLM:
+        deviation = float(getattr(self.config, "initializer_range", 0.02))
+        for number in self.settings.expand:
+            add_units(model, Layer(*model.mlp_layers(number)), self.settings.added, deviation, deviation)
+        return model
+
+    def outline(self, vocabulary: int, length: int) -> CausalLM:  # noqa: D102
+        with torch.device("meta"):
+            return self._expanded(self._random())
+
+    def kept(self, tokenizer: Tokenizer) -> dict[str, str]:  # noqa: D102
+        model = json.dumps({"end": tokenizer.end_name, "config": _plain(self.config)}, indent=2) + "\n"
+        return {MODEL: model, TOKENIZER: tokenizer.to_json()}
+
+
+def fetch(settings: HFModel) -> Pretrained:
+    """What a new run begins with, from the hub or a local folder; weights are not read yet.
+
+    Raises: UserError if the package is missing, or the model cannot be reached or is not of a kind that can be kept.
+    """
+    what = f"model '{settings.pretrained}'"
+    transformers = package("transformers", what)
+    place = Path(settings.pretrained).expanduser()
+    if not place.is_dir() and (place.is_absolute() or settings.pretrained[:1] in ".~"):
+        raise UserError(f"model.hf.pretrained={settings.pretrained}: no such folder")
+    try:
+        name = str(place) if place.is_dir() else settings.pretrained
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # whatever the hub, the network or the files raise
+        raise UserError(f"{what}: has no configuration that can be read [{reason(error)}]") from None
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(f"{what}: is quantized and cannot be trained; choose the one it was made from")
+    return Pretrained(settings, _checked(_plain(config), what))
+
+
+def read(settings: HFModel, run: Path) -> Pretrained:
+    """What a run's folder has of its model, which may be a stranger's; the hub is not asked, and no code is run.
+
+    Raises: UserError if the package is missing, or the file is damaged or of a model that transformers does not know.
+    """
+    where, manifest = run / MODEL, read_manifest(run)
+    found = read_json(read_file(run, MODEL, manifest), where)
+    if not isinstance(found, dict) or not isinstance(found.get("config"), dict) or type(found.get("end")) is not str:
+        raise UserError(f"{where}: damaged (no configuration and end token)")
+    return Pretrained(settings, _checked(found["config"], str(where)), run, found["end"], manifest)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The settings that the model's kind has, as plain data; paths and the code of others are none of them."""
+    known = _known(config.model_type, "model")
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in config.to_dict().items() if k in known}))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"a {config.model_type} cannot be the model of a run [{reason(error)}]") from None
+    return {"model_type": config.model_type, **plain}
+
+
+def _known(kind: object, where: str) -> set[str]:
+    """Names of the settings of a kind of model. Raises: UserError for one that cannot be the model of a run."""
+    auto = package("transformers", where).models.auto
+    kinds = auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not isinstance(kind, str) or kind not in kinds:
+        raise UserError(f"{where}: {unknown('kind of causal language model', kind, kinds)}")
+    try:
+        made = auto.configuration_auto.CONFIG_MAPPING[kind]
+        if made.sub_configs:
+            raise ValueError("it is made of several models")
+        return {name for name in made().to_dict() if name[:1] != "_" and name not in LEFT_OUT}
+    except Exception as error:  # a kind that has no defaults, too
+        raise UserError(f"{where}: a {kind} cannot be the model of a run [{reason(error)}]") from None
+
+
+def _checked(plain: Mapping[str, Any], where: str) -> Any:
+    """The configuration object of plain settings. Raises: UserError, naming `where`."""
+    given = dict(plain)
+    kind = given.pop("model_type", None)
+    if odd := given.keys() - _known(kind, where):
+        raise UserError(f"{where}: '{min(odd)}' is no setting of a {kind}")
+    _require_bounded(given, where)
+    try:
+        config = package("transformers", where).models.auto.configuration_auto.CONFIG_MAPPING[kind](**given)
+        if type(config.vocab_size) is not int or config.vocab_size < 1:
+            raise ValueError(f"vocab_size={config.vocab_size}")
+    except Exception as error:  # whatever their checks raise
+        raise UserError(f"{where}: its settings are not those of a {kind} [{reason(error)}]") from None
+    return config
+
+
+def _require_bounded(value: Any, where: str, key: str = "") -> None:
+    """Raise UserError for a number that would make more modules or more numbers than any model has."""
+    largest = MANY if "layer" in key or "expert" in key else NUMBER
+    if isinstance(value, int) and abs(value) > largest:
+        raise UserError(f"{where}: {key}={value}: at most {largest} is read")
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, child in children:
+        _require_bounded(child, where, str(name) if isinstance(value, dict) else key)
+
+
+def _end(source: str, config: Any) -> str | int:
+    """The token that ends a document: what the tokenizer's settings say, else the model's, else `<|endoftext|>`."""
+    path = file_of(source, "tokenizer_config.json")
+    settings = read_json(path.read_bytes(), path) if path is not None else {}
+    said = settings.get("eos_token") if isinstance(settings, dict) else None
+    said = said.get("content") if isinstance(said, dict) else said
+    if isinstance(said, str):
+        return said
+    number = getattr(config, "eos_token_id", None)
+    number = number[0] if isinstance(number, list) and number else number
+    return number if isinstance(number, int) else tokenizing.END

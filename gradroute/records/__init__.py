@@ -1,0 +1,1 @@
+"""What a run leaves on disk, written atomically and read safely. Never imports torch."""

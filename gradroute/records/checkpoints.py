@@ -1,0 +1,129 @@
+"""What a run goes on from: written aside and renamed, the last two kept, checked before it is read.
+
+A checkpoint is a folder `checkpoints/NUMBER` of a run with `weights.safetensors`, `state.pt` (the rest; loaded with
+`weights_only=True`) and `checkpoint.json` (how far the run is, and the SHA-256 of the other two).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradroute.errors import UserError
+from gradroute.records import safe_reading
+from gradroute.records.run_folder import CHECKPOINTS, SEAL, sealed, write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS, STATE, ABOUT = "weights.safetensors", "state.pt", "checkpoint.json"
+KEPT = 2
+ASIDE = ".writing"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that is whole: `position` is how far the run is, alike for runs that can go on together."""
+
+    run: Path
+    name: str
+    position: str
+
+    def state(self, device: "torch.device | str" = "cpu") -> dict[str, Any]:
+        """All but the weights. Raises: UserError if it is not what we write."""
+        import torch
+
+        path = safe_reading.place(self.run, f"{self.name}/{STATE}")
+        try:
+            with zipfile.ZipFile(path) as archive:  # torch stores plainly: what is packed could unpack to any size
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ValueError("packed")
+            state = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # torch raises many kinds
+            raise UserError(f"{path}: damaged ({safe_reading.reason(error)})") from None
+        if not isinstance(state, dict):
+            raise UserError(f"{path}: damaged (no mapping)")
+        return state
+
+
+def save(run: Path, position: str, state: Mapping[str, Any], weights: "Mapping[str, torch.Tensor]") -> None:
+    """Write a checkpoint and remove all but the last `KEPT`; raises OSError, and leaves the older ones, if it fails."""
+    import safetensors.torch
+    import torch
+
+    folder = run / CHECKPOINTS
+    folder.mkdir(exist_ok=True)
+    aside = folder / ASIDE
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed while it wrote
+    aside.mkdir()
+    try:
+        with (aside / WEIGHTS).open("wb") as file:
+            file.write(safetensors.torch.save(dict(weights)))
+        with (aside / STATE).open("wb") as file:
+            torch.save(dict(state), file)
+        sums = {name: _sum_and_flush(aside / name) for name in (WEIGHTS, STATE)}
+        write_atomically(aside / ABOUT, json.dumps(sealed({"position": position, "sha256": sums}), indent=2) + "\n")
+        _flush(aside)
+        numbers = _numbers(run)
+        os.rename(aside, folder / f"{max(numbers, default=0) + 1:06d}")
+        _flush(folder)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # how torch says it
+            raise error.__context__ from None
+        raise
+    for number in numbers[: 1 - KEPT]:
+        shutil.rmtree(folder / f"{number:06d}")
+
+
+def newest(run: Path) -> Checkpoint | None:
+    """The last checkpoint that is whole, None if the run has none. Raises: UserError if all that there are damaged."""
+    damage: list[str] = []
+    for number in reversed(_numbers(run)):
+        name = f"{CHECKPOINTS}/{number:06d}"
+        try:
+            about = safe_reading.read_json(safe_reading.read_bytes(run, f"{name}/{ABOUT}"), run / name / ABOUT)
+            if not isinstance(about, dict) or sealed(about)[SEAL] != about.get(SEAL):
+                raise UserError(f"{run / name / ABOUT}: damaged (its SHA-256 is not the one in it)")
+            for file in (WEIGHTS, STATE):
+                if safe_reading.read_sha256(run, f"{name}/{file}") != about["sha256"][file]:
+                    raise UserError(f"{run / name / file}: damaged (its SHA-256 is not the checkpoint's)")
+            return Checkpoint(run, name, str(about["position"]))
+        except (UserError, KeyError, TypeError) as error:
+            damage.append(str(error) if isinstance(error, UserError) else f"{run / name}: damaged")
+    if damage:
+        raise UserError(f"{damage[0]}; the run has no other checkpoint that is whole")
+    return None
+
+
+def remove(run: Path) -> None:
+    """Remove every checkpoint."""
+    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+
+
+def _numbers(run: Path) -> list[int]:
+    try:
+        names = os.listdir(run / CHECKPOINTS)
+    except OSError:
+        return []
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit() and len(name) == 6)
+
+
+def _sum_and_flush(path: Path) -> str:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(folder: Path) -> None:
+    """Have the names in a folder on disk, where the system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,63 @@
+"""What the plots of a run share: its rows, arrays and names, and one colour for one thing."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from gradroute.records.run_folder import final_rows
+from gradroute.records.run_reader import read_file, read_ledger, read_manifest, read_metrics, read_names
+from gradroute.records.safe_reading import read_arrays
+
+DECODER_COLOUR = "#4d4d4d"
+REGION_COLOURS = (
+    "#1f77b4",
+    "#ff7f0e",
+    "#2ca02c",
+    "#d62728",
+    "#9467bd",
+    "#8c564b",
+    "#e377c2",
+    "#7f7f7f",
+    "#bcbd22",
+    "#17becf",
+)
+LINE_STYLES = ("-", "--", ":", "-.")
+Array = npt.NDArray[Any]
+
+
+class Scene:
+    """A run, read from its folder alone. Raises: UserError if it cannot be read."""
+
+    def __init__(self, run: Path) -> None:
+        manifest = read_manifest(run)
+        self.rows = read_metrics(run, manifest)
+        self.final = final_rows(self.rows)
+        self.names = read_names(run, manifest)
+        packed = io.BytesIO(read_file(run, "samples.npz", manifest))
+        self.arrays: dict[str, Array] = dict(read_arrays(packed, run / "samples.npz"))
+        errors = ("mse", "cross_entropy")
+        self.heads = list(dict.fromkeys((row["head"], row["region"]) for row in self.final if row["metric"] in errors))
+        self.ledger = read_ledger(run, manifest) if (run / "ledger.csv").is_file() else []
+        self.noun: str = self.names.get("label_noun", "")
+
+    def colour(self, region: str) -> str:
+        """A region's colour; the whole decoder's is grey."""
+        regions = list(self.names["regions"])
+        return REGION_COLOURS[regions.index(region) % 10] if region in regions else DECODER_COLOUR
+
+    def title(self, head: str, region: str) -> str:
+        """How a head is called in legends."""
+        kinds = {
+            "decoder": "decoder",
+            "certificate": f"certificate {region}",
+            "fresh_certificate": f"fresh certificate {region}",
+            "decoder_ablated": f"decoder, {region} ablated ({self.names['ablation']})",
+            "model_ablated": f"{region} ablated ({self.names['ablation']})",
+        }
+        return kinds.get(head, head.removeprefix("model_").replace("_", " "))
+
+    def group_of(self, label: int) -> str:
+        """The group that a label belongs to."""
+        return next((g for g, labels in self.names["labels"].items() if label in labels), "several groups")

@@ -1,0 +1,159 @@
+"""Ablations: take a region out of a model, from outside, and give it back."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradroute.errors import UserError
+from gradroute.routing import ParameterRouter, Region, Router, Site
+from gradroute.routing.expansion import removed
+from gradroute.routing.sites import by_module, hooked
+
+Applied = Callable[[nn.Module], AbstractContextManager[nn.Module]]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is done to the region called `name`.
+
+    `applied(model)` is a context that yields the ablated model: `model` itself, changed while inside and as before to
+    the bit afterwards, or a smaller copy. Contexts nest, so ablations compose; see `together`.
+    """
+
+    name: str
+    applied: Applied
+
+
+def together(ablations: list[Ablation]) -> Ablation:
+    """Several ablations at once, named `a+b`."""
+
+    @contextmanager
+    def applied(model: nn.Module) -> Iterator[nn.Module]:
+        with ExitStack() as stack:
+            for ablation in ablations:
+                model = stack.enter_context(ablation.applied(model))
+            yield model
+
+    return Ablation("+".join(ablation.name for ablation in ablations), applied)
+
+
+def _replaced(region: Region, values: Callable[[Site, torch.Tensor], torch.Tensor]) -> Applied:
+    """Replace the region's activations `(batch, …, units)` at every site by what `values` gives for them."""
+
+    @contextmanager
+    def applied(model: nn.Module) -> Iterator[nn.Module]:
+        def hook(sites: list[Site]) -> Callable[[nn.Module, Any, Any], Any]:
+            def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
+                for site in sites:
+                    activation = site.read(output).clone()
+                    site.units_last(activation)[..., list(region.units)] = values(site, activation).to(activation.dtype)
+                    output = site.replace(output, activation)
+                return output
+
+            return replace
+
+        with hooked(model, {module: hook(sites) for module, sites in by_module(region.sites).items()}):
+            yield model
+
+    return applied
+
+
+def zero(name: str, router: Router | ParameterRouter) -> Ablation:
+    """The region's activations are 0, or its parameters (SGTM's removal)."""
+    if isinstance(router, ParameterRouter):
+        return Ablation(name, _overwritten(router, name, lambda parameter, module: torch.zeros_like(parameter)))
+    return Ablation(name, _replaced(router.regions[name], lambda site, activation: torch.zeros(())))
+
+
+def mean(name: str, router: Router, activations: Mapping[str, torch.Tensor]) -> Ablation:
+    """The region's activations are each unit's mean over `activations`, by site name, over data and positions."""
+    region = router.regions[name]
+    means = {site.name: region.at(activations[site.name], site).flatten(0, -2).mean(0) for site in region.sites}
+    return Ablation(name, _replaced(region, lambda site, activation: means[site.name].to(activation.device)))
+
+
+def resample(name: str, router: Router, activations: Mapping[str, torch.Tensor], seed: int) -> Ablation:
+    """The region's activations are those of other data points, drawn with replacement from `activations`, by site name.
+
+    All sites of one forward pass take the same points; every use of the ablation draws the same sequence.
+    Raises: UserError in the forward pass if shapes beside the batch differ.
+    """
+    region = router.regions[name]
+    bank = {site.name: region.at(activations[site.name], site) for site in region.sites}
+
+    @contextmanager
+    def applied(model: nn.Module) -> Iterator[nn.Module]:
+        draws = {site: torch.Generator().manual_seed(seed) for site in region.sites}
+
+        def values(site: Site, activation: torch.Tensor) -> torch.Tensor:
+            here, stored = region.at(activation, site), bank[site.name]
+            if here.shape[1:] != stored.shape[1:]:
+                shapes = f"{tuple(here.shape[1:])}, the stored ones {tuple(stored.shape[1:])}"
+                raise UserError(f"resample: activations at '{site.name}' have shape {shapes}; give data of one shape")
+            rows = torch.randint(len(stored), (len(here),), generator=draws[site])
+            return stored[rows.to(stored.device)].to(activation.device)
+
+        with _replaced(region, values)(model) as ablated:
+            yield ablated
+
+    return Ablation(name, applied)
+
+
+def reinitialise(name: str, router: Router | ParameterRouter, seed: int) -> Ablation:
+    """The region's parameters (rows of the layer that makes its units, or slices) are drawn anew as modules draw them.
+
+    Raises: UserError when applied if no such layer was found, or a module has no `reset_parameters`.
+    """
+
+    def fresh(parameter: nn.Parameter, module: nn.Module) -> torch.Tensor:
+        twin: Any = copy.deepcopy(module)
+        if not hasattr(twin, "reset_parameters"):
+            raise UserError(f"reinitialise '{name}': a {type(module).__name__} has no reset_parameters; give it one")
+        own = next(key for key, value in module.named_parameters(recurse=False) if value is parameter)
+        with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []):
+            torch.manual_seed(seed)
+            twin.reset_parameters()
+        drawn: torch.Tensor = twin.get_parameter(own).detach()
+        return drawn
+
+    return Ablation(name, _overwritten(router, name, fresh))
+
+
+def remove(name: str, router: Router, example: torch.Tensor) -> Ablation:
+    """The region's units are taken out of the structure: a smaller copy of the model, checked on `example`."""
+    region = router.regions[name]
+
+    @contextmanager
+    def applied(model: nn.Module) -> Iterator[nn.Module]:
+        for site in region.sites:
+            model = removed(model, site.module, region.units, example)
+        yield model
+
+    return Ablation(name, applied)
+
+
+def _overwritten(
+    router: Router | ParameterRouter, name: str, values: Callable[[nn.Parameter, nn.Module], torch.Tensor]
+) -> Applied:
+    @contextmanager
+    def applied(model: nn.Module) -> Iterator[nn.Module]:
+        parts = router.parts(name)
+        if not parts:
+            raise UserError(f"region '{name}': the layer that makes its units was not found; ablate it by zero or mean")
+        modules = {p: module for module in model.modules() for p in module.parameters(recurse=False)}
+        kept = {parameter: parameter.detach().clone() for parameter in parts}
+        try:
+            for parameter, mask in parts.items():
+                new = values(parameter, modules[parameter])
+                parameter.data.copy_(torch.where(mask.to(parameter.device), new, parameter.detach()))
+            yield model
+        finally:
+            for parameter, before in kept.items():
+                parameter.data.copy_(before)
+
+    return applied

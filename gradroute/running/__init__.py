@@ -1,0 +1,1 @@
+"""One run or many, from checked configurations to their folders."""

@@ -1,0 +1,84 @@
+"""What the terminal shows while a run goes on; plain lines where the output is no terminal."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from gradroute.training.objectives import Term
+
+TITLES = {
+    "mse": "mean squared error on the test images, pixels in [-1, 1]",
+    "accuracy": "accuracy on the test images, 0 to 1",
+    "cross_entropy": "cross-entropy on the test documents, nats per token",
+}
+
+
+def describe(means: dict[Term, float]) -> str:
+    """The losses of an epoch on one line."""
+    return "  ".join(
+        f"{term.head} {term.metric} {term.group if term.region == 'all' else term.region} {mean:.4f}"
+        for term, mean in means.items()
+        if term.head != "penalty"
+    )
+
+
+class Progress:
+    """A bar with the time left on a terminal, one line an epoch elsewhere; every line also goes to the log.
+
+    With `quiet` only to the log: of runs that are trained together the first one shows its losses.
+    """
+
+    def __init__(self, log: Callable[[str], None], quiet: bool = False) -> None:
+        self._log = log
+        self._console = Console(quiet=quiet)
+        if not self._console.is_terminal:
+            self._console = Console(width=160, quiet=quiet)
+        self._bar: Bar | None = None
+        self._title = ""
+
+    @contextmanager
+    def running(self, title: str) -> Iterator[None]:
+        """Show the epochs made inside under `title`."""
+        self._title = title
+        if not self._console.is_terminal:
+            yield
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Bar(*columns, TimeRemainingColumn(), TextColumn("{task.fields[losses]}"), console=self._console) as bar:
+            bar.add_task(title, total=None, losses="")
+            self._bar = bar
+            yield
+        self._bar = None
+
+    def epoch(self, epoch: int, epochs: int, means: dict[Term, float]) -> None:
+        """Show that an epoch ended with these mean losses."""
+        line = f"{self._title}: epoch {epoch}/{epochs}  {describe(means)}"
+        self._log(line)
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], total=epochs, completed=epoch, losses=describe(means))
+        else:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def headline(self, path: Path, final: Sequence[dict[str, Any]], groups: Sequence[str]) -> None:
+        """Print the run's headline numbers, one row a head, one column a group, and the folder."""
+        metric = next((m for m in TITLES if any(row["metric"] == m for row in final)), "cross_entropy")
+        table = Table(title=TITLES[metric])
+        table.add_column("head")
+        table.add_column("region")
+        for group in groups:
+            table.add_column(group, justify="right")
+        values = {(r["head"], r["region"], r["group"]): r["value"] for r in final if r["metric"] == metric}
+        if not values:  # not evaluated
+            self._console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+            return
+        for head, region in dict.fromkeys((h, r) for h, r, _ in values):
+            cells = [f"{values[head, region, g]:.3f}" if (head, region, g) in values else "" for g in groups]
+            table.add_row(head, region, *cells)
+        self._console.print(table)
+        self._console.print(str(path), soft_wrap=True, highlight=False, markup=False)

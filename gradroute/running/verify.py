@@ -1,0 +1,235 @@
+"""`gradroute-verify RUN`: check a finished run's files, the ledger's claims, and its metrics from the weights."""
+
+import argparse
+import itertools
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradroute.config.schema import Config
+from gradroute.errors import UserError, plain_text
+from gradroute.records import run_folder, run_reader
+from gradroute.routing.routes import Route, read_route
+from gradroute.running.exit_status import guarded
+
+if TYPE_CHECKING:
+    from gradroute.tasks.base import Problem
+
+TOLERANCE = 1e-3  # relative, of a metric computed again: other processors sum in another order
+ERRORS = ("mse", "mae", "accuracy", "cross_entropy", "cross_entropy_unrouted")  # the metrics that are computed again
+NOT_KEPT = "model_relearned"  # heads whose models a run does not keep
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One thing that a run says of itself, and what was found."""
+
+    what: str
+    holds: bool
+    found: str
+
+
+def file_claims(run: Path, manifest: dict[str, Any]) -> Iterator[Claim]:
+    """Every file has the checksum that the manifest gives; no file is missing or came later."""
+    listed = manifest["files"]
+    damaged = []
+    for name in listed:
+        try:
+            run_reader.check_files(run, manifest, [name])
+        except UserError as error:
+            damaged.append(str(error))
+    present = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_symlink() or not p.is_dir()}
+    present -= {"manifest.json"}
+    added = sorted(present - set(listed))
+    found = "; ".join(damaged) or f"{len(listed)} files agree"
+    yield Claim("every file has the checksum in the manifest", bool(listed) and not damaged, found)
+    yield Claim("no file was added", not added, ", ".join(added) or "none")
+
+
+def _values_in(route: Route, row: dict[str, Any]) -> list[tuple[float, float]]:
+    """Weight and forward factor at the updates of a ledger's row where they may be extreme: at its ends and kinks."""
+    first, last = row["from_step"], row["to_step"] - 1
+    kinks = [first, last, route.start, route.start + route.ramp, last if route.stop is None else route.stop]
+    steps = {min(max(kink + offset, first), last) for kink in kinks for offset in (-1, 0, 1)}
+    return [route.at(step) for step in sorted(steps)]
+
+
+def _weights_in(route: Route, row: dict[str, Any]) -> tuple[float, float]:
+    """Smallest and largest weight that the configuration asks for at the updates of a ledger's row."""
+    weights = [weight for weight, _ in _values_in(route, row)]
+    return min(weights), max(weights)
+
+
+def _closed_in(route: Route, row: dict[str, Any]) -> bool:
+    """Whether no gradient may pass at any update of the row, by the mask or by the forward factor."""
+    return all(0 in values for values in _values_in(route, row))
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-9)  # the ledger has six digits
+
+
+def ledger_claims(config: Config, ledger: Rows, points: int) -> Iterator[Claim]:
+    """The ledger says what the configuration asks for: weights, and no routed gradient where the weight is 0.
+
+    `points`: how many data points training took, counted once an epoch.
+    """
+    routing = config.routing
+    ends = sorted({(row["from_step"], row["to_step"]) for row in ledger})
+    joined = bool(ends) and ends[0][0] == 0 and all(a[1] == b[0] for a, b in itertools.pairwise(ends))
+    yield Claim("the ledger has no gap", joined, f"{len(ends)} windows, {ends[-1][1] if ends else 0} updates")
+    for region in routing.regions:
+        counted = sum(row["points"] or 0 for row in ledger if row["region"] == region)
+        what = f"every data point of every epoch is in the ledger of '{region}'"
+        yield Claim(what, counted == points, f"{counted:.0f} of {points}")
+    for group in routing.groups:
+        for region in routing.regions:
+            spec = routing.routes.get(group, {}).get(region, 1.0)
+            route = read_route(spec, f"routing.routes.{group}.{region}")
+            rows = [row for row in ledger if (row["group"], row["region"]) == (group, region)]
+            yield _weight_claim(group, region, route, rows)
+            yield _gradient_claim(group, region, route, rows, config.losses.groups.get(group, 1.0) != 0)
+    for region, settings in routing.regions.items():
+        rows = [row for row in ledger if (row["group"], row["region"]) == ("all", region)]
+        if settings.parameters is not None:
+            yield _frozen_claim(config, region, [row["shifted"] for row in rows if row["shifted"] is not None])
+
+
+def _frozen_claim(config: Config, region: str, shifts: list[float]) -> Claim:
+    what = f"'{region}' and its optimizer state stayed to the bit when only groups came that may not touch it"
+    if shifts:
+        return Claim(what, max(shifts) == 0, f"largest change {max(shifts):g}")
+    closed = any(row.get(region) == 0 for row in config.routing.routes.values())
+    expected = closed and config.trainer.batches == "by_group"  # mixed batches may never be of such groups alone
+    return Claim(what, not expected, "no such update was measured")
+
+
+def _weight_claim(group: str, region: str, route: Route, rows: Rows) -> Claim:
+    what = f"the weight of {group} in '{region}' was as configured"
+    for row in rows:
+        if row["weight_min"] is None or row["weight_max"] is None:
+            return Claim(what, False, f"updates {row['from_step']} to {row['to_step']}: not in the ledger")
+        low, high = _weights_in(route, row)
+        if not (_close(row["weight_min"], low) and _close(row["weight_max"], high)):
+            found = f"updates {row['from_step']} to {row['to_step']}: {row['weight_min']:g} to {row['weight_max']:g}"
+            return Claim(what, False, f"{found}, configured {low:g} to {high:g}")
+    low = min((row["weight_min"] for row in rows), default=math.nan)
+    high = max((row["weight_max"] for row in rows), default=math.nan)
+    return Claim(what, bool(rows), f"{low:g}" if low == high else f"{low:g} to {high:g}")
+
+
+def _gradient_claim(group: str, region: str, route: Route, rows: Rows, trains: bool) -> Claim:
+    """Of the task loss: exactly 0 where the weight was 0 in a whole window, and not always 0 where it never was.
+
+    A group that does not train, its loss having weight 0, must not reach anything.
+    """
+    measured = [row for row in rows if row["routed"] is not None]
+    silent = [row for row in measured if not trains or _closed_in(route, row)]
+    largest = max((row["routed"] for row in (silent or measured)), default=math.nan)
+    found = f"largest norm {largest:g} in {len(silent or measured)} windows"
+    unrouted = max((row["unrouted"] or 0.0 for row in measured), default=0.0)
+    if unrouted:
+        found += f"; unrouted penalties {unrouted:g}, as they may"
+    if len(measured) < len(rows):
+        return Claim(f"{group}'s gradient in '{region}' was measured", False, f"{len(measured)} of {len(rows)} windows")
+    if silent:
+        return Claim(f"{group}'s task loss never reached '{region}'", largest == 0, found)
+    return Claim(f"{group}'s task loss reached '{region}'", largest > 0, found)
+
+
+def _difference(metric: str, one: float, other: float) -> float:
+    """Relative difference; of accuracies a tenth of the difference, for close calls may turn out otherwise."""
+    if math.isnan(one) or math.isnan(other):
+        return math.inf
+    return abs(one - other) / (10 if metric == "accuracy" else max(abs(other), 1e-12))
+
+
+def metric_claims(problem: "Problem", run: Path) -> Iterator[Claim]:
+    """The run's test metrics come out again from its weights."""
+    import torch
+
+    from gradroute.tasks.parts import read_weights
+
+    config = problem.config
+    for name in problem.expected():
+        problem.make(name)
+    read_weights(run, problem.modules())
+    with torch.no_grad():
+        measured = list(problem.measure(problem.ablations() if "ablate" in config.steps else []))
+    final = run_folder.final_rows(run_reader.read_metrics(run))
+    kept = [row for row in final if row["metric"] in ERRORS and not row["head"].startswith(NOT_KEPT)]
+    recorded = {(r["group"], r["head"], r["region"], r["metric"]): r["value"] for r in kept}
+    again = {
+        (group, head.name, head.region, metric): value for group, head, metric, value in measured if metric in ERRORS
+    }
+    for head, region in dict.fromkeys((head, region) for _, head, region, _ in [*again, *recorded]):
+        keys = [key for key in {**again, **recorded} if key[1:3] == (head, region)]
+        pairs = [(recorded.get(key, math.nan), again.get(key, math.nan)) for key in keys]
+        worst = max(_difference(key[3], *pair) for key, pair in zip(keys, pairs, strict=True))
+        what = f"the errors of {head}, region {region}, come out again from its weights"
+        yield Claim(what, worst <= TOLERANCE, f"{len(pairs)} values, largest relative difference {worst:.1e}")
+
+
+def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
+    """Every claim of a finished run, checked. Raises: UserError if it is no run, or its groups need `run_code`."""
+    manifest = run_reader.read_manifest(run)
+    if manifest["state"] != "finished":
+        raise UserError(f"{run}: the run is not finished (state: {run_reader.state(run, manifest)})")
+    yield from file_claims(run, manifest)
+    config = run_reader.read_config(run)
+    if not run_code:
+        run_reader.refuse_code(run, run_reader.predicates(config), "--run-code")
+    from gradroute.tasks.registry import build_problem
+
+    config.trainer.device = "cpu"
+    problem = build_problem(config, run=run)
+    same = problem.sha256 == manifest.get("dataset_sha256")
+    yield Claim("the data are those of the run", same, problem.sha256[:12])
+    if config.ledger.enabled:
+        points = config.trainer.epochs * problem.routed.numel()
+        yield from ledger_claims(config, run_reader.read_ledger(run), points)
+    else:
+        yield Claim("the run has a ledger", False, "ledger.enabled=false: nothing proves its routes")
+    if "evaluate" in config.steps and config.checkpoint.keep == "none":
+        yield Claim("the metrics come out again", False, "checkpoint.keep=none: there are no weights to try it with")
+    elif "evaluate" in config.steps:
+        yield from metric_claims(problem, run)
+
+
+def verify(run: Path, run_code: bool = False) -> bool:
+    """Check a run and print a table of its claims; returns whether all hold. Raises: UserError if it is no run."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    claims = list(claims_of(run, run_code))
+    table = Table(title=escape(plain_text(run)))
+    for title in ("claim", "", "found"):
+        table.add_column(title, overflow="fold")
+    for claim in claims:
+        ends = "[green]pass[/]" if claim.holds else "[bold red]FAIL[/]"
+        table.add_row(escape(plain_text(claim.what)), ends, escape(plain_text(claim.found)))
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
+    failed = sum(not claim.holds for claim in claims)
+    console.print(f"{len(claims) - failed} of {len(claims)} claims hold")
+    return not failed
+
+
+def main() -> None:
+    """Entry point of `gradroute-verify`: exit status 0 if every claim holds, 1 if one does not, 2 for no run."""
+    parser = argparse.ArgumentParser(prog="gradroute-verify", description=(__doc__ or "").strip())
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, outputs/<experiment>/<run>")
+    parser.add_argument("--run-code", action="store_true", help="run the predicates that the run's groups name")
+    arguments = parser.parse_args()
+    held: list[bool] = []
+    status = guarded(lambda: held.append(verify(arguments.run, arguments.run_code)))
+    sys.exit(status or (0 if all(held) else 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""A cheap guess at the regions: from one unrouted run, which units the groups use of themselves."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradroute.config.grammar import literal
+from gradroute.config.schema import Config
+from gradroute.errors import UserError
+from gradroute.routing.routes import read_routes
+from gradroute.routing.sites import observed
+from gradroute.search.space import Overrides
+from gradroute.tasks.base import Problem
+from gradroute.tasks.parts import read_weights
+from gradroute.tasks.registry import build_problem
+
+POINTS = 512  # of each group
+
+
+def unrouted(config: Config) -> Config:
+    """The same without routes: what the groups use of themselves."""
+    return replace(config, routing=replace(config.routing, routes={}))
+
+
+def guess(config: Config, run: Path, by: str, placebos: int, seed: int) -> tuple[Overrides, list[Overrides]]:
+    """Regions for the routes of `config`, as overrides, from the `run` of its `unrouted` form; and placebos.
+
+    Every unit goes to the region whose groups prefer it most: whose share of their whole activity (`by` activation, the
+    mean |activation|; or gradient, the mean |gradient| of their task loss) at the site exceeds that of the other groups
+    most. A placebo has as many units in each region, drawn at random.
+
+    Raises: UserError if fewer than two regions at one site are routed apart.
+    """
+    problem = build_problem(unrouted(config))
+    read_weights(run, {"model": problem.model})
+    owners = _owners(config)
+    sites = {name: problem.router.regions[name].sites for name in owners}
+    if len(owners) < 2 or len(set(sites.values())) > 1:
+        raise UserError("search.guess: needs two or more regions of the same sites, with routes that tell them apart")
+    units = sorted({unit for name in owners for unit in problem.router.regions[name].units})
+    used = {
+        group: _shares(problem, number, by, next(iter(owners)))[units] for number, group in enumerate(problem.names)
+    }
+    others = {name: [group for group in used if group not in groups] for name, groups in owners.items()}
+    liking = torch.stack([_mean(used, groups) - _mean(used, others[name]) for name, groups in owners.items()])
+    return _overrides(list(owners), units, liking, placebos, seed)
+
+
+def _owners(config: Config) -> dict[str, list[str]]:
+    """Regions of activations by the groups that alone train them: those of the highest weight, if not all have it."""
+    routing, groups = config.routing, list(config.routing.groups)
+    weights = {key: route.weight for key, route in read_routes(routing.routes, groups, routing.regions).items()}
+    found = {}
+    for name, region in routing.regions.items():
+        mine = {group: weights.get((group, name), 1.0) for group in groups}
+        owners = [group for group in groups if mine[group] == max(mine.values())]
+        if region.parameters is None and len(owners) < len(groups):
+            found[name] = owners
+    return found
+
+
+def _mean(used: Mapping[str, torch.Tensor], groups: list[str]) -> torch.Tensor:
+    return torch.stack([used[group] for group in groups]).mean(0)
+
+
+def _shares(problem: Problem, group: int, by: str, region: str) -> torch.Tensor:
+    """Each unit's share of a group's activity, or gradient, at a region's sites, `(units,)`."""
+    own = (problem.routed == group).flatten(1).any(1) if problem.routed.dim() > 1 else problem.routed == group
+    rows = torch.nonzero(own).flatten()[:POINTS]
+    sites = problem.router.regions[region].sites
+    with observed(problem.model, sites) as seen:
+        terms: Mapping[Any, Any] = problem.objective()(*problem.batch(rows))
+    activations = [seen[site.name] for site in sites]
+    found = activations
+    if by == "gradient":
+        task = [
+            weight * value for term, (value, weight) in terms.items() if term.head not in ("certificate", "penalty")
+        ]
+        found = list(torch.autograd.grad(torch.stack(task).sum(), activations))
+    summed = torch.stack([s.units_last(v).detach().float().abs().flatten(0, -2).mean(0)
+                          for s, v in zip(sites, found, strict=True)]).mean(0)  # fmt: skip
+    return summed / summed.sum().clamp(min=1e-12)
+
+
+def _overrides(
+    names: list[str], units: list[int], liking: torch.Tensor, placebos: int, seed: int
+) -> tuple[Overrides, list[Overrides]]:
+    """The guess and the placebos; a region that no unit prefers most gets the one that it likes best."""
+    chosen = liking.argmax(0)
+    for number in range(len(names)):
+        if not bool((chosen == number).any()):
+            chosen[liking[number].argmax()] = number
+
+    def written(owner: torch.Tensor) -> Overrides:
+        parts = {
+            name: [u for u, o in zip(units, owner.tolist(), strict=True) if o == i] for i, name in enumerate(names)
+        }
+        return [f"routing.regions.{name}.units={literal(part)}" for name, part in parts.items()]
+
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [chosen[torch.randperm(len(units), generator=generator)] for _ in range(placebos)]
+    return written(chosen), [written(owner) for owner in drawn]

@@ -1,0 +1,111 @@
+"""What a search looks for in a run's numbers, and when a run is hopeless."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gradroute.config.schema import Config
+from gradroute.errors import UserError
+from gradroute.reporting.language_tables import RELEARNED
+from gradroute.search.schema import ObjectiveConfig, PruningConfig
+
+Point = list[float]  # how many updates were made, and each objective then
+
+
+def default_objectives(config: Config) -> dict[str, ObjectiveConfig]:
+    """What is looked for in runs of `config` if a search does not say: little leakage at a low cost.
+
+    Of images, localization and the reconstruction or accuracy; of a language model, the loss on the forget set after
+    it was relearned from the most documents, and the loss on the retain set before that.
+
+    Raises: UserError for a language model that does not relearn, or that has several groups to retain.
+    """
+    if config.dataset.text is not None:
+        return _of_language(config)
+    localization = ObjectiveConfig("localization", "score", group="all", goal="higher")
+    if config.model.resnet is not None:
+        return {"localization": localization, "accuracy": ObjectiveConfig("accuracy", goal="higher")}
+    return {"localization": localization, "reconstruction": ObjectiveConfig("mse")}
+
+
+def _of_language(config: Config) -> dict[str, ObjectiveConfig]:
+    relearn = config.relearn if "relearn" in config.steps else None
+    others = [group for group in config.routing.groups if relearn and group != relearn.group]
+    if relearn is None or len(others) != 1:
+        fault = f"several groups are retained ({', '.join(others)})" if relearn else "no run relearns"
+        raise UserError(f"search.objectives: is empty, and {fault}; say what is looked for")
+    head, region = _before_relearning(config)
+    return {
+        "relearned": ObjectiveConfig(
+            "cross_entropy", f"{RELEARNED}{max(relearn.documents)}", group=relearn.group, goal="higher"
+        ),
+        "retained": ObjectiveConfig("cross_entropy", head, region, others[0]),
+    }
+
+
+def _before_relearning(config: Config) -> tuple[str, str]:
+    """Head and region of the model that is to relearn: what the last step before left."""
+    for step, head in (("finetune", "model_finetuned"), ("unlearn", "model_unlearned")):
+        if step in config.steps:
+            return head, "all"
+    if "ablate" not in config.steps:
+        return "model", "all"
+    given = config.ablation.region
+    ablated = [next(iter(config.routing.regions))] if given is None else [given] if isinstance(given, str) else given
+    return "model_ablated", "+".join(ablated)
+
+
+def value_of(rows: Sequence[Mapping[str, Any]], objective: ObjectiveConfig) -> float | None:
+    """The objective in a run's rows; None if it is not there."""
+    key = (objective.head, objective.region, objective.metric)
+    found = {r["group"]: float(r["value"]) for r in rows if (r["head"], r["region"], r["metric"]) == key}
+    if objective.group != "mean":
+        return found.get(objective.group)
+    values = [value for group, value in found.items() if group != "all"]
+    return statistics.fmean(values) if values else None
+
+
+def hopeless(
+    point: Point, others: Sequence[Sequence[Point]], objectives: Sequence[ObjectiveConfig], rule: PruningConfig
+) -> bool:
+    """Whether a trial is, by `rule.margin`, worse in every objective than the median of others after as many updates.
+
+    Args:
+        point: where the trial is.
+        others: the curves of those before it; at least `rule.after` must have come as far.
+    """
+    at = [found for curve in others for found in curve if found[0] == point[0]]
+    if len(at) < rule.after or len(point) != len(objectives) + 1:
+        return False
+    worse = []
+    for number, objective in enumerate(objectives, 1):
+        median = statistics.median(found[number] for found in at)
+        sign = 1 if objective.goal == "lower" else -1
+        worse.append(sign * (point[number] - median) > rule.margin * abs(median))
+    return all(worse)
+
+
+def pareto(costs: Sequence[Sequence[float]]) -> list[int]:
+    """Places of the rows that no other row beats: is as low in every column, and lower in one."""
+    return [
+        place
+        for place, mine in enumerate(costs)
+        if not any(all(a <= b for a, b in zip(c, mine, strict=True)) and list(c) != list(mine) for c in costs)
+    ]
+
+
+def by_reference(costs: Sequence[Sequence[float]], reference: Sequence[float] | None = None) -> list[int]:
+    """Places of the front in the order of their largest excess over `reference`, each column scaled to its range there.
+
+    Those that are as low as it everywhere come first, then those that miss it least (Wierzbicki's reference point).
+    Without one it is the lowest of every column.
+    """
+    found = pareto(costs)
+    columns = list(zip(*(costs[place] for place in found), strict=True))
+    point, span = reference or [min(c) for c in columns], [max(c) - min(c) or 1.0 for c in columns]
+
+    def order(place: int) -> tuple[float, float, int]:
+        excess = [(value - at) / s for value, at, s in zip(costs[place], point, span, strict=True)]
+        return max(excess), sum(excess), place
+
+    return sorted(found, key=order)

@@ -1,0 +1,119 @@
+"""The typed schema of a search, and its checks; a key that is not below is refused."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gradroute.errors import UserError, unknown
+from gradroute.records.run_folder import UNITS
+
+GOALS = ("lower", "higher")
+
+
+@dataclass
+class ObjectiveConfig:
+    """One number of a run's `summary.json` to make `lower` or `higher`; group `mean` is the mean over its groups."""
+
+    metric: str = "mse"
+    head: str = "decoder"
+    region: str = "all"
+    group: str = "mean"
+    goal: str = "lower"
+
+
+@dataclass
+class PruningConfig:
+    """When a trial is given up while it trains: see `gradroute.search.objectives.hopeless`.
+
+    after: how many trials must have come as far. margin: by which share it must be worse.
+    """
+
+    enabled: bool = True
+    after: int = 8
+    margin: float = 0.0
+
+
+@dataclass
+class FinalConfig:
+    """Which trials are made again with fresh seeds before anything is claimed, and how.
+
+    best: of the search's front, and of the random baseline's. seeds: from `first_seed` on. overrides: of those runs.
+    """
+
+    best: int = 2
+    seeds: int = 3
+    first_seed: int = 100
+    overrides: list[str] = field(default_factory=lambda: ["trainer=fast"])
+
+
+@dataclass
+class GuessConfig:
+    """A cheap guess at the regions from one unrouted run, and placebos: random units, as many.
+
+    overrides: of the unrouted run. by: what a unit's groups are told apart by, `activation` or `gradient`.
+    """
+
+    overrides: list[str] = field(default_factory=list)
+    by: str = "activation"
+    placebos: int = 2
+
+
+@dataclass
+class SearchConfig:
+    """A study over a declared space of configurations.
+
+    space: by the key that is set, or any name if `choices` set several; see `gradroute.search.space`. objectives: by
+    name, what is looked for; several have a Pareto front. Without any they are those of
+    `gradroute.search.objectives.default_objectives`. overrides: of every trial. random: trials of the random baseline,
+    in a study of its own. workers: processes on this machine; the same command elsewhere is one more.
+    """
+
+    name: str = "search"
+    space: dict[str, Any] = field(default_factory=dict)
+    objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    trials: int = 40
+    random: int = 0
+    seed: int = 0
+    workers: int = 1
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    final: FinalConfig = field(default_factory=FinalConfig)
+    guess: GuessConfig | None = None
+
+
+def search_from(source: Any) -> SearchConfig:
+    """A search from its file and overrides. Raises: UserError for what is unknown, mistyped or out of range."""
+    try:
+        search = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SearchConfig), source))
+    except OmegaConfBaseException as error:
+        raise UserError(f"search.{error.full_key}: {str(error).splitlines()[0]}") from None
+    assert isinstance(search, SearchConfig)
+    _check(search)
+    return search
+
+
+def _check(search: SearchConfig) -> None:
+    final, pruning = search.final, search.pruning
+    least = {
+        "trials": (search.trials, 1), "random": (search.random, 0), "workers": (search.workers, 1),
+        "pruning.after": (pruning.after, 2), "final.best": (final.best, 0), "final.seeds": (final.seeds, 2),
+        "final.first_seed": (final.first_seed, 0), "seed": (search.seed, 0),
+    }  # fmt: skip
+    for key, (value, lowest) in least.items():
+        if value < lowest:
+            raise UserError(f"search.{key}={value}: must be {lowest} or more")
+    if not 0 <= pruning.margin < 1:
+        raise UserError(f"search.pruning.margin={pruning.margin}: must be from 0 to below 1")
+    if not search.name.replace("_", "").isalnum():
+        raise UserError(f"search.name={search.name}: must be of letters, digits and _")
+    if not search.space:
+        raise UserError("search.space: is empty; nothing can be searched")
+    for name, objective in search.objectives.items():
+        if objective.metric not in UNITS:
+            raise unknown(f"metric of search.objectives.{name}:", objective.metric, UNITS)
+        if objective.goal not in GOALS:
+            raise unknown(f"goal of search.objectives.{name}:", objective.goal, GOALS)
+    if search.guess and search.guess.by not in ("activation", "gradient"):
+        raise unknown("search.guess.by", search.guess.by, ("activation", "gradient"))

@@ -1,0 +1,248 @@
+"""A search: studies of Optuna in one journal file, whose trials are ordinary runs.
+
+Any number of processes may work on it. A trial whose process is gone is asked for again, with the same values: its run
+is gone on with from its checkpoint, or taken as it is if it had finished.
+"""
+
+import json
+import os
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from gradroute.comparison.runs import read_run
+from gradroute.config.compose import configuration
+from gradroute.config.grammar import merged
+from gradroute.config.schema import Config
+from gradroute.errors import UserError
+from gradroute.records import locks
+from gradroute.records.provenance import version
+from gradroute.records.run_folder import write_atomically
+from gradroute.search.objectives import default_objectives, hopeless, value_of
+from gradroute.search.schema import SearchConfig
+from gradroute.search.space import Overrides, ends, space
+
+IDENTITY = ("space", "objectives", "overrides", "seed", "pruning", "guess")  # what one study is one of
+FIXED = ("handmade", "guess", "placebo")  # trials that no sampler chose
+Said = Callable[[str], None]
+
+
+class Search:
+    """A search in its folder: `search` and the overrides of the command, which all of its trials have.
+
+    Raises: UserError if the folder has another search, or if no objectives are named and the experiment has none.
+    """
+
+    def __init__(
+        self, search: SearchConfig, overrides: Sequence[str], config_dir: Path | None = None, say: Said = print
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.search, self.given, self.config_dir, self.say = search, list(overrides), config_dir, say
+        self.space = space(search.space)
+        handmade = configuration(self.command([]), config_dir)
+        self.search = replace(search, objectives=search.objectives or default_objectives(handmade))
+        self.folder = Path(handmade.output_dir) / "searches" / search.name
+        self._worker: Path | None = None
+        self._open()
+
+    def config(self, overrides: Overrides, final: bool = False) -> Config:
+        """The configuration of a trial, or of its final run, which lie in the search's own folder."""
+        config = configuration(self.command(overrides, final), self.config_dir)
+        config.output_dir = str(self.folder / ("finals" if final else "trials"))
+        return config
+
+    def command(self, overrides: Overrides, final: bool = False) -> Overrides:
+        """The overrides of `gradroute-run` that make a trial's run, or a final one."""
+        return merged(self.search.final.overrides if final else self.search.overrides, self.given, overrides)
+
+    def _open(self) -> None:
+        identity = {key: value for key, value in asdict(self.search).items() if key in IDENTITY}
+        identity |= {"given": self.given, "gradroute": version("gradroute")}
+        about = self.folder / "search.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            if not about.exists():
+                write_atomically(about, json.dumps(identity, indent=2) + "\n")
+            try:
+                found = json.loads(about.read_text())
+                other = [key for key in identity if found[key] != json.loads(json.dumps(identity[key]))]
+                journal = str(self.folder / "study.journal")
+                self.storage = JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{self.folder}: damaged ({error}); give another search.name=") from None
+            if other:
+                raise UserError(f"{self.folder}: is a search of another {', '.join(other)}; give another search.name=")
+            goals = [one.goal for one in self.search.objectives.values()]
+            directions = [StudyDirection.MINIMIZE if goal == "lower" else StudyDirection.MAXIMIZE for goal in goals]
+            self.studies = {
+                name: optuna.create_study(
+                    storage=self.storage, study_name=name, directions=directions, load_if_exists=True
+                )
+                for name in ("search", "random")
+            }
+
+    def _alone(self) -> FileLock:
+        return FileLock(self.folder / ".asking")
+
+    def try_space(self) -> None:
+        """Check the configuration at every end and choice of the space. Raises: UserError for one that cannot be."""
+        tried = [ends(found) for found in self.space]
+        first = [own[0] for own in tried]
+        others = [[*first[:at], end, *first[at + 1 :]] for at, own in enumerate(tried) for end in own[1:]]
+        for parts in [first, *others]:
+            self.config(list(chain(*parts)))
+        self.config([], final=True)
+
+    def prepare(self) -> None:
+        """Have the hand-made mask, and the guess with its placebos, tried before all else."""
+        self.enqueue("handmade", [])
+        if self.search.guess is None:
+            return
+        with FileLock(self.folder / ".guessing"):
+            if any(trial.user_attrs.get("kind") == "guess" for trial in self.trials("search")):
+                return
+            from gradroute.running.runner import execute
+            from gradroute.search.guess import guess, unrouted
+
+            config = self.config(self.search.guess.overrides)
+            run = execute([unrouted(config)], reuse=True)[0]
+            if isinstance(run, Exception):
+                raise run
+            guessed, placebos = guess(config, run, self.search.guess.by, self.search.guess.placebos, self.search.seed)
+            for kind, overrides in [("guess", guessed), *(("placebo", placebo) for placebo in placebos)]:
+                self.enqueue(kind, overrides)
+
+    def busy(self) -> bool:
+        """Whether a process is at a trial."""
+        trials = [trial for name in self.studies for trial in self.trials(name)]
+        return any(trial.state == TrialState.RUNNING and not self._lost(trial) for trial in trials)
+
+    def enqueue(self, kind: str, overrides: Overrides) -> None:
+        """Have a trial of given overrides made before all others, once."""
+        with self._alone():
+            study = self.studies["search"]
+            fixed = {"kind": kind, "fixed": overrides}
+            if not any(self._same(trial, fixed) for trial in study.get_trials(deepcopy=False)):
+                study.enqueue_trial({}, user_attrs=fixed)
+
+    @staticmethod
+    def _same(trial: FrozenTrial, attributes: dict[str, Any]) -> bool:
+        return all(trial.user_attrs.get(key) == value for key, value in attributes.items())
+
+    def work(self) -> None:
+        """Make trials until there are as many as asked for; several processes may."""
+        self._worker = self.folder / "workers" / uuid.uuid4().hex
+        self._worker.mkdir(parents=True)
+        taken = locks.take(self._worker)
+        try:
+            for name, count in (("search", self.search.trials), ("random", self.search.random)):
+                while (trial := self._ask(name, count)) is not None:
+                    self._make(name, trial)
+        finally:
+            locks.release(self._worker, taken)
+            self._worker.rmdir()
+
+    def _lost(self, trial: FrozenTrial) -> bool:
+        worker = trial.user_attrs.get("worker")
+        return trial.state == TrialState.RUNNING and not (worker and locks.in_use(self.folder / "workers" / worker))
+
+    def trials(self, name: str) -> list[FrozenTrial]:
+        """A study's trials but those that were lost, which have others in their place."""
+        found = self.studies[name].get_trials(deepcopy=False)
+        return [trial for trial in found if not (trial.state == TrialState.FAIL and "error" not in trial.user_attrs)]
+
+    def _ask(self, name: str, count: int) -> Trial | None:
+        """The next trial with its overrides, unless enough were begun."""
+        study = self.studies[name]
+        with self._alone():
+            for lost in [trial for trial in self.trials(name) if self._lost(trial)]:
+                study.tell(lost.number, state=TrialState.FAIL)
+                kept = {key: value for key, value in lost.user_attrs.items() if key in ("kind", "fixed", "curve")}
+                study.enqueue_trial(lost.params, user_attrs=kept)
+            found = self.trials(name)
+            begun = [trial for trial in found if trial.state != TrialState.WAITING]
+            if len(begun) >= count + sum(trial.user_attrs.get("kind") in FIXED for trial in found):
+                return None
+            # of each trial its own, so that a search that is gone on with makes the same as one that was not stopped
+            seed = 2 * (self.search.seed * 100_003 + len(begun)) + (name == "random")  # not the same start
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.sampler = (
+                    optuna.samplers.RandomSampler(seed)
+                    if name == "random"
+                    else optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+                )
+            trial = study.ask()
+            assert self._worker is not None
+            trial.set_user_attr("worker", self._worker.name)
+            fixed = trial.user_attrs.get("fixed")
+            chosen = [override for one in self.space for override in one.suggest(trial)] if fixed is None else fixed
+            trial.set_user_attr("overrides", chosen)
+            return trial
+
+    def _make(self, name: str, trial: Trial) -> None:
+        """Make a trial's run and tell the study how it went."""
+        from gradroute.running.run import Pruned
+        from gradroute.running.runner import execute  # only now: torch takes seconds
+
+        objectives, rule = list(self.search.objectives.values()), self.search.pruning
+        began = time.monotonic()
+        may_end = rule.enabled and trial.user_attrs.get("kind") not in FIXED
+
+        def watch(step: int, rows: list[dict[str, Any]]) -> None:
+            found = [value_of(rows, objective) for objective in objectives]
+            point = [float(step), *(value for value in found if value is not None)]
+            before = [past for past in trial.user_attrs.get("curve", []) if past[0] < step]  # also of a lost process
+            trial.set_user_attr("curve", [*before, point])
+            others = [t.user_attrs.get("curve", []) for t in self.trials(name) if t.state.is_finished()]
+            if may_end and hopeless(point, others, objectives, rule):
+                raise Pruned(f"update {step}: in every objective worse than the median of the trials before it")
+
+        try:
+            config = self.config(trial.user_attrs["overrides"])
+            outcome = execute([config], reuse=True, watch=watch)[0]
+        except UserError as error:
+            outcome = error
+        trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
+        if isinstance(outcome, Pruned):
+            self._tell(name, trial, None, TrialState.PRUNED, f"given up at {outcome}")
+        elif isinstance(outcome, Exception):
+            reason = str(outcome).splitlines()[0] if str(outcome) else type(outcome).__name__
+            trial.set_user_attr("error", reason)
+            self._tell(name, trial, None, TrialState.FAIL, f"failed: {reason}")
+        else:
+            values = self.values(outcome)
+            trial.set_user_attr("run", os.path.relpath(outcome, self.folder))
+            said = ", ".join(f"{key} {value:.4f}" for key, value in zip(self.search.objectives, values, strict=True))
+            self._tell(name, trial, values, TrialState.COMPLETE, said)
+
+    def values(self, run: Path) -> list[float]:
+        """The objectives of a finished run. Raises: UserError for one that it did not write."""
+        read = read_run(run)
+        if read.left_out:
+            raise UserError(f"{run}: {read.left_out}")
+        values = {key: value_of(read.rows, one) for key, one in self.search.objectives.items()}
+        for key, value in values.items():
+            if value is None:
+                one = self.search.objectives[key]
+                wrote = sorted({f"{r['head']} {r['region']} {r['group']} {r['metric']}" for r in read.rows})
+                wanted = f"{one.head} {one.region} {one.group} {one.metric}"
+                raise UserError(f"search.objectives.{key}: no run writes {wanted}; there are: {'; '.join(wrote)}")
+        return [value for value in values.values() if value is not None]
+
+    def _tell(self, name: str, trial: Trial, values: list[float] | None, state: TrialState, said: str) -> None:
+        chosen = " ".join(trial.user_attrs["overrides"]) or "as the experiment has it"
+        self.say(f"{trial.user_attrs.get('kind', name)} {trial.number}: {said}; {chosen}")
+        self.studies[name].tell(trial, values, state)

@@ -1,0 +1,124 @@
+"""The problem of a classifier: images, labelled by the decoder and by a certificate per region (GR App. B.1)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gradroute.config.image_schema import ResNetSizes
+from gradroute.data.images.augmentation import augmented
+from gradroute.models.resnet import SplitResNet
+from gradroute.routing import Site
+from gradroute.routing.ablation import Ablation
+from gradroute.tasks.evaluation import CHUNK, Head, activations_at
+from gradroute.tasks.image_objectives import CROSS_ENTROPY, ClassificationObjective, cross_entropy
+from gradroute.tasks.images import ImageProblem
+from gradroute.training.devices import computing
+from gradroute.training.objectives import Batch
+
+SHOWN = 2048  # images whose activations an ablation by mean or resampling draws from
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """1 for each image whose label has the largest logit, else 0, `(batch,)`."""
+    return (logits.argmax(1) == labels).float()
+
+
+class Classification(ImageProblem):
+    """Images to classify. Raises: UserError for every mistake in the configuration or the data."""
+
+    error = CROSS_ENTROPY
+    measures = {"accuracy": accuracy, "cross_entropy": cross_entropy}  # noqa: RUF012
+    scored = "accuracy"
+
+    @property
+    def sizes(self) -> ResNetSizes:
+        """The model's."""
+        assert self.config.model.resnet is not None  # by `setup`
+        return self.config.model.resnet
+
+    @property
+    def classes(self) -> int:
+        """How many labels the data set has."""
+        return self.data.classes
+
+    def shaped(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `(n, channels, height, width)`, in the order of memory that is faster."""
+        return images.view(-1, *(1, *self.data.shape)[-3:]).contiguous(memory_format=self.memory_format)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Channels last where that is faster: not in bfloat16 on a CPU (there 111 to 85 ms an update were measured)."""
+        first = self.device.type == "cpu" and self.config.trainer.precision == "bfloat16"
+        return torch.contiguous_format if first else torch.channels_last
+
+    def built(self) -> None:
+        """Normalise by the pixels of the training images."""
+        assert isinstance(self.model, SplitResNet)
+        self.model.normalise.fit(self.train_images)
+        for module in (self.model, self.certificates):
+            module.to(memory_format=self.memory_format)
+            module.eval()  # `in_training` sets what it trains to training
+
+    def objective(self) -> ClassificationObjective:
+        """The training loss."""
+        parts, several = (self.model, self.certificates, self.router), self.sizes.norm == "batch"
+        options = self.objective_options()
+        return ClassificationObjective(*parts, self.config.losses, several_passes=several, **options)
+
+    def batch(self, chosen: torch.Tensor) -> Batch:
+        """Images `(batch, channels, height, width)`, augmented, their labels and their group numbers."""
+        return self._augmented(chosen), self.data.train_labels[chosen], self.routed[chosen]
+
+    def _augmented(self, chosen: torch.Tensor) -> torch.Tensor:
+        images, augment = self.train_images[chosen], self.config.dataset.augment
+        changed = images if augment is None else augmented(images, augment)
+        return changed.contiguous(memory_format=self.memory_format)
+
+    def targets(self, train: bool) -> torch.Tensor:
+        """The labels."""
+        return self.data.train_labels if train else self.data.test_labels
+
+    def encodings(self, region: str) -> Callable[[torch.Tensor], Batch]:
+        """What a region shows of images to train on, augmented anew each time, and their labels, by their row numbers.
+
+        Kept for all images they would fill the memory.
+        """
+        found = self.router.regions[region]
+
+        def batch(chosen: torch.Tensor) -> Batch:
+            with computing(self.config.trainer.precision, self.device):
+                seen = activations_at(self.model, found.sites, self._augmented(chosen))
+            return found.select(seen), self.data.train_labels[chosen]
+
+        return batch
+
+    def activations(self, sites: tuple[Site, ...]) -> dict[str, torch.Tensor]:
+        """Activations of the first training images at some sites, by name; of all they would fill the memory."""
+        return activations_at(self.model, sites, self.train_images[:SHOWN])
+
+    def unseen(self, chosen: torch.Tensor) -> float:
+        """The share that is wrong of always naming the most frequent label."""
+        counts = self.data.test_labels[chosen].bincount()
+        return 1 - float(counts.max() / counts.sum())
+
+    def scored_error(self, value: float) -> float:
+        """The share that is wrong."""
+        return 1 - value
+
+    def pictured(self, units: torch.Tensor) -> torch.Tensor:
+        """Each channel's mean over positions, `(n, units)`."""
+        return units.flatten(1, -2).mean(1) if units.dim() > 2 else units
+
+    def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What every report draws from, and each head's confusion matrix `(true, named)`, counts of test images."""
+        arrays, names = self.shown()
+        matrices: dict[Head, torch.Tensor] = {}
+        data = (self.test_images, self.data.test_labels, self.test_groups)
+        for images, labels, groups in zip(*(tensor.split(CHUNK) for tensor in data), strict=True):
+            for head, logits in self.heads(ablations, images, groups).items():
+                pairs = labels * self.classes + logits.argmax(1)
+                counts = pairs.bincount(minlength=self.classes**2).view(self.classes, -1)
+                matrices[head] = matrices[head] + counts if head in matrices else counts
+        arrays |= {f"confusion/{head.name}/{head.region}": counts for head, counts in matrices.items()}
+        return arrays, names | {"classes": self.classes, "norm": self.sizes.norm}

@@ -1,0 +1,225 @@
+"""The losses of models of images: of autoencoders and of classifiers, with a decoder and certificates (GR App. B)."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradroute.config.schema import LossesConfig
+from gradroute.routing import OneGroup, Router
+from gradroute.routing.monitor import Watched
+from gradroute.training.objectives import (
+    CORRELATION,
+    UNLABELLED,
+    Batch,
+    Objective,
+    Part,
+    Term,
+    Terms,
+    at_least_float32,
+    correlation_penalty,
+    group_means,
+    in_parts,
+    l1_penalty,
+)
+
+
+def absolute_error(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of each image, `(batch,)`, for both `(batch, pixels)`."""
+    return (at_least_float32(reconstruction) - images).abs().mean(1)
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each image, `(batch,)`, in nats, of logits `(batch, classes)` and labels `(batch,)`."""
+    return nn.functional.cross_entropy(at_least_float32(logits), labels, reduction="none")
+
+
+@dataclass(frozen=True)
+class Error:
+    """What heads are trained on: its name in the metrics, and its value for each output, `(batch,)`."""
+
+    metric: str
+    each: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+MAE, CROSS_ENTROPY = Error("mae", absolute_error), Error("cross_entropy", cross_entropy)
+
+
+@contextmanager
+def in_training(module: nn.Module) -> Iterator[None]:
+    """Training mode inside and evaluation mode after it: batch norm knows the difference."""
+    module.train()
+    try:
+        yield
+    finally:
+        module.eval()
+
+
+class CertificateObjective(Objective):
+    """A certificate's error on all images, from encodings that are not trained."""
+
+    def __init__(self, certificate: nn.Module, region: str, error: Error = MAE) -> None:
+        self.term = Term("fresh_certificate", "all", region, error.metric)
+        super().__init__({self.term: 1.0})
+        self.certificate, self.error = certificate, error
+
+    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+        """Rows, with their share of the batch's."""
+        for part in in_parts(batch, number):
+            yield (*part, len(part[0]) / len(batch[0]))
+
+    def forward(self, encodings: torch.Tensor, targets: torch.Tensor, share: float = 1.0) -> Terms:
+        """Terms for encodings `(batch, …, units)`, and images `(batch, pixels)` or labels `(batch,)`.
+
+        They are of a part of a batch that has this `share` of its rows.
+        """
+        with in_training(self):
+            output = self.certificate(encodings)
+        return {self.term: (self.error.each(output, targets).mean() * share, self.weights[self.term])}
+
+
+class DecoderObjective(Objective):
+    """The training loss of a routed encoder with a decoder and certificates (GR App. B): every term's value and weight.
+
+    Args:
+        partial: some points carry no label (-1). They are a group `unlabelled`, and each group's mean then weighs its
+            share of the batch, times the number of groups: who is unlabelled must not change what is learned.
+        skip_absent: leave the term of a group out when the batch has none of its points, instead of giving it value 0.
+    """
+
+    router: Router
+    error: Error
+
+    def __init__(
+        self, model: nn.Module, certificates: nn.ModuleDict, router: Router, losses: LossesConfig,
+        partial: bool = False, skip_absent: bool = False,
+    ) -> None:  # fmt: skip
+        names, metric = [*router.groups, UNLABELLED] if partial else router.groups, self.error.metric
+        weights = {Term("decoder", name, "all", metric): losses.groups.get(name, 1.0) for name in names}
+        weights |= {Term("certificate", "all", name, metric): 1.0 for name in certificates}
+        weights |= {Term("penalty", "all", name, "l1"): weight for name, weight in losses.l1.items() if weight}
+        if losses.correlation:
+            weights[CORRELATION] = losses.correlation
+        super().__init__(weights, router)
+        self.model, self.certificates = model, certificates
+        self.partial, self.skip_absent = partial, skip_absent
+
+    def _counts(self, group_index: torch.Tensor) -> torch.Tensor:
+        """Images of each group, `(groups,)`, the unlabelled ones last; it works inside `vmap`."""
+        names = len(self.router.groups) + self.partial
+        return (group_index[:, None] % names == torch.arange(names, device=group_index.device)).sum(0)
+
+    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+        """Rows, with the whole batch's images of each group, `(groups,)`, and the part's share of the rows.
+
+        Only where nothing is of the batch as a whole: see `gradroute.config.image_checks.indivisible`.
+        """
+        if number == 1:
+            yield batch
+            return
+        counts = self._counts(batch[-1])
+        for part in in_parts(batch, number):
+            yield (*part, counts, len(part[0]) / len(batch[0]))
+
+    def terms(
+        self, output: torch.Tensor, targets: torch.Tensor, group_index: torch.Tensor,
+        activations: Mapping[str, torch.Tensor], counts: torch.Tensor | None = None,
+        share: float = 1.0,
+    ) -> Terms:  # fmt: skip
+        """Terms of the decoder's output, given the sites' activations before the mask; the loss is Σ weight × value.
+
+        Each group's mean error has weight 1, or `losses.groups`, so that with two groups the sum is about twice the
+        overall mean (GR released code). Penalties are unrouted: they read the sites before the mask. `counts` and
+        `share` are of `parts`.
+        """
+        terms = self._task_terms(self.error.each(output, targets), group_index, counts)
+        for name, certificate in self.certificates.items():
+            seen = self.router.regions[name].select(activations).detach()
+            value = self.error.each(certificate(seen), targets).mean()
+            terms[Term("certificate", "all", name, self.error.metric)] = (value * share, 1.0)
+        penalties = {term: weight for term, weight in self.weights.items() if term.head == "penalty"}
+        regions = {
+            name: at_least_float32(region.select(activations)).flatten(0, -2)
+            for name, region in self.router.regions.items()
+            if any(term.region in ("all", name) for term in penalties)
+        }
+        for term, weight in penalties.items():
+            value = (
+                correlation_penalty(list(regions.values())) if term == CORRELATION else l1_penalty(regions[term.region])
+            )
+            terms[term] = (value * share, weight)
+        return terms
+
+    def _task_terms(self, per_image: torch.Tensor, group_index: torch.Tensor, counts: torch.Tensor | None) -> Terms:
+        names = [*self.router.groups, UNLABELLED] if self.partial else self.router.groups
+        groups = len(self.router.groups)
+        means = group_means(per_image, group_index % len(names), len(names), counts)
+        present, shares = [1] * len(names), torch.ones(len(names))
+        if self.skip_absent or self.partial:
+            counts = self._counts(group_index) if counts is None else counts
+            present = counts.tolist() if self.skip_absent else present  # tolist waits for the device
+            shares = counts * (groups / counts.sum()) if self.partial else shares
+        terms = [Term("decoder", name, "all", self.error.metric) for name in names]
+        return {t: (means[i], shares[i] * self.weights[t]) for i, t in enumerate(terms) if present[i]}
+
+
+class ReconstructionObjective(DecoderObjective):
+    """The loss of an autoencoder, from one decoder pass. `several_decoders`: the model also takes the group numbers."""
+
+    error = MAE
+
+    def __init__(self, *args: Any, several_decoders: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.several_decoders = several_decoders
+
+    def forward(self, images: torch.Tensor, group_index: torch.Tensor, *part: Any) -> Terms:
+        """Terms for images `(batch, pixels)` with group numbers `(batch,)`; `part`: what `parts` adds."""
+        with self.router.route(group_index, self.monitor) as activations:
+            inputs = (images, group_index) if self.several_decoders else (images,)
+            reconstruction = self.output(*inputs)
+        return self.terms(reconstruction, images, group_index, activations, *part)
+
+
+class ClassificationObjective(DecoderObjective):
+    """The loss of a classifier, on labels.
+
+    several_passes: one pass for each group that came, all images under that group's mask, of which only its own count.
+    Where statistics of the batch are taken after a site, as by batch norm, that alone is gradient routing: a group's
+    loss reaches the other images, too, and there its own mask must meet it.
+    """
+
+    error = CROSS_ENTROPY
+
+    def __init__(self, *args: Any, several_passes: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.several_passes = several_passes
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, group_index: torch.Tensor, *part: Any) -> Terms:
+        """Terms for images `(batch, channels, height, width)` with labels and group numbers `(batch,)`.
+
+        `part`: what `parts` adds.
+        """
+        with in_training(self):
+            logits, activations = self._passes(images, group_index)
+            return self.terms(logits, labels, group_index, activations, *part)
+
+    def _passes(
+        self, images: torch.Tensor, group_index: torch.Tensor
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Each image's logits under its own group's mask, and the sites' activations, which are those of every pass."""
+        if not self.several_passes:
+            with self.router.route(group_index, self.monitor) as activations:
+                return self.output(images), activations
+        found: list[tuple[torch.Tensor, Mapping[str, torch.Tensor]]] = []
+        groups = group_index.unique()
+        for number in groups:
+            assert not isinstance(self.monitor, Watched)  # a classifier is trained alone
+            watcher = OneGroup(self.monitor, group_index, not found) if self.monitor else None
+            with self.router.route(number, watcher) as activations:
+                found.append((self.output(images), activations))
+        own = torch.searchsorted(groups, group_index)
+        logits = torch.stack([logits for logits, _ in found])
+        return logits[own, torch.arange(len(images), device=own.device)], found[0][1]

@@ -1,0 +1,1 @@
+"""The one training loop, its gradients, objectives, ledger and devices."""

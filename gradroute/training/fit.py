@@ -1,0 +1,229 @@
+"""The one training loop: any objectives that return named terms, one alone or several in lockstep."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+
+from gradroute.config.schema import PresetConfig, TrainerConfig
+from gradroute.routing import ParameterRouter
+from gradroute.training import distributed
+from gradroute.training.compiling import compiled
+from gradroute.training.devices import computing
+from gradroute.training.gradients import Single, Stack, culprit
+from gradroute.training.history import Record
+from gradroute.training.objectives import Batch, Objective, Term
+
+
+def learning_rate(trainer: PresetConfig, step: int, steps: int) -> float:
+    """The rate of update `step` (from 0) out of `steps`: linear warm-up, and constant or cosine to `end_rate` of it."""
+    warmup = min(1.0, (step + 1) / trainer.warmup_steps) if trainer.warmup_steps else 1.0
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps)) if trainer.schedule == "cosine" else 1.0
+    return trainer.lr * warmup * (trainer.end_rate + (1 - trainer.end_rate) * cosine)
+
+
+def batches(
+    points: int, size: int, generator: torch.Generator, group_index: torch.Tensor | None = None
+) -> Iterator[torch.Tensor]:
+    """The row numbers of one epoch's batches, shuffled; each of one group if `group_index` `(points,)` is given."""
+    order = torch.randperm(points, generator=generator)
+    if group_index is None:
+        yield from order.split(size)
+        return
+    groups = group_index.cpu()[order]
+    chunks = [chunk for group in groups.unique() for chunk in order[groups == group].split(size)]
+    for i in torch.randperm(len(chunks), generator=generator).tolist():
+        yield chunks[i]
+
+
+class Stateful(Protocol):
+    """What has a state to go on from."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, of plain data and tensors."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        ...
+
+
+@dataclass
+class Task:
+    """What is trained on what: an objective, its data, their order, and who looks on.
+
+    title: what it is called while it runs.
+    objective: called with a batch, returns `Terms`; all of its parameters are trained.
+    batch: takes the row numbers `(batch,)` of data points, on the device, and returns what the objective takes.
+    points: the number of data points.
+    trainer: the resolved configuration.
+    order: a CPU generator that alone decides the order of the data.
+    on_epoch: called with the epoch (from 1), the number of updates so far, and each term's mean over the epoch.
+    before_update: called with the number of updates so far and the batch's row numbers.
+    parameter_router: weighs the terms' gradients by their group, and freezes what no group present may touch.
+    group_index: group numbers `(points,)` if batches are to be of one group each.
+    compiled: call its model compiled, see `gradroute.training.compiling`.
+    shared: all processes of a run train it together, see `gradroute.training.distributed`.
+    watcher: what else goes on from update to update, and must be kept to go on from.
+    """
+
+    title: str
+    objective: Objective
+    batch: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+    points: int
+    trainer: TrainerConfig
+    order: torch.Generator
+    on_epoch: Callable[[int, int, dict[Term, float]], None] = lambda epoch, step, means: None
+    before_update: Callable[[int, torch.Tensor], None] = lambda step, chosen: None
+    parameter_router: ParameterRouter | None = None
+    group_index: torch.Tensor | None = None
+    compiled: bool = False
+    shared: bool = False
+    watcher: Stateful | None = None
+
+
+def _named(term: Term) -> str:
+    return f"the {term.head} {term.metric} of group {term.group}, region {term.region}"
+
+
+@dataclass
+class Fit:
+    """Minimises tasks' terms with Adam (coupled L2) over shuffled batches; the last, smaller batch is kept.
+
+    Several tasks are trained in lockstep as one batched program, each with its own initialisation, order of data and
+    optimizer state; they must agree in everything but numbers (see `gradroute.training.stacking`).
+
+    `precision` is one of `gradroute.training.devices`. `failed` has the tasks, by number, whose losses or gradients
+    became infinite or nan, or that `fail` was told of; the others of a stack go on.
+    """
+
+    tasks: Sequence[Task]
+    precision: str
+    device: torch.device
+    epoch: int = 0  # finished ones
+    update: int = 0  # updates made in this epoch
+    step: int = 0  # updates made
+    failed: dict[int, Exception] = field(default_factory=dict)
+    _starts: list[torch.Tensor] = field(default_factory=list)  # the orders' states when this epoch began
+
+    def __post_init__(self) -> None:
+        first, trainers = self.tasks[0], [task.trainer for task in self.tasks]
+        self.program: Single | Stack
+        self.computing = partial(computing, self.precision, self.device)
+        if len(self.tasks) == 1:
+            self.program = Single(first.objective, first.trainer, self.computing, first.parameter_router)
+        else:
+            self.program = Stack([task.objective for task in self.tasks], trainers, self.computing)
+        numbers = batches(first.points, first.trainer.batch_size, torch.Generator(), first.group_index)
+        self.updates = sum(1 for _ in numbers)  # of an epoch
+        self.steps = first.trainer.epochs * self.updates
+        self._seen = self._record()
+
+    def run(self, after_update: Callable[[], None] = lambda: None) -> None:
+        """Train to the last epoch; `after_update` is called after every update.
+
+        Raises: FloatingPointError, naming the term, if every task has failed: at once on a CPU, and at the end of the
+            epoch elsewhere, since looking at it would make the device wait.
+        """
+        first = self.tasks[0]
+        with (
+            compiled(first.objective) if first.compiled else nullcontext(),
+            distributed.in_step() if first.shared else nullcontext(),
+        ):
+            self._epochs(after_update)
+        self.check_parameters()
+
+    def _epochs(self, after_update: Callable[[], None]) -> None:
+        while self.epoch < self.tasks[0].trainer.epochs:
+            self._starts = [task.order.get_state() for task in self.tasks]
+            plans = [batches(t.points, t.trainer.batch_size, t.order, t.group_index) for t in self.tasks]
+            for rows in islice(zip(*plans, strict=True), self.update, None):
+                self._update([chosen.to(self.device) for chosen in rows])
+                after_update()
+            if self.device.type != "cpu":  # there it was done at every update
+                for update in range(len(self._seen)):
+                    self._check(update)
+            means, self._seen = self._seen.means(), self._record()
+            self.epoch, self.update = self.epoch + 1, 0
+            for number, (task, own) in enumerate(zip(self.tasks, means, strict=True)):
+                if number not in self.failed:
+                    task.on_epoch(self.epoch, self.step, own)
+
+    def _update(self, chosen: list[torch.Tensor]) -> None:
+        """One optimizer update of every task."""
+        for task, rows in zip(self.tasks, chosen, strict=True):
+            task.before_update(self.step, rows)
+        self.program.set_rates([learning_rate(task.trainer, self.step, self.steps) for task in self.tasks])
+        data = [task.batch(rows) for task, rows in zip(self.tasks, chosen, strict=True)]
+        self._seen.add(self.program.gradients(data))
+        if self.device.type == "cpu":
+            self._check(self.update, data)
+        self.program.update()
+        self.update, self.step = self.update + 1, self.step + 1
+
+    def _record(self) -> Record:
+        return Record(self.program.terms, self.updates, len(self.tasks), self.device, self.program.absent)
+
+    def _check(self, update: int, data: Sequence[Batch] = ()) -> None:
+        """Note the tasks of which a term of an update of this epoch, or its gradient, is not finite.
+
+        `data`: its batches, if it is the present one.
+        """
+        for number, fault in self._seen.faults(update).items():
+            if fault:
+                what = f"{_named(fault[0])} is {fault[1]}"
+            else:
+                term = self._culprit(number, data[number]) if data else None
+                what = f"the gradient of {_named(term) if term else 'the loss'} is not finite"
+            self._diverged(number, self.epoch * self.updates + update, what)
+
+    def _culprit(self, number: int, batch: Batch) -> Term | None:
+        task = self.tasks[number]
+        return culprit(task.objective, batch, task.trainer.accumulate, self.computing)
+
+    def check_parameters(self) -> None:
+        """Note the tasks of which a parameter is not finite: what must not be kept. Raises: FloatingPointError."""
+        for number, task in enumerate(self.tasks):
+            if not all(bool(parameter.isfinite().all()) for parameter in task.objective.parameters()):
+                self._diverged(number, self.step, "a parameter is not finite")
+
+    def _diverged(self, number: int, step: int, what: str) -> None:
+        advice = f"lower trainer.lr (now {self.tasks[number].trainer.lr})"
+        self.fail(number, FloatingPointError(f"update {step}, epoch {self.epoch + 1}: {what}; {advice}"))
+
+    def fail(self, number: int, error: Exception) -> None:
+        """Leave a task out from now on; raises its first error when no other is left."""
+        self.failed.setdefault(number, error)
+        if len(self.failed) == len(self.tasks):
+            raise self.failed[0]
+
+    def states(self) -> list[dict[str, Any]]:
+        """Of every task, after an update, what `load_states` goes on from; its parameters are not in it."""
+        position = {"epoch": self.epoch, "update": self.update, "step": self.step}
+        return [
+            position
+            | {
+                "order": start,
+                "seen": self._seen.state(number),
+                "moments": moments,
+                "watcher": task.watcher.state_dict() if task.watcher else {},
+            }
+            for number, (task, start, moments) in enumerate(
+                zip(self.tasks, self._starts, self.program.moments(), strict=True)
+            )
+        ]
+
+    def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on where tasks were, all at one update, when `states` was called."""
+        self.epoch, self.update, self.step = (states[0][key] for key in ("epoch", "update", "step"))
+        self._seen.load([state["seen"] for state in states])
+        self.program.set_moments([state["moments"] for state in states])
+        for task, state in zip(self.tasks, states, strict=True):
+            task.order.set_state(state["order"].cpu())
+            if task.watcher:
+                task.watcher.load_state_dict(state["watcher"])

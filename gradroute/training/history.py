@@ -1,0 +1,105 @@
+"""The terms of an epoch's updates of several tasks, on their device until somebody looks."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+
+from gradroute.training.objectives import Term
+
+
+@dataclass(frozen=True)
+class Values:
+    """The terms of one update: `numbers` `(terms, tasks)`, and whether a task's gradients are finite, `(tasks,)`."""
+
+    terms: tuple[Term, ...]
+    numbers: torch.Tensor
+    sound: torch.Tensor
+
+
+class Record:
+    """What the updates of an epoch gave, in one piece of memory.
+
+    Small tensors that stay, one an update, would each keep the memory around it from being used again for large ones: a
+    run of a thousand updates grew by a gigabyte.
+
+    Args:
+        terms: every term that an update can give.
+        absent: what a task of a stack does not have.
+    """
+
+    def __init__(
+        self, terms: Iterable[Term], updates: int, tasks: int, device: torch.device,
+        absent: frozenset[tuple[Term, int]] = frozenset(),
+    ) -> None:  # fmt: skip
+        self.terms, self.absent = tuple(terms), absent
+        self._place = {term: place for place, term in enumerate(self.terms)}
+        self._numbers = torch.zeros(updates, len(self.terms), tasks, device=device)
+        self._sound = torch.ones(updates, tasks, dtype=torch.bool, device=device)
+        self._given: list[tuple[Term, ...]] = []  # by update
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def add(self, values: Values) -> None:
+        """Add an update."""
+        row = self._numbers[len(self)]
+        if values.terms == self.terms:
+            row.copy_(values.numbers)
+        else:
+            row[[self._place[term] for term in values.terms]] = values.numbers.to(row.dtype)
+        self._sound[len(self)] = values.sound
+        self._given.append(values.terms)
+
+    def by_task(self, update: int) -> list[dict[Term, float]]:
+        """Each task's terms of an update; waits for the device."""
+        tasks = self._numbers[update].T.tolist()
+        return [
+            {t: own[self._place[t]] for t in self._given[update] if (t, i) not in self.absent}
+            for i, own in enumerate(tasks)
+        ]
+
+    def faults(self, update: int) -> dict[int, tuple[Term, float] | None]:
+        """Each faulty task's first value that is not finite, with its term, by its number; waits for the device.
+
+        None where the values are finite and only a gradient is not.
+        """
+        if bool(self._numbers[update].isfinite().all()) and bool(self._sound[update].all()):
+            return {}
+        wrong = [[(t, v) for t, v in own.items() if not math.isfinite(v)] for own in self.by_task(update)]
+        return {
+            number: found[0] if found else None
+            for number, (found, sound) in enumerate(zip(wrong, self._sound[update].tolist(), strict=True))
+            if found or not sound
+        }
+
+    def means(self) -> list[dict[Term, float]]:
+        """Each task's terms' means over the updates that gave them; waits for the device."""
+        found: list[dict[Term, list[float]]] = [{} for _ in range(self._numbers.shape[2])]
+        for update in range(len(self)):
+            for own, values in zip(self.by_task(update), found, strict=True):
+                for term, value in own.items():
+                    values.setdefault(term, []).append(value)
+        return [{term: sum(values) / len(values) for term, values in own.items()} for own in found]
+
+    def state(self, task: int) -> dict[str, Any]:
+        """One task's part, to go on from."""
+        return {
+            "terms": [astuple(term) for term in self.terms],
+            "given": [[self._place[t] for t in given if (t, task) not in self.absent] for given in self._given],
+            "numbers": self._numbers[: len(self), :, task].clone(),
+        }
+
+    def load(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from every task's `state`."""
+        updates = len(states[0]["given"])
+        for update in range(updates):
+            given: dict[Term, None] = {}
+            for task, state in enumerate(states):
+                terms = [Term(*names) for names in state["terms"]]
+                for place in state["given"][update]:
+                    given[terms[place]] = None
+                    self._numbers[update, self._place[terms[place]], task] = state["numbers"][update, place]
+            self._given.append(tuple(given))

@@ -1,0 +1,157 @@
+"""The ledger: per window of updates, which group's points came, what gradient reached a region, what moved.
+
+Three meanings of "this group never trained this region" differ (mask 0, gradient 0, parameters still), so each has its
+own column. The columns are explained in `outputs/README.md`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from gradroute.records.run_folder import LEDGER_COLUMNS
+from gradroute.routing import Monitor, ParameterRouter, Router
+from gradroute.routing.monitor import DEFAULT
+
+ALL, SHARED = "all", "shared"  # every group; every parameter of the model that no region owns
+
+
+def _square(tensor: torch.Tensor) -> float:
+    """The square of the L2 norm, summed in double without a copy in double."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+
+
+class Ledger:
+    """Watches a training loop: `begin` before every update, from 0, and `close` after the last; `rows` fills by window.
+
+    An activation region owns its rows of the layer that makes its units, a parameter region its slices.
+
+    Args:
+        present: the memberships that occur in the data, of any shape.
+        window: updates to one set of rows.
+        every: norms are measured at updates that this divides, and where a group comes for the first time in a window.
+    """
+
+    def __init__(
+        self, router: Router, parameter_router: ParameterRouter, present: torch.Tensor, window: int, every: int
+    ) -> None:
+        self.router, self.parameter_router = router, parameter_router
+        self.window, self.every = window, every
+        self.rows: list[dict[str, Any]] = []
+        self._model = router.model
+        self._owned = {name: router.parts(name) for name in router.regions}
+        self._owned |= {name: parameter_router.parts(name) for name in parameter_router.regions}
+        self._groups = [*router.groups, DEFAULT]
+        self._present = {self._groups[number] for number in present.unique().tolist()}
+        self._start = 0
+        self._before: dict[torch.nn.Parameter, torch.Tensor] = {}
+
+    def begin(self, step: int, membership: torch.Tensor) -> Monitor | None:
+        """Note the points of update `step` and the weights in force; returns a monitor if it is to be measured."""
+        if step % self.window == 0:
+            if step:
+                self.close(step)
+            self._open(step, membership.device)
+        else:
+            self._harvest()
+        counts = torch.bincount(membership.flatten() % len(self._groups), minlength=len(self._groups))
+        self._points.add_(counts)
+        new = self._first_seen(counts) if self._unseen else False
+        for group in self.router.groups:
+            for region, low_high in self._weights[group].items():
+                weight = self._weight(group, region)
+                low_high[:] = [min(low_high[0], weight), max(low_high[1], weight)]
+        measured = step % self.every == 0 or new
+        self.parameter_router.measure = measured
+        self._measured += measured
+        return self._monitor if measured else None
+
+    def _first_seen(self, counts: torch.Tensor) -> bool:
+        """Whether a group comes for the first time in the window; asked, and waited for, only until all have come."""
+        came = {group for group, count in zip(self._groups, counts.tolist(), strict=True) if count}
+        new = bool(came & self._unseen)
+        self._unseen -= came
+        return new
+
+    def _weight(self, group: str, region: str) -> float:
+        router = self.parameter_router if region in self.parameter_router.regions else self.router
+        return router.weight(group, region)
+
+    def _open(self, step: int, device: torch.device) -> None:
+        self._start, self._measured, self._unseen = step, 0, set(self._present)
+        self._points = torch.zeros(len(self._groups), dtype=torch.int64, device=device)
+        self._weights = {g: {region: [math.inf, -math.inf] for region in self._owned} for g in self.router.groups}
+        self._weights[DEFAULT] = {region: [1.0, 1.0] for region in self._owned}
+        self._monitor = Monitor(self.router.regions, self.router.groups)
+        self._squares: dict[tuple[str, str], float] = {}  # of parameter regions
+        self._shift: dict[str, float] = {}
+        for parameter in self._model.parameters():  # into the same memory every time
+            self._before.setdefault(parameter, torch.empty_like(parameter)).copy_(parameter.detach())
+
+    def _harvest(self) -> None:
+        """Take what the parameter router measured in the update that has just ended."""
+        if self.parameter_router.measure:
+            for (group, region), norm in self.parameter_router.last_norms.items():
+                key = (group or DEFAULT, region)
+                self._squares[key] = self._squares.get(key, 0.0) + norm**2
+            for region, shift in self.parameter_router.last_shift.items():
+                self._shift[region] = max(self._shift.get(region, 0.0), shift)
+            self.parameter_router.measure = False
+
+    @torch.no_grad()
+    def _moved(self) -> dict[str, float]:
+        """L2 norm of the change of every region's parameters since the window began, and of the shared ones'."""
+        squares = dict.fromkeys([*self._owned, SHARED], 0.0)
+        for parameter, before in self._before.items():
+            change = parameter - before
+            parts = {r: own[parameter].to(change.device) for r, own in self._owned.items() if parameter in own}
+            for region, mask in parts.items():
+                squares[region] += _square(change.masked_fill(~mask, 0))
+            for mask in parts.values():
+                change = change.masked_fill(mask, 0)
+            squares[SHARED] += _square(change)
+        return {region: math.sqrt(square) for region, square in squares.items()}
+
+    def close(self, step: int) -> None:
+        """Write the rows of the window that ends before update `step`."""
+        self._harvest()
+        norms = {(n.group, n.region): n for n in self._monitor.norms()}
+        points = dict(zip(self._groups, self._points.tolist(), strict=True))
+        for group in [group for group in self._groups if points[group]]:
+            for region, (low, high) in self._weights[group].items():
+                cells: dict[str, Any] = {"points": points[group], "weight_min": low, "weight_max": high}
+                seen = norms.get((group, region))
+                if seen:
+                    cells |= {"activation": seen.activation, "routed": seen.routed, "unrouted": seen.unrouted}
+                if (group, region) in self._squares:
+                    cells["routed"] = math.sqrt(self._squares[group, region] / self._measured)
+                self._add(step, group, region, cells)
+        for region, moved in self._moved().items():
+            owned = region == SHARED or bool(self._owned[region])
+            self._add(step, ALL, region, {"moved": moved if owned else "", "shifted": self._shift.get(region, "")})
+
+    def _add(self, step: int, group: str, region: str, cells: dict[str, Any]) -> None:
+        row = {"from_step": self._start, "to_step": step, "group": group, "region": region, "measured": self._measured}
+        self.rows.append({column: (row | cells).get(column, "") for column in LEDGER_COLUMNS})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far and the open window, after an update."""
+        self._harvest()
+        names = {parameter: name for name, parameter in self._model.named_parameters()}
+        return {
+            "rows": self.rows, "start": self._start, "measured": self._measured, "unseen": sorted(self._unseen),
+            "points": self._points, "weights": self._weights, "monitor": self._monitor.state_dict(),
+            "squares": self._squares, "shift": self._shift,
+            "before": {names[parameter]: before for parameter, before in self._before.items()},
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, as if the update had just been made."""
+        self._open(state["start"], state["points"].device)
+        self.rows, self._measured, self._unseen = list(state["rows"]), state["measured"], set(state["unseen"])
+        self._points, self._weights = state["points"], state["weights"]
+        self._monitor.load_state_dict(state["monitor"])
+        self._squares, self._shift = dict(state["squares"]), dict(state["shift"])
+        for name, parameter in self._model.named_parameters():
+            self._before[parameter].copy_(state["before"][name])

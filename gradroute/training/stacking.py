@@ -1,0 +1,71 @@
+"""Which runs can be trained together as one batched program: those that differ in numbers only."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gradroute.config.schema import Config
+from gradroute.config.typed import to_mapping
+from gradroute.errors import UserError
+
+AUTO = {"cuda": 32, "cpu": 1}  # replicas at once; on two cores stacking was measured to be slower (README)
+
+
+def shape_of(config: Config) -> str:
+    """What runs must share to be stacked: all but seed, name, weights of losses and masks, and the optimizer's numbers.
+
+    Which terms and routes there are may differ too: what one lacks has weight 0 or 1 there.
+    """
+    mapping: dict[str, Any] = to_mapping(config)
+    for key in ("seed", "name", "output_dir"):
+        del mapping[key]
+    for key in ("lr", "betas", "momentum", "weight_decay"):
+        del mapping["trainer"][key]
+    mapping["losses"] = {"certificates": config.losses.certificates}
+    routes = config.routing.routes.items()
+    timed = {f"{g} {r}": v for g, row in routes for r, v in row.items() if isinstance(v, dict)}
+    mapping["routing"]["routes"] = timed  # a plain weight is a number like the others
+    return json.dumps(mapping, sort_keys=True)
+
+
+def obstacle(config: Config) -> str | None:
+    """Why a run can only be trained alone, or None."""
+    if config.trainer.batches == "by_group":
+        return "trainer.batches=by_group: its batches differ in size from run to run"
+    if config.trainer.accumulate > 1:
+        return f"trainer.accumulate={config.trainer.accumulate}: batches are stacked whole"
+    if config.trainer.compile:
+        return "trainer.compile=true: one model is compiled at a time"
+    for key in ("transformer", "hf", "resnet"):
+        if getattr(config.model, key) is not None:
+            return f"model.{key}: it is trained alone"
+    parameters = [name for name, region in config.routing.regions.items() if region.parameters is not None]
+    if parameters:
+        return f"region '{parameters[0]}' is parameters, which are frozen in one model at a time"
+    return None
+
+
+def together(
+    configs: Sequence[Config], device: str, position: Callable[[Config], str] = lambda config: ""
+) -> list[list[Config]]:
+    """The runs in the order given, those that can be trained together in one list, at most `stack` of them.
+
+    `device` is the type that `stack: auto` decides by. `position` tells how far a run is: only runs that are equally
+    far go together. Raises: UserError if `stack` is a number and a run cannot be.
+    """
+    stacks: list[list[Config]] = []
+    open_ones: dict[str, list[Config]] = {}  # by shape, the stack that has room
+    for config in configs:
+        size = AUTO.get(device, 1) if config.stack == "auto" else int(config.stack)
+        reason = obstacle(config)
+        if reason and config.stack != "auto" and size > 1:
+            raise UserError(f"stack={config.stack}: cannot be done with {reason}; set stack=1 or auto")
+        shape = shape_of(config) + position(config) if size > 1 and not reason else None
+        room = open_ones.get(shape, []) if shape else []
+        if room and len(room) < size:
+            room.append(config)
+            continue
+        stacks.append([config])
+        if shape:
+            open_ones[shape] = stacks[-1]
+    return stacks

@@ -7,14 +7,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradroute.commands.python import FinishedRun, open_run, run
     from gradroute.errors import UserError
     from gradroute.routing import Monitor, ParameterRegion, ParameterRouter, Region, Router, mask_gradient, parse_units
     from gradroute.routing.expansion import Layer, contract, expand, removed
     from gradroute.routing.routes import Route
-    from gradroute.tasks.parts import LoadedRun, load
+    from gradroute.tasks.loading import LoadedRun, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+_HOMES = {
+    "gradroute.commands.python": ("FinishedRun", "open_run", "run"),
+    "gradroute.errors": ("UserError",),
+    "gradroute.routing": (
+        "Monitor", "ParameterRegion", "ParameterRouter", "Region", "Router", "mask_gradient", "parse_units",
+    ),
+    "gradroute.routing.expansion": ("Layer", "contract", "expand", "removed"),
+    "gradroute.routing.routes": ("Route",),
+    "gradroute.tasks.loading": ("LoadedRun", "load"),
+}  # fmt: skip
 __all__ = [
+    "FinishedRun",
     "Layer",
     "LoadedRun",
     "Monitor",
@@ -28,18 +40,15 @@ __all__ = [
     "expand",
     "load",
     "mask_gradient",
+    "open_run",
     "parse_units",
     "removed",
+    "run",
 ]
-_HOMES = dict.fromkeys(__all__, "gradroute.routing") | {
-    "UserError": "gradroute.errors",
-    "Route": "gradroute.routing.routes",
-    **dict.fromkeys(("Layer", "contract", "expand", "removed"), "gradroute.routing.expansion"),
-    **dict.fromkeys(("LoadedRun", "load"), "gradroute.tasks.parts"),
-}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'gradroute' has no attribute '{name}'")

@@ -19,7 +19,8 @@ from pathlib import Path
 from gradroute.config.compose import configuration
 from gradroute.records import provenance
 from gradroute.records.run_folder import RunFolder
-from gradroute.records.run_reader import read_metrics, twin
+from gradroute.records.run_reader import twin
+from gradroute.records.tables import read_metrics
 from gradroute.running.jobs import Index, Job, table
 
 SEEDS = 10

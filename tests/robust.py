@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 from gradroute.config.schema import DatasetConfig
 from gradroute.data.images import load as datasets
 from gradroute.errors import UserError
-from gradroute.records.run_folder import sealed
+from gradroute.records.seal import sealed
 
 
 @dataclass

@@ -12,7 +12,7 @@ from gradroute.commands.run import conf_dir
 from gradroute.config.language_schema import UnlearnConfig
 from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.records.run_reader import read_ledger, read_metrics
+from gradroute.records.tables import read_ledger, read_metrics
 from gradroute.running.runner import execute
 from gradroute.steps.unlearn import _objective
 from gradroute.tasks.language import LanguageModelling

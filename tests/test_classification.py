@@ -25,7 +25,8 @@ from gradroute.data.images.augmentation import augmented
 from gradroute.data.images.load import Images
 from gradroute.errors import UserError
 from gradroute.models.resnet import SplitResNet, build_certificate, build_decoder
-from gradroute.records.run_reader import read_metrics, read_names
+from gradroute.records.run_reader import read_names
+from gradroute.records.tables import read_metrics
 from gradroute.routing import Monitor, Region, Router
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of

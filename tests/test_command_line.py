@@ -18,8 +18,8 @@ import gradroute
 from gradroute.commands.run import main
 from gradroute.data.images import load as datasets
 from gradroute.errors import UserError
-from gradroute.records.run_folder import COLUMNS, final_rows
-from gradroute.records.run_reader import read_metrics
+from gradroute.records.metrics import COLUMNS, final_rows
+from gradroute.records.tables import read_metrics
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 PLOTS = ("encoding_encoder", "ledger", "loss_per_label", "mask", "reconstructions", "training_curves")

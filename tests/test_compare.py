@@ -17,7 +17,7 @@ from gradroute.comparison.compare import compare, varying
 from gradroute.comparison.intervals import interval
 from gradroute.comparison.runs import find_runs, natural, read_run
 from gradroute.errors import UserError
-from gradroute.records.run_folder import sealed
+from gradroute.records.seal import sealed
 from gradroute.reporting.published import PUBLISHED, setting
 
 

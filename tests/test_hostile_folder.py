@@ -18,7 +18,7 @@ import pytest
 import yaml
 from robust import Tally, reseal
 
-from gradroute.records.run_folder import sealed
+from gradroute.records.seal import sealed
 
 SCRIPT = "<script>alert('x')</script>"
 ESCAPE = "\x1b[31m"

@@ -15,7 +15,8 @@ from gradroute.comparison.intervals import interval
 from gradroute.comparison.language import Setting, by_fraction, by_stage, settings_of
 from gradroute.comparison.runs import Read, read_run
 from gradroute.errors import UserError
-from gradroute.records.run_folder import COLUMNS, sealed
+from gradroute.records.metrics import COLUMNS
+from gradroute.records.seal import sealed
 
 STAGES = {"model": 1.0, "model_ablated": 2.0, "model_finetuned": 1.9, "model_relearned_16": 1.5}
 EVIL = "<script>alert('x')</script>"

@@ -15,7 +15,8 @@ from gradroute.config.schema import Config
 from gradroute.config.typed import from_mapping
 from gradroute.data.text.token_shares import distinctive
 from gradroute.errors import UserError
-from gradroute.records.run_reader import read_manifest, read_metrics
+from gradroute.records.run_reader import read_manifest
+from gradroute.records.tables import read_metrics
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.tasks.language import LanguageModelling

@@ -23,7 +23,7 @@ from gradroute.commands.run import conf_dir
 from gradroute.config.schema import Config
 from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.records.run_reader import read_metrics
+from gradroute.records.tables import read_metrics
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.tasks.language import LanguageModelling

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from gradroute.config.schema import Config, ModelConfig
 from gradroute.errors import UserError, plain_text
 from gradroute.records import safe_reading
-from gradroute.records.run_folder import sealed, write_atomically
+from gradroute.records.seal import sealed
+from gradroute.records.atomic import write_atomically
 from gradroute.records.run_reader import read_manifest
 from gradroute.routing.routes import Route
 from gradroute.running.verify import _closed_in, _weights_in

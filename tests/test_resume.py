@@ -26,7 +26,7 @@ from gradroute.config.schema import Config
 from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
 from gradroute.records import checkpoints, locks
-from gradroute.records.run_folder import sealed
+from gradroute.records.seal import sealed
 from gradroute.records.run_reader import read_manifest
 from gradroute.running.run import Run
 from gradroute.running.runner import Outcome, execute

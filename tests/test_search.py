@@ -14,8 +14,8 @@ from gradroute.commands.search import main
 from gradroute.config.compose import configuration
 from gradroute.config.grammar import merged
 from gradroute.records import run_reader
-from gradroute.records.run_folder import final_rows
-from gradroute.records.run_reader import read_metrics
+from gradroute.records.metrics import final_rows
+from gradroute.records.tables import read_metrics
 from gradroute.running.run import Pruned
 from gradroute.running.runner import execute
 from gradroute.search.guess import guess, unrouted

@@ -9,8 +9,8 @@ from gradroute.comparison.runs import read_run
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
-from gradroute.records.run_folder import final_rows
-from gradroute.records.run_reader import read_metrics
+from gradroute.records.metrics import final_rows
+from gradroute.records.tables import read_metrics
 from gradroute.running.runner import execute
 from gradroute.search.objectives import default_objectives, value_of
 

@@ -12,8 +12,9 @@ from gradroute.commands.run import conf_dir
 from gradroute.config.schema import Config
 from gradroute.config.typed import from_mapping, one_by_seed
 from gradroute.errors import UserError
-from gradroute.records.run_folder import final_rows
-from gradroute.records.run_reader import read_ledger, read_manifest, read_metrics
+from gradroute.records.metrics import final_rows
+from gradroute.records.run_reader import read_manifest
+from gradroute.records.tables import read_ledger, read_metrics
 from gradroute.running.run import Run
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of

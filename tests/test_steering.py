@@ -16,7 +16,8 @@ from gradroute.commands.run import conf_dir
 from gradroute.config.schema import Config
 from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.records.run_reader import read_manifest, read_metrics
+from gradroute.records.run_reader import read_manifest
+from gradroute.records.tables import read_metrics
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.steps.steer import cosines, frequency, nearest, orientation, related_share, words_of

@@ -17,7 +17,8 @@ from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
 from gradroute.models.transformer import separated
 from gradroute.records.checkpoints import newest
-from gradroute.records.run_reader import read_manifest, read_metrics
+from gradroute.records.run_reader import read_manifest
+from gradroute.records.tables import read_metrics
 from gradroute.running.run import Run
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of

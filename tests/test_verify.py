@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from gradroute.commands.run import conf_dir
 from gradroute.config.typed import from_mapping
 from gradroute.errors import UserError
-from gradroute.records.run_reader import read_ledger
+from gradroute.records.tables import read_ledger
 from gradroute.routing import parameters, router
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of

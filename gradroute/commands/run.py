@@ -1,66 +1,83 @@
 """`gradroute-run`: compose the configuration with Hydra, check it, run it; say mistakes in one line.
 
-`gradroute-tokens` takes the same, and shows what the token rules do instead of running it.
+`gradroute-tokens` takes the same arguments, and shows what the token rules do instead of training.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from gradroute.config.compose import conf_dir, use_code_of
+from gradroute.config.overrides import prepared
+from gradroute.config.schema import Config
 from gradroute.errors import UserError
+from gradroute.records.run_reader import RUN_CODE
 from gradroute.running.exit_status import guarded
 from gradroute.running.jobs import Index, Job, Noted, say
 from gradroute.running.launching import launched
 from gradroute.running.plan import Plan
 from gradroute.training.signals import heard
 
-RUN_CODE = "run_code=true"
+CONFIG_DIR = ("--config-dir", "-cd")
 
 
-def conf_dir() -> Path:
-    """The folder of configurations: inside an installed package, else the checkout's."""
-    packaged = Path(__file__).parent.parent / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+def _from_folder(run: Path, arguments: Sequence[str], resumes: bool) -> None:
+    """Repeat a run from its folder, or resume it there, with `key=value` changes.
 
-
-def _again(run: Path, overrides: Sequence[str], resumes: bool) -> None:
-    """Repeat a run from its folder, or go on with it there, with `key=value` changes.
-
-    `run_code=true` lets the run's predicates be called.
+    `run_code=true` lets code run that the folder names; it is looked for beside a `--config-dir`, too.
     """
     from omegaconf import OmegaConf
 
-    from gradroute.config.typed import from_mapping, one_by_seed, to_mapping
+    from gradroute.config.build import from_mapping
+    from gradroute.config.identity import one_by_seed, to_mapping
     from gradroute.records.run_reader import read_rerun
 
-    changes = [override for override in overrides if override != RUN_CODE]
-    for override in changes:
-        if "=" not in override or override[0] in "+~-":
+    changes = [argument for argument in _without_config_dir(arguments) if argument != RUN_CODE]
+    for change in changes:
+        if "=" not in change or change[0] in "+~-":
             taking = "resume" if resumes else "rerun"
-            raise UserError(f"{override}: beside {taking}=RUN only key=value can be given, such as trainer.device=cpu")
-    keys = [override.partition("=")[0] for override in changes]
+            raise UserError(f"{change}: beside {taking}=RUN only key=value can be given, such as trainer.device=cpu")
+    keys = [change.partition("=")[0] for change in changes]
     given = [*keys, "output_dir"] if resumes else keys  # which does not write there
-    source = OmegaConf.create(to_mapping(read_rerun(run, given, RUN_CODE in overrides)))
-    for override in changes:
-        key, _, value = override.partition("=")
+    source = OmegaConf.create(to_mapping(read_rerun(run, given, RUN_CODE in arguments)))
+    for change in changes:
+        key, _, value = change.partition("=")
         OmegaConf.update(source, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
     Plan(jobs=[Job(changes, one_by_seed(from_mapping(source)))], resumed=run if resumes else None).finish()
 
 
-def _hydra_run(show: bool = False) -> None:
-    """Make the runs that the command line asks for; with `show`, only show what their token rules do."""
+def _without_config_dir(arguments: Sequence[str]) -> list[str]:
+    """The arguments but for `--config-dir DIR`, whose code becomes importable. Raises: UserError for no folder."""
+    rest = list(arguments)
+    for name in CONFIG_DIR:
+        while name in rest:
+            place = rest.index(name)
+            if place + 1 == len(rest) or not Path(rest[place + 1]).is_dir():
+                raise UserError(f"{name} {''.join(rest[place + 1 : place + 2])}: must be a folder")
+            use_code_of(Path(rest[place + 1]))
+            del rest[place : place + 2]
+    return rest
+
+
+def _composed_jobs(plan: Plan, makes: bool) -> Callable[[], None]:
+    """What Hydra calls: it adds one job to the plan for each line of a sweep.
+
+    makes: whether jobs that another launcher hands to a process of their own are made there.
+    """
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
-    plan = Plan()
-
     @hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="config")
     def job(composed: DictConfig) -> None:
-        from gradroute.config.typed import from_mapping, one_by_seed
+        from gradroute.config.build import from_mapping
+        from gradroute.config.identity import one_by_seed
 
         hydra_config = HydraConfig.get()
+        for source in hydra_config.runtime.config_sources:
+            if source.provider == "command-line":
+                use_code_of(Path(source.path))
         made = Job(list(hydra_config.overrides.task))
         if hydra_config.mode == RunMode.MULTIRUN:
             plan.folder, made.number = Path(hydra_config.sweep.dir), int(hydra_config.job.num)
@@ -68,32 +85,37 @@ def _hydra_run(show: bool = False) -> None:
             made.configs = one_by_seed(from_mapping(composed))
         except UserError as error:  # a sweep goes on with its other runs
             made.outcomes = [error]
-        if plan.folder and not show and not str(hydra_config.launcher._target_).endswith(".BasicLauncher"):
+        if plan.folder and makes and not str(hydra_config.launcher._target_).endswith(".BasicLauncher"):
             Index(plan.folder).make(made)  # in a process of its own
         else:
             plan.jobs.append(made)
 
-    if show:
-        from gradroute.commands.tokens import show_tokens
+    return job  # type: ignore[no-any-return]  # Hydra's decorator is untyped
 
-        job()
-        for made in plan.jobs:
-            if made.outcomes and isinstance(made.outcomes[0], Exception):
-                raise made.outcomes[0]
-            for config in made.configs:
-                show_tokens(config)
-        return
-    launched(job)
+
+def _hydra_run() -> None:
+    """Make the runs that the command line asks for."""
+    plan = Plan()
+    sys.argv[1:] = prepared(sys.argv[1:])
+    launched(_composed_jobs(plan, makes=True))
     if Noted.folder is not None and not plan.jobs:
         plan.folder, plan.jobs, plan.elsewhere = Noted.folder, Index(Noted.folder).jobs(), True
         say(plan.folder)
     plan.finish()
 
 
-def tokens_main() -> None:
-    """Entry point of `gradroute-tokens`."""
-    with heard():
-        sys.exit(guarded(lambda: _hydra_run(show=True)))
+def composed_configs(arguments: Sequence[str]) -> list[Config]:
+    """The configurations that a command line asks for, of which nothing is run. Raises: UserError."""
+    plan, before = Plan(), sys.argv[1:]
+    try:
+        sys.argv[1:] = prepared(arguments)
+        _composed_jobs(plan, makes=False)()
+    finally:
+        sys.argv[1:] = before
+    for made in plan.jobs:
+        if made.outcomes and isinstance(made.outcomes[0], Exception):
+            raise made.outcomes[0]
+    return [config for made in plan.jobs for config in made.configs]
 
 
 def main() -> None:
@@ -103,7 +125,7 @@ def main() -> None:
             runs = [argument for argument in sys.argv[1:] if argument.startswith(taking)]
             if runs:
                 run, others = Path(runs[0].removeprefix(taking)), [a for a in sys.argv[1:] if a != runs[0]]
-                sys.exit(guarded(lambda: _again(run, others, taking == "resume=")))  # noqa: B023 # called at once
+                sys.exit(guarded(lambda: _from_folder(run, others, taking == "resume=")))  # noqa: B023 # called at once
         sys.exit(guarded(_hydra_run))
 
 

@@ -34,7 +34,7 @@ searches: """
 
 def _given(arguments: Sequence[str]) -> tuple[str, list[str], list[str], Path | None]:
     """The search's name, its overrides, the overrides of its runs, and a folder of configurations."""
-    from gradroute.commands.run import conf_dir
+    from gradroute.config.compose import conf_dir
 
     rest, folder = list(arguments), None
     if "--config-dir" in rest:

@@ -4,12 +4,16 @@ import shlex
 import sys
 from pathlib import Path
 
+from gradroute.commands.run import composed_configs
+from gradroute.config.identity import config_hash
 from gradroute.config.schema import Config
-from gradroute.config.typed import config_hash
+from gradroute.config.targets import TARGET, locate
 from gradroute.errors import UserError, plain_text
-from gradroute.records.run_folder import write_atomically
+from gradroute.records.atomic import write_atomically
 from gradroute.reporting.language_tables import coloured_documents, token_table
 from gradroute.reporting.page import Page, Table
+from gradroute.running.exit_status import guarded
+from gradroute.training.signals import heard
 
 
 def show_tokens(config: Config) -> Path:
@@ -17,16 +21,17 @@ def show_tokens(config: Config) -> Path:
 
     Raises: UserError for a mistake in the configuration or the data, of images, or if no group weighs tokens.
     """
-    if config.model.transformer is None:
-        raise UserError("gradroute-tokens: images have no tokens; give a language model, experiment=stories_era")
     from gradroute.tasks.language import LanguageModelling
 
-    problem = LanguageModelling(config)
-    weights = problem.weights()
+    if not issubclass(locate(config.task[TARGET], "task"), LanguageModelling):
+        raise UserError("gradroute-tokens: images have no tokens; give a language model, experiment=stories_era")
+
+    task = LanguageModelling(config)
+    weights = task.weights()
     table = Table(*token_table(weights))
     _print(table)
-    labelled = ", ".join(f"{int((problem.labelled == i).sum())} {name}" for i, name in enumerate(problem.names))
-    words = [f"{len(problem.labelled)} documents to train on, labelled: {labelled}. Nothing was trained."]
+    labelled = ", ".join(f"{int((task.labelled == i).sum())} {name}" for i, name in enumerate(task.names))
+    words = [f"{len(task.labelled)} documents to train on, labelled: {labelled}. Nothing was trained."]
     again = "gradroute-tokens " + shlex.join(sys.argv[1:])
     texts = [("How to make it again", again)]
     page = Page(f"Tokens of {config.name}", words, [table], texts=texts, documents=coloured_documents(weights))
@@ -59,3 +64,18 @@ def _print(table: Table) -> None:
             printed.add_row(*(cell for token, count, weight in pair
                               for cell in (escape(plain_text(token)), str(count), f"{weight:.3f}")))  # fmt: skip
         console.print(printed)
+
+
+def _show_all() -> None:
+    for config in composed_configs(sys.argv[1:]):
+        show_tokens(config)
+
+
+def main() -> None:
+    """Entry point of `gradroute-tokens`."""
+    with heard():
+        sys.exit(guarded(_show_all))
+
+
+if __name__ == "__main__":
+    main()

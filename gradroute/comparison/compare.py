@@ -1,18 +1,16 @@
-"""`gradroute-compare PATH…`: runs side by side, seeds put together, read from disk without torch."""
+"""Runs side by side, seeds put together, read from disk without torch."""
 
-import argparse
 import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradroute.comparison.intervals import interval
-from gradroute.comparison.runs import Read, by_experiment, differ, find_runs, left_out, read_run
+from gradroute.comparison.runs import Read, by_experiment, differ, distinct, find_runs, left_out, read_run
 from gradroute.comparison.tables import print_table, render, write_comparison
 from gradroute.errors import UserError, unknown
-from gradroute.records.run_folder import UNITS
+from gradroute.records.metrics import UNITS
 from gradroute.reporting.published import PUBLISHED, TOLERANCE
-from gradroute.running.exit_status import guarded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +25,6 @@ HIDDEN = (
     "completions",
 )  # never why results differ
 USUAL = ("mse", "accuracy", "cross_entropy")  # what is compared where nothing is said
-FORMATS = ("table", "csv", "markdown", "latex")
 
 
 def _where(reads: list[Read], conditions: list[str]) -> list[Read]:
@@ -124,8 +121,9 @@ def compare(
     finished = [read for read in reads if read.left_out is None]
     if not finished:
         raise UserError(f"no run to show: {reads[0].path} is {reads[0].left_out}")
-    chosen = _where(finished, where or [])
+    chosen, again = distinct(_where(finished, where or []))
     metric = metric or _usual(chosen)
+    unit = next((read.units[metric] for read in chosen if read.units.get(metric)), UNITS.get(metric, ""))
     keys = independent(chosen, varying(chosen))
     table = aggregate(chosen, metric, list(keys))
     if sort is not None:
@@ -135,37 +133,23 @@ def compare(
     out_of_it = left_out(reads, paths)
     notes = [f"with {k} also change: {', '.join(o)}" for k, o in keys.items() if o]
     commits = sorted({read.commit[:12] for read in chosen})
+    if again:
+        names = ", ".join(str(read.path) for read in again)
+        notes.append(f"not counted, since their numbers are those of another seed to the bit: {names}")
     if len(commits) > 1:
         notes.append(f"made by {len(commits)} commits of gradroute: {', '.join(commits)}")
     if out is not None:
         from gradroute.comparison.language import settings_of
 
-        documents = [read for read in chosen if "dataset.text" not in read.settings]  # it is null of images
-        write_comparison(out, table, metric, paths, notes, out_of_it, settings_of(documents, list(keys)))
+        documents = [read for read in chosen if any(row["head"] == "model" for row in read.rows)]
+        write_comparison(out, table, metric, unit, paths, notes, out_of_it, settings_of(documents, list(keys)))
     if form == "csv":
         print(table.to_csv(index=False, float_format="%.6g"), end="")
     elif form == "table":
-        print_table(table, f"{metric} on the test data, in {UNITS.get(metric)}; mean over seeds, 95 % t-interval")
+        print_table(table, f"{metric} on the test data, in {unit}; mean over seeds, 95 % t-interval")
     else:
         print(render(table, form))
     for note in notes:
         print(note, file=sys.stdout if form == "table" else sys.stderr)
     for what, why in out_of_it if failed else ():
         print(f"not in the table: {what} ({why})", file=sys.stderr)
-
-
-def main() -> None:
-    """Entry point of `gradroute-compare`."""
-    parser = argparse.ArgumentParser(prog="gradroute-compare", description=(__doc__ or "").strip())
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a run, a folder with runs in it, or a glob in quotes")
-    parser.add_argument("--metric", help=f"which metric (default: {' or '.join(USUAL)}, the first that the runs have)")
-    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this setting")
-    parser.add_argument("--sort", metavar="COLUMN", help="a column of the table")
-    parser.add_argument("--format", choices=FORMATS, default="table")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write CSV, Markdown, LaTeX, plots and a page")
-    a = parser.parse_args()
-    sys.exit(guarded(lambda: compare(a.paths, a.metric, a.where, a.sort, a.format, a.out)))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,12 +4,13 @@ import glob
 import math
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradroute.config.typed import flat
+from gradroute.config.identity import flat
+from gradroute.config.legacy import migrated
 from gradroute.errors import UserError
 from gradroute.records.run_reader import check_files, read_file, read_manifest, state
 from gradroute.records.safe_reading import read_bytes, read_json, read_yaml
@@ -29,6 +30,12 @@ class Read:
     left_out: str | None = None
     commit: str = ""
     setting: str = ""  # see `gradroute.reporting.published`
+    units: Mapping[str, str] = field(default_factory=dict)  # by metric
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """Every number that it measured: two runs with the same to the bit are one sample."""
+        return tuple(sorted((*(row[key] for key in KEYS), row["value"]) for row in self.rows))
 
 
 def natural(text: str) -> tuple[Any, ...]:
@@ -79,6 +86,20 @@ def _read_sweep(place: Path) -> dict[str, list[Any]]:
     return {"runs": runs, "failed": failed}
 
 
+def distinct(reads: Iterable[Read]) -> tuple[list[Read], list[Read]]:
+    """Runs without those that have the same settings and numbers as another, which are no further sample; and these."""
+    seen: dict[tuple[Any, ...], Read] = {}
+    again: list[Read] = []
+    for read in reads:
+        settings = {key: value for key, value in read.settings.items() if key not in ("seed", "output_dir")}
+        key = (repr(sorted(settings.items())), read.numbers)
+        if key in seen and seen[key].settings["seed"] != read.settings["seed"]:
+            again.append(read)
+        else:
+            seen[key] = read
+    return list(seen.values()), again
+
+
 def by_experiment(reads: Iterable[Read]) -> dict[str, list[Read]]:
     """Runs by the name of their experiment."""
     found: dict[str, list[Read]] = {}
@@ -111,6 +132,7 @@ def read_run(run: Path) -> Read:
     check_files(run, manifest, ["metrics.csv"])
     if not isinstance(config, dict) or not isinstance(config.get("name"), str) or type(config.get("seed")) is not int:
         raise UserError(f"{run}/config.yaml: damaged (no mapping with a name and a seed)")
+    config = migrated(config)
     settings = flat(config) | {"version": manifest["packages"].get("gradroute")}
     settings["data"] = str(manifest.get("dataset_sha256"))[:12]
     commit = str(manifest.get("git_commit"))
@@ -124,4 +146,5 @@ def read_run(run: Path) -> Read:
     lost = next((row for row in rows if not math.isfinite(row["value"])), None)
     if lost is not None:
         return Read(run, {}, [], f"not finite ({lost['metric']} {lost['value']})")
-    return Read(run, settings, rows, None, commit, setting(config))
+    units = {str(row["metric"]): str(row.get("unit", "")) for row in summary["headline"]}
+    return Read(run, settings, rows, None, commit, setting(config), units)

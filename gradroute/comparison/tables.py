@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradroute.errors import UserError, plain_text
-from gradroute.records.run_folder import UNITS, write_atomically
+from gradroute.records.atomic import write_atomically
+from gradroute.records.metrics import UNITS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,14 +23,14 @@ def print_table(table: "pd.DataFrame", title: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(title=title)
+    shown = Table()
     for column in table.columns:
-        title = escape(plain_text(column))
-        shown.add_column(title, overflow="fold", justify="right" if table[column].dtype == float else "left")
+        shown.add_column(escape(plain_text(column)), overflow="fold", justify="right" if table[column].dtype == float else "left")
     for row in table.itertuples(index=False):
         cells = ["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
         shown.add_row(*(escape(plain_text(cell)) for cell in cells))
     console = Console() if sys.stdout.isatty() else Console(width=40 + 16 * len(table.columns))
+    console.print(title, soft_wrap=True, highlight=False, markup=False)
     console.print(shown)
 
 
@@ -37,6 +38,7 @@ def write_comparison(
     out: Path,
     table: "pd.DataFrame",
     metric: str,
+    unit: str,
     paths: list[str],
     notes: list[str],
     left_out: list[tuple[str, str]],
@@ -63,7 +65,7 @@ def write_comparison(
         write_atomically(out / f"{name.replace(', ', '_').replace(' ', '_')}.png", image)
     completed = Table("Completions at the last stage", *completions(language), SAID, long=True)
     note = "Means over seeds with the half-width of their 95 % t-interval; n is the number of runs."
-    note = f"{note} {metric} is in {UNITS[metric]}."
+    note = f"{note} {metric} is in {unit}."
     rows = [[cell.item() if hasattr(cell, "item") else cell for cell in row] for row in table.values]
     shown = Table(f"{metric} on the test data", [str(column) for column in table.columns], rows, note)
     judged = [word for word in table["agrees"] if word]

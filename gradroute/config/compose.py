@@ -6,16 +6,32 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from gradroute.commands.run import conf_dir
+from gradroute.config.build import from_mapping
+from gradroute.config.overrides import prepared
 from gradroute.config.schema import Config
-from gradroute.config.typed import from_mapping
+from gradroute.config.targets import add_code_folder
+
+
+def conf_dir() -> Path:
+    """The folder of configurations: inside an installed package, else the checkout's."""
+    packaged = Path(__file__).parent.parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def use_code_of(config_dir: Path) -> None:
+    """Make the Python files beside and inside a `--config-dir` importable."""
+    for folder in (config_dir.resolve().parent, config_dir.resolve()):
+        add_code_folder(folder)
 
 
 def composed(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
     """The configuration with overrides; `folder` is one more to look for groups in, as `--config-dir` names it."""
-    searched = [f"hydra.searchpath=[file://{folder.resolve()}]"] if folder else []
+    searched = []
+    if folder:
+        use_code_of(folder)
+        searched = [f"hydra.searchpath=[file://{folder.resolve()}]"]
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        return compose("config", [*searched, *overrides])
+        return compose("config", [*searched, *prepared(overrides)])
 
 
 def configuration(overrides: Sequence[str], folder: Path | None = None) -> Config:

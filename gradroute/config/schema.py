@@ -1,54 +1,11 @@
-"""The typed schema of a configuration; a key that is not below, or a value of another type, is refused."""
+"""The typed schema of a configuration. A key that is not below, or a value of another type, is refused.
+
+A *component* is a mapping with `_target_`, the import path of a class or function, and its arguments (Hydra's
+convention). Its arguments are checked against the signature of what it names; see `gradroute.config.components`.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
-
-from gradroute.config.image_schema import AugmentConfig, ResNetSizes
-from gradroute.config.language_schema import (
-    CompletionsConfig,
-    HFModel,
-    SteeringConfig,
-    TextConfig,
-    TransformerSizes,
-    TuneConfig,
-    UnlearnConfig,
-)  # fmt: skip
-
-STEPS = ("train", "certify", "ablate", "unlearn", "finetune", "relearn", "steer", "evaluate", "report")
-
-
-@dataclass
-class DatasetConfig:
-    """Which images, or with `text` which documents.
-
-    root: a folder, or null for the default source. format: how the folder is laid out, as `torchvision` does it, a
-    `folder` of PNGs for each class, or `strips`. metadata: a folder with `train.csv` and
-    `test.csv`, a header and one line per image in the data set's order.
-    """
-
-    name: str = "mnist"
-    root: str | None = None
-    format: str = "torchvision"
-    metadata: str | None = None
-    augment: AugmentConfig | None = None
-    text: TextConfig | None = None
-
-
-@dataclass
-class ModelConfig:
-    """Sizes of the autoencoder: encoder widths (the decoder has them in reverse), encoding width, decoders.
-
-    `decoders` is 1, or the number of groups, each group's images then having their own. A `transformer` has none,
-    and neither has `hf` nor `resnet`, which is a classifier.
-    """
-
-    name: str = "autoencoder"
-    hidden: list[int] = field(default_factory=lambda: [2048, 512])
-    encoding: int = 32
-    decoders: int = 1
-    transformer: TransformerSizes | None = None
-    hf: HFModel | None = None
-    resnet: ResNetSizes | None = None
 
 
 @dataclass
@@ -58,17 +15,22 @@ class RegionConfig:
     site: Any = None
     units: Any = None
     axis: int | None = None
-    output: int | None = None
+    output: Any = None
     parameters: dict[str, Any] | None = None
 
 
 @dataclass
 class GroupConfig:
-    """The rule for a group's data points: their labels, or a metadata column's values, or `module:function`.
+    """The rule for a group's data points; exactly one of the following is given.
 
-    Of documents also `words` that are in them, or a regular expression `pattern`. rest: all points in no other group.
-    tokens: which tokens of its documents are the group's: `all`, those of its `words`, or by how much more `frequent`
-    they are there.
+    labels: the points with one of these labels.
+    column, values: the points whose metadata column has one of the values.
+    predicate: `module:function`, called with the points and their labels; returns bools.
+    words, pattern: documents with one of the words, or in which a regular expression is found.
+    rest: all points in no other group.
+
+    tokens: which tokens of its documents belong to the group: `all`, those of its `words`, or `frequent`, in
+        proportion to how much more frequent a token is in the group than elsewhere (GR App. C).
     """
 
     labels: list[int] = field(default_factory=list)
@@ -83,7 +45,7 @@ class GroupConfig:
 
 @dataclass
 class NoiseConfig:
-    """Shares of mistaken labels: of the points outside a group that get its label, and of its points that lose it."""
+    """Rates of label errors: of points outside the group that get its label, and of its points that lose it."""
 
     false_positive: float = 0.0
     false_negative: float = 0.0
@@ -91,14 +53,16 @@ class NoiseConfig:
 
 @dataclass
 class RoutingConfig:
-    """Groups, regions, and the route of each group in each region (weight 1 where not named).
+    """Groups, regions, and the gradient weight of each group in each region (1 where not named).
 
-    unlabelled: the group whose routes training points without a label take; null is weight 1 everywhere. Routes are
-    typed by `check`: OmegaConf refuses a whole number in a nested mapping of floats.
+    unassigned: what to do with points in no group: `error`, or `unrouted` to train on them with every weight 1.
+    unlabelled: the group whose routes points without a label take; null is weight 1 everywhere.
+    labelled_fraction: share of each group's training points that carry the group's label.
     """
 
     groups: dict[str, GroupConfig] = field(default_factory=dict)
     regions: dict[str, RegionConfig] = field(default_factory=dict)
+    # Any: OmegaConf refuses a whole number in a nested mapping of floats; `validation` converts the weights
     routes: dict[str, dict[str, Any]] = field(default_factory=dict)
     unassigned: str = "error"
     unlabelled: str | None = None
@@ -107,30 +71,33 @@ class RoutingConfig:
 
 
 @dataclass
-class AblationConfig:
-    """What happens to a region, and to which: one, a list of them together, or null for each in turn."""
-
-    kind: str = "zero"
-    region: Any = None
-
-
-@dataclass
 class LossesConfig:
-    """Certificates' regions and the weights of the losses (GR App. B): of groups' task losses, 1 where not named."""
+    """Certificates, and the weights of the loss terms (GR App. B).
+
+    certificates: regions that get a certificate. l1: weight of the L1 penalty by region. correlation: weight of the
+    correlation penalty. groups: weight of each group's task loss, 1 where not named. error: a component, the error
+    that the task minimises, instead of its own. penalties: more penalties, components with a `weight`.
+    """
 
     certificates: list[str] = field(default_factory=list)
     l1: dict[str, float] = field(default_factory=dict)
     correlation: float = 0.0
     groups: dict[str, float] = field(default_factory=dict)
+    error: dict[str, Any] | None = None
+    penalties: list[Any] = field(default_factory=list)
 
 
 @dataclass
 class PresetConfig:
-    """Settings of the optimizer and the amount of data; `tune_steps` and `unlearn_steps` are of a language model.
+    """Settings of the optimizer and the amount of data.
 
-    optimizer: `adam`, with L2 in the gradient, `adamw`, both with `betas`, or `sgd` with `momentum`. end_rate: the
-    share of `lr` that the cosine schedule ends at. accumulate: parts that a batch is taken in, one after another, for
-    one update. compile: train the model by `torch.compile`; certificates, and what comes after it, are not compiled.
+    accumulate: parts that a batch is split into, one after another, for one update.
+    batches: `mixed`, or `by_group` for batches of one group each.
+    optimizer: `adam` (L2 in the gradient), `adamw`, both with `betas`, or `sgd` with `momentum`.
+    end_rate: share of `lr` at which the cosine schedule ends.
+    train_limit, test_limit: use the first data points only.
+    compile: compile the model with `torch.compile` for the step `train`.
+    tune_steps, unlearn_steps: updates of the steps `finetune` and `relearn`, and of `unlearn`.
     """
 
     epochs: int = 1
@@ -163,11 +130,11 @@ class TrainerConfig(PresetConfig):
 
 @dataclass
 class SplitConfig:
-    """A shorthand for routing: each set of labels gets a region of its own at one site; replaces what it says.
+    """A shorthand for `routing`: each set of labels gets a region of its own at one site.
 
-    groups: sets of labels. units: how many units each gets; equal shares if null. site: where; `width` is its number of
-    units, known for `encoder`. outside: the gradient weight outside of a group's own region. l1: the L1 weight of every
-    region; that of the configuration's first region if null.
+    groups: sets of labels. units: how many units each set gets; null is equal shares. site: the module. width: its
+    number of units, known for the encoding of our models. outside: the gradient weight outside of a group's own
+    region. l1: the L1 weight of every region; null takes that of the experiment's first region.
     """
 
     groups: list[list[int]] | None = None
@@ -180,7 +147,7 @@ class SplitConfig:
 
 @dataclass
 class LedgerConfig:
-    """The record of who trained what: updates to a row, and how often norms are measured."""
+    """The ledger: updates per row, and every how many updates norms are measured."""
 
     enabled: bool = True
     window: int = 100
@@ -189,7 +156,7 @@ class LedgerConfig:
 
 @dataclass
 class CheckpointConfig:
-    """What a run goes on from: minutes between checkpoints while it trains, and what a finished run keeps.
+    """Checkpoints while a run trains, every so many minutes (0: every update), and what a finished run keeps.
 
     keep: `weights`, or `none`.
     """
@@ -200,10 +167,12 @@ class CheckpointConfig:
 
 @dataclass
 class Config:
-    """One experiment: a dataset, a model, routing, losses and a list of steps.
+    """One experiment: a data set, a model, a task, routes, losses and a list of steps.
 
-    `seeds` of it are as many runs, from `seed` on; at most `stack` runs are trained together as one batched program.
-    `trained` is a finished run whose training is taken over, or `auto`: one in `output_dir` that fits, if there is.
+    seeds: make this many runs, from `seed` on. stack: how many of them are trained at once as one batched program.
+    trained: a finished run whose training is reused, or `auto` for any in `output_dir` that fits.
+    steps: names, or components. A step given by its name takes its arguments from the section of that step, such as
+    `finetune`.
     """
 
     name: str = "experiment"
@@ -212,18 +181,22 @@ class Config:
     stack: Any = "auto"
     trained: str | None = None
     output_dir: str = "outputs"
-    steps: list[str] = field(default_factory=lambda: list(STEPS))
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    steps: list[Any] = field(default_factory=lambda: ["train", "evaluate", "report"])
+    task: dict[str, Any] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
-    ablation: AblationConfig = field(default_factory=AblationConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
+    ablation: dict[str, Any] = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    unlearn: UnlearnConfig | None = None
-    finetune: TuneConfig | None = None
-    relearn: TuneConfig | None = None
-    steering: SteeringConfig | None = None
-    completions: CompletionsConfig | None = None
+    unlearn: dict[str, Any] | None = None
+    finetune: dict[str, Any] | None = None
+    relearn: dict[str, Any] | None = None
+    steering: dict[str, Any] | None = None
+    completions: dict[str, Any] | None = None
+    measures: list[Any] = field(default_factory=list)
+    plots: list[Any] = field(default_factory=list)
+    tracker: dict[str, Any] | None = None
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     split: SplitConfig = field(default_factory=SplitConfig)

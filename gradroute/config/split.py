@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
-from gradroute.config.image_checks import check_sizes
-from gradroute.config.schema import Config, GroupConfig, ModelConfig, RegionConfig, SplitConfig
-from gradroute.config.validation import WIDTH, require_number
+from gradroute.config.limits import WIDTH, require_number
+from gradroute.config.schema import Config, GroupConfig, RegionConfig, SplitConfig
+from gradroute.config.targets import TARGET, arguments_of, build, locate
 from gradroute.errors import UserError
-
-NOUNS = {"mnist": "digits"}  # what labels are called; classes elsewhere
 
 
 def group_name(labels: Sequence[int], noun: str = "digits") -> str:
@@ -29,15 +28,10 @@ def _shares(units: Sequence[int] | None, groups: int, width: int) -> list[tuple[
     return [(sum(units[:i]), sum(units[: i + 1])) for i in range(groups)]
 
 
-def _encoding(model: ModelConfig) -> tuple[str, int, int | None]:
-    """What says how many units an encoding has, how many it has, and on which axis; None is the last one.
-
-    Raises: UserError for a split at a stage that is none.
-    """
-    if model.resnet is None:
-        return "model.encoding", model.encoding, None
-    check_sizes(model.resnet)  # before its stage is asked for
-    return "channels of the encoding", model.resnet.encoding, 1
+def _encoding(model: dict[str, Any]) -> tuple[str, int | None, int | None]:
+    """Which setting says how many units the site `encoder` has, how many, and on which axis (None: the last)."""
+    known = getattr(locate(model[TARGET], "model"), "encoding_units", None)
+    return known(**arguments_of(model)) if known else ("split.width", None, None)
 
 
 def expand_split(config: Config) -> None:
@@ -50,19 +44,16 @@ def expand_split(config: Config) -> None:
         if split != SplitConfig():
             raise UserError("split: its settings do nothing without split.groups; give it, such as [[0,1,2],[3,4]]")
         return
-    labels = [label for group in split.groups for label in group]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice or not split.groups or not all(split.groups):
-        fault = f"label {twice[0]} is named twice" if twice else "a set is empty" if split.groups else "no set is in it"
-        raise UserError(f"split.groups={split.groups}: {fault}; give disjoint sets such as [[0,1,2],[3,4]]")
+    _check_sets(split.groups)
     key, encoding, axis = _encoding(config.model)
-    if split.site == "encoder" and split.width not in (None, encoding):
+    if split.site == "encoder" and encoding is not None and split.width not in (None, encoding):
         raise UserError(f"split.width={split.width}: must be null, or {key}={encoding}")
-    width = encoding if split.site == "encoder" else split.width
+    width = encoding if split.site == "encoder" and encoding is not None else split.width
     if width is None:
         raise UserError(f"split.site={split.site}: give split.width, the number of its units")
     require_number("split.width", width, 1, WIDTH, int)
-    names = [group_name(group, NOUNS.get(config.dataset.name, "classes")) for group in split.groups]
+    noun = getattr(build(config.dataset, "dataset"), "label_noun", "class")
+    names = [group_name(group, "classes" if noun == "class" else f"{noun}s") for group in split.groups]
     shares = dict(zip(names, _shares(split.units, len(names), width), strict=True))
     routing = config.routing
     routing.groups = {n: GroupConfig(labels=list(g)) for n, g in zip(names, split.groups, strict=True)}
@@ -75,3 +66,11 @@ def expand_split(config: Config) -> None:
     config.losses.l1 = dict.fromkeys(routing.regions, weight)
     config.losses.certificates = list(routing.regions) if config.losses.certificates else []
     config.split = SplitConfig()
+
+
+def _check_sets(groups: list[list[int]]) -> None:
+    labels = [label for group in groups for label in group]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice or not groups or not all(groups):
+        fault = f"label {twice[0]} is named twice" if twice else "a set is empty" if groups else "no set is in it"
+        raise UserError(f"split.groups={groups}: {fault}; give disjoint sets such as [[0,1,2],[3,4]]")

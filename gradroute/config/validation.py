@@ -1,26 +1,20 @@
-"""Every range and cross-field check of a configuration that needs neither model nor data."""
+"""Range and cross-field checks of a configuration that need neither components, nor model, nor data."""
 
 import re
 from collections.abc import Iterable, Mapping
 
-from gradroute.config.schema import STEPS, Config, GroupConfig, RegionConfig, RoutingConfig, TrainerConfig
-from gradroute.errors import UserError, unknown
-from gradroute.routing.routes import read_route
+from gradroute.config.components import STEPS, step_names
+from gradroute.config.limits import MANY, WEIGHT, one_of, require, require_number
+from gradroute.config.routing_validation import check_name, check_routing
+from gradroute.config.schema import Config, TrainerConfig
+from gradroute.errors import UserError
 
-ABLATIONS = ("zero", "mean", "resample", "reinitialise", "remove")
-WIDTH = 65536  # units of a layer
-LAYERS = 64
-MANY = 10**9  # updates, data points, labels
-WEIGHT = 10**6  # of a loss; more would leave float32's range within a few layers
-NAME = 64  # characters; a name becomes a part of file names
-RESERVED = ("all", "default", "unassigned")  # names in the metrics and the ledger
 DEVICE = r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?"
 WEIGHTS = (0, WEIGHT)
-# of every number with a fixed range: the least and the largest value
+# the smallest and the largest value of every number with a fixed range
 RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**63 - 1),
+    "seed": (0, 2**32 - 1),  # torch's CPU generator keeps 32 bits: larger seeds would repeat smaller ones
     "seeds": (1, 10_000),
-    "model.encoding": (1, WIDTH),
     "losses.correlation": WEIGHTS,
     "trainer.epochs": (1, 100_000),
     "trainer.batch_size": (2, 1_000_000),
@@ -39,39 +33,22 @@ RANGES: dict[str, tuple[float, float]] = {
 OPTIONAL = ("seeds", "trainer.train_limit", "trainer.test_limit")
 
 
-def require(holds: bool, key: str, value: object, right: str) -> None:
-    """Raise UserError unless it holds: what the key's value must be."""
-    if not holds:
-        raise UserError(f"{key}={value}: must be {right}")
-
-
-def require_number(key: str, value: object, least: float, largest: float, kind: type = float) -> None:
-    """Raise UserError if the value is no number, or outside of a range; with `kind=int`, no whole number."""
-    number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-    holds = number and least <= value <= largest  # type: ignore[operator]  # never true of nan
-    require(holds, key, value, f"from {least} to {largest}")
-
-
 def check(config: Config) -> None:
-    """Raise UserError at the first value outside its range or against another; weights become floats."""
+    """Raise UserError at the first value outside its range, or that does not fit another; weights become floats."""
     for key, (least, largest) in RANGES.items():
         part, _, name = key.rpartition(".")
         value = getattr(getattr(config, part) if part else config, name)
         if value is not None or key not in OPTIONAL:
             require_number(key, value, least, largest)
+    last = config.seed + (config.seeds or 1) - 1
+    require(last <= RANGES["seed"][1], "seeds", config.seeds, f"such that the last seed is at most {RANGES['seed'][1]}")
     _check_names(config)
+    _check_steps(config)
     _check_trainer(config.trainer)
     whole = type(config.stack) is int and 1 <= config.stack <= 10_000
     require(config.stack == "auto" or whole, "stack", config.stack, "auto, or a number of runs from 1 to 10000")
     one_of("checkpoint.keep", config.checkpoint.keep, ("weights", "none"))
-    hidden = config.model.hidden
-    require(1 <= len(hidden) <= LAYERS, "model.hidden", hidden, f"a list of 1 to {LAYERS} widths")
-    for width in hidden:
-        require_number("model.hidden", width, 1, WIDTH, int)
-    _check_routing(config.routing)
-    groups = len(config.routing.groups)
-    right = (1, groups, groups + 1)  # one more if points are in no group, which the data tell
-    require(config.model.decoders in right, "model.decoders", config.model.decoders, f"1, or {groups}, one a group")
+    check_routing(config.routing)
     _check_losses(config)
     _check_ablation(config)
 
@@ -98,28 +75,12 @@ def _check_losses(config: Config) -> None:
 
 
 def _check_ablation(config: Config) -> None:
-    regions, kind, given = config.routing.regions, config.ablation.kind, config.ablation.region
-    one_of("ablation.kind", kind, ABLATIONS)
+    regions, given = config.routing.regions, config.ablation.get("region")
     named = given if isinstance(given, list) else list(regions) if given is None else [given]
     require(given != [], "ablation.region", given, "null, a region, or a list of regions")
     for name in named:
         one_of("ablation.region", name, tuple(regions))
-        if regions[name].parameters is not None and kind not in ("zero", "reinitialise"):
-            raise UserError(f"ablation.kind={kind}: region '{name}' is parameters and has no activations; use zero or "
-                            "reinitialise")  # fmt: skip
     require(len(set(named)) == len(named), "ablation.region", given, "each region once")
-
-
-def one_of(key: str, value: object, valid: tuple[str, ...]) -> None:
-    """Raise UserError, with the nearest ones, unless the value is valid."""
-    if value not in valid:
-        raise unknown(f"value of {key}:", value, valid)
-
-
-def _check_name(key: str, name: object) -> None:
-    """A name that can stand in file names, tables and plots."""
-    holds = isinstance(name, str) and 1 <= len(name) <= NAME and all(c.isalnum() or c in "_-" for c in name)
-    require(holds and name[:1] != "-", key, name, f"1 to {NAME} letters, digits, _ and -")  # type: ignore[index]
 
 
 def _check_path(key: str, path: str | None) -> None:
@@ -127,18 +88,20 @@ def _check_path(key: str, path: str | None) -> None:
 
 
 def _check_names(config: Config) -> None:
-    _check_name("name", config.name)
+    check_name("name", config.name)
     _check_path("output_dir", config.output_dir)
     _check_path("trained", config.trained)
-    _check_path("dataset.root", config.dataset.root)
-    _check_path("dataset.metadata", config.dataset.metadata)
-    for step in config.steps:
-        one_of("steps", step, STEPS)
-    positions = [STEPS.index(step) for step in config.steps]
-    require(positions == sorted(set(positions)), "steps", config.steps, f"in this order, each once: {list(STEPS)}")
-    require("train" in config.steps, "steps", config.steps, "a list with 'train' in it")
-    if "report" in config.steps:
-        require("evaluate" in config.steps, "steps", config.steps, "evaluated before the report")
+
+
+def _check_steps(config: Config) -> None:
+    """Ours stand in their order, each step once; a user's own may stand anywhere after the training."""
+    names = step_names(config)
+    ours = [list(STEPS).index(name) for name in config.steps if isinstance(name, str)]
+    right = f"in this order, each once: {list(STEPS)}"
+    require(ours == sorted(set(ours)) and len(set(names)) == len(names), "steps", names, right)
+    require(names[:1] == ["train"], "steps", names, "a list that begins with 'train'")
+    if "report" in names:
+        require("evaluate" in names, "steps", names, "evaluated before the report")
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
@@ -158,79 +121,3 @@ def _check_trainer(trainer: TrainerConfig) -> None:
     require(re.fullmatch(DEVICE, trainer.device) is not None, "trainer.device", trainer.device, right)
     betas = trainer.betas
     require(len(betas) == 2 and all(0 <= b < 1 for b in betas), "trainer.betas", betas, "two numbers from 0 to below 1")
-
-
-def _check_routing(routing: RoutingConfig) -> None:
-    one_of("routing.unassigned", routing.unassigned, ("error", "unrouted"))
-    require(bool(routing.groups), "routing.groups", "{}", "at least one group")
-    owner: dict[int, str] = {}
-    for name, group in routing.groups.items():
-        _check_name("routing.groups", name)
-        reserved = name in RESERVED or re.fullmatch(r"(digit|class)_\d+", name)
-        require(not reserved, "routing.groups", name, "another name: this is reserved")
-        _check_rule(f"routing.groups.{name}", group)
-        for label in group.labels:
-            if label in owner:
-                raise UserError(
-                    f"routing.groups: label {label} is in '{owner[label]}' and '{name}'; groups must not overlap"
-                )
-            owner[label] = name
-    if routing.unlabelled is not None:
-        one_of("routing.unlabelled", routing.unlabelled, tuple(routing.groups))
-    for name, region in routing.regions.items():
-        _check_name("routing.regions", name)
-        require(name != "all", "routing.regions", name, "another name: this is reserved")
-        _check_region(f"routing.regions.{name}", region)
-    for group_name, row in routing.routes.items():
-        one_of("routing.routes (group)", group_name, tuple(routing.groups))
-        require(isinstance(row, dict), f"routing.routes.{group_name}", row, "a mapping of regions to weights")
-        for region_name, spec in row.items():
-            where = f"routing.routes.{group_name}"
-            one_of(f"{where} (region)", region_name, tuple(routing.regions))
-            route = read_route(spec, f"{where}.{region_name}")
-            row[region_name] = route.weight if not isinstance(spec, dict) else spec
-    _check_labelling(routing)
-
-
-def _check_region(where: str, region: RegionConfig) -> None:
-    require(
-        (region.site is None) != (region.parameters is None), where, region.site, "one with either site or parameters"
-    )
-    given = region.site if isinstance(region.site, list) else [region.site]
-    right = "a module's name, a glob, or a list of them"
-    named = bool(given) and all(isinstance(s, str) and s for s in given)
-    require(region.site is None or named, f"{where}.site", region.site, right)
-    alone = region.parameters is None or (region.units is None and region.output is None)
-    require(alone, where, region.units, "without units and output: parameters have their own units")
-    named = region.parameters is None or bool(region.parameters)
-    require(named, f"{where}.parameters", region.parameters, "at least one parameter's name or glob")
-
-
-def _check_rule(where: str, group: GroupConfig) -> None:
-    rules = {"labels": group.labels, "column": group.column, "predicate": group.predicate, "words": group.words,
-             "pattern": group.pattern, "rest": group.rest or None}  # fmt: skip
-    named = [rule for rule, value in rules.items() if value not in (None, [])]
-    require(len(named) == 1, where, named or "{}", f"by exactly one rule, not empty: {', '.join(rules)}")
-    one_of(f"{where}.tokens", group.tokens, ("all", "words", "frequent"))
-    require(group.tokens != "words" or bool(group.words), f"{where}.tokens", group.tokens, "given with words, not else")
-    for label in group.labels:
-        require_number(f"{where}.labels", label, 0, MANY, int)
-    require(group.column != "", f"{where}.column", "''", "a column's name")
-    require(
-        (group.column is None) == (not group.values), f"{where}.values", group.values, "given with column, not else"
-    )
-    plain = all(isinstance(value, str | int | float) for value in group.values)
-    require(plain, f"{where}.values", group.values, "a list of texts or numbers")
-    if group.predicate is not None:
-        module, _, function = group.predicate.partition(":")
-        named_well = all(part.isidentifier() for part in [*module.split("."), function])
-        require(named_well, f"{where}.predicate", group.predicate, "module:function")
-
-
-def _check_labelling(routing: RoutingConfig) -> None:
-    for name, rates in routing.label_noise.items():
-        one_of("routing.label_noise", name, tuple(routing.groups))
-        for key, rate in (("false_positive", rates.false_positive), ("false_negative", rates.false_negative)):
-            require_number(f"routing.label_noise.{name}.{key}", rate, 0, 1)
-    total = sum(rates.false_positive for rates in routing.label_noise.values())
-    require(total <= 1, "routing.label_noise", total, "at most 1 in the sum of all false_positive")

@@ -4,21 +4,20 @@ The folder has `model.json`, the configuration of `transformers` and the name of
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from gradroute.config.language_schema import HFModel
+from gradroute.config.limits import WIDTH, Between, Text, require
 from gradroute.data.hub import file_of, package, reason
 from gradroute.data.text import tokenizing
 from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.errors import UserError, unknown
-from gradroute.models.build import add_units
+from gradroute.models.added_units import add_units
+from gradroute.models.base import ModelPlan
 from gradroute.models.causal_lm import CausalLM, load
-from gradroute.models.plans import Plan
 from gradroute.records.run_reader import read_file, read_manifest
 from gradroute.records.safe_reading import LIMITS, read_json, read_text
 from gradroute.routing.expansion import Layer
@@ -29,31 +28,64 @@ NUMBER = 2**31  # the largest one in a configuration
 MANY = 1024  # layers, or experts: each is a module, on any device
 
 
-@dataclass(frozen=True)
-class Pretrained(Plan):
-    """What a run's model is made from.
+class HuggingFace(ModelPlan):
+    """A causal language model of Hugging Face `transformers`; needs `gradroute[hf]`.
 
-    settings: those of the run. config: of transformers. run, manifest: the folder to read the tokenizer from, None if
-    the model is not read back but fetched. end: the token that ends a document, as the folder has it.
+    Sites are its modules' names below `model.`, such as `model.gpt_neox.layers.3.mlp.act` of a GPT-NeoX.
+
+    Args:
+        pretrained: its name on the hub, or a local folder.
+        untrained: take its sizes, but random weights by the run's seed.
+        expand: layers whose MLPs get `added` units more (GR section 4.2.2), where they are made of `torch.nn.Linear`.
     """
 
-    settings: HFModel
-    config: Any
-    run: Path | None = None
-    end: str = ""
-    manifest: Mapping[str, Any] | None = None
+    task = "language"
+    smaller = "choose a smaller model.pretrained"
 
-    key = "model.hf"
-    smaller = "choose a smaller model.hf.pretrained"
+    def __init__(
+        self, pretrained: Annotated[str, Text("the name of a model on the hub, or a local folder")],
+        untrained: bool = False, expand: Sequence[Annotated[int, Between(0, WIDTH)]] = (),
+        added: Annotated[int, Between(0, WIDTH)] = 0,
+    ) -> None:  # fmt: skip
+        self.source, self.untrained, self.expand, self.added = pretrained, untrained, list(expand), added
+        require(bool(expand) == bool(added), "model.added", added, "more than 0 if, and only if, model.expand names "
+                "layers")  # fmt: skip
+        self.config: Any = None
+        self.run: Path | None = None  # the folder that it is read back from
+        self.manifest: Mapping[str, Any] | None = None
+        self.end = ""  # the token that ends a document, as the folder has it
 
-    @property
-    def source(self) -> str:
-        """The model's name or folder."""
-        return self.settings.pretrained
+    def fetch(self) -> None:
+        """Read the configuration from the hub or a local folder; weights are not read yet.
 
-    @property
-    def per_token(self) -> int:  # noqa: D102
-        return 8 * int(getattr(self.config, "num_hidden_layers", 0)) * int(getattr(self.config, "hidden_size", 0))
+        Raises: UserError if the package is missing, or the model cannot be reached or kept.
+        """
+        what = f"model '{self.source}'"
+        transformers = package("transformers", what)
+        place = Path(self.source).expanduser()
+        if not place.is_dir() and (place.is_absolute() or self.source[:1] in ".~"):
+            raise UserError(f"model.pretrained={self.source}: no such folder")
+        try:
+            name = str(place) if place.is_dir() else self.source
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except Exception as error:  # whatever the hub, the network or the files raise
+            raise UserError(f"{what}: has no configuration that can be read [{reason(error)}]") from None
+        if getattr(config, "quantization_config", None) is not None:
+            raise UserError(f"{what}: is quantized and cannot be trained; choose the one it was made from")
+        self.config = _checked(_plain(config), what)
+
+    def read_back(self, run: Path) -> None:
+        """Read the configuration from a run's folder; the hub is not asked, and no code is run.
+
+        Raises: UserError if the package is missing, or the file is damaged or of a model that transformers lacks.
+        """
+        where, manifest = run / MODEL, read_manifest(run)
+        found = read_json(read_file(run, MODEL, manifest), where)
+        valid = isinstance(found, dict) and isinstance(found.get("config"), dict) and type(found.get("end")) is str
+        if not valid:
+            raise UserError(f"{where}: damaged (no configuration and end token)")
+        self.config, self.run, self.manifest = _checked(found["config"], str(where)), run, manifest
+        self.end = found["end"]
 
     def check_length(self, length: int) -> None:
         """Raise UserError if rows are longer than the model's context, or than the window of its attention."""
@@ -61,7 +93,7 @@ class Pretrained(Plan):
         for what, most in (("context of '{}' is", context), ("attention of '{}' is over", window)):
             if most is not None and length > most:  # the masks of packed rows know no window
                 fits = f"the {what.format(self.source)} {most} tokens"
-                raise UserError(f"dataset.text.length={length}: {fits}; lower it")
+                raise UserError(f"dataset.length={length}: {fits}; lower it")
 
     def tokenizer(self) -> Tokenizer:
         """The model's own tokenizer. Raises: UserError if it has none or its end token is not known."""
@@ -71,24 +103,25 @@ class Pretrained(Plan):
             return tokenizing.parse(text, where, self.end)
         path = file_of(self.source, TOKENIZER)
         if path is None:
-            right = "give dataset.text.tokenizer=, the path of one"
+            right = "give dataset.tokenizer=, the path of one"
             raise UserError(f"model '{self.source}' has no {TOKENIZER}; {right}")
         size, largest = path.stat().st_size, LIMITS[".json"] // 2  # indented, it must still be one that is read back
         if size > largest:
             raise UserError(f"{path}: has {size} bytes, and a run keeps at most {largest}; choose another model")
         return tokenizing.load(path, _end(self.source, self.config))
 
-    def build(self, vocabulary: int, length: int) -> CausalLM:
+    def build(self, **found: Any) -> CausalLM:
         """The model as it begins; one that is read back has random weights, for its own to be read into.
 
         Raises: UserError if it cannot be loaded, or does not fit the tokenizer or the rows' length.
         """
+        vocabulary, length = int(found["vocabulary"]), int(found["context"])
         self.check_length(length)
         own = int(self.config.vocab_size)
         if vocabulary > own:
-            raise UserError(f"dataset.text.tokenizer: has {vocabulary} tokens, and '{self.source}' has {own}; give the "
-                            "model's own, dataset.text.tokenizer=pretrained")  # fmt: skip
-        random = self.run is not None or self.settings.untrained
+            raise UserError(f"dataset.tokenizer: has {vocabulary} tokens, and '{self.source}' has {own}; give the "
+                            "model's own, dataset.tokenizer=pretrained")  # fmt: skip
+        random = self.run is not None or self.untrained
         model = self._random() if random else load(self.source, self.config)
         model.require_separation()
         return self._expanded(model)
@@ -101,49 +134,19 @@ class Pretrained(Plan):
 
     def _expanded(self, model: CausalLM) -> CausalLM:
         deviation = float(getattr(self.config, "initializer_range", 0.02))
-        for number in self.settings.expand:
-            add_units(model, Layer(*model.mlp_layers(number)), self.settings.added, deviation, deviation)
+        for number in self.expand:
+            add_units(model, Layer(*model.mlp_layers(number)), self.added, deviation, deviation)
         return model
 
-    def outline(self, vocabulary: int, length: int) -> CausalLM:  # noqa: D102
+    def outline(self, **found: Any) -> CausalLM:
+        """The same on the meta device, with random weights."""
         with torch.device("meta"):
             return self._expanded(self._random())
 
-    def kept(self, tokenizer: Tokenizer) -> dict[str, str]:  # noqa: D102
+    def kept(self, tokenizer: Tokenizer) -> dict[str, str]:
+        """The model's configuration and the tokenizer."""
         model = json.dumps({"end": tokenizer.end_name, "config": _plain(self.config)}, indent=2) + "\n"
         return {MODEL: model, TOKENIZER: tokenizer.to_json()}
-
-
-def fetch(settings: HFModel) -> Pretrained:
-    """What a new run begins with, from the hub or a local folder; weights are not read yet.
-
-    Raises: UserError if the package is missing, or the model cannot be reached or is not of a kind that can be kept.
-    """
-    what = f"model '{settings.pretrained}'"
-    transformers = package("transformers", what)
-    place = Path(settings.pretrained).expanduser()
-    if not place.is_dir() and (place.is_absolute() or settings.pretrained[:1] in ".~"):
-        raise UserError(f"model.hf.pretrained={settings.pretrained}: no such folder")
-    try:
-        name = str(place) if place.is_dir() else settings.pretrained
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # whatever the hub, the network or the files raise
-        raise UserError(f"{what}: has no configuration that can be read [{reason(error)}]") from None
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError(f"{what}: is quantized and cannot be trained; choose the one it was made from")
-    return Pretrained(settings, _checked(_plain(config), what))
-
-
-def read(settings: HFModel, run: Path) -> Pretrained:
-    """What a run's folder has of its model, which may be a stranger's; the hub is not asked, and no code is run.
-
-    Raises: UserError if the package is missing, or the file is damaged or of a model that transformers does not know.
-    """
-    where, manifest = run / MODEL, read_manifest(run)
-    found = read_json(read_file(run, MODEL, manifest), where)
-    if not isinstance(found, dict) or not isinstance(found.get("config"), dict) or type(found.get("end")) is not str:
-        raise UserError(f"{where}: damaged (no configuration and end token)")
-    return Pretrained(settings, _checked(found["config"], str(where)), run, found["end"], manifest)
 
 
 def _plain(config: Any) -> dict[str, Any]:

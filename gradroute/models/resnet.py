@@ -2,14 +2,47 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
-from gradroute.config.image_schema import GROUPED, ResNetSizes
+from gradroute.config.limits import LAYERS, WIDTH, Between, Items, require, require_number
+from gradroute.config.limits import one_of as require_one_of
+from gradroute.errors import UserError
 
+GROUPED = 8  # channels that group norm takes together
 Norm = Callable[[int], nn.Module]
+
+
+@dataclass(frozen=True)
+class ResNetSizes:
+    """Sizes of a ResNet, as the arguments of `SplitResNet`."""
+
+    blocks: Sequence[int] = (2, 2, 2, 2)
+    width: int = 64
+    split: str = "layer4"
+    norm: str = "group"
+
+    @property
+    def stage(self) -> int:
+        """The number of the stage with the split, from 1."""
+        return int(self.split.removeprefix("layer"))
+
+    @property
+    def encoding(self) -> int:
+        """Channels of the encoding."""
+        return int(self.width * 2 ** (self.stage - 1))
+
+    def check(self) -> None:
+        """Raise UserError for sizes that make no ResNet."""
+        require_number("model.width", self.width, GROUPED, WIDTH >> (len(self.blocks) - 1), int)
+        right = f"a multiple of {GROUPED}: halves are of whole channels, and group norm takes {GROUPED} together"
+        require(self.width % GROUPED == 0, "model.width", self.width, right)
+        stages = tuple(f"layer{number + 1}" for number in range(len(self.blocks)))
+        require_one_of("model.split", self.split, stages)
 
 
 def _norm(name: str) -> Norm:
@@ -63,14 +96,32 @@ class Normalise(nn.Module):
 
 
 class SplitResNet(nn.Module):
-    """`encoder` to `(batch, channels, height, width)`, `decoder` to logits of the classes.
+    """`encoder` to `(batch, channels, height, width)`, `decoder` to logits; blocks and stem for small images.
 
-    The encoding is the output of the stage `sizes.split`. Where more stages follow, which would carry it on beside
-    their convolutions, a 1x1 convolution before it and one after it break the residual path (GR App. B.1).
+    The encoding is the output of the stage `split`. If more stages follow, which would carry it on beside their
+    convolutions, a 1x1 convolution before it and one after it break the residual path (GR App. B.1).
+
+    Args:
+        shape: of an image; the run supplies it. classes: the number of labels; the run supplies it.
+        blocks: of torchvision's basic blocks in each stage; each further stage has half the side.
+        width: channels of the first stage; each further stage has twice as many.
+        split: the stage, `layer1` to `layerN`, whose output is the encoding.
+        norm: `group`, by groups of 8 channels, or `batch`, which takes a pass for each group of the data.
+
+    Raises: UserError for sizes that do not fit together.
     """
 
-    def __init__(self, sizes: ResNetSizes, channels: int, classes: int) -> None:
+    task = "classification"
+
+    def __init__(
+        self, shape: Sequence[int], classes: int,
+        blocks: Annotated[Sequence[Annotated[int, Between(1, LAYERS)]], Items(1, 8)] = (2, 2, 2, 2),
+        width: int = 64, split: str = "layer4", norm: Literal["group", "batch"] = "group",
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.sizes = sizes = ResNetSizes(blocks, width, split, norm)
+        sizes.check()
+        channels = (1, *shape)[-3]
         self.normalise = Normalise(channels)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         layers["conv1"] = conv3x3(channels, sizes.width)
@@ -82,6 +133,25 @@ class SplitResNet(nn.Module):
             layers["before"] = conv1x1(sizes.encoding, sizes.encoding)
         self.encoder = _drawn(nn.Sequential(layers))
         self.decoder = build_decoder(sizes, sizes.encoding, classes)
+
+    @staticmethod
+    def encoding_units(**arguments: Any) -> tuple[str, int, int | None]:
+        """Which setting says how many channels the site `encoder` has, how many, and on which axis."""
+        sizes = ResNetSizes(arguments["blocks"], arguments["width"], arguments["split"])
+        sizes.check()
+        return "channels of the encoding", sizes.encoding, 1
+
+    def certificate(self, seen: Sequence[int], outputs: int) -> nn.Module:
+        """A decoder that sees `(height, width, units)` of an image. Raises: UserError for anything else."""
+        if len(seen) != 3:
+            right = "give it channels of a convolution, such as site: encoder, axis: 1"
+            fault = f"a region shows {list(seen)} of an image, no (height, width, units)"
+            raise UserError(f"losses.certificates: {fault}; {right}")
+        return build_certificate(self.sizes, seen, outputs)
+
+    def fit(self, images: torch.Tensor) -> None:
+        """Take the normalisation from the training images `(n, channels, height, width)`."""
+        self.normalise.fit(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits `(batch, classes)` of images `(batch, channels, height, width)` in [-1, 1]."""

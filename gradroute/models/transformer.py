@@ -5,13 +5,18 @@
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gradroute.config.limits import WIDTH, Between, require
 from gradroute.errors import UserError, unknown
+from gradroute.models.added_units import add_units
+from gradroute.routing.expansion import Layer
 
 MLPS, POSITIONS, NORMS = ("gelu", "swiglu"), ("learned", "rotary"), ("layernorm", "rmsnorm")
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, (batch or 1, 1, length, head width / 2)
@@ -206,3 +211,40 @@ def separated(document_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _norm(config: TransformerConfig) -> nn.Module:
     return nn.LayerNorm(config.width) if config.norm == "layernorm" else nn.RMSNorm(config.width, eps=1e-6)
+
+
+Size = Annotated[int, Between(1, WIDTH)]
+
+
+def build_transformer(
+    vocabulary: int, context: int, layers: Size = 4, width: Size = 128, heads: Size = 4, hidden: Size | None = None,
+    mlp: Literal["gelu", "swiglu"] = "gelu", positions: Literal["learned", "rotary"] = "learned",
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm", tied: bool = True, bias: bool = True,
+    expand: Sequence[int] = (), added: Annotated[int, Between(0, WIDTH)] = 0,
+) -> Transformer:  # fmt: skip
+    """The untrained model of a run; added units are drawn as the others are (GR section 4.2.2).
+
+    Args:
+        vocabulary, context: tokens, and the longest sequence; the run supplies both.
+        expand: layers whose MLPs get `added` units more than `hidden`.
+
+    Raises: UserError for sizes that do not fit together.
+    """
+    check_expansion(expand, added, layers)
+    config = TransformerConfig(
+        vocabulary, layers, width, heads, context, hidden, mlp, positions, norm, tied, bias
+    )  # fmt: skip
+    model = Transformer(config)
+    for number in expand:
+        add_units(model, Layer(*model.mlp_layers(number)), added, 0.02, 0.02 / (2 * layers) ** 0.5)
+    return model
+
+
+build_transformer.task = "language"  # type: ignore[attr-defined]  # the task that it is for, as a class says it
+
+
+def check_expansion(expand: Sequence[int], added: int, layers: int) -> None:
+    """Raise UserError for layers that are not there, or layers without units or the reverse."""
+    for layer in expand:
+        require(0 <= layer < layers, "model.expand", layer, f"from 0 to {layers - 1}")
+    require(bool(expand) == bool(added), "model.added", added, "more than 0 if, and only if, model.expand names layers")

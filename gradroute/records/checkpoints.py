@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from gradroute.errors import UserError
 from gradroute.records import safe_reading
-from gradroute.records.run_folder import CHECKPOINTS, SEAL, sealed, write_atomically
+from gradroute.records.atomic import write_atomically
+from gradroute.records.run_folder import CHECKPOINTS
+from gradroute.records.seal import SEAL, sealed
 
 if TYPE_CHECKING:
     import torch

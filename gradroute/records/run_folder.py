@@ -1,67 +1,32 @@
-"""What a run leaves on disk, written atomically; `gradroute.records.run_reader` reads it."""
+"""The folder of a run while it is written; `gradroute.records.run_reader` reads it."""
 
 import csv
 import hashlib
 import io
 import json
-import os
 import platform
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from gradroute.config.identity import config_hash, to_mapping
 from gradroute.config.schema import Config
-from gradroute.config.typed import config_hash, to_mapping
 from gradroute.errors import UserError
 from gradroute.records import locks
+from gradroute.records.atomic import write_atomically
+from gradroute.records.metrics import COLUMNS, LEDGER_COLUMNS, UNITS
 from gradroute.records.provenance import PACKAGES, git_commit, version
+from gradroute.records.seal import sealed
 
-COLUMNS = ("step", "split", "group", "head", "region", "metric", "unit", "value")
-CHECKPOINTS = "checkpoints"  # the folder of what a run goes on from
+CHECKPOINTS = "checkpoints"  # the folder of a run's checkpoints
 TIME = "%Y-%m-%dT%H:%M:%S%z"
-SEAL = "manifest_sha256"  # in the manifest, of everything else in it
-LEDGER_COLUMNS = (
-    "from_step", "to_step", "group", "region", "points", "weight_min", "weight_max", "measured",
-    "activation", "routed", "unrouted", "moved", "shifted",
-)  # fmt: skip
-UNITS = {
-    "mse": "squared pixel, pixels in [-1, 1]",
-    "mae": "pixel, pixels in [-1, 1]",
-    "cross_entropy_unrouted": "nats per token, without the tokens that are mostly a group's (GR App. C)",
-    "misdirection": "squared distance to the target, mean over width",
-    "drift": "squared distance to what it was, mean over width",
-    "related_share": "share of the nearest tokens that are related words, 0 to 1",
-    "related_frequency": "share of the tokens of texts that are of related words, 0 to 1",
-    "routed_frequency": "share of the tokens of texts that are of routed words, 0 to 1",
-    "cross_entropy": "nats per token or image",
-    "accuracy": "share of images, 0 to 1",
-    "l1": "mean L1 norm of the region's activations",
-    "correlation": "mean |correlation|, 0 to 1",
-    "localization": "0 to 1",
-    "activation_norm": "L2 norm per image, root mean square",
-    "gradient_norm": "L2 norm per image of the gradient of its mae or cross_entropy, root mean square",
-}
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write aside, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
-    data = content.encode() if isinstance(content, str) else content
-    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+Listener = Callable[[Mapping[str, Any]], None]  # called with every row of the metrics as it is added
 
 
 class RunFolder:
@@ -72,8 +37,9 @@ class RunFolder:
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         """Take a folder. Raises: UserError if another process has it, or if writing there may lead elsewhere."""
-        self.path, self.manifest = path, dict(manifest)
+        self.path, self.manifest, self.units = path, dict(manifest), dict(UNITS)
         self.rows: list[dict[str, Any]] = []
+        self.listeners: list[Listener] = []
         found = list(path.rglob("*"))
         if links := [file for file in found if file.is_symlink()]:
             raise UserError(f"{links[0]}: is a link; a run is not gone on with in a folder that has one")
@@ -128,8 +94,10 @@ class RunFolder:
 
     def add(self, step: int, split: str, group: str, head: str, region: str, metric: str, value: float) -> None:
         """Add one row to the metrics; its unit follows from the metric."""
-        row = (step, split, group, head, region, metric, UNITS[metric], value)
+        row = (step, split, group, head, region, metric, self.units[metric], value)
         self.rows.append(dict(zip(COLUMNS, row, strict=True)))
+        for listener in self.listeners:
+            listener(self.rows[-1])
 
     def write_metrics(self) -> None:
         """Write every row so far to `metrics.csv`."""
@@ -192,6 +160,7 @@ class Unwritten(RunFolder):
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         self.path, self.manifest, self.rows = path, dict(manifest), list[dict[str, Any]]()
+        self.units, self.listeners = dict(UNITS), list[Listener]()
         self._started = time.monotonic()
 
     def write(self, name: str, content: str | bytes) -> None:
@@ -225,15 +194,3 @@ def _make_folder(config: Config) -> Path:
             "choose another with output_dir="
         ) from None
     raise UserError(f"{parent / base}: the name is taken a thousand times over")
-
-
-def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with the checksum of everything in it, which tells damage; it is no signature."""
-    content = {key: value for key, value in manifest.items() if key != SEAL}
-    return {SEAL: hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(), **content}
-
-
-def final_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The test rows of the last step."""
-    last = max((row["step"] for row in rows), default=0)
-    return [row for row in rows if row["split"] == "test" and row["step"] == last]

@@ -1,21 +1,25 @@
 """Reading a run folder, which a stranger may have made: manifest, configuration, metrics, ledger."""
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gradroute.config.build import from_mapping
+from gradroute.config.identity import config_hash, run_identity, to_mapping
+from gradroute.config.legacy import migrated
 from gradroute.config.schema import Config
-from gradroute.config.typed import config_hash, from_mapping, to_mapping
+from gradroute.config.targets import foreign
 from gradroute.errors import UserError
 from gradroute.records import locks, safe_reading
 from gradroute.records.provenance import version
-from gradroute.records.run_folder import CHECKPOINTS, COLUMNS, LEDGER_COLUMNS, SEAL, sealed
+from gradroute.records.run_folder import CHECKPOINTS
+from gradroute.records.seal import SEAL, sealed
 
+RUN_CODE = "run_code=true"  # what the user says to run code that a folder names
 SIDE = 4096  # largest height and width of an image
 CLASSES = 100_000
+VOCABULARY = 10_000_000
 MANIFEST_TYPES: dict[str, tuple[type, ...]] = {  # of what readers use
     "state": (str,), "experiment": (str,), "config_hash": (str,), "seed": (int,), "started": (str,),
     "packages": (dict,), "files": (dict,), "dataset_sha256": (str, type(None)),
@@ -74,8 +78,8 @@ def read_file(run: Path, name: str, manifest: Mapping[str, Any] | None = None) -
     )
 
 
-def read_config(run: Path, manifest: Mapping[str, Any] | None = None) -> Config:
-    """The resolved configuration of a run folder, type-checked like any other; `manifest` as in `read_file`.
+def read_mapping(run: Path, manifest: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The configuration of a run folder as plain data in today's form; `manifest` as in `read_file`.
 
     Raises: UserError, also for an interpolation: what is resolved has none, and one could read the environment.
     """
@@ -86,19 +90,35 @@ def read_config(run: Path, manifest: Mapping[str, Any] | None = None) -> Config:
         raise UserError(f"{path}: damaged (not a mapping)")
     if "${" in json.dumps(mapping):
         raise UserError(f"{path}: has an interpolation, ${{…}}, which is not followed in a run folder")
+    return migrated(mapping)
+
+
+def read_config(
+    run: Path, manifest: Mapping[str, Any] | None = None, run_code: bool = False, consent: str = RUN_CODE
+) -> Config:
+    """The configuration of a run folder, checked like any other; `manifest` as in `read_file`.
+
+    What it names is imported only if it is ours, or with `run_code`; `consent` is what the user may say to run it.
+    Raises: UserError.
+    """
+    mapping = read_mapping(run, manifest)
+    if not run_code:
+        refuse_code(run, foreign(mapping), consent)
     return from_mapping(mapping)
 
 
-def refuse_code(run: Path, predicates: Mapping[str, str], consent: str) -> None:
-    """Raise UserError if groups are made by code, by name; `consent` is what the user may say to run it."""
-    if predicates:
-        names = ", ".join(predicates.values())
-        raise UserError(f"{run}: its groups are made by code, {names}; {consent} runs it, if you trust it")
+def refuse_code(run: Path, named: Mapping[str, str], consent: str = RUN_CODE) -> None:
+    """Raise UserError if a folder names code that is not ours; `consent` is what the user may say to run it."""
+    if named:
+        names = ", ".join(dict.fromkeys(named.values()))
+        raise UserError(f"{run}: is made with code that is not part of gradroute, {names}; {consent} runs it, if you "
+                        "trust it")  # fmt: skip
 
 
 def predicates(config: Config) -> dict[str, str]:
-    """The import paths that the groups of a configuration name, by group."""
-    return {name: rule.predicate for name, rule in config.routing.groups.items() if rule.predicate}
+    """The import paths that the groups of a configuration name, by key."""
+    rules = config.routing.groups.items()
+    return {f"routing.groups.{name}.predicate": rule.predicate for name, rule in rules if rule.predicate}
 
 
 def read_rerun(run: Path, given: Iterable[str] = (), run_code: bool = False) -> Config:
@@ -106,15 +126,14 @@ def read_rerun(run: Path, given: Iterable[str] = (), run_code: bool = False) -> 
 
     Args:
         given: the keys that the user changes, such as `output_dir`: they need no trust in the folder.
-        run_code: whether predicates of the folder may run.
+        run_code: whether code that the folder names may run.
 
-    Raises: UserError if the folder is no run or is damaged; if its groups are made by code; or if it would write
-        outside of the current folder, where the user has not said so.
+    Raises: UserError if the folder is no run or is damaged; if it names code; or if it would write outside of the
+        current folder, where the user has not said so.
     """
-    config, given = read_config(run, read_manifest(run)), set(given)
+    config, given = read_config(run, read_manifest(run), run_code), set(given)
     if not run_code:
-        theirs = {g: p for g, p in predicates(config).items() if f"routing.groups.{g}.predicate" not in given}
-        refuse_code(run, theirs, "run_code=true")
+        refuse_code(run, {key: path for key, path in predicates(config).items() if key not in given})
     place = Path(config.output_dir)
     if "output_dir" not in given and (place.is_absolute() or ".." in place.parts):
         right = f"give output_dir={config.output_dir} to write there, or another"
@@ -122,24 +141,17 @@ def read_rerun(run: Path, given: Iterable[str] = (), run_code: bool = False) -> 
     return config
 
 
-def _identity(config: Config) -> dict[str, Any]:
-    """What two runs must share to be the same run: all but how often it was kept."""
-    mapping = to_mapping(config)
-    del mapping["checkpoint"]["minutes"]
-    return mapping
-
-
 def twin(config: Config) -> tuple[Path, bool] | None:
     """A run of this version with the same configuration, seed included, in the same output folder; is it finished?
 
-    One that is not finished is meant to be gone on with: no process is at work in it, and it has checkpoints.
+    One that is not finished can be resumed: no process is at work in it, and it has checkpoints.
     """
-    wanted, unfinished = _identity(config), list[Path]()
+    wanted, unfinished = run_identity(to_mapping(config)), list[Path]()
     pattern = f"*_{config_hash(config)}_seed{config.seed}*"
     for path in sorted((Path(config.output_dir) / config.name).glob(pattern)):
         try:
             manifest = read_manifest(path)
-            same = _identity(read_config(path, manifest)) == wanted
+            same = run_identity(read_mapping(path, manifest)) == wanted
         except UserError:
             continue
         if not same or manifest["packages"].get("gradroute") != version("gradroute"):
@@ -159,37 +171,10 @@ def state(run: Path, manifest: Mapping[str, Any]) -> str:
     return "killed, or running on another machine"
 
 
-def read_ledger(run: Path, manifest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The rows of `ledger.csv`, numbers as numbers and empty cells as None; `manifest` as in `read_file`.
-
-    Raises: UserError if it is damaged.
-    """
-
-    def read(column: str, cell: str) -> Any:
-        if column in ("group", "region"):
-            return cell
-        return None if cell == "" else _step(cell) if column in LEDGER_COLUMNS[:2] else float(cell)
-
-    rows = _read_table(run, "ledger.csv", manifest, LEDGER_COLUMNS, read)
-    for number, row in enumerate(rows, 2):
-        if row["from_step"] is None or row["to_step"] is None or row["from_step"] >= row["to_step"]:
-            raise UserError(f"{run}/ledger.csv: damaged (line {number}: its steps are no window)")
-    return rows
-
-
-def read_metrics(run: Path, manifest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The rows of `metrics.csv` with `step` and `value` as numbers; `manifest` as in `read_file`.
-
-    Raises: UserError if it is damaged.
-    """
-    kinds: dict[str, Callable[[str], Any]] = {"step": _step, "value": float}
-    return _read_table(run, "metrics.csv", manifest, COLUMNS, lambda column, cell: kinds.get(column, str)(cell))
-
-
 def read_names(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What `figures.json` says of a run: groups, regions, and the images' `shape`, how many `classes` a
-    classifier tells apart, or the size of the `vocabulary`.
+    """What `figures.json` says of a run: the kind of its task, groups, regions, and what it found out.
 
+    Of images that is their `shape` and the number of `classes`, of documents the size of the `vocabulary`.
     Raises: UserError.
     """
     path = run / "figures.json"
@@ -198,31 +183,15 @@ def read_names(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     groups, regions, shape = (found.get(key) for key in ("groups", "regions", "shape"))
     if not isinstance(groups, list) or not all(isinstance(g, str) for g in groups) or not isinstance(regions, dict):
         raise UserError(f"{path}: damaged (no names of groups and regions)")
-    if type(found.get("vocabulary")) is int and found["vocabulary"] > 0:  # of a language model
-        return found
-    sides = shape[-2:] if isinstance(shape, list) and (len(shape) == 2 or shape[:-2] == [3]) else []
-    if len(sides) != 2 or not all(type(n) is int and 1 <= n <= SIDE for n in sides):
-        raise UserError(f"{path}: damaged (shape={shape}: must be two numbers from 1 to {SIDE}, or 3 and these)")
-    classes = found.get("classes", 1)  # of a classifier
+    vocabulary, classes = found.get("vocabulary", 1), found.get("classes", 1)
+    if type(vocabulary) is not int or not 1 <= vocabulary <= VOCABULARY:
+        raise UserError(f"{path}: damaged (vocabulary={vocabulary}: must be from 1 to {VOCABULARY})")
+    if shape is not None or "vocabulary" not in found:
+        sides = shape[-2:] if isinstance(shape, list) and (len(shape) == 2 or shape[:-2] == [3]) else []
+        if len(sides) != 2 or not all(type(n) is int and 1 <= n <= SIDE for n in sides):
+            raise UserError(f"{path}: damaged (shape={shape}: must be two numbers from 1 to {SIDE}, or 3 and these)")
     if type(classes) is not int or not 1 <= classes <= CLASSES:
         raise UserError(f"{path}: damaged (classes={classes}: must be from 1 to {CLASSES})")
-    return found
-
-
-def _step(cell: str) -> int:
-    if not 0 <= int(cell) < 2**53:
-        raise ValueError(f"step {cell}")
-    return int(cell)
-
-
-def _read_table(
-    run: Path, name: str, manifest: Mapping[str, Any] | None, columns: tuple[str, ...], read: Callable[[str, str], Any]
-) -> list[dict[str, Any]]:
-    text = safe_reading.read_text(read_file(run, name, manifest), run / name)
-    try:
-        header, *lines = csv.reader(io.StringIO(text, newline=""))
-        if tuple(header) != columns:
-            raise ValueError(f"columns are {header}")
-        return [{c: read(c, cell) for c, cell in zip(columns, line, strict=True)} for line in lines]
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{run / name}: damaged ({error})") from None
+    # runs of version 0.1 do not say of which kind they are
+    old = "language" if "vocabulary" in found else "classification" if "classes" in found else "reconstruction"
+    return {"kind": old, **found}

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from gradroute.errors import UserError
+from gradroute.records.metrics import RELEARNED
 from gradroute.records.run_reader import read_file
 from gradroute.records.safe_reading import read_json
+from gradroute.reporting.page import Coloured
 
 TOKENS, COMPLETIONS = "tokens.json", "completions.json"
 DONE = {"model_ablated": "ablation", "model_unlearned": "unlearning", "model_finetuned": "fine-tuning"}
 STAGES = ("model", *DONE)  # in the order of the steps
-RELEARNED = "model_relearned_"  # and the number of documents
 LONGEST = 100_000  # characters of one text
 MANY = 10_000  # rows and tokens that a page shows
 SAME = 0.0005  # nats; less is not shown by three digits
 Titled = tuple[str, list[str], list[list[Any]], str]
-Coloured = tuple[str, list[tuple[str, float]]]  # a title, and tokens with their shares
 
 
 def _share(value: Any) -> bool:

@@ -6,30 +6,30 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from gradroute.reporting.run_data import LINE_STYLES, REGION_COLOURS, Scene
+from gradroute.reporting.run_data import LINE_STYLES, REGION_COLOURS, RunData
 
 NATS = "cross-entropy (nats per token)"
 
 
-def _colour(scene: Scene, group: str) -> str:
-    groups = scene.names["groups"]
+def _colour(run: RunData, group: str) -> str:
+    groups = run.names["groups"]
     return REGION_COLOURS[groups.index(group) % 10] if group in groups else "#4d4d4d"
 
 
-def stages(scene: Scene) -> Figure:
+def stages(run: RunData) -> Figure:
     """Each group's test loss after each step; of relearning the lowest."""
     order = ["model", "model_ablated", "model_unlearned", "model_finetuned"]
-    heads = sorted(scene.heads, key=lambda head: (order.index(head[0]) if head[0] in order else len(order), head))
-    values = {(r["head"], r["region"], r["group"]): r["value"] for r in scene.final if r["metric"] == "cross_entropy"}
-    groups = scene.names["groups"]
+    heads = sorted(run.heads, key=lambda head: (order.index(head[0]) if head[0] in order else len(order), head))
+    values = {(r["head"], r["region"], r["group"]): r["value"] for r in run.final if r["metric"] == "cross_entropy"}
+    groups = run.names["groups"]
     figure, axes = plt.subplots(figsize=(max(6.0, 2.5 + 1.4 * len(heads)), 4.4), layout="constrained")
     width = 0.8 / len(groups)
     for i, group in enumerate(groups):
         heights = [values.get((*head, group), np.nan) for head in heads]
         at = np.arange(len(heads)) + (i - (len(groups) - 1) / 2) * width
-        bars = axes.bar(at, heights, width, color=_colour(scene, group), label=group)
+        bars = axes.bar(at, heights, width, color=_colour(run, group), label=group)
         axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=2)
-    axes.set_xticks(range(len(heads)), [scene.title(*head) for head in heads], rotation=20, ha="right")
+    axes.set_xticks(range(len(heads)), [run.title(*head) for head in heads], rotation=20, ha="right")
     finite = [value for value in values.values() if np.isfinite(value)]
     axes.set_ylim(bottom=0.9 * min(finite, default=0.0))
     axes.set_ylabel(NATS)
@@ -38,39 +38,41 @@ def stages(scene: Scene) -> Figure:
     return figure
 
 
-def _rows(scene: Scene, split: str) -> list[dict[str, Any]]:
-    return [r for r in scene.rows if r["split"] == split and r["metric"] == "cross_entropy"]
+def _rows(run: RunData, split: str) -> list[dict[str, Any]]:
+    return [r for r in run.rows if r["split"] == split and r["metric"] == "cross_entropy"]
 
 
-def relearning(scene: Scene) -> Figure:
+def relearning(run: RunData) -> Figure | None:
     """Each group's validation loss while the model is fine-tuned and relearns, mean over the samples."""
-    rows = _rows(scene, "validation")
+    rows = _rows(run, "validation")
+    if not rows:
+        return None
     heads = list(dict.fromkeys(r["head"] for r in rows))
     figure, grid = plt.subplots(
         1, len(heads), figsize=(3.4 * len(heads) + 1, 3.6), layout="constrained", squeeze=False, sharey=True
     )
     for axes, head in zip(grid[0], heads, strict=True):
-        for group in scene.names["groups"]:
+        for group in run.names["groups"]:
             own = [r for r in rows if (r["head"], r["group"]) == (head, group)]
             steps = sorted({r["step"] for r in own})
             means = [float(np.mean([r["value"] for r in own if r["step"] == step])) for step in steps]
-            axes.plot(steps, means, color=_colour(scene, group), label=group)
-        axes.set_title(scene.title(head, "all"))
+            axes.plot(steps, means, color=_colour(run, group), label=group)
+        axes.set_title(run.title(head, "all"))
         axes.set_xlabel("update")
     grid[0][0].set_ylabel(NATS)
     grid[0][-1].legend(frameon=False)
     return figure
 
 
-def training_curves(scene: Scene) -> Figure:
+def training_curves(run: RunData) -> Figure:
     """Each group's loss in training, and on the test documents on the way."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for style, split in zip(LINE_STYLES, ("train", "test"), strict=False):
-        rows = [r for r in _rows(scene, split) if r["head"] == "model"]
+        rows = [r for r in _rows(run, split) if r["head"] == "model"]
         for group in dict.fromkeys(r["group"] for r in rows):
             own = [r for r in rows if r["group"] == group]
             x, y = [r["step"] for r in own], [r["value"] for r in own]
-            axes.plot(x, y, color=_colour(scene, group), linestyle=style, marker=".", label=f"{group}, {split}")
+            axes.plot(x, y, color=_colour(run, group), linestyle=style, marker=".", label=f"{group}, {split}")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(NATS)
     axes.legend(frameon=False)
@@ -78,11 +80,13 @@ def training_curves(scene: Scene) -> Figure:
     return figure
 
 
-def steering(scene: Scene) -> Figure:
+def steering(run: RunData) -> Figure | None:
     """How often routed words, and related ones, come in texts, against what is added to the dimension."""
+    if not any(row["metric"] == "related_frequency" for row in run.final):
+        return None
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for kind, style in zip(("related", "routed"), LINE_STYLES, strict=False):
-        own = [(float(r["region"]), r["value"]) for r in scene.final if r["metric"] == f"{kind}_frequency"]
+        own = [(float(r["region"]), r["value"]) for r in run.final if r["metric"] == f"{kind}_frequency"]
         label = "related words, held out" if kind == "related" else "routed words"
         axes.plot(*zip(*sorted(own), strict=True), linestyle=style, marker="o", color="C0", label=label)
     axes.set_xlabel("added to the dimension, in the direction of the routed words")
@@ -92,13 +96,3 @@ def steering(scene: Scene) -> Figure:
     axes.legend(frameon=False)
     axes.set_title("Words in texts, by what is added")
     return figure
-
-
-def language_figures(scene: Scene) -> dict[str, Figure]:
-    """Every plot that only a language model has, by name."""
-    figures = {"training_curves": training_curves(scene), "stages": stages(scene)}
-    if _rows(scene, "validation"):
-        figures["relearning"] = relearning(scene)
-    if any(row["metric"] == "related_frequency" for row in scene.final):
-        figures["steering"] = steering(scene)
-    return figures

@@ -1,4 +1,4 @@
-"""What the plots of a run share: its rows, arrays and names, and one colour for one thing."""
+"""What the plots of a run draw from: its rows, arrays and names, and one colour for one thing."""
 
 import io
 from pathlib import Path
@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from gradroute.records.run_folder import final_rows
-from gradroute.records.run_reader import read_file, read_ledger, read_manifest, read_metrics, read_names
+from gradroute.records.metrics import final_rows
+from gradroute.records.run_reader import read_file, read_manifest, read_names
 from gradroute.records.safe_reading import read_arrays
+from gradroute.records.tables import read_ledger, read_metrics
 
 DECODER_COLOUR = "#4d4d4d"
 REGION_COLOURS = (
@@ -27,10 +28,17 @@ LINE_STYLES = ("-", "--", ":", "-.")
 Array = npt.NDArray[Any]
 
 
-class Scene:
-    """A run, read from its folder alone. Raises: UserError if it cannot be read."""
+class RunData:
+    """What plots draw from: a run, read from its folder alone. Raises: UserError if it cannot be read.
+
+    Attributes:
+        rows: of `metrics.csv`. final: the test rows of the last step. ledger: rows of `ledger.csv`.
+        names: `figures.json`: groups, regions, labels and more. arrays: `samples.npz`, by name.
+        heads: head and region of everything that has an error. noun: what one label is called.
+    """
 
     def __init__(self, run: Path) -> None:
+        self.folder = run
         manifest = read_manifest(run)
         self.rows = read_metrics(run, manifest)
         self.final = final_rows(self.rows)

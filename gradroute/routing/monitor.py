@@ -140,7 +140,7 @@ class Monitor:
         else:
             sums = values.new_zeros(groups + 1).index_add(0, membership.flatten() % (groups + 1), values.flatten())
         if (what, region) in self._sums:
-            self._sums[what, region].add_(sums)  # in place: see `gradroute.training.history.Record`
+            self._sums[what, region].add_(sums)  # in place: see `gradroute.training.history.EpochTerms`
         else:
             self._sums[what, region] = sums
 

@@ -4,13 +4,21 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
 
+from gradroute.config.schema import Config
 from gradroute.errors import UserError, nearest, plain_text
+
+LONGEST = 1000  # characters of a message; what was given may be longer
+CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell has it
+READERS = ("hydra", "omegaconf", "antlr4", "yaml")  # packages that read what the user wrote
 
 
 def one_line(error: BaseException) -> str:
-    """Hydra's and OmegaConf's messages carry their cause in the lines below the first; keep what says most."""
+    """The message of an error on one line; of Hydra's and OmegaConf's, the lines that say most."""
+    if said := _of_override(error) or _of_yaml(error):
+        return said
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if error.__cause__ is not None and "Could not override" in str(error):
         lines += [line.strip() for line in str(error.__cause__).splitlines()[:1]]
@@ -20,35 +28,65 @@ def one_line(error: BaseException) -> str:
     return " ".join(dict.fromkeys(kept)) or type(error).__name__
 
 
+def _of_override(error: BaseException) -> str | None:
+    """What is wrong with an override that Hydra's grammar cannot read, and how it is quoted."""
+    from hydra.errors import OverrideParseException
+
+    if not isinstance(error, OverrideParseException):
+        return None
+    override = str(error.override)
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"{override}: is no override; give key=value, such as seed=1"
+    if re.search(r"\s$|^\s", key) or not key:
+        return f"{override}: is no override; write key=value without spaces around ="
+    bare = value.strip("\"'").replace("\\", "\\\\").replace('"', '\\"')
+    return f"{override}: the value cannot be read; a text with special characters needs quotes: '{key}=\"{bare}\"'"
+
+
+def _of_yaml(error: BaseException) -> str | None:
+    """What is wrong with a YAML file, and where."""
+    import yaml
+
+    if not isinstance(error, yaml.YAMLError):
+        return None
+    mark = getattr(error, "problem_mark", None)
+    where = f"{mark.name}, line {mark.line + 1}: " if mark is not None else ""
+    problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+    hint = "; indent with spaces, not tabs" if "\\t" in problem else ""
+    return f"{where}is no YAML ({problem}){hint}"
+
+
+def _known_keys(kind: Any, prefix: str = "", depth: int = 3) -> list[str]:
+    """Every key of a dataclass of the schema, and of those in it."""
+    found = []
+    for entry, hint in ((entry, get_type_hints(kind)[entry.name]) for entry in fields(kind)):
+        found.append(f"{prefix}{entry.name}")
+        if is_dataclass(hint) and depth:
+            found += _known_keys(hint, f"{prefix}{entry.name}.", depth - 1)
+    return found
+
+
 def _suggest(message: str) -> str:
     """Add the nearest valid key to Hydra's report of an unknown one."""
-    from gradroute.config.schema import Config
-
     if launcher := re.search(r"Could not find 'hydra/launcher/((joblib|submitit|ray)\w*)'", message):
         extra = {"submitit": "slurm"}.get(launcher[2], launcher[2])
         return f"hydra/launcher={launcher[1]}: its package is not installed: pip install 'gradroute[{extra}]'"
     found = re.search(r"Could not override '([^']+)'", message)
     if not found:
         return message
-    valid: list[str] = []
-    for entry in fields(Config):
-        valid.append(entry.name)
-        nested = getattr(entry.default_factory, "__dataclass_fields__", {})
-        valid += [f"{entry.name}.{name}" for name in nested]
-    near = nearest(found[1], valid)
+    near = nearest(found[1], _known_keys(Config))
     return f"unknown key '{found[1]}'; " + (f"did you mean {' or '.join(near)}?" if near else "see --cfg job")
 
 
-LONGEST = 1000  # characters of a message; what was given may be longer
-
-
-def _from_hydra(error: BaseException) -> bool:
-    """Whether Hydra or OmegaConf raised it: some overrides end in their plain ValueError or TypeError."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+def _while_reading(error: BaseException) -> bool:
+    """Whether it was raised while Hydra read files and overrides, and not in code of ours that Hydra called."""
+    trace, last = error.__traceback__, ""
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        last = package if package in (*READERS, "gradroute") else last
         trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return module.partition(".")[0] in ("hydra", "omegaconf", "antlr4")
+    return last in READERS
 
 
 def report_failure(error: Exception) -> int:
@@ -56,7 +94,7 @@ def report_failure(error: Exception) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    mistake = isinstance(error, UserError | HydraException | OmegaConfBaseException) or _from_hydra(error)
+    mistake = isinstance(error, UserError | HydraException | OmegaConfBaseException) or _while_reading(error)
     line = plain_text(_suggest(one_line(error)))
     print(f"error: {line if len(line) <= LONGEST else line[:LONGEST] + ' …'}", file=sys.stderr)
     if not mistake:
@@ -64,19 +102,43 @@ def report_failure(error: Exception) -> int:
     return 2 if mistake else 1
 
 
-def guarded(action: Callable[[], None]) -> int:
-    """Run a command; returns its exit status: 0 done, 2 the user's mistake, 1 failure, 130 or 143 interrupted.
+def _close_quietly() -> None:
+    """Let nothing more be written to an output that nobody reads, so that no error comes of it at exit."""
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
+    except (OSError, ValueError):  # a stream without a file
+        pass
 
-    A traceback is shown only with `HYDRA_FULL_ERROR=1`.
+
+def guarded(action: Callable[[], None]) -> int:
+    """Run a command; returns its exit status.
+
+    0 is done, 2 the user's mistake, 1 a failure, 130 or 143 interrupted, 141 an output that was closed. A traceback is
+    shown only with `HYDRA_FULL_ERROR=1`.
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand errors to us instead of printing them
     try:
         action()
+        sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        _close_quietly()
+        return CLOSED_PIPE
+    except SystemExit as ended:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _close_quietly()
+            return CLOSED_PIPE
+        if ended.code == CLOSED_PIPE:
+            _close_quietly()
+        raise
     except Exception as error:
         if wants_traceback:
             raise

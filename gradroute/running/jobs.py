@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from gradroute.comparison.runs import read_run
 from gradroute.config.schema import Config
 from gradroute.errors import MachineError, UserError, plain_text
-from gradroute.records.run_folder import write_atomically
+from gradroute.records.atomic import write_atomically
 from gradroute.records.run_reader import read_manifest
 from gradroute.running.exit_status import one_line
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gradroute.config.grammar import literal
+from gradroute.config.overrides import literal
 from gradroute.errors import UserError
 from gradroute.running.jobs import Index, Noted, table
 

@@ -47,7 +47,7 @@ class Plan:
             return
         from gradroute.comparison.compare import compare
         from gradroute.comparison.runs import SWEEP_FILE
-        from gradroute.records.run_folder import write_atomically
+        from gradroute.records.atomic import write_atomically
 
         paths = list(map(str, runs))
         if self.folder is not None:

@@ -10,12 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from gradroute.running.exit_status import CLOSED_PIPE
 from gradroute.training.objectives import Term
 
 TITLES = {
-    "mse": "mean squared error on the test images, pixels in [-1, 1]",
-    "accuracy": "accuracy on the test images, 0 to 1",
-    "cross_entropy": "cross-entropy on the test documents, nats per token",
+    "mse": "mean squared error on the test images (pixels in [-1, 1])",
+    "accuracy": "accuracy on the test images (0 to 1)",
+    "cross_entropy": "cross-entropy on the test documents (nats per token)",
 }
 
 
@@ -63,22 +64,32 @@ class Progress:
         if self._bar:
             self._bar.update(self._bar.task_ids[0], total=epochs, completed=epoch, losses=describe(means))
         else:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._print(line)
+
+    def _print(self, what: str | Table) -> None:
+        """Print for people; a closed pipe ends the command, and a closed terminal the printing."""
+        options: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": isinstance(what, str)}
+        try:
+            self._console.print(what, **options)
+        except BrokenPipeError:
+            raise SystemExit(CLOSED_PIPE) from None
+        except OSError:  # the terminal is closed
+            self._console = Console(quiet=True)
 
     def headline(self, path: Path, final: Sequence[dict[str, Any]], groups: Sequence[str]) -> None:
         """Print the run's headline numbers, one row a head, one column a group, and the folder."""
         metric = next((m for m in TITLES if any(row["metric"] == m for row in final)), "cross_entropy")
-        table = Table(title=TITLES[metric])
+        table = Table()
         table.add_column("head")
         table.add_column("region")
         for group in groups:
             table.add_column(group, justify="right")
         values = {(r["head"], r["region"], r["group"]): r["value"] for r in final if r["metric"] == metric}
         if not values:  # not evaluated
-            self._console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+            self._print(str(path))
             return
         for head, region in dict.fromkeys((h, r) for h, r, _ in values):
             cells = [f"{values[head, region, g]:.3f}" if (head, region, g) in values else "" for g in groups]
             table.add_row(head, region, *cells)
-        self._console.print(table)
-        self._console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+        for line in (TITLES[metric], table, str(path)):
+            self._print(line)

@@ -1,41 +1,33 @@
-"""One run: its steps, from a checked configuration to its folder."""
+"""One run in its folder: made, checkpointed, resumed and ended."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
+from gradroute.config.components import step_names, steps_of
 from gradroute.config.schema import Config
-from gradroute.records import checkpoints, provenance, run_folder, run_reader
+from gradroute.records import checkpoints, provenance
 from gradroute.records.checkpoints import Checkpoint
+from gradroute.records.metrics import final_rows
 from gradroute.records.run_folder import RunFolder, Unwritten
-from gradroute.routing.ablation import Ablation
-from gradroute.running import resume
-from gradroute.running.figure_data import write_samples
+from gradroute.records.run_reader import read_manifest
 from gradroute.running.progress import Progress
-from gradroute.running.warm_start import donor, take_over
-from gradroute.tasks.base import Measurement, Probe
-from gradroute.tasks.evaluation import Head
-from gradroute.tasks.registry import build_problem
+from gradroute.running.resume import restore, save_checkpoint
+from gradroute.running.trackers import track
+from gradroute.running.warm_start import find_donor, reuse_training
+from gradroute.steps.base import RunState, Step, Watch
+from gradroute.tasks.base import create
 from gradroute.training.compiling import require_compiler
-from gradroute.training.devices import computing
-from gradroute.training.fit import Task
-from gradroute.training.ledger import Ledger
-from gradroute.training.objectives import Term
-
-Watch = Callable[[int, list[dict[str, Any]]], None]  # of the updates so far, and what was measured then
-CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run
 
 
 class Pruned(Exception):
-    """Who looks on gave a run up: it is not finished, and is not to be gone on with."""
+    """A watcher gave a run up: it is not finished, and is not to be resumed."""
 
 
-class Run:
-    """A run in its folder; its methods are the steps. Those that train yield their tasks and go on when they are done.
+class Run(RunState):
+    """A run in its folder.
 
     Raises: UserError for every mistake in the configuration or the data, before anything is written.
     """
@@ -47,32 +39,38 @@ class Run:
     ) -> None:  # fmt: skip
         """Check everything, then make the folder.
 
-        data: the data set, if it is at hand. stacked: how many runs are trained together. quiet: only its log tells.
-        folder: an unfinished run's, to go on with that very run. checkpoint: where in it; at its beginning if None.
-        helps: another process's run, which alone writes there. watch: called after every evaluation while it trains.
+        Args:
+            data: the data set, if it is at hand. stacked: how many runs are trained together.
+            quiet: write to the log only, not to the terminal.
+            folder, checkpoint: of an unfinished run, to resume it; without a checkpoint it begins again.
+            helps: another process leads the run and alone writes to its folder.
+            watch: called after every evaluation while it trains.
         """
+        super().__init__()
         begun = folder if checkpoint else None
-        self.config, self.problem = config, build_problem(config, data, begun)
-        self.donor = donor(config, self.problem.sha256)
+        self.config, self.task = config, create(config, data, begun)
+        self.steps: dict[str, Step] = dict(zip(step_names(config), steps_of(config), strict=True))
+        for step in self.steps.values():
+            step.prepare(self.task)
+        self.donor = find_donor(config, self.task.sha256)
         if config.trainer.compile and self.donor is None:
-            require_compiler(self.problem.device)
-        self.ablations: list[Ablation] = []
-        self.order = torch.Generator().manual_seed(config.seed)
-        self.steps_done = 0  # updates of the training
-        self.train_began = 0.0  # seconds of the run
-        self.done: list[str] = []  # steps of the run
-        self.tasks_done = 0  # of the step that is next
-        self.fit: Mapping[str, Any] | None = None  # where its next task was
+            require_compiler(self.task.device)
+        self.order.manual_seed(config.seed)
         self.stacked, self.watch = stacked, watch
         self.error: Exception | None = None
+        units = self.task.units()
+        for step in self.steps.values():
+            units |= step.units
         if folder is None:
             self.folder = RunFolder.create(self.config, self._facts())
         else:
-            self.folder = (Unwritten if helps else RunFolder)(folder, run_reader.read_manifest(folder))
-        self.progress = Progress(self.folder.log, quiet)
+            self.folder = (Unwritten if helps else RunFolder)(folder, read_manifest(folder))
+        self.folder.units |= units
+        self.progress: Progress = Progress(self.folder.log, quiet)
+        self.tracker = None if helps else track(self)
         if folder is not None:
             try:
-                resume.go_on(self, checkpoint)
+                restore(self, self.steps, checkpoint)
             except BaseException:
                 self.folder.release()
                 raise
@@ -83,156 +81,35 @@ class Run:
         return "train" not in self.done and self.donor is None
 
     def checkpoint(self, fit: Mapping[str, Any] | None = None) -> None:
-        """Keep what the run is, and where its present task is, to go on from."""
+        """Save what the run is, and where its present training is, to resume from."""
         if not isinstance(self.folder, Unwritten):
-            resume.keep(self, fit)
+            save_checkpoint(self, fit)
 
     def end_step(self, step: str) -> None:
-        """Note a step as done, and keep the run if there is another."""
-        self.done, self.tasks_done = [*self.done, step], 0
-        if step != self.config.steps[-1]:
+        """Note a step as done, and save a checkpoint if there is another."""
+        self.done, self.trainings_done = [*self.done, step], 0
+        if step != list(self.steps)[-1]:
             self.checkpoint()
 
+    def reuse_training(self, donor: Path) -> None:
+        """Be as if the run had trained as `donor` did. Raises: UserError if that is damaged."""
+        reuse_training(self, donor)
+
     def _facts(self) -> dict[str, Any]:
-        device, hardware = self.problem.device, provenance.hardware()
+        device, hardware = self.task.device, provenance.hardware()
         if device.type == "cuda":
             hardware["gpu"] = torch.cuda.get_device_name(device)
         hardware["threads"] = torch.get_num_threads()
-        facts = {"dataset_sha256": self.problem.sha256, "hardware": hardware, "device": str(device)}
+        facts = {"dataset_sha256": self.task.sha256, "hardware": hardware, "device": str(device)}
         return facts | {"stacked": self.stacked}
-
-    def record(self, split: str, measured: Measurement, step: int | None = None) -> None:
-        """Add a row to the metrics; `step` is how many updates the training has made, if None."""
-        group, head, metric, value = measured
-        self.folder.add(self.steps_done if step is None else step, split, group, head.name, head.region, metric, value)
-
-    def _evaluate(self) -> None:
-        for measured in self.problem.measure(self.ablations):
-            self.record("test", measured)
-        self.folder.write_metrics()
-
-    def _headline(self) -> list[dict[str, Any]]:
-        """The last measurements of groups, without those of single labels."""
-        final = run_folder.final_rows(self.folder.rows)
-        return [row for row in final if row["group"] in [*self.problem.names, "all"]]
-
-    def task(self, probe: Probe, **options: Any) -> Task:
-        """The training of a probe in this run's order of data."""
-        points, trainer = probe.points or self.problem.points, probe.trainer or self.config.trainer
-        return Task(probe.title, probe.objective, probe.batch, points, trainer, self.order, **options)
-
-    def train(self) -> Iterator[Task]:
-        """Train the model, and its certificates with it, under the routes; or take a training over."""
-        if self.fit is None:
-            self.train_began = self.folder.seconds
-            self.folder.keep(self.problem.kept())  # before the first checkpoint, which needs them
-            if self.donor:
-                take_over(self, self.donor)
-                return
-        trainer, problem, objective = self.config.trainer, self.problem, self.problem.objective()
-        every = -(-trainer.epochs // CURVE_POINTS)
-        settings = self.config.ledger
-        routers = (problem.router, problem.parts.parameter_router)
-        ledger = Ledger(*routers, problem.routed, settings.window, settings.every)
-
-        def before_update(step: int, chosen: torch.Tensor) -> None:
-            problem.at_step(step)
-            if settings.enabled:
-                objective.monitor = ledger.begin(step, problem.routed[chosen])
-
-        def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
-            self.steps_done = step
-            for term, mean in means.items():
-                self.record("train", (term.group, Head(term.head, term.region), term.metric, mean))
-            if epoch % every == 0 and epoch < trainer.epochs:
-                with computing(trainer.precision, problem.device):
-                    self._evaluate()
-                if self.watch:
-                    self.watch(step, self._headline())
-            self.progress.epoch(epoch, trainer.epochs, means)
-
-        yield self.task(
-            Probe("train", objective, problem.batch),
-            on_epoch=on_epoch,
-            before_update=before_update,
-            parameter_router=problem.parameter_router,
-            group_index=problem.routed if trainer.batches == "by_group" else None,
-            compiled=trainer.compile,
-            shared=True,
-            watcher=ledger if settings.enabled else None,
-        )
-        problem.at_step(self.steps_done - 1)  # no update sets it if the run goes on from after the last one
-        self.folder.manifest["train_seconds"] = round(self.folder.seconds - self.train_began, 1)
-        if settings.enabled:
-            ledger.close(self.steps_done)
-            self.folder.write_ledger(ledger.rows)
-
-    def certify(self) -> Iterator[Task]:
-        """Train fresh certificates on the frozen model."""
-        epochs = self.config.trainer.epochs
-        for probe in islice(self.problem.probes(), self.tasks_done, None):
-            yield self.task(probe, on_epoch=lambda epoch, step, means: self.progress.epoch(epoch, epochs, means))
-
-    def ablate(self) -> Iterable[Task]:
-        """Prepare the ablations that `evaluate` applies: of one region, of several together, or of each in turn."""
-        self.ablations = self.problem.ablations()
-        return ()
-
-    def unlearn(self) -> Iterator[Task]:
-        """Unlearn, by another method than ablation, from what was trained, or from what the ablation left."""
-        from gradroute.steps.unlearn import unlearning
-
-        yield from unlearning(self)
-
-    def finetune(self) -> Iterator[Task]:
-        """Train what the ablation left on a few documents."""
-        from gradroute.steps.tuning import finetuning
-
-        yield from finetuning(self)
-
-    def relearn(self) -> Iterator[Task]:
-        """Train what is left then on a few documents of what was to be forgotten."""
-        from gradroute.steps.tuning import relearning
-
-        yield from relearning(self)
-
-    def steer(self) -> Iterable[Task]:
-        """Measure what lies along a dimension of the residual stream, and steer by it."""
-        from gradroute.steps.steer import steering
-
-        steering(self)
-        return ()
-
-    def evaluate(self) -> Iterable[Task]:
-        """Measure every head in float32 and write metrics, weights and what the report draws."""
-        problem = self.problem
-        self._evaluate()
-        for measured in problem.measure_once():
-            self.record("test", measured)
-        self.folder.write_metrics()
-        if self.config.checkpoint.keep == "weights":
-            run_folder.write_atomically(self.folder.path / "model.safetensors", save(problem.tensors()))
-        for name, text in problem.texts().items():
-            run_folder.write_atomically(self.folder.path / name, text)
-        write_samples(self.folder, problem, self.ablations)
-        kept = ("group", "head", "region", "metric", "unit", "value")
-        self.folder.write_json("summary.json", {"headline": [{k: row[k] for k in kept} for row in self._headline()]})
-        return ()
-
-    def report(self) -> Iterable[Task]:
-        """Draw the plots and write the page from what is on disk."""
-        from gradroute.reporting.page import run_page
-        from gradroute.reporting.plots import draw
-
-        draw(self.folder.path)
-        run_page(self.folder.path)
-        return ()
 
     def end(self, error: BaseException | None = None) -> None:
         """Record how the run ended, and the checksum of every file."""
+        if self.tracker is not None:
+            self.tracker.end(error)
         if error is None:
             checkpoints.remove(self.folder.path)
-            self.progress.headline(self.folder.path, run_folder.final_rows(self.folder.rows), self.problem.names)
+            self.progress.headline(self.folder.path, final_rows(self.folder.rows), self.task.names)
             self.folder.finish("finished")
             return
         self.error = error if isinstance(error, Exception) else None

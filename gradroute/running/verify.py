@@ -1,6 +1,5 @@
-"""`gradroute-verify RUN`: check a finished run's files, the ledger's claims, and its metrics from the weights."""
+"""Check a finished run: its files, the ledger's claims, and its metrics computed again from the weights."""
 
-import argparse
 import itertools
 import math
 import sys
@@ -9,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradroute.config.components import step_names
 from gradroute.config.schema import Config
 from gradroute.errors import UserError, plain_text
-from gradroute.records import run_folder, run_reader
+from gradroute.records import run_reader
+from gradroute.records.metrics import ERRORS, RELEARNED, final_rows
+from gradroute.records.tables import read_ledger, read_metrics
 from gradroute.routing.routes import Route, read_route
-from gradroute.running.exit_status import guarded
 
 if TYPE_CHECKING:
-    from gradroute.tasks.base import Problem
+    from gradroute.tasks.base import Task
 
 TOLERANCE = 1e-3  # relative, of a metric computed again: other processors sum in another order
-ERRORS = ("mse", "mae", "accuracy", "cross_entropy", "cross_entropy_unrouted")  # the metrics that are computed again
-NOT_KEPT = "model_relearned"  # heads whose models a run does not keep
 Rows = list[dict[str, Any]]
 
 
@@ -148,24 +147,27 @@ def _difference(metric: str, one: float, other: float) -> float:
     return abs(one - other) / (10 if metric == "accuracy" else max(abs(other), 1e-12))
 
 
-def metric_claims(problem: "Problem", run: Path) -> Iterator[Claim]:
+def metric_claims(task: "Task", run: Path) -> Iterator[Claim]:
     """The run's test metrics come out again from its weights."""
     import torch
 
-    from gradroute.tasks.parts import read_weights
+    from gradroute.training.weights import read_weights
 
-    config = problem.config
-    for name in problem.expected():
-        problem.make(name)
-    read_weights(run, problem.modules())
+    config = task.config
+    for name in task.expected():
+        task.make(name)
+    read_weights(run, task.modules())
     with torch.no_grad():
-        measured = list(problem.measure(problem.ablations() if "ablate" in config.steps else []))
-    final = run_folder.final_rows(run_reader.read_metrics(run))
-    kept = [row for row in final if row["metric"] in ERRORS and not row["head"].startswith(NOT_KEPT)]
-    recorded = {(r["group"], r["head"], r["region"], r["metric"]): r["value"] for r in kept}
+        measured = list(task.measure(task.ablations() if "ablate" in step_names(config) else []))
+    checked = (*ERRORS, *task.units())
+    final = final_rows(read_metrics(run))
+    kept = [row for row in final if row["metric"] in checked and not row["head"].startswith(RELEARNED)]
     again = {
-        (group, head.name, head.region, metric): value for group, head, metric, value in measured if metric in ERRORS
+        (group, head.name, head.region, metric): value for group, head, metric, value in measured if metric in checked
     }
+    heads = {key[1:3] for key in again}
+    recorded = {(r["group"], r["head"], r["region"], r["metric"]): r["value"] for r in kept
+                if (r["head"], r["region"]) in heads or r["metric"] in ERRORS}  # fmt: skip
     for head, region in dict.fromkeys((head, region) for _, head, region, _ in [*again, *recorded]):
         keys = [key for key in {**again, **recorded} if key[1:3] == (head, region)]
         pairs = [(recorded.get(key, math.nan), again.get(key, math.nan)) for key in keys]
@@ -175,29 +177,29 @@ def metric_claims(problem: "Problem", run: Path) -> Iterator[Claim]:
 
 
 def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
-    """Every claim of a finished run, checked. Raises: UserError if it is no run, or its groups need `run_code`."""
+    """Every claim of a finished run, checked. Raises: UserError if it is no run, or names code and not `run_code`."""
     manifest = run_reader.read_manifest(run)
     if manifest["state"] != "finished":
         raise UserError(f"{run}: the run is not finished (state: {run_reader.state(run, manifest)})")
     yield from file_claims(run, manifest)
-    config = run_reader.read_config(run)
+    config = run_reader.read_config(run, run_code=run_code, consent="--run-code")
     if not run_code:
         run_reader.refuse_code(run, run_reader.predicates(config), "--run-code")
-    from gradroute.tasks.registry import build_problem
+    from gradroute.tasks.base import create
 
     config.trainer.device = "cpu"
-    problem = build_problem(config, run=run)
-    same = problem.sha256 == manifest.get("dataset_sha256")
-    yield Claim("the data are those of the run", same, problem.sha256[:12])
+    task = create(config, run=run)
+    same = task.sha256 == manifest.get("dataset_sha256")
+    yield Claim("the data are those of the run", same, task.sha256[:12])
     if config.ledger.enabled:
-        points = config.trainer.epochs * problem.routed.numel()
-        yield from ledger_claims(config, run_reader.read_ledger(run), points)
+        points = config.trainer.epochs * task.routed.numel()
+        yield from ledger_claims(config, read_ledger(run), points)
     else:
         yield Claim("the run has a ledger", False, "ledger.enabled=false: nothing proves its routes")
-    if "evaluate" in config.steps and config.checkpoint.keep == "none":
+    if "evaluate" in step_names(config) and config.checkpoint.keep == "none":
         yield Claim("the metrics come out again", False, "checkpoint.keep=none: there are no weights to try it with")
-    elif "evaluate" in config.steps:
-        yield from metric_claims(problem, run)
+    elif "evaluate" in step_names(config):
+        yield from metric_claims(task, run)
 
 
 def verify(run: Path, run_code: bool = False) -> bool:
@@ -218,18 +220,3 @@ def verify(run: Path, run_code: bool = False) -> bool:
     failed = sum(not claim.holds for claim in claims)
     console.print(f"{len(claims) - failed} of {len(claims)} claims hold")
     return not failed
-
-
-def main() -> None:
-    """Entry point of `gradroute-verify`: exit status 0 if every claim holds, 1 if one does not, 2 for no run."""
-    parser = argparse.ArgumentParser(prog="gradroute-verify", description=(__doc__ or "").strip())
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, outputs/<experiment>/<run>")
-    parser.add_argument("--run-code", action="store_true", help="run the predicates that the run's groups name")
-    arguments = parser.parse_args()
-    held: list[bool] = []
-    status = guarded(lambda: held.append(verify(arguments.run, arguments.run_code)))
-    sys.exit(status or (0 if all(held) else 1))
-
-
-if __name__ == "__main__":
-    main()

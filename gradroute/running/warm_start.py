@@ -1,39 +1,37 @@
-"""Taking over the training of a finished run, of which only the steps after it differ, such as how it unlearns."""
+"""Reuse the training of a finished run, if only the steps after it differ, such as how it unlearns."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gradroute.config.identity import differing, flat, to_mapping
 from gradroute.config.schema import Config
-from gradroute.config.typed import flat, to_mapping
 from gradroute.errors import UserError
 from gradroute.records import run_reader
+from gradroute.records.atomic import write_atomically
 from gradroute.records.provenance import version
-from gradroute.records.run_folder import write_atomically
-from gradroute.tasks.parts import WEIGHTS, read_weights
+from gradroute.records.tables import read_metrics
+from gradroute.steps.base import RunState
 from gradroute.training.fit import batches
-
-if TYPE_CHECKING:
-    from gradroute.running.run import Run
+from gradroute.training.weights import WEIGHTS, read_weights
 
 AFTER = (
-    "name", "output_dir", "steps", "ablation", "unlearn", "finetune", "relearn", "completions", "checkpoint",
+    "name", "output_dir", "steps", "ablation", "unlearn", "finetune", "relearn", "completions", "checkpoint", "plots",
+    "tracker",
 )  # fmt: skip
 TRAINER_AFTER = ("device", "tune_steps", "unlearn_steps")
 
 
-def training_of(config: Config) -> dict[str, Any]:
-    """The part of a configuration that its training depends on, with dotted keys; the seed is in it."""
-    mapping = to_mapping(config)
-    for key in AFTER:
-        del mapping[key]
-    for key in TRAINER_AFTER:
-        del mapping["trainer"][key]
-    del mapping["dataset"]["root"]
-    return flat(mapping)
+def training_of(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a saved configuration that its training depends on, with dotted keys; the seed is in it."""
+    found = {key: value for key, value in mapping.items() if key not in AFTER}
+    found["trainer"] = {key: value for key, value in mapping["trainer"].items() if key not in TRAINER_AFTER}
+    found["dataset"] = {key: value for key, value in mapping["dataset"].items() if key != "root"}
+    return flat(found)
 
 
 def _refusal(run: Path, config: Config, sha256: str) -> str | None:
-    """Why a run's training cannot be taken over, or None. Raises: UserError if it is no run, or damaged."""
+    """Why a run's training cannot be reused, or None. Raises: UserError if it is no run, or damaged."""
     manifest = run_reader.read_manifest(run)
     if manifest["state"] != "finished":
         return f"it is not finished (state: {run_reader.state(run, manifest)})"
@@ -43,13 +41,13 @@ def _refusal(run: Path, config: Config, sha256: str) -> str | None:
         return "its data are others (by their SHA-256)"
     if manifest["packages"].get("gradroute") != version("gradroute"):
         return "another version of gradroute made it"
-    mine, its = training_of(config), training_of(run_reader.read_config(run, manifest))
-    if keys := [key for key in {**its, **mine} if its.get(key) != mine.get(key) or (key in its) != (key in mine)]:
+    its = training_of(run_reader.read_mapping(run, manifest))
+    if keys := differing(its, training_of(to_mapping(config))):
         return f"it was trained with another {', '.join(keys)}"
     return None
 
 
-def donor(config: Config, sha256: str) -> Path | None:
+def find_donor(config: Config, sha256: str) -> Path | None:
     """The run whose training `trained` means, for data with this SHA-256; None if it is null, or `auto` finds none.
 
     Raises: UserError if the run that it names is no run, or its training is another.
@@ -69,31 +67,29 @@ def donor(config: Config, sha256: str) -> Path | None:
     return None
 
 
-def take_over(run: "Run", other: Path) -> None:
+def reuse_training(run: RunState, other: Path) -> None:
     """Have a run be as if it had trained as another did: weights, curves, ledger and order of the data.
 
     Raises: UserError if the other run is damaged.
     """
-    problem, trainer = run.problem, run.config.trainer
+    task, trainer = run.task, run.config.trainer
     manifest = run_reader.read_manifest(other)
     run_reader.check_files(other, manifest, [WEIGHTS])
-    read_weights(other, problem.modules())
-    rows = run_reader.read_metrics(other, manifest)
+    read_weights(other, task.modules())
+    rows = read_metrics(other, manifest)
     trained = [row for row in rows if row["split"] == "train"]
-    run.steps_done = max(row["step"] for row in trained)
-    run.folder.rows += [
-        r for r in rows if r["split"] == "train" or (r["split"] == "test" and r["step"] < run.steps_done)
-    ]
+    run.updates = max(row["step"] for row in trained)
+    run.folder.rows += [r for r in rows if r["split"] == "train" or (r["split"] == "test" and r["step"] < run.updates)]
     if run.config.ledger.enabled:
         write_atomically(run.folder.path / "ledger.csv", run_reader.read_file(other, "ledger.csv", manifest))
-    group_index = problem.routed if trainer.batches == "by_group" else None
+    group_index = task.routed if trainer.batches == "by_group" else None
     for _ in range(trainer.epochs):
-        for _ in batches(problem.points, trainer.batch_size, run.order, group_index):
+        for _ in batches(task.points, trainer.batch_size, run.order, group_index):
             pass
-    problem.at_step(run.steps_done - 1)
+    task.at_step(run.updates - 1)
     run.folder.manifest |= {
         "train_seconds": manifest.get("train_seconds"),
         "trained_in": f"{other.parent.name}/{other.name}",
     }
     run.folder.keep({})  # the manifest, at once: one that is killed goes on from a checkpoint of this training
-    run.folder.log(f"takes over the training of {other}")
+    run.folder.log(f"reuses the training of {other}")

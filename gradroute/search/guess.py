@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 
-from gradroute.config.grammar import literal
+from gradroute.config.overrides import literal
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.routing.routes import read_routes
 from gradroute.routing.sites import observed
 from gradroute.search.space import Overrides
-from gradroute.tasks.base import Problem
-from gradroute.tasks.parts import read_weights
-from gradroute.tasks.registry import build_problem
+from gradroute.tasks.base import Task, create
+from gradroute.training.weights import read_weights
 
 POINTS = 512  # of each group
 
@@ -34,16 +33,14 @@ def guess(config: Config, run: Path, by: str, placebos: int, seed: int) -> tuple
 
     Raises: UserError if fewer than two regions at one site are routed apart.
     """
-    problem = build_problem(unrouted(config))
-    read_weights(run, {"model": problem.model})
+    task = create(unrouted(config))
+    read_weights(run, {"model": task.model})
     owners = _owners(config)
-    sites = {name: problem.router.regions[name].sites for name in owners}
+    sites = {name: task.router.regions[name].sites for name in owners}
     if len(owners) < 2 or len(set(sites.values())) > 1:
         raise UserError("search.guess: needs two or more regions of the same sites, with routes that tell them apart")
-    units = sorted({unit for name in owners for unit in problem.router.regions[name].units})
-    used = {
-        group: _shares(problem, number, by, next(iter(owners)))[units] for number, group in enumerate(problem.names)
-    }
+    units = sorted({unit for name in owners for unit in task.router.regions[name].units})
+    used = {group: _shares(task, number, by, next(iter(owners)))[units] for number, group in enumerate(task.names)}
     others = {name: [group for group in used if group not in groups] for name, groups in owners.items()}
     liking = torch.stack([_mean(used, groups) - _mean(used, others[name]) for name, groups in owners.items()])
     return _overrides(list(owners), units, liking, placebos, seed)
@@ -66,20 +63,20 @@ def _mean(used: Mapping[str, torch.Tensor], groups: list[str]) -> torch.Tensor:
     return torch.stack([used[group] for group in groups]).mean(0)
 
 
-def _shares(problem: Problem, group: int, by: str, region: str) -> torch.Tensor:
+def _shares(task: Task, group: int, by: str, region: str) -> torch.Tensor:
     """Each unit's share of a group's activity, or gradient, at a region's sites, `(units,)`."""
-    own = (problem.routed == group).flatten(1).any(1) if problem.routed.dim() > 1 else problem.routed == group
+    own = (task.routed == group).flatten(1).any(1) if task.routed.dim() > 1 else task.routed == group
     rows = torch.nonzero(own).flatten()[:POINTS]
-    sites = problem.router.regions[region].sites
-    with observed(problem.model, sites) as seen:
-        terms: Mapping[Any, Any] = problem.objective()(*problem.batch(rows))
+    sites = task.router.regions[region].sites
+    with observed(task.model, sites) as seen:
+        terms: Mapping[Any, Any] = task.objective()(*task.batch(rows))
     activations = [seen[site.name] for site in sites]
     found = activations
     if by == "gradient":
-        task = [
+        terms_of_task = [
             weight * value for term, (value, weight) in terms.items() if term.head not in ("certificate", "penalty")
         ]
-        found = list(torch.autograd.grad(torch.stack(task).sum(), activations))
+        found = list(torch.autograd.grad(torch.stack(terms_of_task).sum(), activations))
     summed = torch.stack([s.units_last(v).detach().float().abs().flatten(0, -2).mean(0)
                           for s, v in zip(sites, found, strict=True)]).mean(0)  # fmt: skip
     return summed / summed.sum().clamp(min=1e-12)

@@ -5,54 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradroute.config.schema import Config
-from gradroute.errors import UserError
-from gradroute.reporting.language_tables import RELEARNED
+from gradroute.config.targets import TARGET, locate
 from gradroute.search.schema import ObjectiveConfig, PruningConfig
 
 Point = list[float]  # how many updates were made, and each objective then
 
 
 def default_objectives(config: Config) -> dict[str, ObjectiveConfig]:
-    """What is looked for in runs of `config` if a search does not say: little leakage at a low cost.
+    """What is looked for in runs of `config` if a search does not say: what its task says.
 
-    Of images, localization and the reconstruction or accuracy; of a language model, the loss on the forget set after
-    it was relearned from the most documents, and the loss on the retain set before that.
-
-    Raises: UserError for a language model that does not relearn, or that has several groups to retain.
+    Raises: UserError if its task says nothing.
     """
-    if config.dataset.text is not None:
-        return _of_language(config)
-    localization = ObjectiveConfig("localization", "score", group="all", goal="higher")
-    if config.model.resnet is not None:
-        return {"localization": localization, "accuracy": ObjectiveConfig("accuracy", goal="higher")}
-    return {"localization": localization, "reconstruction": ObjectiveConfig("mse")}
-
-
-def _of_language(config: Config) -> dict[str, ObjectiveConfig]:
-    relearn = config.relearn if "relearn" in config.steps else None
-    others = [group for group in config.routing.groups if relearn and group != relearn.group]
-    if relearn is None or len(others) != 1:
-        fault = f"several groups are retained ({', '.join(others)})" if relearn else "no run relearns"
-        raise UserError(f"search.objectives: is empty, and {fault}; say what is looked for")
-    head, region = _before_relearning(config)
-    return {
-        "relearned": ObjectiveConfig(
-            "cross_entropy", f"{RELEARNED}{max(relearn.documents)}", group=relearn.group, goal="higher"
-        ),
-        "retained": ObjectiveConfig("cross_entropy", head, region, others[0]),
-    }
-
-
-def _before_relearning(config: Config) -> tuple[str, str]:
-    """Head and region of the model that is to relearn: what the last step before left."""
-    for step, head in (("finetune", "model_finetuned"), ("unlearn", "model_unlearned")):
-        if step in config.steps:
-            return head, "all"
-    if "ablate" not in config.steps:
-        return "model", "all"
-    given = config.ablation.region
-    ablated = [next(iter(config.routing.regions))] if given is None else [given] if isinstance(given, str) else given
-    return "model_ablated", "+".join(ablated)
+    task = locate(config.task[TARGET], "task")
+    return {name: ObjectiveConfig(**fields) for name, fields in task.search_objectives(config).items()}
 
 
 def value_of(rows: Sequence[Mapping[str, Any]], objective: ObjectiveConfig) -> float | None:

@@ -18,7 +18,8 @@ from matplotlib.ticker import NullFormatter
 from optuna.trial import FrozenTrial, TrialState
 
 from gradroute.comparison.plots import png, short
-from gradroute.records.run_folder import UNITS, write_atomically
+from gradroute.records.atomic import write_atomically
+from gradroute.records.metrics import UNITS
 from gradroute.reporting.page import Page, Table
 from gradroute.search.finals import HANDMADE, Final, front, label, mean, verdict
 from gradroute.search.study import Search

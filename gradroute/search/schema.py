@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gradroute.errors import UserError, unknown
-from gradroute.records.run_folder import UNITS
+from gradroute.records.metrics import UNITS
 
 GOALS = ("lower", "higher")
 

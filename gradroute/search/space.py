@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gradroute.config.grammar import literal
+from gradroute.config.overrides import literal
 from gradroute.errors import UserError, unknown
 
 Overrides = list[str]

@@ -24,12 +24,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from gradroute.comparison.runs import read_run
 from gradroute.config.compose import configuration
-from gradroute.config.grammar import merged
+from gradroute.config.overrides import merged
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records import locks
+from gradroute.records.atomic import write_atomically
 from gradroute.records.provenance import version
-from gradroute.records.run_folder import write_atomically
 from gradroute.search.objectives import default_objectives, hopeless, value_of
 from gradroute.search.schema import SearchConfig
 from gradroute.search.space import Overrides, ends, space

@@ -1,167 +1,167 @@
-"""Steering by one scalar (GR section 4.2.1): which words lie along a dimension, and what comes of adding to it."""
+"""Steer by one scalar (GR section 4.2.1): which words lie along a dimension, and what comes of adding to it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import torch
 
-from gradroute.config.language_schema import SteeringConfig
+from gradroute.config.limits import WEIGHT, WIDTH, Between, Items, Text, one_of, require
+from gradroute.config.schema import Config
+from gradroute.config.targets import TARGET, locate
 from gradroute.data.text import toy_stories
-from gradroute.data.text.packing import Corpus
-from gradroute.data.text.rules import occurrences, variants
-from gradroute.data.text.tokenizing import Tokenizer
+from gradroute.data.text.datasets import ToyStories
+from gradroute.data.text.rules import variants
 from gradroute.errors import UserError
 from gradroute.models.generation import complete, steered
 from gradroute.routing.regions import matching
 from gradroute.routing.sites import Site
+from gradroute.steps.base import RunState, Step
+from gradroute.steps.tuning import require_language
+from gradroute.steps.word_directions import Words, cosines, frequency, nearest, orientation, related_share
+from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.language_texts import as_json
+from gradroute.training.fit import Training
 
-if TYPE_CHECKING:
-    from gradroute.running.run import Run
-
-Sequences = list[tuple[int, ...]]
 SHOWN = 40  # words of each sign, and completions of each prompt, that are kept
 KEPT = 2
+Many = Annotated[int, Between(1, 10_000)]
 
 
-@dataclass(frozen=True)
-class Words:
-    """Token sequences of the words that were routed, and of those that are related to them and were not."""
+@dataclass(kw_only=True)
+class Steer(Step):
+    """Measure what lies along a dimension, and add to it while texts are written.
 
-    routed: Sequences
-    related: Sequences
+    Args:
+        group: whose words were routed. site, unit: what is added to, a dimension of the residual stream after a layer.
+        strengths: what is added, in the direction in which the routed words lie.
+        related: words like the routed ones that were held out; of the toy stories, if empty, the others of their
+            families, which the same sentences have.
+        nearest: of so many tokens along the dimension the share of related ones is taken, and of `random` others.
+        prompts, tokens, samples, temperature: what texts go on from, for how many tokens, how often, and how.
+    """
 
-    def kinds(self) -> dict[int, str]:
-        """Which tokens are a word of either kind by themselves."""
-        found = {s[0]: "related" for s in self.related if len(s) == 1}
-        return found | {s[0]: "routed" for s in self.routed if len(s) == 1}
+    group: str
+    site: Annotated[str, Text("a module's name, such as blocks.2")]
+    prompts: Annotated[Sequence[str], Items(1, right="at least one prompt, and no empty one")]
+    strengths: Annotated[
+        Sequence[Annotated[float, Between(-WEIGHT, WEIGHT)]],
+        Items(1, each_once=True, right="a list of numbers, such as [0,10]"),
+    ]
+    unit: Annotated[int, Between(0, WIDTH)] = 0
+    related: Sequence[str] = ()
+    nearest: Many = 20
+    random: Many = 20
+    tokens: Many = 30
+    samples: Annotated[int, Between(1, 1000)] = 16
+    temperature: Annotated[float, Between(0, 100)] = 1.0
 
+    def check(self, config: Config) -> None:
+        """Raise UserError for a group that no words choose."""
+        groups = config.routing.groups
+        one_of("steering.group", self.group, tuple(groups))
+        require(bool(groups[self.group].words), "steering.group", self.group, "a group whose rule is words")
+        holds = all(prompt.strip() for prompt in self.prompts)
+        require(holds, "steering.prompts", self.prompts, "at least one prompt, and no empty one")
 
-def words_of(problem: LanguageModelling, steer: SteeringConfig) -> Words:
-    """The words that a configuration means. Raises: UserError if one is not in the vocabulary, or was routed, too."""
-    tokenizer, routed = problem.data.tokenizer, problem.config.routing.groups[steer.group].words
-    related = list(steer.related)
-    if not related:
-        if problem.config.dataset.name != "toy_stories":
-            raise UserError("steering.related=[]: only the toy stories know what is related; give words")
-        families = [other for word in routed for other in toy_stories.related(word)]
-        spelt = {word.strip() for word in tokenizer.spellings}
-        related = [word for word in dict.fromkeys(families) if word in spelt and word not in routed]
-    if both := set(routed) & set(related):
-        raise UserError(f"steering.related: '{min(both)}' is routed; give words that are held out")
-    return Words(*([s for word in given for s in variants(tokenizer, word)] for given in (routed, related)))
+    def prepare(self, task: Task) -> None:
+        """Raise UserError for what cannot be steered so."""
+        language = require_language(task, "steer")
+        self.words(language)
+        self.encoded(language)
+        names = [name for name, _ in language.model.named_modules() if name]
+        if len(matching(self.site, names, "steering.site:")) > 1:
+            raise UserError(f"steering.site={self.site}: several modules are meant; name one")
+        width = language.model.unembedding.shape[1]  # type: ignore[index]
+        if self.unit >= width:
+            raise UserError(f"steering.unit={self.unit}: is outside; dimensions go from 0 to {width - 1}")
+        with torch.no_grad(), steered(language.model, Site(self.site), self.unit, 0.0):
+            language.model(language.example()[:1])
 
+    def words(self, task: LanguageModelling) -> Words:
+        """The words that are meant. Raises: UserError if one is not in the vocabulary, or was routed, too."""
+        tokenizer, routed = task.data.tokenizer, task.config.routing.groups[self.group].words
+        related = list(self.related)
+        if not related:
+            if locate(task.config.dataset[TARGET], "dataset") is not ToyStories:
+                raise UserError("steering.related=[]: only the toy stories know what is related; give words")
+            families = [other for word in routed for other in toy_stories.related(word)]
+            spelt = {word.strip() for word in tokenizer.spellings}
+            related = [word for word in dict.fromkeys(families) if word in spelt and word not in routed]
+        if both := set(routed) & set(related):
+            raise UserError(f"steering.related: '{min(both)}' is routed; give words that are held out")
+        return Words(*([s for word in given for s in variants(tokenizer, word)] for given in (routed, related)))
 
-def cosines(unembedding: torch.Tensor, unit: int) -> torch.Tensor:
-    """Of each token's row, `(vocabulary,)`, from `(vocabulary, width)`, with one dimension of the residual stream."""
-    return torch.nn.functional.normalize(unembedding, dim=1)[:, unit]
+    def encoded(self, task: LanguageModelling) -> list[list[int]]:
+        """The prompts as tokens. Raises: UserError for one with a word outside the vocabulary."""
+        found = task.data.tokenizer.encode(list(self.prompts))
+        for prompt, tokens in zip(self.prompts, found, strict=True):
+            if not tokens or task.data.tokenizer.unknown in tokens:
+                right = "take words of the documents"
+                raise UserError(f"steering.prompts: '{prompt}' has a word outside the vocabulary; {right}")
+        return found
 
+    @torch.no_grad()
+    def run(self, run: RunState) -> Iterable[Training]:
+        """Measure, write `steering.json`; nothing is trained."""
+        task = require_language(run.task, "steer")
+        words = self.words(task)
+        matrix: torch.Tensor = task.model.unembedding.detach().cpu()  # type: ignore[operator]
+        self._measure_nearest(run, task, matrix, words.kinds())
+        frequencies, completions = self._measure_texts(run, task, words, orientation(matrix, self.unit, words.kinds()))
+        run.folder.write_metrics()
+        rows = _table(matrix, self.unit, task, words.kinds())
+        found = {"unit": self.unit, "nearest": rows, "frequencies": frequencies, "completions": completions}
+        run.folder.keep({"steering.json": as_json(found)})
+        return ()
 
-def nearest(unembedding: torch.Tensor, unit: int, count: int, leave_out: Iterable[int | None] = ()) -> torch.Tensor:
-    """The tokens with the largest |cosine| with a dimension, `(count,)`, the largest first."""
-    size = cosines(unembedding, unit).abs()
-    size[[token for token in leave_out if token is not None]] = -1.0
-    return torch.argsort(size, descending=True, stable=True)[:count]
+    def _measure_nearest(
+        self, run: RunState, task: LanguageModelling, matrix: torch.Tensor, kinds: dict[int, str]
+    ) -> None:
+        """Record the share of related words along the dimension, and along random others."""
 
+        def share(unit: int) -> float:
+            return related_share(matrix, unit, self.nearest, task.data.tokenizer, kinds)
 
-def related_share(
-    unembedding: torch.Tensor, unit: int, count: int, tokenizer: Tokenizer, kinds: dict[int, str]
-) -> float:
-    """The share of the `count` tokens nearest to a dimension that are related words which were not routed."""
-    found = nearest(unembedding, unit, count, (tokenizer.end, tokenizer.unknown)).tolist()
-    return sum(kinds.get(token) == "related" for token in found) / count
+        others = [unit for unit in range(matrix.shape[1]) if unit != self.unit]
+        drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(run.config.seed))[: self.random]
+        mean = sum(share(others[i]) for i in drawn.tolist()) / len(drawn)
+        for region, value in ((f"dimension_{self.unit}", share(self.unit)), ("random_dimensions", mean)):
+            run.record("test", (self.group, Head("nearest", region), "related_share", value))
 
+    def _measure_texts(
+        self, run: RunState, task: LanguageModelling, words: Words, sign: float
+    ) -> tuple[list[list[float]], list[list[Any]]]:
+        """Record how often words come at each strength; returns that, and a few completions."""
+        frequencies: list[list[float]] = []
+        completions: list[list[Any]] = []
+        for strength in self.strengths:
+            texts: list[list[int]] = []
+            for prompt, tokens in zip(self.prompts, self.encoded(task), strict=True):
+                made = self._completed(task, tokens, sign * strength)
+                texts += made
+                completions += [[prompt, strength, task.data.tokenizer.decode(text)] for text in made[:KEPT]]
+            found = {kind: frequency(texts, getattr(words, kind)) for kind in ("related", "routed")}
+            frequencies.append([strength, found["related"], found["routed"]])
+            for kind, value in found.items():
+                head = Head("steered", f"{strength:+g}")
+                run.record("test", (self.group, head, f"{kind}_frequency", value))
+        return frequencies, completions
 
-def orientation(unembedding: torch.Tensor, unit: int, kinds: dict[int, str]) -> float:
-    """1 or -1: the direction along a dimension in which the routed words lie, by the mean of their cosines."""
-    routed = [token for token, kind in kinds.items() if kind == "routed"]
-    return 1.0 if not routed or float(cosines(unembedding, unit)[routed].mean()) >= 0 else -1.0
-
-
-def frequency(texts: Sequence[Sequence[int]], sequences: Sequences) -> float:
-    """The share of the tokens of texts that belong to one of the sequences."""
-    corpus = Corpus.of([list(text) for text in texts if len(text)]) if any(len(text) for text in texts) else None
-    return float(occurrences(corpus, sequences).double().mean()) if corpus else 0.0
-
-
-def _completed(problem: LanguageModelling, steer: SteeringConfig, prompt: list[int], amount: float) -> list[list[int]]:
-    """What follows a prompt with so much added; the same random numbers for every amount."""
-    generator = torch.Generator(problem.device).manual_seed(problem.config.seed)
-    batch = torch.tensor([prompt] * steer.samples, device=problem.device)
-    with steered(problem.model, Site(steer.site), steer.unit, amount):
-        made = complete(problem.model, batch, steer.tokens, generator, steer.temperature, problem.data.length)
-    end = problem.data.tokenizer.end
-    return [text[: text.index(end)] if end in text else text for text in made[:, len(prompt) :].tolist()]
-
-
-def prompts_of(problem: LanguageModelling, steer: SteeringConfig) -> list[list[int]]:
-    """The prompts as tokens. Raises: UserError for one with a word outside the vocabulary."""
-    found = problem.data.tokenizer.encode(steer.prompts)
-    for prompt, tokens in zip(steer.prompts, found, strict=True):
-        if not tokens or problem.data.tokenizer.unknown in tokens:
-            raise UserError(
-                f"steering.prompts: '{prompt}' has a word outside the vocabulary; take words of the documents"
-            )
-    return found
-
-
-def try_steering(problem: LanguageModelling, steer: SteeringConfig) -> None:
-    """Raise UserError for what cannot be steered so: that must be said before hours of training."""
-    words_of(problem, steer)
-    prompts_of(problem, steer)
-    names = [name for name, _ in problem.model.named_modules() if name]
-    if len(matching(steer.site, names, "steering.site:")) > 1:
-        raise UserError(f"steering.site={steer.site}: several modules are meant; name one")
-    width = problem.model.unembedding.shape[1]  # type: ignore[index]
-    if steer.unit >= width:
-        raise UserError(f"steering.unit={steer.unit}: is outside; dimensions go from 0 to {width - 1}")
-    with torch.no_grad(), steered(problem.model, Site(steer.site), steer.unit, 0.0):
-        problem.model(problem.example()[:1])
-
-
-@torch.no_grad()
-def steering(run: "Run") -> None:
-    """Measure a trained model: what lies along the dimension, beside others, and what adding to it does to texts."""
-    problem, steer = run.problem, run.config.steering
-    assert isinstance(problem, LanguageModelling) and steer is not None  # by the configuration's checks
-    tokenizer, words = problem.data.tokenizer, words_of(problem, steer)
-    matrix: torch.Tensor = problem.model.unembedding.detach().cpu()  # type: ignore[operator]
-    kinds = words.kinds()
-
-    def record(head: Head, metric: str, value: float) -> None:
-        run.record("test", (steer.group, head, metric, value))
-
-    def share(unit: int) -> float:
-        return related_share(matrix, unit, steer.nearest, tokenizer, kinds)
-
-    others = [unit for unit in range(matrix.shape[1]) if unit != steer.unit]
-    drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(run.config.seed))[: steer.random]
-    record(Head("nearest", f"dimension_{steer.unit}"), "related_share", share(steer.unit))
-    record(Head("nearest", "random_dimensions"), "related_share",
-           sum(share(others[i]) for i in drawn.tolist()) / len(drawn))  # fmt: skip
-    sign, frequencies, completions = orientation(matrix, steer.unit, kinds), [], []
-    for strength in steer.strengths:
-        texts: list[list[int]] = []
-        for prompt, tokens in zip(steer.prompts, prompts_of(problem, steer), strict=True):
-            made = _completed(problem, steer, tokens, sign * strength)
-            texts += made
-            completions += [[prompt, strength, tokenizer.decode(text)] for text in made[:KEPT]]
-        found = {kind: frequency(texts, getattr(words, kind)) for kind in ("related", "routed")}
-        frequencies.append([strength, found["related"], found["routed"]])
-        for kind, value in found.items():
-            record(Head("steered", f"{strength:+g}"), f"{kind}_frequency", value)
-    run.folder.write_metrics()
-    run.folder.keep({"steering.json": as_json({
-        "unit": steer.unit, "nearest": _table(matrix, steer.unit, tokenizer, kinds), "frequencies": frequencies,
-        "completions": completions,
-    })})  # fmt: skip
+    def _completed(self, task: LanguageModelling, prompt: list[int], amount: float) -> list[list[int]]:
+        """What follows a prompt with so much added; the same random numbers for every amount."""
+        generator = torch.Generator(task.device).manual_seed(task.config.seed)
+        batch = torch.tensor([prompt] * self.samples, device=task.device)
+        with steered(task.model, Site(self.site), self.unit, amount):
+            made = complete(task.model, batch, self.tokens, generator, self.temperature, task.data.length)
+        end = task.data.tokenizer.end
+        return [text[: text.index(end)] if end in text else text for text in made[:, len(prompt) :].tolist()]
 
 
-def _table(matrix: torch.Tensor, unit: int, tokenizer: Tokenizer, kinds: dict[int, str]) -> list[list[Any]]:
+def _table(matrix: torch.Tensor, unit: int, task: LanguageModelling, kinds: dict[int, str]) -> list[list[Any]]:
     """The tokens nearest to a dimension, the nearest first: spelling, cosine, and routed, related or nothing."""
-    own = cosines(matrix, unit)
+    own, tokenizer = cosines(matrix, unit), task.data.tokenizer
     tokens = nearest(matrix, unit, SHOWN, (tokenizer.end, tokenizer.unknown)).tolist()
     return [[tokenizer.spellings[token], round(float(own[token]), 4), kinds.get(token, "")] for token in tokens]

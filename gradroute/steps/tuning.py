@@ -1,33 +1,76 @@
-"""After the ablation: fine-tuning on a few documents, and relearning on a few of what was to be forgotten (GR App. C).
+"""Train on a few documents after the ablation, and keep the weights of the lowest validation loss (GR App. C).
 
-Both train on all of their documents at once. What is measured on the way is measured on the first test documents of
-each group, which also choose the step that counts, that of the lowest loss, as published; of relearning it is measured
-on all test documents.
+All documents are in every batch. The validation loss is that of the first test documents of each group.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from gradroute.config.language_schema import TuneConfig
-from gradroute.config.schema import LossesConfig
+from gradroute.config.components import step_names
+from gradroute.config.limits import MANY, Between, Items, one_of, require, require_number
+from gradroute.config.schema import Config, LossesConfig
 from gradroute.data.text.corpora import some
 from gradroute.errors import UserError
-from gradroute.reporting.language_tables import RELEARNED
-from gradroute.tasks.base import Probe
+from gradroute.steps.base import RunState, Step
+from gradroute.tasks.base import Probe, Task
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
-from gradroute.training.objectives import NextTokenObjective
-
-if TYPE_CHECKING:
-    from gradroute.running.run import Run
-    from gradroute.training.fit import Task
+from gradroute.tasks.language_objective import NextTokenObjective
+from gradroute.training.fit import Training
 
 VALIDATED = 50  # test documents of each group
+Count = Annotated[int, Between(1, MANY)]
+Rate = Annotated[float, Between(1e-6, 10)]  # a share of trainer.lr
+
+
+def require_language(task: Task, step: str) -> LanguageModelling:
+    """The task, which must be a language model's. Raises: UserError."""
+    if not isinstance(task, LanguageModelling):
+        raise UserError(f"steps: {step} is for language models, not for task={task.kind}")
+    return task
+
+
+def require_updates(config: Config, key: str) -> None:
+    """Raise UserError unless `trainer.KEY`, the updates of a step, is given."""
+    require_number(f"trainer.{key}", getattr(config.trainer, key), 1, MANY, int)
+
+
+@dataclass(kw_only=True)
+class TuningStep(Step):
+    """Training on few documents of a group in one batch; several numbers of documents are several trainings.
+
+    Args:
+        group: whose documents. documents: how many.
+        rate: the constant learning rate as a share of `trainer.lr`. samples: repeat with so many choices of documents.
+        every: updates, of `trainer.tune_steps`, between measurements.
+    """
+
+    group: str
+    documents: Annotated[Sequence[Count], Items(1, right="a list of numbers of documents")]
+    rate: Rate = 0.1
+    samples: Annotated[int, Between(1, 1000)] = 1
+    every: Count = 1
+
+    section = "finetune"
+
+    def check(self, config: Config) -> None:
+        """Raise UserError for an unknown group, or no number of updates."""
+        require_updates(config, "tune_steps")
+        one_of(f"{self.section}.group", self.group, tuple(config.routing.groups))
+        names = step_names(config)
+        require("evaluate" in names, "steps", names, f"evaluated after {self.section}")
+
+    def prepare(self, task: Task) -> None:
+        """Raise UserError if the group has not so many documents."""
+        language = require_language(task, self.section)
+        own = int((language.train_groups == language.names.index(self.group)).sum())
+        if max(self.documents) > own:
+            fault = f"group '{self.group}' has {own} documents to train on"
+            raise UserError(f"{self.section}.documents={list(self.documents)}: {fault}; ask for at most so many")
 
 
 @dataclass
@@ -57,32 +100,31 @@ class Best:
 class Tuning:
     """One training after the ablation; `see` is called before it and after every update."""
 
-    def __init__(self, run: "Run", model: nn.Module, tune: TuneConfig, documents: int, sample: int, head: str) -> None:
-        """Choose the documents. Raises: UserError if the group has not so many."""
-        self.problem: LanguageModelling = run.problem  # type: ignore[assignment] # by the configuration's checks
+    def __init__(
+        self, run: RunState, model: nn.Module, tune: TuningStep, documents: int, sample: int, head: str
+    ) -> None:  # fmt: skip
+        """Choose the documents."""
+        self.task = task = require_language(run.task, tune.section)
         self.run, self.model, self.tune, self.head = run, model, tune, Head(head, f"sample_{sample}")
-        problem = self.problem
-        own = torch.nonzero(problem.train_groups == problem.names.index(tune.group)).flatten()
-        if len(own) < documents:
-            raise UserError(f"group '{tune.group}' has {len(own)} documents, not {documents}; ask for fewer")
-        order = torch.Generator().manual_seed(problem.config.seed * 1000 + sample)
+        own = torch.nonzero(task.train_groups == task.names.index(tune.group)).flatten()
+        order = torch.Generator().manual_seed(task.config.seed * 1000 + sample)
         chosen = own[torch.randperm(len(own), generator=order)[:documents]].tolist()
-        self.part = some(problem.data.train, chosen, problem.data.length)
-        first = [torch.nonzero(problem.test_groups == i).flatten()[:VALIDATED] for i in range(len(problem.names))]
+        self.part = some(task.data.train, chosen, task.data.length)
+        first = [torch.nonzero(task.test_groups == i).flatten()[:VALIDATED] for i in range(len(task.names))]
         validated = torch.cat(first)
-        self.validation = some(problem.data.test, validated.tolist(), problem.data.length)
-        self.validation_groups = problem.test_groups[validated]
+        self.validation = some(task.data.test, validated.tolist(), task.data.length)
+        self.validation_groups = task.test_groups[validated]
         self.best, self.steps = Best(model), run.config.trainer.tune_steps or 0
 
     @property
     def probe(self) -> Probe:
         """What to train, all documents in every batch."""
-        problem, rows = self.problem, self.part.packed
-        lr, size = problem.config.trainer.lr * self.tune.rate, len(rows)
+        task, rows = self.task, self.part.packed
+        lr, size = task.config.trainer.lr * self.tune.rate, len(rows)
         trainer = replace(
-            problem.config.trainer, epochs=self.steps, batch_size=size, lr=lr, schedule="constant", warmup_steps=0
+            task.config.trainer, epochs=self.steps, batch_size=size, lr=lr, schedule="constant", warmup_steps=0
         )
-        tensors = [t.to(problem.device) for t in (rows.tokens, rows.targets, rows.documents)]
+        tensors = [t.to(task.device) for t in (rows.tokens, rows.targets, rows.documents)]
         tensors += [torch.zeros_like(tensors[0])] * 2  # one group, and nothing is routed
         objective = NextTokenObjective(self.model, [self.tune.group], LossesConfig())
         title = f"{self.head.name} {self.head.region}"
@@ -92,51 +134,13 @@ class Tuning:
         """Measure, if it is time to, record and remember the best."""
         if step % self.tune.every and step != self.steps:
             return
-        found = self.problem.group_losses(self.model, self.validation, self.validation_groups)
+        found = self.task.group_losses(self.model, self.validation, self.validation_groups)
         for group, value in found.items():
             self.run.record("validation", (group, self.head, "cross_entropy", value), step)
         self.best.see(step, found[self.tune.group])
 
-    def task(self) -> "Task":
+    def training(self) -> Training:
         """The training itself."""
         if self.run.fit is None:
             self.see(0)
-        return self.run.task(self.probe, on_epoch=lambda epoch, step, means: self.see(epoch), watcher=self.best)
-
-
-def finetuning(run: "Run") -> Iterator["Task"]:
-    """Fine-tune what the ablation left; its best step is the model `finetuned` from then on."""
-    problem, tune = run.problem, run.config.finetune
-    assert isinstance(problem, LanguageModelling) and tune is not None  # by the configuration's checks
-    model = problem.made.get("finetuned") or problem.make("finetuned")
-    tuning = Tuning(run, model, tune, tune.documents[0], 0, "model_finetuned")
-    yield tuning.task()
-    model.load_state_dict(tuning.best.weights)
-
-
-def relearning(run: "Run") -> Iterator["Task"]:
-    """Relearn from what the steps before left, with other documents each time."""
-    problem, tune = run.problem, run.config.relearn
-    assert isinstance(problem, LanguageModelling) and tune is not None  # by the configuration's checks
-    plan = [(documents, sample) for documents in tune.documents for sample in range(tune.samples)]
-    for documents, sample in plan[run.tasks_done :]:
-        model = problem.made.get("relearning") or problem.make("relearning")
-        name = f"{RELEARNED}{documents}"
-        tuning = Tuning(run, model, tune, documents, sample, name)
-        yield tuning.task()
-        model.load_state_dict(tuning.best.weights)
-        for measured in problem.measured(model, tuning.head):
-            run.record("sample", measured, tuning.best.step)
-        del problem.made["relearning"]
-        if sample == tune.samples - 1:
-            for (group, metric), values in _samples(run, name).items():
-                run.record("test", (group, Head(name, "all"), metric, mean(values)))
-
-
-def _samples(run: "Run", head: str) -> dict[tuple[str, str], list[float]]:
-    """What was measured of a relearning with each sample of documents, by group and metric."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for row in run.folder.rows:
-        if (row["split"], row["head"]) == ("sample", head):
-            found.setdefault((row["group"], row["metric"]), []).append(row["value"])
-    return found
+        return self.run.training(self.probe, on_epoch=lambda epoch, step, means: self.see(epoch), watcher=self.best)

@@ -1,20 +1,28 @@
-"""What a checked configuration stands for: data, groups, model, routes, ablations; and what is measured of them."""
+"""A task: data, groups, model, routes and ablations of a checked configuration, and what is measured of them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from gradroute.config.components import step_names
 from gradroute.config.schema import Config, TrainerConfig
-from gradroute.routing import ParameterRouter, Router, Site, ablation
-from gradroute.routing.ablation import Ablation
+from gradroute.config.targets import TARGET, build, locate
+from gradroute.errors import UserError
+from gradroute.routing import ParameterRouter, Router, Site
+from gradroute.routing.ablation import Ablation, together
+from gradroute.tasks.ablations import AblationMethod
 from gradroute.tasks.evaluation import Head
-from gradroute.tasks.parts import Parts, own_tensors
+from gradroute.tasks.parts import Parts
 from gradroute.training.devices import pick_device, pick_precision
+from gradroute.training.measures import Measure
 from gradroute.training.objectives import Batch, Objective
+from gradroute.training.penalties import penalties_of
+from gradroute.training.weights import own_tensors
 
 Measurement = tuple[str, Head, str, float]  # group or label, head, metric, value
 
@@ -31,7 +39,7 @@ class Probe:
     """Something to train beside, or after, the model: what, and on what data.
 
     batch: takes row numbers on the device, `(batch,)`, and returns what the objective takes. points, trainer: the
-    problem's and the configuration's if None.
+    task's and the configuration's if None.
     """
 
     title: str
@@ -41,15 +49,23 @@ class Probe:
     trainer: TrainerConfig | None = None
 
 
-class Problem(ABC):
+class Task(ABC):
     """Everything a run needs, built and checked; nothing is written and nothing is trained.
 
-    A kind of problem (`reconstruction`, …) reads its data, builds its model and says what is measured.
+    A subclass reads its data, builds its model and says what is measured. It is called with the configuration, another
+    run's `data` if they are at hand, and the folder of the very `run` if that has begun; further parameters are the
+    arguments of `task:` in the configuration.
 
-    Attributes: `names`, the groups; `sha256`, of the data; `points`, how many there are to train on; `routed`, their
-    group numbers as training sees them, `(points,)` or of every token, -1 for none.
+    Attributes:
+        kind: what the task is called in a run's files.
+        plots: import paths of the functions that draw its plots.
+        names: the groups. sha256: of the data. points: how many there are to train on.
+        routed: group numbers as training sees them, `(points,)` or of every token, -1 for none.
+        made: modules that steps after the training have made, by name, in order.
     """
 
+    kind: ClassVar[str]
+    plots: ClassVar[tuple[str, ...]] = ()
     config: Config
     device: torch.device
     data: Any
@@ -58,6 +74,37 @@ class Problem(ABC):
     points: int
     routed: torch.Tensor
     parts: Parts
+
+    def __init__(self, config: Config, data: Any = None, run: Path | None = None) -> None:
+        """Raises: UserError for every mistake in the configuration or the data."""
+        self.config, self.device = config, settle_precision(config)
+        self.made: dict[str, nn.Module] = {}
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise UserError for settings that do not fit this kind of task, before any data are read."""
+        model = locate(config.model[TARGET], "model")
+        made_for = getattr(model, "task", cls.kind)
+        if made_for != cls.kind:
+            right = f"give task={made_for}, or another model="
+            raise UserError(f"model: {model.__name__} is for {made_for}, and task= is {cls.kind}; {right}")
+        method = locate(config.ablation[TARGET], "ablation")
+        given = config.ablation["region"]
+        regions = config.routing.regions
+        for name in [given] if isinstance(given, str) else given or regions:
+            if regions[name].parameters is not None and not method.of_parameters:
+                fault = f"region '{name}' is parameters and has no activations"
+                raise UserError(f"ablation={method.name}: {fault}; use zero or reinitialise")
+
+    @classmethod
+    def search_objectives(cls, config: Config) -> dict[str, dict[str, str]]:
+        """What a search looks for if it does not say: by name, the fields of an objective. Raises: UserError."""
+        raise UserError("search.objectives: is empty, and this task has none of its own; say what is looked for")
+
+    @classmethod
+    def when_out_of_memory(cls, config: Config, stacked: int) -> str:
+        """What to do beside lowering the batch size."""
+        return f"lower stack (now {stacked})" if stacked > 1 else "choose a smaller model"
 
     @property
     def model(self) -> nn.Module:
@@ -74,8 +121,12 @@ class Problem(ABC):
         """The router of parameters, if there are regions of them."""
         return self.parts.parameter_router if self.parts.parameter_router.regions else None
 
+    def router_of(self, region: str) -> Router | ParameterRouter:
+        """The router that has a region."""
+        return self.router if region in self.router.regions else self.parts.parameter_router
+
     def at_step(self, step: int) -> None:
-        """Have the routes be what they are at an update, from 0."""
+        """Set the routes to what they are at an update, from 0."""
         self.router.at_step(step)
         self.parts.parameter_router.at_step(step)
 
@@ -91,21 +142,21 @@ class Problem(ABC):
     def modules(self) -> dict[str, nn.Module]:
         """Everything that was trained, by its prefix in saved weights."""
 
-    @abstractmethod
     def more(self) -> list[str]:
         """Names of the modules that steps after the training have made so far, in order."""
+        return list(self.made)
 
     @abstractmethod
     def make(self, name: str) -> nn.Module:
-        """Make one of them anew, untrained."""
+        """Make one of them again, untrained."""
 
-    @abstractmethod
     def expected(self) -> list[str]:
         """Names of those that a finished run has."""
+        return []
 
-    @abstractmethod
     def probes(self) -> Iterator[Probe]:
         """What `certify` trains on the frozen model."""
+        yield from ()
 
     @abstractmethod
     def example(self) -> torch.Tensor:
@@ -125,7 +176,7 @@ class Problem(ABC):
 
     @abstractmethod
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Arrays and names that the report draws from."""
+        """Arrays and names that the plots draw from."""
 
     def texts(self) -> dict[str, str]:
         """Files that a run leaves beside what every run does, by name."""
@@ -135,6 +186,31 @@ class Problem(ABC):
         """Files that the run is read back from, by name, which it has from the beginning."""
         return {}
 
+    @property
+    def found(self) -> dict[str, Any]:
+        """What the run found out and a component may ask for, such as `shape` and `classes`."""
+        return {}
+
+    def own_measures(self) -> list[Measure]:
+        """The measures that the configuration adds. Raises: UserError for two of one name."""
+        found = [build(m, f"measures.{i}", **self.found) for i, m in enumerate(self.config.measures)]
+        names = [measure.name for measure in found]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"measures: '{twice[0]}' is there twice; give each another name")
+        return found
+
+    def own_error(self) -> Measure | None:
+        """The error that the configuration trains on, if it names one."""
+        error = self.config.losses.error
+        return None if error is None else build(error, "losses.error", **self.found)
+
+    def units(self) -> dict[str, str]:
+        """The units of the metrics that the configuration adds, by name."""
+        found = {each.name: each.unit for each in self.own_measures()}
+        found |= {each.name: each.unit for each in penalties_of(self.config.losses, own_l1=True)}
+        error = self.own_error()
+        return found | ({error.name: error.unit} if error else {})
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weights of everything that was trained, by name, on the CPU."""
         named = {
@@ -142,29 +218,34 @@ class Problem(ABC):
         }
         return {name: tensor.cpu().contiguous() for name, tensor in named.items()}
 
+    @property
+    def ablation(self) -> AblationMethod:
+        """The configured kind of ablation."""
+        component = {key: value for key, value in self.config.ablation.items() if key != "region"}
+        method: AblationMethod = build(component, "ablation")
+        return method
+
     def ablations(self) -> list[Ablation]:
         """The configured ablations: of one region, of several together, or of each in turn."""
-        given = self.config.ablation.region
+        given, method = self.config.ablation["region"], self.ablation
         if given is None:
-            return [self._ablation(name) for name in self.config.routing.regions]
-        return [ablation.together([self._ablation(name) for name in ([given] if isinstance(given, str) else given)])]
-
-    def _ablation(self, name: str) -> Ablation:
-        kind, seed = self.config.ablation.kind, self.config.seed
-        router = self.router if name in self.router.regions else self.parts.parameter_router
-        if kind == "zero":
-            return ablation.zero(name, router)
-        if kind == "reinitialise":
-            return ablation.reinitialise(name, router, seed)
-        assert isinstance(router, Router)  # by the configuration's checks
-        if kind == "remove":
-            return ablation.remove(name, router, self.example())
-        seen = self.activations(router.regions[name].sites)
-        return ablation.mean(name, router, seen) if kind == "mean" else ablation.resample(name, router, seen, seed)
+            return [method.of(name, self) for name in self.config.routing.regions]
+        return [together([method.of(name, self) for name in ([given] if isinstance(given, str) else given)])]
 
     def try_ablations(self) -> None:
         """Raise UserError for an ablation that cannot be done: that must be said before hours of training."""
-        if "ablate" in self.config.steps and self.config.ablation.kind in ("reinitialise", "remove"):
+        if "ablate" in step_names(self.config) and self.ablation.changes_model:
             for tried in self.ablations():
                 with tried.applied(self.model):
                     pass
+
+
+def create(config: Config, data: Any = None, run: Path | None = None) -> Task:
+    """The task of a configuration; `data`, if it is at hand, is another run's `Task.data`.
+
+    run: the folder of that very run, if it has begun: what a pretrained model is read back from, untrained.
+
+    Raises: UserError for every mistake in the configuration or the data.
+    """
+    made: Task = build(config.task, "task", config=config, data=data, run=run)
+    return made

@@ -1,68 +1,89 @@
-"""The problem of a classifier: images, labelled by the decoder and by a certificate per region (GR App. B.1)."""
+"""Classification: images, labelled by the decoder and by a certificate per region (GR App. B.1)."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from gradroute.config.image_schema import ResNetSizes
-from gradroute.data.images.augmentation import augmented
-from gradroute.models.resnet import SplitResNet
+from gradroute.config.limits import require
+from gradroute.config.schema import Config
+from gradroute.data.images.dataset import Images
 from gradroute.routing import Site
 from gradroute.routing.ablation import Ablation
+from gradroute.tasks.augmentation import Augmentation, augmented
 from gradroute.tasks.evaluation import CHUNK, Head, activations_at
-from gradroute.tasks.image_objectives import CROSS_ENTROPY, ClassificationObjective, cross_entropy
-from gradroute.tasks.images import ImageProblem
+from gradroute.tasks.image_objectives import ClassificationObjective
+from gradroute.tasks.images import ImageTask
 from gradroute.training.devices import computing
+from gradroute.training.measures import ACCURACY, CROSS_ENTROPY
 from gradroute.training.objectives import Batch
 
 SHOWN = 2048  # images whose activations an ablation by mean or resampling draws from
 
 
-def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """1 for each image whose label has the largest logit, else 0, `(batch,)`."""
-    return (logits.argmax(1) == labels).float()
+class Classification(ImageTask):
+    """Images to classify. Raises: UserError for every mistake in the configuration or the data.
 
+    Args:
+        augment: random crops and flips of the training images; null is none.
+    """
 
-class Classification(ImageProblem):
-    """Images to classify. Raises: UserError for every mistake in the configuration or the data."""
-
-    error = CROSS_ENTROPY
-    measures = {"accuracy": accuracy, "cross_entropy": cross_entropy}  # noqa: RUF012
+    kind = "classification"
+    plots = (
+        "gradroute.reporting.plots_classification.accuracy_per_label",
+        "gradroute.reporting.plots_classification.confusion",
+        "gradroute.reporting.plots_classification.training_curves",
+    )
+    default_error = CROSS_ENTROPY
+    default_measures = (ACCURACY, CROSS_ENTROPY)
     scored = "accuracy"
+    classifies = True
+
+    def __init__(
+        self, config: Config, data: Images | None = None, run: Path | None = None, augment: Augmentation | None = None
+    ) -> None:
+        self.augment = augment
+        super().__init__(config, data, run)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise UserError for settings that do not fit a classifier."""
+        super().check(config)
+        right = "false with model.norm=batch: a pass for each group"
+        compiles = config.trainer.compile and config.model.get("norm") == "batch"
+        require(not compiles, "trainer.compile", config.trainer.compile, right)
 
     @property
-    def sizes(self) -> ResNetSizes:
-        """The model's."""
-        assert self.config.model.resnet is not None  # by `setup`
-        return self.config.model.resnet
-
-    @property
-    def classes(self) -> int:
-        """How many labels the data set has."""
-        return self.data.classes
+    def norm(self) -> str:
+        """The model's norm: `batch`, whose statistics over a batch need a pass for each group, `group`, or `none`."""
+        modules = list(self.model.modules())
+        kinds = {"batch": _BatchNorm, "group": torch.nn.GroupNorm}
+        return next((name for name, kind in kinds.items() if any(isinstance(m, kind) for m in modules)), "none")
 
     def shaped(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(n, channels, height, width)`, in the order of memory that is faster."""
-        return images.view(-1, *(1, *self.data.shape)[-3:]).contiguous(memory_format=self.memory_format)
+        return super().shaped(images).contiguous(memory_format=self.memory_format)
 
     @property
     def memory_format(self) -> torch.memory_format:
         """Channels last where that is faster: not in bfloat16 on a CPU (there 111 to 85 ms an update were measured)."""
         first = self.device.type == "cpu" and self.config.trainer.precision == "bfloat16"
-        return torch.contiguous_format if first else torch.channels_last
+        return torch.contiguous_format if first or self.flat else torch.channels_last
 
     def built(self) -> None:
-        """Normalise by the pixels of the training images."""
-        assert isinstance(self.model, SplitResNet)
-        self.model.normalise.fit(self.train_images)
+        """Let the model fit its normalisation to the training images, if it has one."""
+        fit = getattr(self.model, "fit", None)
+        if callable(fit):
+            fit(self.train_images)
         for module in (self.model, self.certificates):
             module.to(memory_format=self.memory_format)
             module.eval()  # `in_training` sets what it trains to training
 
     def objective(self) -> ClassificationObjective:
         """The training loss."""
-        parts, several = (self.model, self.certificates, self.router), self.sizes.norm == "batch"
+        parts, several = (self.model, self.certificates, self.router), self.norm == "batch"
         options = self.objective_options()
         return ClassificationObjective(*parts, self.config.losses, several_passes=several, **options)
 
@@ -71,8 +92,8 @@ class Classification(ImageProblem):
         return self._augmented(chosen), self.data.train_labels[chosen], self.routed[chosen]
 
     def _augmented(self, chosen: torch.Tensor) -> torch.Tensor:
-        images, augment = self.train_images[chosen], self.config.dataset.augment
-        changed = images if augment is None else augmented(images, augment)
+        images = self.train_images[chosen]
+        changed = images if self.augment is None else augmented(images, self.augment)
         return changed.contiguous(memory_format=self.memory_format)
 
     def targets(self, train: bool) -> torch.Tensor:
@@ -113,12 +134,13 @@ class Classification(ImageProblem):
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What every report draws from, and each head's confusion matrix `(true, named)`, counts of test images."""
         arrays, names = self.shown()
+        classes = self.data.classes
         matrices: dict[Head, torch.Tensor] = {}
         data = (self.test_images, self.data.test_labels, self.test_groups)
         for images, labels, groups in zip(*(tensor.split(CHUNK) for tensor in data), strict=True):
             for head, logits in self.heads(ablations, images, groups).items():
-                pairs = labels * self.classes + logits.argmax(1)
-                counts = pairs.bincount(minlength=self.classes**2).view(self.classes, -1)
+                pairs = labels * classes + logits.argmax(1)
+                counts = pairs.bincount(minlength=classes**2).view(classes, -1)
                 matrices[head] = matrices[head] + counts if head in matrices else counts
         arrays |= {f"confusion/{head.name}/{head.region}": counts for head, counts in matrices.items()}
-        return arrays, names | {"classes": self.classes, "norm": self.sizes.norm}
+        return arrays, names | {"norm": self.norm}

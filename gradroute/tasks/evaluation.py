@@ -11,7 +11,7 @@ from gradroute.routing.ablation import Ablation
 
 CHUNK = 2048  # images at once
 CONVOLVED = 256  # where every layer keeps a picture of each
-Measures = Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]  # of outputs and targets, `(n,)`, by name
+Measures = Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]  # by name; see `Measure`
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def outputs(
 
     def output(module: nn.Module) -> torch.Tensor:
         chunks = zip(*(tensor.split(chunk_size(images)) for tensor in inputs), strict=True)
-        return torch.cat([module(*chunk).float() for chunk in chunks])
+        return torch.cat([module(*chunk).float().flatten(1) for chunk in chunks])
 
     names = {name for modules in certificates.values() for name in modules}
     seen = activations_at(model, sites_of(regions[name] for name in names), images) if names else {}
@@ -68,7 +68,7 @@ def outputs(
     for head, modules in certificates.items():
         for name, module in modules.items():
             chunks = regions[name].select(seen).split(chunk_size(images))
-            heads[Head(head, name)] = torch.cat([module(chunk).float() for chunk in chunks])
+            heads[Head(head, name)] = torch.cat([module(chunk).float().flatten(1) for chunk in chunks])
     for ablation in ablations:
         with ablation.applied(model) as ablated:
             heads[Head("decoder_ablated", ablation.name)] = output(ablated)

@@ -1,9 +1,8 @@
 """The losses of models of images: of autoencoders and of classifiers, with a decoder and certificates (GR App. B)."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -11,41 +10,18 @@ from torch import nn
 from gradroute.config.schema import LossesConfig
 from gradroute.routing import OneGroup, Router
 from gradroute.routing.monitor import Watched
+from gradroute.training.measures import CROSS_ENTROPY, MAE, Measure, at_least_float32
 from gradroute.training.objectives import (
-    CORRELATION,
     UNLABELLED,
     Batch,
     Objective,
     Part,
     Term,
     Terms,
-    at_least_float32,
-    correlation_penalty,
     group_means,
     in_parts,
-    l1_penalty,
 )
-
-
-def absolute_error(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error of each image, `(batch,)`, for both `(batch, pixels)`."""
-    return (at_least_float32(reconstruction) - images).abs().mean(1)
-
-
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each image, `(batch,)`, in nats, of logits `(batch, classes)` and labels `(batch,)`."""
-    return nn.functional.cross_entropy(at_least_float32(logits), labels, reduction="none")
-
-
-@dataclass(frozen=True)
-class Error:
-    """What heads are trained on: its name in the metrics, and its value for each output, `(batch,)`."""
-
-    metric: str
-    each: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-MAE, CROSS_ENTROPY = Error("mae", absolute_error), Error("cross_entropy", cross_entropy)
+from gradroute.training.penalties import penalties_of
 
 
 @contextmanager
@@ -61,8 +37,8 @@ def in_training(module: nn.Module) -> Iterator[None]:
 class CertificateObjective(Objective):
     """A certificate's error on all images, from encodings that are not trained."""
 
-    def __init__(self, certificate: nn.Module, region: str, error: Error = MAE) -> None:
-        self.term = Term("fresh_certificate", "all", region, error.metric)
+    def __init__(self, certificate: nn.Module, region: str, error: Measure = MAE) -> None:
+        self.term = Term("fresh_certificate", "all", region, error.name)
         super().__init__({self.term: 1.0})
         self.certificate, self.error = certificate, error
 
@@ -78,7 +54,7 @@ class CertificateObjective(Objective):
         """
         with in_training(self):
             output = self.certificate(encodings)
-        return {self.term: (self.error.each(output, targets).mean() * share, self.weights[self.term])}
+        return {self.term: (self.error(output, targets).mean() * share, self.weights[self.term])}
 
 
 class DecoderObjective(Objective):
@@ -91,18 +67,19 @@ class DecoderObjective(Objective):
     """
 
     router: Router
-    error: Error
+    error: Measure
+    default_error: ClassVar[Measure]
 
     def __init__(
         self, model: nn.Module, certificates: nn.ModuleDict, router: Router, losses: LossesConfig,
-        partial: bool = False, skip_absent: bool = False,
+        partial: bool = False, skip_absent: bool = False, error: Measure | None = None,
     ) -> None:  # fmt: skip
-        names, metric = [*router.groups, UNLABELLED] if partial else router.groups, self.error.metric
+        self.error = error or self.default_error
+        names, metric = [*router.groups, UNLABELLED] if partial else router.groups, self.error.name
         weights = {Term("decoder", name, "all", metric): losses.groups.get(name, 1.0) for name in names}
         weights |= {Term("certificate", "all", name, metric): 1.0 for name in certificates}
-        weights |= {Term("penalty", "all", name, "l1"): weight for name, weight in losses.l1.items() if weight}
-        if losses.correlation:
-            weights[CORRELATION] = losses.correlation
+        self.penalties = {Term("penalty", "all", p.region, p.name): p for p in penalties_of(losses)}
+        weights |= {term: penalty.weight for term, penalty in self.penalties.items()}
         super().__init__(weights, router)
         self.model, self.certificates = model, certificates
         self.partial, self.skip_absent = partial, skip_absent
@@ -115,7 +92,7 @@ class DecoderObjective(Objective):
     def parts(self, batch: Batch, number: int) -> Iterator[Part]:
         """Rows, with the whole batch's images of each group, `(groups,)`, and the part's share of the rows.
 
-        Only where nothing is of the batch as a whole: see `gradroute.config.image_checks.indivisible`.
+        Only where nothing is of the batch as a whole: see `gradroute.tasks.image_checks.indivisible`.
         """
         if number == 1:
             yield batch
@@ -135,22 +112,18 @@ class DecoderObjective(Objective):
         overall mean (GR released code). Penalties are unrouted: they read the sites before the mask. `counts` and
         `share` are of `parts`.
         """
-        terms = self._task_terms(self.error.each(output, targets), group_index, counts)
+        terms = self._task_terms(self.error(output, targets), group_index, counts)
         for name, certificate in self.certificates.items():
             seen = self.router.regions[name].select(activations).detach()
-            value = self.error.each(certificate(seen), targets).mean()
-            terms[Term("certificate", "all", name, self.error.metric)] = (value * share, 1.0)
-        penalties = {term: weight for term, weight in self.weights.items() if term.head == "penalty"}
+            value = self.error(certificate(seen), targets).mean()
+            terms[Term("certificate", "all", name, self.error.name)] = (value * share, 1.0)
         regions = {
             name: at_least_float32(region.select(activations)).flatten(0, -2)
             for name, region in self.router.regions.items()
-            if any(term.region in ("all", name) for term in penalties)
+            if any(term.region in ("all", name) for term in self.weights if term in self.penalties)
         }
-        for term, weight in penalties.items():
-            value = (
-                correlation_penalty(list(regions.values())) if term == CORRELATION else l1_penalty(regions[term.region])
-            )
-            terms[term] = (value * share, weight)
+        for term in [term for term in self.weights if term in self.penalties]:
+            terms[term] = (self.penalties[term](regions) * share, self.weights[term])
         return terms
 
     def _task_terms(self, per_image: torch.Tensor, group_index: torch.Tensor, counts: torch.Tensor | None) -> Terms:
@@ -162,25 +135,25 @@ class DecoderObjective(Objective):
             counts = self._counts(group_index) if counts is None else counts
             present = counts.tolist() if self.skip_absent else present  # tolist waits for the device
             shares = counts * (groups / counts.sum()) if self.partial else shares
-        terms = [Term("decoder", name, "all", self.error.metric) for name in names]
+        terms = [Term("decoder", name, "all", self.error.name) for name in names]
         return {t: (means[i], shares[i] * self.weights[t]) for i, t in enumerate(terms) if present[i]}
 
 
 class ReconstructionObjective(DecoderObjective):
     """The loss of an autoencoder, from one decoder pass. `several_decoders`: the model also takes the group numbers."""
 
-    error = MAE
+    default_error = MAE
 
     def __init__(self, *args: Any, several_decoders: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
         self.several_decoders = several_decoders
 
     def forward(self, images: torch.Tensor, group_index: torch.Tensor, *part: Any) -> Terms:
-        """Terms for images `(batch, pixels)` with group numbers `(batch,)`; `part`: what `parts` adds."""
+        """Terms for images, as the model takes them, with group numbers `(batch,)`; `part`: what `parts` adds."""
         with self.router.route(group_index, self.monitor) as activations:
             inputs = (images, group_index) if self.several_decoders else (images,)
-            reconstruction = self.output(*inputs)
-        return self.terms(reconstruction, images, group_index, activations, *part)
+            reconstruction = self.output(*inputs).flatten(1)
+        return self.terms(reconstruction, images.flatten(1), group_index, activations, *part)
 
 
 class ClassificationObjective(DecoderObjective):
@@ -191,7 +164,7 @@ class ClassificationObjective(DecoderObjective):
     loss reaches the other images, too, and there its own mask must meet it.
     """
 
-    error = CROSS_ENTROPY
+    default_error = CROSS_ENTROPY
 
     def __init__(self, *args: Any, several_passes: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -1,23 +1,26 @@
-"""What problems about images share: groups by label, a routed model, a certificate per region, what is measured."""
+"""What tasks about images share: groups by label, a routed model, a certificate per region, what is measured."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from gradroute.config.components import step_names
 from gradroute.config.schema import Config
+from gradroute.config.targets import TARGET, build, locate
 from gradroute.data.groups import Part, assign
-from gradroute.data.images import load as datasets
+from gradroute.data.images.dataset import Images
+from gradroute.models.base import ModelPlan, plan_of
 from gradroute.routing import Router, Site
 from gradroute.routing.ablation import Ablation
 from gradroute.routing.routes import owned
-from gradroute.tasks.base import Measurement, Probe, Problem, settle_precision
+from gradroute.tasks.base import Measurement, Probe, Task
 from gradroute.tasks.evaluation import (
     Head,
-    Measures,
     activations_at,
     errors,
     image_errors,
@@ -25,34 +28,37 @@ from gradroute.tasks.evaluation import (
     outputs,
     region_norms,
 )
-from gradroute.tasks.image_objectives import CertificateObjective, DecoderObjective, Error
-from gradroute.tasks.parts import build, read_regions
-from gradroute.training.memory import require_memory
+from gradroute.tasks.image_checks import check_images
+from gradroute.tasks.image_memory import require_image_memory
+from gradroute.tasks.image_objectives import CertificateObjective, DecoderObjective
+from gradroute.tasks.parts import assemble, read_regions
+from gradroute.training.measures import Measure
 from gradroute.training.objectives import Batch
 
 NORM_POINTS = 2048  # test points whose norms are measured
 ENCODINGS_PER_LABEL = 50  # in the report
 
 
-class ImageProblem(Problem):
+class ImageTask(Task):
     """Images and what to make of them. Raises: UserError for every mistake in the configuration or the data.
 
-    Attributes: `error`, what heads are trained on; `measures`, of every head on the test images; `scored`, the one
-    that localization is about.
+    Attributes: `default_error`, what heads are trained on; `default_measures`, of every head on the test images;
+    `scored`, the one that localization is about; `encoded`, whether the heads tell labels apart.
     """
 
-    data: datasets.Images
-    error: Error
-    measures: Measures
-    scored: str
+    data: Images
+    default_error: ClassVar[Measure]
+    default_measures: ClassVar[tuple[Measure, ...]]
+    scored: ClassVar[str]
+    classifies: ClassVar[bool] = False
 
-    def __init__(self, config: Config, data: datasets.Images | None = None) -> None:
-        """`data` is what `datasets.load` would give, if it is at hand."""
-        self.config = config
-        self.device = settle_precision(config)
-        data = data or datasets.load(config.dataset, config.trainer.train_limit, config.trainer.test_limit)
-        self.data = data.to(self.device)
-        self.sha256, self.points = data.sha256, len(data.train_images)
+    def __init__(self, config: Config, data: Images | None = None, run: Path | None = None) -> None:
+        """`data` is what the data set would give, if it is at hand."""
+        super().__init__(config, data, run)
+        limits = (config.trainer.train_limit, config.trainer.test_limit)
+        read: Images = data or build(config.dataset, "dataset").tensors(*limits)
+        self.data = read.to(self.device)
+        self.sha256, self.points = read.sha256, len(read.train_images)
         groups = assign(
             config.routing,
             Part(self.data.train_images, self.data.train_labels, self.data.train_columns),
@@ -61,25 +67,62 @@ class ImageProblem(Problem):
         )
         self.names, self.routed, self.test_groups = groups.names, groups.routed, groups.test
         self.check_groups()
+        plan = plan_of(config.model)
+        self.flat = bool(getattr(locate(config.model[TARGET], "model"), "flat_inputs", False))
+        shape = self.shaped(self.data.train_images[:1]).shape[1:]
+        require_image_memory(config, plan, self.found, shape, self.outputs, self.device, self.points)
+        self._assemble(plan)
         self.train_images, self.test_images = map(self.shaped, (self.data.train_images, self.data.test_images))
-        require_memory(config, self.train_images, True, self.classes)
-        torch.manual_seed(config.seed)
-        self.parts = build(config, self.names, self.train_images[:1], self.classes)
-        self.certificates, self.fresh = self.parts.certificates, nn.ModuleDict()
+        self.measures = {each.name: each for each in (*self.default_measures, *self.own_measures())}
+        self.error = self.own_error() or self.default_error
         self.built()
         self.try_ablations()
 
+    def _assemble(self, plan: ModelPlan) -> None:
+        """Build the model, its routes and its certificates; the seed alone decides how they begin."""
+        torch.manual_seed(self.config.seed)
+        model = plan.build(**self.found).to(self.device)
+        example = self.shaped(self.data.train_images[:1])
+        self.parts = assemble(
+            model, self.config.routing, self.config.losses, self.names, example, self.outputs
+        )  # fmt: skip
+        self.certificates, self.fresh = self.parts.certificates, nn.ModuleDict()
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise UserError for settings that do not fit images."""
+        super().check(config)
+        check_images(config)
+
+    @classmethod
+    def search_objectives(cls, config: Config) -> dict[str, dict[str, str]]:
+        """Localization, against the error or accuracy of the model."""
+        own = next(measure for measure in cls.default_measures if measure.name == cls.scored)
+        cost = {"metric": own.name, "goal": "higher" if own.higher_is_better else "lower"}
+        score = {"metric": "localization", "head": "score", "group": "all", "goal": "higher"}
+        return {"localization": score, "accuracy" if cls.classifies else "reconstruction": cost}
+
     @property
-    def classes(self) -> int:
-        """How many labels the model tells apart; 0 if it is no classifier."""
-        return 0
+    def found(self) -> dict[str, Any]:
+        """The shape of an image, the number of labels, and the groups' names."""
+        return {"shape": list(self.data.shape), "classes": self.data.classes, "groups": list(self.names)}
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a certificate gives: pixels of an image, or classes."""
+        return self.data.classes if self.classifies else self.data.train_images.shape[1]
+
+    @property
+    def takes_groups(self) -> bool:
+        """Whether the model's forward pass needs each image's group."""
+        return bool(getattr(self.model, "takes_groups", False))
 
     def check_groups(self) -> None:
         """Raise UserError if the model cannot have such groups."""
 
     def shaped(self, images: torch.Tensor) -> torch.Tensor:
-        """Images `(n, pixels)` as the model takes them."""
-        return images
+        """Images `(n, pixels)` as the model takes them: so, or `(n, channels, height, width)`."""
+        return images if self.flat else images.view(-1, *(1, *self.data.shape)[-3:])
 
     def built(self) -> None:
         """What else is done to the model before it is trained."""
@@ -99,7 +142,7 @@ class ImageProblem(Problem):
     def objective_options(self) -> dict[str, Any]:
         """What every training loss of a kind needs to know."""
         by_group = self.parameter_router is not None or self.config.trainer.batches == "by_group"
-        return {"partial": bool((self.routed == -1).any()), "skip_absent": by_group}
+        return {"partial": bool((self.routed == -1).any()), "skip_absent": by_group, "error": self.error}
 
     @abstractmethod
     def objective(self) -> DecoderObjective:
@@ -107,7 +150,8 @@ class ImageProblem(Problem):
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything that was trained, by its prefix in saved weights."""
-        return {"model": self.model, "certificates": self.certificates, "fresh_certificates": self.fresh}
+        own = {"model": self.model, "certificates": self.certificates, "fresh_certificates": self.fresh}
+        return own | self.made
 
     def more(self) -> list[str]:
         """The regions that have a fresh certificate."""
@@ -117,12 +161,12 @@ class ImageProblem(Problem):
         """A fresh certificate of a region, untrained; the seed alone decides its start."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed + 1 + len(self.fresh))
-            self.fresh[name] = self.parts.certificate(self.config.model, name).eval()
+            self.fresh[name] = self.parts.certificate(name).eval()
         return self.fresh[name]
 
     def expected(self) -> list[str]:
         """The regions of which a finished run has a fresh certificate."""
-        return self.config.losses.certificates if "certify" in self.config.steps else []
+        return self.config.losses.certificates if "certify" in step_names(self.config) else []
 
     def probes(self) -> Iterator[Probe]:
         """A fresh certificate per region on the frozen encoding: a weak one must not pass for a clean split."""
@@ -148,7 +192,7 @@ class ImageProblem(Problem):
     ) -> dict[Head, torch.Tensor]:
         """Every head's output for images with group numbers `(n,)`."""
         certificates = {"certificate": self.certificates, "fresh_certificate": self.fresh}
-        which = group_index if self.config.model.decoders > 1 else None
+        which = group_index if self.takes_groups else None
         return outputs(self.model, certificates, self.router.regions, ablations, images, which)
 
     def measure(self, ablations: list[Ablation]) -> Iterator[Measurement]:
@@ -164,23 +208,23 @@ class ImageProblem(Problem):
 
     def scores(self, measured: Iterable[Measurement]) -> Iterator[Measurement]:
         """Each group's localization from the certificates' errors, and the least of them, for the group `all`."""
-        rows, scores = list(measured), list[float]()
+        rows, found = list(measured), list[float]()
         for number, group in enumerate(self.names):
             chosen = self.test_groups == number
             if not bool(chosen.any()):
                 continue
             baseline = self.unseen(chosen)
-            found = {
+            advantages = {
                 head.region: baseline - self.scored_error(value)
                 for g, head, metric, value in rows
                 if (g, head.name, metric) == (group, "certificate", self.scored)
             }
-            if len(found) > 1:
-                own = owned(self.router.routes, group, list(found))
-                scores.append(localization(list(found.values()), baseline, own))
-                yield group, Head("score", "all"), "localization", scores[-1]
-        if scores:
-            yield "all", Head("score", "all"), "localization", min(scores)
+            if len(advantages) > 1:
+                own = owned(self.router.routes, group, list(advantages))
+                found.append(localization(list(advantages.values()), baseline, own))
+                yield group, Head("score", "all"), "localization", found[-1]
+        if found:
+            yield "all", Head("score", "all"), "localization", min(found)
 
     def measure_once(self) -> Iterator[Measurement]:
         """Per image, root mean square: how active each region is on each group, and the gradient it would get."""
@@ -188,8 +232,10 @@ class ImageProblem(Problem):
         plain = Router(self.model, regions, self.names, {}, self.test_images[:1])
         images, groups = self.test_images[:NORM_POINTS], self.test_groups[:NORM_POINTS]
         targets = self.targets(train=False)[:NORM_POINTS]
-        inputs = (images, groups) if self.config.model.decoders > 1 else (images,)
-        for norms in region_norms(plain, lambda: self.error.each(self.model(*inputs).float(), targets).sum(), groups):
+        inputs = (images, groups) if self.takes_groups else (images,)
+        for norms in region_norms(
+            plain, lambda: self.error(self.model(*inputs).float().flatten(1), targets).sum(), groups
+        ):
             head = Head("monitor", norms.region)
             yield norms.group, head, "activation_norm", norms.activation
             yield norms.group, head, "gradient_norm", norms.routed / norms.points**0.5
@@ -210,6 +256,7 @@ class ImageProblem(Problem):
             "label_noun": data.label_noun,
             "labels": {g: [x for x in data.labels if owner[x] == [i]] for i, g in enumerate(self.names)},
             "shape": list(data.shape),
+            "classes": data.classes,
         }
         return arrays, names
 

@@ -1,4 +1,4 @@
-"""The problem of a language model: rows of tokens, the next one to predict, routed by document and token (GR 4.2)."""
+"""Language modelling: rows of tokens, the next one to predict, routed by document and token (GR section 4.2)."""
 
 import copy
 from collections.abc import Iterator
@@ -6,43 +6,56 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from gradroute.config.components import step_names
 from gradroute.config.schema import Config
+from gradroute.config.targets import build
 from gradroute.data.groups import Part as Rules
 from gradroute.data.groups import assign
-from gradroute.data.text.corpora import Part, Texts, load_texts
-from gradroute.data.text.packing import IGNORED
+from gradroute.data.text.corpora import Part, Texts
+from gradroute.data.text.datasets import TextDataset
 from gradroute.data.text.rules import memberships
 from gradroute.data.text.token_shares import distinctive, shares_of
 from gradroute.errors import UserError
-from gradroute.models.plans import plan_of
+from gradroute.models.base import ModelPlan, plan_of
+from gradroute.models.pretrained import HuggingFace
 from gradroute.routing import Site
 from gradroute.routing.ablation import Ablation
-from gradroute.tasks.base import Measurement, Probe, Problem, settle_precision
+from gradroute.tasks.base import Measurement, Task
 from gradroute.tasks.evaluation import Head, activations_at
+from gradroute.tasks.language_checks import build_completions, check_language, objectives_of_relearning
+from gradroute.tasks.language_losses import group_means, token_values
+from gradroute.tasks.language_objective import NextTokenObjective
 from gradroute.tasks.language_texts import as_json, completions, encoded, token_weights
-from gradroute.tasks.parts import Parts, routers
-from gradroute.training.memory import machine_memory
-from gradroute.training.objectives import Batch, NextTokenObjective
+from gradroute.tasks.parts import assemble
+from gradroute.training.measures import CROSS_ENTROPY
+from gradroute.training.memory import COPIES, FLOAT, activation_numbers, parameter_numbers, require_memory
+from gradroute.training.objectives import Batch
+from gradroute.training.penalties import penalties_of
 
-ROWS = 64  # at once in an evaluation
 SHOWN = 2048  # rows whose activations an ablation by mean or resampling draws from
 
 
-class LanguageModelling(Problem):
+class LanguageModelling(Task):
     """Documents to predict token by token. Raises: UserError for every mistake in the configuration or the data."""
 
+    kind = "language"
+    plots = (
+        "gradroute.reporting.plots_language.training_curves", "gradroute.reporting.plots_language.stages",
+        "gradroute.reporting.plots_language.relearning", "gradroute.reporting.plots_language.steering",
+    )  # fmt: skip
     data: Texts
 
     def __init__(self, config: Config, data: Texts | None = None, run: Path | None = None) -> None:
-        """`data` is what `load_texts` would give, if it is at hand; `run` the folder that a model is read back from."""
-        self.config = config
-        self.device = settle_precision(config)
-        self.plan = plan_of(config, run)
+        """`data` is what the data set would give, if it is at hand; `run` the folder that a model is read back from."""
+        super().__init__(config, data, run)
+        self.plan = plan_of(config.model, run)
         limits = (config.trainer.train_limit, config.trainer.test_limit)
-        self.data = data or load_texts(config.dataset, *limits, self.plan.tokenizer)
+        dataset: TextDataset = build(config.dataset, "dataset")
+        if isinstance(self.plan, HuggingFace):
+            self.plan.check_length(dataset.length)
+        self.data = data or dataset.tensors(*limits, pretrained=self.plan.tokenizer)
         train, test = self.data.train, self.data.test
         self.sha256, self.points = self.data.sha256, len(train.packed)
         rules = [
@@ -52,38 +65,55 @@ class LanguageModelling(Problem):
         groups = assign(config.routing, rules[0], rules[1], config.seed)
         self.names, self.train_groups, self.test_groups = groups.names, groups.train, groups.test
         self.labelled = groups.routed
-        self.prompts = encoded(config.completions, self.data.tokenizer)
+        self.completed = build_completions(config)
+        self.prompts = encoded(self.completed, self.data.tokenizer)
         packed = train.packed
         self.routed = (packed.spread(self.labelled[train.corpus.documents] + 1) - 1).to(self.device)
         self._rows = [t.to(self.device) for t in (packed.tokens, packed.targets, packed.documents)]
         self._membership = self._memberships(train)
-        self._require_memory()
+        self._require_memory(self.plan)
         torch.manual_seed(config.seed)
-        model = self.plan.build(self.data.tokenizer.size, self.data.length).to(self.device)
-        self.parts = Parts(model, nn.ModuleDict(), *routers(model, config.routing, self.names, self.example()[:1]))
-        self.made: dict[str, nn.Module] = {}
+        model = self.plan.build(**self.found).to(self.device)
+        self.parts = assemble(model, config.routing, config.losses, self.names, self.example()[:1])
+        self.error, self.measures = self.own_error(), self.own_measures()
         self.try_ablations()
-        if config.unlearn is not None:
-            from gradroute.steps.unlearn import try_unlearning
 
-            try_unlearning(self, config.unlearn)
-        if config.steering is not None:
-            from gradroute.steps.steer import try_steering
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise UserError for settings that do not fit a language model."""
+        super().check(config)
+        check_language(config)
 
-            try_steering(self, config.steering)
+    @classmethod
+    def search_objectives(cls, config: Config) -> dict[str, dict[str, str]]:
+        """The loss on the forget set after relearning, and on the retain set before that. Raises: UserError."""
+        return objectives_of_relearning(config)
 
-    def _require_memory(self) -> None:
+    @classmethod
+    def when_out_of_memory(cls, config: Config, stacked: int) -> str:
+        """Split the batch into more parts."""
+        return f"raise trainer.accumulate (now {config.trainer.accumulate})"
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """The size of the vocabulary, the length of a row, and the groups' names."""
+        names = list(self.names)
+        return {"vocabulary": self.data.tokenizer.size, "context": self.data.length, "groups": names}
+
+    def _require_memory(self, plan: ModelPlan) -> None:
         """An estimate from below: parameters, gradients, moments, and one batch's logits and activations."""
-        model = self.plan.outline(self.data.tokenizer.size, self.data.length)
-        weights = 16 * sum(parameter.numel() for parameter in model.parameters())
+        model, length = plan.outline(**self.found), self.data.length
+        row = torch.zeros(1, length, dtype=torch.int64, device="meta")
+        per_token = activation_numbers(model, row) // length
         trainer = self.config.trainer
-        tokens = -(-min(trainer.batch_size, self.points) // trainer.accumulate) * self.data.length
-        batch = 8 * tokens * (self.data.tokenizer.size + self.plan.per_token)
-        limit = machine_memory(self.device)
-        if weights + batch > limit:
-            right = self.plan.smaller if weights > batch else "lower trainer.batch_size, or raise trainer.accumulate"
-            needed = f"{(weights + batch) / 2**30:.1f} GiB are needed and the machine has {limit / 2**30:.1f}"
-            raise UserError(f"{self.plan.key}: {needed}; {right}")
+        tokens = -(-min(trainer.batch_size, self.points) // trainer.accumulate) * length
+        batch = 2 * FLOAT * tokens * (self.data.tokenizer.size + per_token)
+        parameters, lower = (
+            COPIES * FLOAT * parameter_numbers(model),
+            "lower trainer.batch_size, or raise trainer.accumulate",
+        )
+        batch_key = f"trainer.batch_size={trainer.batch_size}"
+        require_memory(parameters, batch, self.device, "model", plan.smaller, batch_key, lower)
 
     def _memberships(self, train: Part) -> torch.Tensor:
         """What the router takes: group numbers of tokens, or shares where a rule weighs tokens."""
@@ -95,7 +125,10 @@ class LanguageModelling(Problem):
     def objective(self) -> NextTokenObjective:
         """The training loss."""
         partial = bool((self.labelled == -1).any())
-        return NextTokenObjective(self.model, self.names, self.config.losses, partial, self.router)
+        own = penalties_of(self.config.losses, own_l1=True)
+        return NextTokenObjective(
+            self.model, self.names, self.config.losses, partial, self.router, self.error, own
+        )  # fmt: skip
 
     def batch(self, chosen: torch.Tensor) -> Batch:
         """Tokens, targets, documents, group numbers and memberships of rows."""
@@ -105,13 +138,9 @@ class LanguageModelling(Problem):
         """Everything that was trained, by its prefix in saved weights."""
         return {"model": self.model, **self.made}
 
-    def more(self) -> list[str]:
-        """What was made after the training: `unlearned`, `finetuned`, and `relearning` while that goes on."""
-        return list(self.made)
-
     def left(self) -> nn.Module:
         """A copy of what the configured ablation leaves of the model, or of the model where there is none."""
-        for ablation in self.ablations() if "ablate" in self.config.steps else ():
+        for ablation in self.ablations() if "ablate" in step_names(self.config) else ():
             with ablation.applied(self.model) as ablated:
                 return copy.deepcopy(ablated)
         return copy.deepcopy(self.model)
@@ -130,10 +159,6 @@ class LanguageModelling(Problem):
         made = {"unlearned": self.config.unlearn, "finetuned": self.config.finetune}
         return [name for name, how in made.items() if how]
 
-    def probes(self) -> Iterator[Probe]:
-        """Nothing: a language model has no certificates."""
-        yield from ()
-
     def example(self) -> torch.Tensor:
         """A few rows of test tokens."""
         return self.data.test.packed.tokens[:8].to(self.device)
@@ -142,37 +167,14 @@ class LanguageModelling(Problem):
         """Activations of rows to train on at some sites, by name."""
         return activations_at(self.model, sites, self._rows[0][:SHOWN])
 
-    @torch.no_grad()
-    def losses(self, model: nn.Module, part: Part) -> torch.Tensor:
-        """Cross-entropy of each of a part's tokens by the position that predicts it, `(total,)`; 0 of a last one."""
-        found = []
-        for rows in torch.arange(len(part.packed)).split(ROWS):
-            tokens, targets, documents = (
-                t[rows].to(self.device) for t in (part.packed.tokens, part.packed.targets, part.packed.documents)
-            )
-            logits = model(tokens, documents).float().flatten(0, 1)
-            each = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none")
-            found.append(each.view_as(tokens).cpu())
-        return part.packed.gathered(torch.cat(found))
-
-    def group_means(
-        self, each: torch.Tensor, part: Part, groups: torch.Tensor, counted: torch.Tensor | None = None
-    ) -> dict[str, float]:
-        """Means over each group's documents of `each` of a part's tokens, `(total,)`, or of those `counted`, alike."""
-        corpus = part.corpus
-        predicts = torch.ones(len(corpus.tokens), dtype=torch.bool)
-        predicts[corpus.starts + corpus.lengths - 1] = False
-        predicts &= True if counted is None else counted
-        found = {}
-        for number, name in enumerate(self.names):
-            own = predicts & (groups[corpus.documents] == number)
-            if bool(own.any()):
-                found[name] = float(each[own].double().mean())
-        return found
+    def losses(self, model: nn.Module, part: Part) -> dict[str, torch.Tensor]:
+        """Each measure of each of a part's tokens, by the position that predicts it, `(total,)`; 0 of a last one."""
+        return token_values(model, part, [CROSS_ENTROPY, *self.measures], self.device)
 
     def group_losses(self, model: nn.Module, part: Part, groups: torch.Tensor) -> dict[str, float]:
         """Mean cross-entropy, in nats per token, of each group's documents."""
-        return self.group_means(self.losses(model, part), part, groups)
+        each = token_values(model, part, [CROSS_ENTROPY], self.device)[CROSS_ENTROPY.name]
+        return group_means(each, part, groups, self.names)
 
     def stages(self, ablations: list[Ablation]) -> Iterator[tuple[Head, nn.Module]]:
         """The model as trained, ablated, unlearned and fine-tuned; each is good until the next is asked for."""
@@ -191,13 +193,15 @@ class LanguageModelling(Problem):
 
     def measured(self, model: nn.Module, head: Head) -> Iterator[Measurement]:
         """A model's loss on every group of the test documents; where words choose them, also without their tokens."""
-        test, each = self.data.test, self.losses(model, self.data.test)
-        for group, value in self.group_means(each, test, self.test_groups).items():
-            yield group, head, "cross_entropy", value
+        test = self.data.test
+        found = self.losses(model, test)
+        for metric, each in found.items():
+            for group, value in group_means(each, test, self.test_groups, self.names).items():
+                yield group, head, metric, value
         own = distinctive(self.data, self.config.routing, self.names, self.train_groups, self.test_groups)
         if own is not None:
-            plain = test.corpus.predicting(own) < 0.5
-            for group, value in self.group_means(each, test, self.test_groups, plain).items():
+            plain, each = test.corpus.predicting(own) < 0.5, found[CROSS_ENTROPY.name]
+            for group, value in group_means(each, test, self.test_groups, self.names, plain).items():
                 yield group, head, "cross_entropy_unrouted", value
 
     def texts(self) -> dict[str, str]:
@@ -205,9 +209,9 @@ class LanguageModelling(Problem):
         found = {"tokenizer.json": self.data.tokenizer.to_json()}
         if self._membership is not self.routed:
             found["tokens.json"] = as_json(self.weights())
-        if self.config.completions is not None:
-            ablations = self.ablations() if "ablate" in self.config.steps else []
-            rows = completions(self.stages(ablations), self.prompts, self.config, self.data)
+        if self.completed is not None:
+            ablations = self.ablations() if "ablate" in step_names(self.config) else []
+            rows = completions(self.stages(ablations), self.prompts, self.completed, self.config, self.data)
             found["completions.json"] = as_json(rows)
         return found
 

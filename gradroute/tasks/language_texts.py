@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from gradroute.config.language_schema import CompletionsConfig
+from gradroute.config.components import step_names
+from gradroute.config.limits import Between
 from gradroute.config.schema import Config
 from gradroute.data.text.corpora import Texts
 from gradroute.data.text.display import coloured, ranked
@@ -21,6 +23,25 @@ OFTEN = 10  # a token that occurs less often says little of its weight
 DOCUMENTS = 2  # of each group
 GROUPS = 4  # whose documents are shown
 Prompts = list[tuple[str, str, list[int]]]  # group, prompt, its tokens
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Texts that a language model goes on with at the end, at every stage.
+
+    prompts: by group. tokens: of each completion, which ends before them where its document does. samples: completions
+    of a prompt. temperature: 0 takes the most likely token; above, tokens are drawn by the run's seed.
+    """
+
+    prompts: dict[str, list[str]] = field(default_factory=dict)
+    tokens: Annotated[int, Between(1, 10_000)] = 40
+    samples: Annotated[int, Between(1, 1000)] = 1
+    temperature: Annotated[float, Between(0, 100)] = 1.0
+
+    def __post_init__(self) -> None:
+        for group, prompts in self.prompts.items():
+            if not all(prompt.strip() for prompt in prompts):
+                raise UserError(f"completions.prompts.{group}={prompts}: must be a list of prompts, none empty")
 
 
 def as_json(content: Any) -> str:
@@ -56,7 +77,7 @@ def token_weights(
     return {"tokens": rows, "documents": documents}
 
 
-def encoded(asked: CompletionsConfig | None, tokenizer: Tokenizer) -> Prompts:
+def encoded(asked: Completions | None, tokenizer: Tokenizer) -> Prompts:
     """The prompts as tokens. Raises: UserError for one with a word outside the vocabulary."""
     found: Prompts = []
     for group, prompts in asked.prompts.items() if asked else ():
@@ -69,16 +90,14 @@ def encoded(asked: CompletionsConfig | None, tokenizer: Tokenizer) -> Prompts:
 
 
 def completions(
-    stages: Iterable[tuple[Head, nn.Module]], prompts: Prompts, config: Config, data: Texts
+    stages: Iterable[tuple[Head, nn.Module]], prompts: Prompts, asked: Completions, config: Config, data: Texts
 ) -> list[dict[str, str]]:
     """How each stage of the model goes on with each prompt: rows of prompt, group, head, and the text after the prompt.
 
     Every stage and every prompt has the same random numbers, so that only the models differ. An ablation's head names
     its region where there are several.
     """
-    asked = config.completions
-    assert asked is not None  # there are prompts
-    several = "ablate" in config.steps and config.ablation.region is None and len(config.routing.regions) > 1
+    several = "ablate" in step_names(config) and config.ablation["region"] is None and len(config.routing.regions) > 1
     rows = []
     for head, model in stages:
         device = next(model.parameters()).device

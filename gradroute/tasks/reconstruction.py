@@ -1,4 +1,4 @@
-"""The problem of an autoencoder: images, reconstructed by the decoder and by a certificate per region (GR App. B)."""
+"""Reconstruction: images, reconstructed by the decoder and by a certificate per region (GR App. B)."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -6,55 +6,63 @@ from typing import Any
 
 import torch
 
+from gradroute.config.limits import require
+from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.routing.ablation import Ablation
 from gradroute.tasks.evaluation import CHUNK, activations_at
-from gradroute.tasks.image_objectives import MAE, ReconstructionObjective
-from gradroute.tasks.images import ImageProblem
+from gradroute.tasks.image_objectives import ReconstructionObjective
+from gradroute.tasks.images import ImageTask
+from gradroute.training.measures import MAE, MSE
 from gradroute.training.objectives import Batch
 
 
-def _squared(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    return (reconstruction - images).square().mean(1)
-
-
-def _absolute(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    return (reconstruction - images).abs_().mean(1)
-
-
-class Reconstruction(ImageProblem):
+class Reconstruction(ImageTask):
     """Images to reconstruct. Raises: UserError for every mistake in the configuration or the data."""
 
-    error = MAE
-    measures = {"mse": _squared, "mae": _absolute}  # noqa: RUF012
+    kind = "reconstruction"
+    plots = (
+        "gradroute.reporting.plots_images.loss_per_label", "gradroute.reporting.plots_images.reconstructions",
+        "gradroute.reporting.plots_images.training_curves",
+    )  # fmt: skip
+    default_error = MAE
+    default_measures = (MSE, MAE)
     scored = "mse"
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise UserError for settings that do not fit an autoencoder."""
+        super().check(config)
+        groups, decoders = len(config.routing.groups), config.model.get("decoders", 1)
+        right = (1, groups, groups + 1)  # one more if points are in no group, which the data tell
+        require(decoders in right, "model.decoders", decoders, f"1, or {groups}, one a group")
 
     def check_groups(self) -> None:
         """Raise UserError for several decoders, but for one a group."""
-        decoders = self.config.model.decoders
+        decoders = self.config.model.get("decoders", 1)
         if decoders not in (1, len(self.names)) or (decoders > 1 and bool((self.routed < 0).any())):
             right = f"1, or {len(self.names)}, the number of groups, with every point labelled"
             raise UserError(f"model.decoders={decoders}: must be {right}")
 
     def objective(self) -> ReconstructionObjective:
         """The training loss."""
-        parts, several = (self.model, self.certificates, self.router), self.config.model.decoders > 1
+        parts, several = (self.model, self.certificates, self.router), self.takes_groups
         options = self.objective_options()
         return ReconstructionObjective(*parts, self.config.losses, several_decoders=several, **options)
 
     def batch(self, chosen: torch.Tensor) -> Batch:
-        """Images `(batch, pixels)` and their group numbers."""
+        """Images, as the model takes them, and their group numbers."""
         return self.train_images[chosen], self.routed[chosen]
 
     def targets(self, train: bool) -> torch.Tensor:
-        """The images themselves."""
-        return self.train_images if train else self.test_images
+        """The images themselves, `(n, pixels)`."""
+        return self.data.train_images if train else self.data.test_images
 
     def encodings(self, region: str) -> Callable[[torch.Tensor], Batch]:
         """What a region shows of images to train on, and these, by their row numbers."""
         found = self.router.regions[region]
         seen = found.select(activations_at(self.model, found.sites, self.train_images))
-        return lambda chosen: (seen[chosen], self.train_images[chosen])
+        return lambda chosen: (seen[chosen], self.data.train_images[chosen])
 
     def unseen(self, chosen: torch.Tensor) -> float:
         """Mean squared error of the training data's mean image."""
@@ -63,14 +71,14 @@ class Reconstruction(ImageProblem):
     @cached_property
     def _mean_image_errors(self) -> torch.Tensor:
         """Squared error of the training data's mean image on each test image, `(n,)`."""
-        mean = self.train_images.mean(0)
-        return torch.cat([(chunk - mean).square().mean(1) for chunk in self.test_images.split(CHUNK)])
+        mean = self.data.train_images.mean(0)
+        return torch.cat([(chunk - mean).square().mean(1) for chunk in self.data.test_images.split(CHUNK)])
 
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What every report draws from, and one image per label through every head."""
         arrays, names = self.shown()
         labels = self.data.test_labels
         first = torch.cat([torch.nonzero(labels == label).flatten()[:1] for label in self.data.labels])
-        arrays |= {"image_labels": labels[first], "images": self.test_images[first]}
+        arrays |= {"image_labels": labels[first], "images": self.data.test_images[first]}
         heads = self.heads(ablations, self.test_images[first], self.test_groups[first])
         return arrays | {f"head/{head.name}/{head.region}": output for head, output in heads.items()}, names

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from gradroute.config.image_checks import indivisible
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.routing import Monitor
@@ -35,16 +34,21 @@ def local() -> int:
     return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0
 
 
-def require_one(configs: Sequence[Config]) -> None:
-    """Raise UserError if these are not one run that several processes can train."""
+def require_one(configs: Sequence[Config], indivisible: str | None) -> None:
+    """Raise UserError if these are not one run that several processes can train.
+
+    indivisible: what takes a batch of it as a whole, if anything does.
+    """
     if len(configs) != 1:
         fault = f"{len(configs)} runs are asked for, and its processes train one together"
         raise UserError(f"torchrun: {fault}; leave torchrun out, or seeds= and -m")
     regions = configs[0].routing.regions
     if owned := [name for name, region in regions.items() if region.parameters is not None]:
         raise UserError(f"routing.regions.{owned[0]}: parameters are frozen in one process only; leave torchrun out")
-    if reason := indivisible(configs[0]):
-        raise UserError(f"torchrun: {reason} takes a batch as a whole, and processes parts of it; leave torchrun out")
+    if indivisible:
+        raise UserError(
+            f"torchrun: {indivisible} takes a batch as a whole, and processes parts of it; leave torchrun out"
+        )
 
 
 @contextmanager

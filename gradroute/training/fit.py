@@ -15,9 +15,10 @@ from gradroute.routing import ParameterRouter
 from gradroute.training import distributed
 from gradroute.training.compiling import compiled
 from gradroute.training.devices import computing
-from gradroute.training.gradients import Single, Stack, culprit
-from gradroute.training.history import Record
+from gradroute.training.gradients import Single, culprit
+from gradroute.training.history import EpochTerms
 from gradroute.training.objectives import Batch, Objective, Term
+from gradroute.training.stack import Stack
 
 
 def learning_rate(trainer: PresetConfig, step: int, steps: int) -> float:
@@ -54,7 +55,7 @@ class Stateful(Protocol):
 
 
 @dataclass
-class Task:
+class Training:
     """What is trained on what: an objective, its data, their order, and who looks on.
 
     title: what it is called while it runs.
@@ -93,16 +94,16 @@ def _named(term: Term) -> str:
 
 @dataclass
 class Fit:
-    """Minimises tasks' terms with Adam (coupled L2) over shuffled batches; the last, smaller batch is kept.
+    """Minimises trainings' terms with Adam (coupled L2) over shuffled batches; the last, smaller batch is kept.
 
-    Several tasks are trained in lockstep as one batched program, each with its own initialisation, order of data and
+    Several trainings go in lockstep as one batched program, each with its own initialisation, order of data and
     optimizer state; they must agree in everything but numbers (see `gradroute.training.stacking`).
 
-    `precision` is one of `gradroute.training.devices`. `failed` has the tasks, by number, whose losses or gradients
+    `precision` is one of `gradroute.training.devices`. `failed` has the trainings, by number, whose losses or gradients
     became infinite or nan, or that `fail` was told of; the others of a stack go on.
     """
 
-    tasks: Sequence[Task]
+    trainings: Sequence[Training]
     precision: str
     device: torch.device
     epoch: int = 0  # finished ones
@@ -112,13 +113,13 @@ class Fit:
     _starts: list[torch.Tensor] = field(default_factory=list)  # the orders' states when this epoch began
 
     def __post_init__(self) -> None:
-        first, trainers = self.tasks[0], [task.trainer for task in self.tasks]
+        first, trainers = self.trainings[0], [training.trainer for training in self.trainings]
         self.program: Single | Stack
         self.computing = partial(computing, self.precision, self.device)
-        if len(self.tasks) == 1:
+        if len(self.trainings) == 1:
             self.program = Single(first.objective, first.trainer, self.computing, first.parameter_router)
         else:
-            self.program = Stack([task.objective for task in self.tasks], trainers, self.computing)
+            self.program = Stack([training.objective for training in self.trainings], trainers, self.computing)
         numbers = batches(first.points, first.trainer.batch_size, torch.Generator(), first.group_index)
         self.updates = sum(1 for _ in numbers)  # of an epoch
         self.steps = first.trainer.epochs * self.updates
@@ -127,10 +128,10 @@ class Fit:
     def run(self, after_update: Callable[[], None] = lambda: None) -> None:
         """Train to the last epoch; `after_update` is called after every update.
 
-        Raises: FloatingPointError, naming the term, if every task has failed: at once on a CPU, and at the end of the
-            epoch elsewhere, since looking at it would make the device wait.
+        Raises: FloatingPointError, naming the term, if every training has failed: at once on a CPU, and elsewhere at
+            the end of the epoch, since looking at it would make the device wait.
         """
-        first = self.tasks[0]
+        first = self.trainings[0]
         with (
             compiled(first.objective) if first.compiled else nullcontext(),
             distributed.in_step() if first.shared else nullcontext(),
@@ -139,9 +140,9 @@ class Fit:
         self.check_parameters()
 
     def _epochs(self, after_update: Callable[[], None]) -> None:
-        while self.epoch < self.tasks[0].trainer.epochs:
-            self._starts = [task.order.get_state() for task in self.tasks]
-            plans = [batches(t.points, t.trainer.batch_size, t.order, t.group_index) for t in self.tasks]
+        while self.epoch < self.trainings[0].trainer.epochs:
+            self._starts = [training.order.get_state() for training in self.trainings]
+            plans = [batches(t.points, t.trainer.batch_size, t.order, t.group_index) for t in self.trainings]
             for rows in islice(zip(*plans, strict=True), self.update, None):
                 self._update([chosen.to(self.device) for chosen in rows])
                 after_update()
@@ -150,27 +151,27 @@ class Fit:
                     self._check(update)
             means, self._seen = self._seen.means(), self._record()
             self.epoch, self.update = self.epoch + 1, 0
-            for number, (task, own) in enumerate(zip(self.tasks, means, strict=True)):
+            for number, (training, own) in enumerate(zip(self.trainings, means, strict=True)):
                 if number not in self.failed:
-                    task.on_epoch(self.epoch, self.step, own)
+                    training.on_epoch(self.epoch, self.step, own)
 
     def _update(self, chosen: list[torch.Tensor]) -> None:
-        """One optimizer update of every task."""
-        for task, rows in zip(self.tasks, chosen, strict=True):
-            task.before_update(self.step, rows)
-        self.program.set_rates([learning_rate(task.trainer, self.step, self.steps) for task in self.tasks])
-        data = [task.batch(rows) for task, rows in zip(self.tasks, chosen, strict=True)]
+        """One optimizer update of every training."""
+        for training, rows in zip(self.trainings, chosen, strict=True):
+            training.before_update(self.step, rows)
+        self.program.set_rates([learning_rate(training.trainer, self.step, self.steps) for training in self.trainings])
+        data = [training.batch(rows) for training, rows in zip(self.trainings, chosen, strict=True)]
         self._seen.add(self.program.gradients(data))
         if self.device.type == "cpu":
             self._check(self.update, data)
         self.program.update()
         self.update, self.step = self.update + 1, self.step + 1
 
-    def _record(self) -> Record:
-        return Record(self.program.terms, self.updates, len(self.tasks), self.device, self.program.absent)
+    def _record(self) -> EpochTerms:
+        return EpochTerms(self.program.terms, self.updates, len(self.trainings), self.device, self.program.absent)
 
     def _check(self, update: int, data: Sequence[Batch] = ()) -> None:
-        """Note the tasks of which a term of an update of this epoch, or its gradient, is not finite.
+        """Note the trainings of which a term of an update of this epoch, or its gradient, is not finite.
 
         `data`: its batches, if it is the present one.
         """
@@ -183,27 +184,27 @@ class Fit:
             self._diverged(number, self.epoch * self.updates + update, what)
 
     def _culprit(self, number: int, batch: Batch) -> Term | None:
-        task = self.tasks[number]
-        return culprit(task.objective, batch, task.trainer.accumulate, self.computing)
+        training = self.trainings[number]
+        return culprit(training.objective, batch, training.trainer.accumulate, self.computing)
 
     def check_parameters(self) -> None:
-        """Note the tasks of which a parameter is not finite: what must not be kept. Raises: FloatingPointError."""
-        for number, task in enumerate(self.tasks):
-            if not all(bool(parameter.isfinite().all()) for parameter in task.objective.parameters()):
+        """Note the trainings of which a parameter is not finite: what must not be kept. Raises: FloatingPointError."""
+        for number, training in enumerate(self.trainings):
+            if not all(bool(parameter.isfinite().all()) for parameter in training.objective.parameters()):
                 self._diverged(number, self.step, "a parameter is not finite")
 
     def _diverged(self, number: int, step: int, what: str) -> None:
-        advice = f"lower trainer.lr (now {self.tasks[number].trainer.lr})"
+        advice = f"lower trainer.lr (now {self.trainings[number].trainer.lr})"
         self.fail(number, FloatingPointError(f"update {step}, epoch {self.epoch + 1}: {what}; {advice}"))
 
     def fail(self, number: int, error: Exception) -> None:
-        """Leave a task out from now on; raises its first error when no other is left."""
+        """Leave a training out from now on; raises its first error when no other is left."""
         self.failed.setdefault(number, error)
-        if len(self.failed) == len(self.tasks):
+        if len(self.failed) == len(self.trainings):
             raise self.failed[0]
 
     def states(self) -> list[dict[str, Any]]:
-        """Of every task, after an update, what `load_states` goes on from; its parameters are not in it."""
+        """Of every training, after an update, what `load_states` goes on from; its parameters are not in it."""
         position = {"epoch": self.epoch, "update": self.update, "step": self.step}
         return [
             position
@@ -211,19 +212,19 @@ class Fit:
                 "order": start,
                 "seen": self._seen.state(number),
                 "moments": moments,
-                "watcher": task.watcher.state_dict() if task.watcher else {},
+                "watcher": training.watcher.state_dict() if training.watcher else {},
             }
-            for number, (task, start, moments) in enumerate(
-                zip(self.tasks, self._starts, self.program.moments(), strict=True)
+            for number, (training, start, moments) in enumerate(
+                zip(self.trainings, self._starts, self.program.moments(), strict=True)
             )
         ]
 
     def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on where tasks were, all at one update, when `states` was called."""
+        """Go on where trainings were, all at one update, when `states` was called."""
         self.epoch, self.update, self.step = (states[0][key] for key in ("epoch", "update", "step"))
         self._seen.load([state["seen"] for state in states])
         self.program.set_moments([state["moments"] for state in states])
-        for task, state in zip(self.tasks, states, strict=True):
-            task.order.set_state(state["order"].cpu())
-            if task.watcher:
-                task.watcher.load_state_dict(state["watcher"])
+        for training, state in zip(self.trainings, states, strict=True):
+            training.order.set_state(state["order"].cpu())
+            if training.watcher:
+                training.watcher.load_state_dict(state["watcher"])

@@ -1,4 +1,4 @@
-"""The terms of an epoch's updates of several tasks, on their device until somebody looks."""
+"""Buffer loss terms on the device, and copy them to the host once per epoch, or when they are asked for."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from gradroute.training.objectives import Term
 
 
 @dataclass(frozen=True)
-class Values:
+class UpdateTerms:
     """The terms of one update: `numbers` `(terms, tasks)`, and whether a task's gradients are finite, `(tasks,)`."""
 
     terms: tuple[Term, ...]
@@ -19,7 +19,7 @@ class Values:
     sound: torch.Tensor
 
 
-class Record:
+class EpochTerms:
     """What the updates of an epoch gave, in one piece of memory.
 
     Small tensors that stay, one an update, would each keep the memory around it from being used again for large ones: a
@@ -43,7 +43,7 @@ class Record:
     def __len__(self) -> int:
         return len(self._given)
 
-    def add(self, values: Values) -> None:
+    def add(self, values: UpdateTerms) -> None:
         """Add an update."""
         row = self._numbers[len(self)]
         if values.terms == self.terms:

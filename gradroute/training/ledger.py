@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gradroute.records.run_folder import LEDGER_COLUMNS
+from gradroute.records.metrics import LEDGER_COLUMNS
 from gradroute.routing import Monitor, ParameterRouter, Router
 from gradroute.routing.monitor import DEFAULT
 

@@ -1,14 +1,13 @@
-"""Whether a configuration's sizes fit the machine, known before memory is taken."""
+"""Estimate a run's memory before any is taken, and refuse a run that cannot fit."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from gradroute.config.schema import Config
 from gradroute.errors import UserError
-from gradroute.models import build as models
 from gradroute.routing.sites import hooked
 
 FLOAT = 4  # bytes
@@ -34,45 +33,40 @@ def machine_memory(device: torch.device) -> int:
     return min([*found, *([] if limit == resource.RLIM_INFINITY else [limit])])
 
 
-def _activations(model: nn.Module, images: torch.Tensor) -> int:
-    """Numbers in the outputs of all modules without children, for a batch on the meta device."""
+def activation_numbers(model: nn.Module, *inputs: torch.Tensor) -> int:
+    """Numbers in the outputs of all modules without children, for inputs on the meta device; 0 where it cannot run."""
     counted: list[int] = []
 
-    def count(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
-        counted.append(output.numel())
+    def count(module: nn.Module, given: object, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            counted.append(output.numel())
 
     leaves = [name for name, module in model.named_modules() if name and not list(module.children())]
-    with hooked(model, dict.fromkeys(leaves, count)):
-        model(images)
+    try:
+        with hooked(model, dict.fromkeys(leaves, count)), torch.no_grad():
+            model(*inputs)
+    except Exception:  # a model that looks at values, which there are none of
+        return 0
     return sum(counted)
 
 
-def require_memory(config: Config, images: torch.Tensor, trains: bool, classes: int = 0) -> None:
-    """Raise UserError, naming the key to lower, if the model and its certificates cannot fit the machine's memory.
+def parameter_numbers(*modules: nn.Module) -> int:
+    """Numbers in the parameters of modules."""
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
-    An estimate from below: parameters, and for training gradients, moments and one batch's activations.
+
+def require_memory(
+    parameters: int, batch: int, device: torch.device, model_key: str, smaller: str, batch_key: str, lower: str
+) -> None:
+    """Raise UserError, naming the key to lower, if so much cannot fit the machine's memory.
 
     Args:
-        images: `(n, pixels)`, or of a classifier `(n, channels, height, width)`, of the data or of their shape; where
-            they lie is where the model will.
-        classes: how many labels a classifier tells apart.
+        parameters, batch: bytes that the parameters, with what training keeps beside them, and one batch take.
+        model_key, smaller: where the configuration has the model's sizes, and what to do if these are too large.
+        batch_key, lower: the same of the batch.
     """
-    with torch.device("meta"):
-        model = models.build(config.model, images.shape[1:], classes)
-        decoder = models.build_certificate(config.model, (1, 1, 1), classes or images[0].numel())
-    heads = len(config.losses.certificates) * (2 if "certify" in config.steps else 1)
-    numbers = sum(p.numel() for p in model.parameters()) + heads * sum(p.numel() for p in decoder.parameters())
-    weights, batch = FLOAT * numbers * (COPIES if trains else 1), 0
-    if trains:
-        rows = min(config.trainer.batch_size, len(images))
-        batch = 2 * FLOAT * _activations(model, torch.empty(rows, *images.shape[1:], device="meta"))
-    limit = machine_memory(images.device)
-    if weights + batch > limit:
-        model_sizes, smaller = config.model, "model.hidden"
-        model_key = f"model.hidden={model_sizes.hidden}, model.encoding={model_sizes.encoding}"
-        if model_sizes.resnet is not None:
-            model_key, smaller = f"model.resnet.width={model_sizes.resnet.width}", "model.resnet.width"
-        batch_key = f"trainer.batch_size={config.trainer.batch_size}"
-        key, lower = (model_key, smaller) if weights > batch else (batch_key, "trainer.batch_size")
-        sizes = f"{(weights + batch) / 2**30:.1f} GiB are needed and the machine has {limit / 2**30:.1f}"
-        raise UserError(f"{key}: {sizes}; lower {lower}")
+    limit = machine_memory(device)
+    if parameters + batch > limit:
+        key, right = (model_key, smaller) if parameters > batch else (batch_key, lower)
+        needed = f"{(parameters + batch) / 2**30:.1f} GiB are needed and the machine has {limit / 2**30:.1f}"
+        raise UserError(f"{key}: {needed}; {right}")

@@ -1,7 +1,7 @@
 """Signals that end a run: at once where that loses nothing, else after the update that is being made.
 
-SIGINT ends with status 130, SIGTERM with 143, SIGUSR1, which Slurm can send before it takes a machine away, with 138.
-A second SIGINT ends at once.
+SIGINT ends with status 130; SIGTERM, SIGHUP (a closed terminal), SIGUSR1 (which Slurm can send before it takes a
+machine away) and the others with 128 and their number. A second SIGINT ends at once.
 """
 
 import signal
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGPWR", "SIGBREAK")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 class _Asked:
@@ -31,11 +32,16 @@ def _come(number: int, frame: FrameType | None) -> None:
             end()
 
 
+def _unwanted(number: int) -> bool:
+    """Whether whoever started the process has it ignore a closed terminal, as nohup does."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN
+
+
 @contextmanager
 def heard() -> Iterator[None]:
     """Hear the signals inside; where that is not the main thread, only the system does."""
     try:
-        before = {number: signal.signal(number, _come) for number in SIGNALS}
+        before = {number: signal.signal(number, _come) for number in SIGNALS if not _unwanted(number)}
     except ValueError:
         yield
         return

@@ -4,8 +4,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gradroute.config.identity import to_mapping
 from gradroute.config.schema import Config
-from gradroute.config.typed import to_mapping
+from gradroute.config.targets import OURS, TARGET, locate
 from gradroute.errors import UserError
 
 AUTO = {"cuda": 32, "cpu": 1}  # replicas at once; on two cores stacking was measured to be slower (README)
@@ -36,9 +37,12 @@ def obstacle(config: Config) -> str | None:
         return f"trainer.accumulate={config.trainer.accumulate}: batches are stacked whole"
     if config.trainer.compile:
         return "trainer.compile=true: one model is compiled at a time"
-    for key in ("transformer", "hf", "resnet"):
-        if getattr(config.model, key) is not None:
-            return f"model.{key}: it is trained alone"
+    model = locate(config.model[TARGET], "model")
+    if not getattr(model, "stackable", False):
+        return f"model {config.model[TARGET]}: it is trained alone"
+    named = [config.losses.error, *config.losses.penalties]
+    if others := [str(one[TARGET]) for one in named if one and not str(one[TARGET]).startswith(OURS)]:
+        return f"{others[0]}: a loss that is not gradroute's is trained alone"
     parameters = [name for name, region in config.routing.regions.items() if region.parameters is not None]
     if parameters:
         return f"region '{parameters[0]}' is parameters, which are frozen in one model at a time"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradroute.data.hub import package, reason
-from gradroute.errors import HF_EXTRA, UserError, unknown
+from gradroute.errors import HF_EXTRA, UserError
 
 SEPARATOR = "<|endoftext|>"  # alone on a line of a plain text file
 Row = Mapping[str, Any]  # one document's fields by name
@@ -84,6 +84,15 @@ def from_hub(name: str, split: str, text_field: str = "text", limit: int | None 
     return _collected(iter(rows), text_field, f"dataset '{name}'", limit)
 
 
+def _no_field(where: str, text_field: str, row: Row) -> UserError:
+    """The error for a row without the field of the text: it names the key to set."""
+    texts = [str(name) for name, value in row.items() if isinstance(value, str)]
+    longest = max(texts, key=lambda name: len(row[name]), default=None)
+    hint = f"set dataset.field={longest}" if longest is not None else "no field of it is text"
+    names = ", ".join(map(str, row)) or "none"
+    return UserError(f"{where}: has no field '{text_field}', its fields are {names}; {hint}")
+
+
 def _kind(path: Path) -> str:
     suffix = Path(path.stem).suffix if path.suffix == ".xz" else path.suffix
     return "" if path.suffix == ".xz" and suffix == ".parquet" else suffix
@@ -95,7 +104,7 @@ def _collected(rows: Iterator[Row], text_field: str, where: str, limit: int | No
         if limit is not None and len(texts) >= limit:
             break
         if text_field not in row:
-            raise UserError(f"{where}, row {number}: {unknown('field', text_field, row)}")
+            raise _no_field(f"{where}, row {number}", text_field, row)
         text = row[text_field]
         if not isinstance(text, str):
             raise UserError(f"{where}, row {number}: field '{text_field}' is a {type(text).__name__}, not text")
@@ -147,7 +156,7 @@ def _json_lines(path: Path, text_field: str) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: is a {type(row).__name__}; give an object with '{text_field}'")
         if text_field not in row:
-            raise UserError(f"{path}, line {number}: {unknown('field', text_field, row)}")
+            raise _no_field(f"{path}, line {number}", text_field, row)
         yield row
 
 

@@ -1,35 +1,47 @@
-"""Configurations between Hydra, run folders and the typed schema.
+"""Configurations from Hydra, run folders and Python into the typed schema.
 
-A configuration comes from Hydra or from a run folder; either way it passes through `from_mapping`, so a mistake is
-refused wherever it came from.
+A configuration comes from a command line or from a run folder; either way it passes through `from_mapping`, so that
+every mistake is found, wherever it came from, before anything is trained.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
-from copy import deepcopy
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gradroute.config.image_checks import check_images
-from gradroute.config.language_checks import check_language
+from gradroute.config.components import complete, steps_of
+from gradroute.config.legacy import migrated
 from gradroute.config.schema import Config
 from gradroute.config.split import expand_split
+from gradroute.config.targets import TARGET, locate
 from gradroute.config.validation import check
 from gradroute.errors import UserError, unknown
 
 
 def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
-    """Type-check a composed configuration and run the cross-field checks.
+    """A checked configuration: types, ranges, components and everything that needs neither data nor a built model.
 
-    Raises: UserError for an unknown key, a wrong type, or a value outside its range.
+    Importing the components that it names is part of it: of a run folder, see `gradroute.records.run_reader` first.
+
+    Raises: UserError for an unknown key, a wrong type, a value outside its range, or values that do not fit together.
     """
+    config = _typed(mapping)
+    complete(config)
+    expand_split(config)
+    check(config)
+    locate(config.task[TARGET], "task").check(config)
+    for step in steps_of(config):
+        step.check(config)
+    return config
+
+
+def _typed(mapping: DictConfig | Mapping[str, Any]) -> Config:
+    """The schema filled in from a mapping, its interpolations resolved. Raises: UserError."""
     schema = OmegaConf.structured(Config)
-    source = mapping if isinstance(mapping, DictConfig) else OmegaConf.create(dict(mapping))
+    source = mapping if isinstance(mapping, DictConfig) else OmegaConf.create(migrated(mapping))
     try:
         preset = OmegaConf.select(source, "trainer.preset", default=None)
         blocks = OmegaConf.select(source, "presets", default=None)
@@ -42,10 +54,6 @@ def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
         raise UserError("the configuration is not a mapping of keys to values")
     _require_type("", config, Config)
     config.presets = {}  # resolved into `trainer`; keeping both would let them disagree
-    expand_split(config)
-    check(config)
-    check_images(config)
-    check_language(config)
     return config
 
 
@@ -72,47 +80,6 @@ def _children(value: Any, kind: Any) -> list[tuple[object, Any, Any]]:
     if get_origin(kind) is dict:
         return [(name, inner, get_args(kind)[1]) for name, inner in value.items()]
     return [(place, inner, get_args(kind)[0]) for place, inner in enumerate(value)] if get_origin(kind) is list else []
-
-
-def to_mapping(config: Config) -> dict[str, Any]:
-    """Plain nested dictionary of a configuration, as saved in a run folder."""
-    mapping = asdict(config)
-    for key in ("presets", "seeds", "stack", "trained"):  # how it was asked for, not what it is
-        del mapping[key]
-    return mapping
-
-
-def one_by_seed(config: Config) -> list[Config]:
-    """The runs that a configuration asks for with `seeds`: itself, if it does not."""
-    runs = [deepcopy(config) for _ in range(config.seeds or 1)]
-    for number, run in enumerate(runs):
-        run.seed, run.seeds = config.seed + number, None
-    return runs
-
-
-def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    items: dict[str, Any] = {}
-    for key, value in mapping.items():
-        name = f"{prefix}{key}"
-        items |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
-    return items
-
-
-def differences(one: Config, other: Config) -> list[str]:
-    """The keys in which two configurations ask for different runs; devices, folders and checkpoints may differ."""
-    elsewhere = ("output_dir", "dataset.root", "trainer.device")
-    a, b = flat(to_mapping(one)), flat(to_mapping(other))
-    keys = [key for key in {**a, **b} if a.get(key) != b.get(key) or (key in a) != (key in b)]
-    return [key for key in keys if key not in elsewhere and not key.startswith("checkpoint.")]
-
-
-def config_hash(config: Config) -> str:
-    """Eight hex digits that two runs share when they differ at most in seed, device, paths and checkpoints."""
-    mapping = to_mapping(config)
-    del mapping["seed"], mapping["output_dir"], mapping["dataset"]["root"], mapping["trainer"]["device"]
-    del mapping["checkpoint"]
-    return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _readable(error: OmegaConfBaseException) -> UserError:

@@ -1,0 +1,118 @@
+"""The same from Python: make a run as the command line does, and look at one in a notebook."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradroute.config.compose import configuration
+from gradroute.config.identity import one_by_seed
+from gradroute.errors import UserError
+from gradroute.records import run_reader
+from gradroute.records.safe_reading import read_json
+from gradroute.records.tables import read_ledger, read_metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from gradroute.tasks.loading import LoadedRun
+
+
+class FinishedRun:
+    """A finished run in its folder; everything is read when it is first asked for, and checked as it is read.
+
+    Raises: UserError if the folder is no finished run, or a file in it is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], run_code: bool = False) -> None:
+        """`run_code`: whether a model may be built whose code is not part of gradroute."""
+        self.path, self._run_code = Path(path), run_code
+        self.manifest = run_reader.read_manifest(self.path)
+        if self.manifest["state"] != "finished":
+            raise UserError(f"{path}: the run is not finished (state: {run_reader.state(self.path, self.manifest)})")
+
+    def __repr__(self) -> str:
+        return f"FinishedRun('{self.path}')"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the error of each head on each group."""
+        table = self.summary.pivot_table("value", ["metric", "head", "region"], "group", sort=False)
+        return str(table.to_html(float_format="{:.4f}".format))
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration, as nested plain data."""
+        return run_reader.read_mapping(self.path, self.manifest)
+
+    @cached_property
+    def metrics(self) -> "pd.DataFrame":
+        """Every measurement: step, split, group, head, region, metric, unit and value."""
+        import pandas as pd
+
+        return pd.DataFrame(read_metrics(self.path, self.manifest))
+
+    @cached_property
+    def ledger(self) -> "pd.DataFrame":
+        """Who trained what, by window of updates, group and region."""
+        import pandas as pd
+
+        return pd.DataFrame(read_ledger(self.path, self.manifest))
+
+    @cached_property
+    def summary(self) -> "pd.DataFrame":
+        """The last measurements of each group: group, head, region, metric, unit and value."""
+        import pandas as pd
+
+        content = run_reader.read_file(self.path, "summary.json", self.manifest)
+        return pd.DataFrame(read_json(content, self.path / "summary.json")["headline"])
+
+    @cached_property
+    def _loaded(self) -> "LoadedRun":
+        from gradroute.tasks.loading import load
+
+        return load(self.path, self._run_code)
+
+    @property
+    def model(self) -> "nn.Module":
+        """The trained model, in evaluation mode, on the CPU."""
+        return self._loaded.model
+
+    @property
+    def certificates(self) -> "nn.ModuleDict":
+        """The certificates by region."""
+        return self._loaded.certificates
+
+    @property
+    def report(self) -> Path:
+        """The run on one page. Raises: UserError if the run wrote none."""
+        if "report.html" not in self.manifest["files"]:
+            raise UserError(f"{self.path}: has no report; add the step report")
+        return self.path / "report.html"
+
+
+def run(*overrides: str, config_dir: str | os.PathLike[str] | None = None, quiet: bool = False) -> FinishedRun:
+    """Make a run as `gradroute-run` does with the same overrides.
+
+        run = gradroute.run("experiment=mnist_split", "trainer=smoke")
+
+    Args:
+        config_dir: a folder of your own configurations, with the code that they name beside it.
+        quiet: show nothing.
+
+    Raises: UserError for a mistake in the overrides, or whatever ended the run.
+    """
+    from gradroute.running.runner import execute
+
+    configs = one_by_seed(configuration(overrides, Path(config_dir) if config_dir is not None else None))
+    if len(configs) != 1:
+        raise UserError(f"seeds={len(configs)}: gradroute.run makes one run; call it for each seed=")
+    (outcome,) = execute(configs, watch=(lambda step, rows: None) if quiet else None)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return FinishedRun(outcome, run_code=True)
+
+
+def open_run(path: str | os.PathLike[str], run_code: bool = False) -> FinishedRun:
+    """A finished run from its folder. Nothing of it is executed, unless `run_code` allows its model's own code."""
+    return FinishedRun(path, run_code)

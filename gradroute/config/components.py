@@ -1,0 +1,135 @@
+"""The doors of gradroute: where a configuration takes a component, and what kind of thing that must be."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gradroute.config.schema import Config
+from gradroute.config.targets import TARGET, arguments_of, build, completed, locate
+from gradroute.errors import UserError, unknown
+
+# a step by its name: what it is, and the section of the configuration with its arguments
+STEPS: dict[str, tuple[str, str | None]] = {
+    "train": ("gradroute.steps.train.Train", None),
+    "certify": ("gradroute.steps.certify.Certify", None),
+    "ablate": ("gradroute.steps.ablate.Ablate", None),
+    "unlearn": ("gradroute.steps.unlearn.RMU", "unlearn"),
+    "finetune": ("gradroute.steps.finetune.FineTune", "finetune"),
+    "relearn": ("gradroute.steps.relearn.Relearn", "relearn"),
+    "steer": ("gradroute.steps.steer.Steer", "steering"),
+    "evaluate": ("gradroute.steps.evaluate.Evaluate", None),
+    "report": ("gradroute.steps.report.Report", None),
+}
+SECTIONS = {section: name for name, (_, section) in STEPS.items() if section}
+
+
+@dataclass(frozen=True)
+class Door:
+    """What may come in: subclasses of `bases`, functions if `functions`; and the arguments that the run supplies."""
+
+    what: str
+    bases: tuple[str, ...]
+    supplied: tuple[str, ...] = ()
+    functions: bool = False
+
+
+DOORS = {
+    "task": Door("a task", ("gradroute.tasks.base.Task",), ("config", "data", "run")),
+    "dataset": Door("a data set", ("gradroute.data.base.Dataset",)),
+    "model": Door(
+        "a model", ("torch.nn.Module", "gradroute.models.base.ModelPlan"),
+        ("shape", "classes", "vocabulary", "context", "groups"), functions=True,
+    ),
+    "ablation": Door("an ablation", ("gradroute.tasks.ablations.AblationMethod",)),
+    "steps": Door("a step", ("gradroute.steps.base.Step",)),
+    "measures": Door("a measure", ("gradroute.training.measures.Measure",), ("shape", "classes")),
+    "losses.error": Door("an error", ("gradroute.training.measures.Measure",), ("shape", "classes")),
+    "losses.penalties": Door("a penalty", ("gradroute.training.penalties.Penalty",)),
+    "plots": Door("a plot", ("gradroute.reporting.plots.Plot",), ("run",), functions=True),
+    "tracker": Door("a tracker", ("gradroute.running.trackers.Tracker",)),
+}  # fmt: skip
+
+
+def located(component: Any, door: str, key: str) -> Any:
+    """What a component names, once it is known to be of the door's kind. Raises: UserError."""
+    if not isinstance(component, Mapping) or TARGET not in component:
+        right = f"a mapping with {TARGET}, the import path of {DOORS[door].what}"
+        raise UserError(f"{key}={component}: must be {right}")
+    kind, found = DOORS[door], locate(component[TARGET], key)
+    bases = tuple(locate(base, key) for base in kind.bases)
+    subclass = inspect.isclass(found) and issubclass(found, bases)
+    if not subclass and not (kind.functions and inspect.isroutine(found)):
+        names = " or ".join(base.__name__ for base in bases)
+        also = ", or a function" if kind.functions else ""
+        raise UserError(f"{key}.{TARGET}={component[TARGET]}: is not {kind.what}; right is a subclass of {names}{also}")
+    if subclass and inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise UserError(f"{key}.{TARGET}={component[TARGET]}: has no {missing}, which {kind.what} must define")
+    return found
+
+
+def filled(component: Any, door: str, key: str, besides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A component with all of its arguments, checked; `besides` are keys that are not arguments. Raises: UserError."""
+    found = located(component, door, key)
+    own = {name: component[name] for name in besides if name in component}
+    given = {name: value for name, value in arguments_of(component).items() if name not in besides}
+    return {TARGET: component[TARGET], **own, **completed(found, given, key, DOORS[door].supplied)}
+
+
+def complete(config: Config) -> None:
+    """Check every component of a configuration and fill in the arguments that it leaves out. Raises: UserError."""
+    for key in ("dataset", "model", "task"):
+        setattr(config, key, filled(getattr(config, key), key, key))
+    config.ablation = {"region": None} | filled(config.ablation, "ablation", "ablation", ("region",))
+    if config.tracker is not None:
+        config.tracker = filled(config.tracker, "tracker", "tracker")
+    if config.losses.error is not None:
+        config.losses.error = filled(config.losses.error, "losses.error", "losses.error")
+    for key, owner, door in (
+        ("penalties", config.losses, "losses.penalties"), ("measures", config, "measures"), ("plots", config, "plots")
+    ):  # fmt: skip
+        entries = getattr(owner, key)
+        setattr(owner, key, [filled(entry, door, f"{door}.{i}") for i, entry in enumerate(entries)])
+    _complete_steps(config)
+
+
+def _complete_steps(config: Config) -> None:
+    """Check the steps; the arguments of one that is named stay in its section."""
+    found: list[Any] = []
+    for place, entry in enumerate(config.steps):
+        if not isinstance(entry, str):
+            found.append(filled(entry, "steps", f"steps.{place}"))
+            continue
+        if entry not in STEPS:
+            raise unknown("value of steps:", entry, STEPS)
+        found.append(entry)
+    config.steps = found
+    names = step_names(config)
+    for section, name in SECTIONS.items():
+        given = getattr(config, section)
+        if given is not None:
+            filled_in = filled({TARGET: STEPS[name][0], **given}, "steps", section)
+            setattr(config, section, filled_in if TARGET in given else arguments_of(filled_in))
+        if (name in names) != (given is not None):
+            right = f"with {name} if, and only if, {section}= says how"
+            raise UserError(f"steps={names}: must be {right}")
+
+
+def step_names(config: Config) -> list[str]:
+    """What each step is called: a name of ours, or the last part of a component's import path."""
+    return [entry if isinstance(entry, str) else entry[TARGET].rpartition(".")[2] for entry in config.steps]
+
+
+def steps_of(config: Config) -> list[Any]:
+    """The steps of a completed configuration, built, in order."""
+    found = []
+    for place, entry in enumerate(config.steps):
+        if isinstance(entry, str):
+            target, section = STEPS[entry]
+            found.append(
+                build({TARGET: target, **(getattr(config, section) or {} if section else {})}, section or entry)
+            )
+        else:
+            found.append(build(entry, f"steps.{place}"))
+    return found

@@ -1,0 +1,65 @@
+"""A configuration as plain data, and which configurations ask for the same run."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict
+from typing import Any
+
+from gradroute.config.schema import Config
+
+ASKED = ("presets", "seeds", "stack", "trained")  # how a run was asked for, not what it is
+ELSEWHERE = ("output_dir", "dataset.root", "trainer.device", "tracker")  # where a run is made, not what it is
+
+
+def to_mapping(config: Config) -> dict[str, Any]:
+    """Plain nested dictionary of a configuration, as saved in a run folder."""
+    mapping = asdict(config)
+    for key in ASKED:
+        del mapping[key]
+    return mapping
+
+
+def one_by_seed(config: Config) -> list[Config]:
+    """The runs that a configuration asks for with `seeds`: itself, if it does not."""
+    runs = [deepcopy(config) for _ in range(config.seeds or 1)]
+    for number, run in enumerate(runs):
+        run.seed, run.seeds = config.seed + number, None
+    return runs
+
+
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    items: dict[str, Any] = {}
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        items |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return items
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys of flat mappings whose values differ, or that only one of them has."""
+    return [k for k in {**one, **other} if one.get(k) != other.get(k) or (k in one) != (k in other)]
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys in which saved configurations ask for different runs; devices, folders and checkpoints may differ."""
+    keys = differing(flat(one), flat(other))
+    places = (*ELSEWHERE, "checkpoint")
+    return [key for key in keys if not any(key == place or key.startswith(f"{place}.") for place in places)]
+
+
+def config_hash(config: Config) -> str:
+    """Eight hex digits that two runs share if they differ at most in seed, device, paths, trackers and checkpoints."""
+    mapping = to_mapping(config)
+    del mapping["seed"], mapping["output_dir"], mapping["trainer"]["device"], mapping["checkpoint"], mapping["tracker"]
+    mapping["dataset"].pop("root", None)
+    return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_identity(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """What two saved configurations must share to be the same run: all but how often it was checkpointed."""
+    kept = deepcopy(dict(mapping))
+    kept.get("checkpoint", {}).pop("minutes", None)
+    return kept

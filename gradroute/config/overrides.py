@@ -1,0 +1,118 @@
+"""Overrides as Hydra's command line takes them: writing them, and letting open mappings take new keys.
+
+Hydra adds a key that is not in the configuration only if it is asked to, by `+`. Names of groups, regions and routes,
+and a component's arguments, are the user's own or have defaults in a signature: there `key=value` sets or adds, and
+what is misspelt is found by the checks of the configuration.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from gradroute.config.schema import GroupConfig
+
+PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+WORDS = {"null", "true", "false", "yes", "no", "on", "off", "nan", "inf"}  # that would not be read as text
+OPEN = (
+    "dataset.", "model.", "task.", "ablation.", "tracker.", "unlearn.", "finetune.", "relearn.", "steering.",
+    "completions.", "routing.groups.", "routing.regions.", "routing.routes.", "routing.label_noise.", "losses.l1.",
+    "losses.groups.", "losses.error.",
+)  # fmt: skip
+SECTIONS = ("unlearn", "finetune", "relearn", "steering", "completions", "losses.error")  # null where not used
+GROUP = re.compile(r"routing\.groups\.([^.]+)(?:\.(\w+))?")
+RULES = ("labels", "column", "predicate", "words", "pattern", "rest")
+
+
+def literal(value: Any) -> str:
+    """A value as Hydra's grammar of overrides writes it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{literal(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(literal, value)) + "]"
+    if isinstance(value, str):
+        plain = PLAIN.fullmatch(value) and value.lower() not in WORDS
+        return value if plain else QuotedString(value, Quote.double).with_quotes()
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def merged(*parts: Sequence[str]) -> list[str]:
+    """Overrides, of which a later one of the same key replaces an earlier one."""
+    found: dict[str, str] = {}
+    for override in (override for part in parts for override in part):
+        key = override.partition("=")[0].lstrip("+")
+        found.pop(key, None)
+        found[key] = override
+    return list(found.values())
+
+
+def prepared(overrides: Sequence[str]) -> list[str]:
+    """Overrides that may add keys to open mappings, and replace a group's rule by one of another kind."""
+    return [*map(_opened, overrides), *_cleared_rules(overrides)]
+
+
+def _opened(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals or key[:1] in "+~-":
+        return override
+    if key in SECTIONS:
+        return f"++{override}" if value.lstrip()[:1] == "{" else override
+    if not key.startswith(OPEN):
+        return override
+    if (found := GROUP.fullmatch(key)) and found[2] is None and (rule := _whole_rule(override)) is not None:
+        return rule
+    return f"++{override}"
+
+
+def _parsed(override: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:  # it is reported when Hydra parses it
+        return None
+
+
+def _whole_rule(override: str) -> str | None:
+    """`routing.groups.NAME={…}` with every other key of a rule at its default, so that nothing of the old rule stays.
+
+    A mapping that has no rule in it, such as `{tokens: all}`, changes the rule that is there: None.
+    """
+    parsed = _parsed(override)
+    value = parsed.value() if parsed is not None and not parsed.is_sweep_override() else None
+    if parsed is None or not isinstance(value, Mapping):
+        return None
+    given = {str(key): inner for key, inner in value.items()}
+    if not set(RULES) & given.keys():
+        return None
+    blank = GroupConfig()
+    whole = {field.name: getattr(blank, field.name) for field in fields(GroupConfig)} | given
+    return f"++{parsed.key_or_group}={literal(whole)}"
+
+
+def _cleared_rules(overrides: Sequence[str]) -> list[str]:
+    """Overrides that clear the rules of other kinds where a key of a group's rule is given by itself."""
+    given: dict[str, set[str]] = {}
+    for override in overrides:
+        key, equals, value = override.lstrip("+").partition("=")
+        found = GROUP.fullmatch(key)
+        if found and equals and found[2] and value.strip() not in ("null", "[]", "false", "''", '""'):
+            given.setdefault(found[1], set()).add(found[2])
+    blank, cleared = GroupConfig(), list[str]()
+    for name, keys in given.items():
+        chosen = keys & set(RULES)
+        if len(chosen) != 1:
+            continue
+        others = [
+            rule for rule in (*RULES, "values") if rule not in (*keys, *(("values",) if "column" in keys else ()))
+        ]
+        others += ["tokens"] if "words" not in keys and "tokens" not in keys else []
+        said = {override.lstrip("+").partition("=")[0] for override in overrides}
+        cleared += [
+            f"++routing.groups.{name}.{key}={literal(getattr(blank, key))}"
+            for key in others
+            if f"routing.groups.{name}.{key}" not in said
+        ]
+    return cleared

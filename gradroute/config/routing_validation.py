@@ -1,0 +1,94 @@
+"""Checks of groups, regions and routes that need neither model nor data."""
+
+import re
+
+from gradroute.config.limits import MANY, one_of, require, require_number
+from gradroute.config.schema import GroupConfig, RegionConfig, RoutingConfig
+from gradroute.errors import UserError
+from gradroute.routing.routes import read_route
+
+NAME = 64  # characters; a name becomes a part of file names
+RESERVED = ("all", "default", "unassigned")  # names in the metrics and the ledger
+
+
+def check_name(key: str, name: object) -> None:
+    """Raise UserError for a name that cannot stand in file names, tables and plots."""
+    holds = isinstance(name, str) and 1 <= len(name) <= NAME and all(c.isalnum() or c in "_-" for c in name)
+    require(holds and name[:1] != "-", key, name, f"1 to {NAME} letters, digits, _ and -")  # type: ignore[index]
+
+
+def check_routing(routing: RoutingConfig) -> None:
+    """Raise UserError at the first name, rule or weight that does not fit; weights become floats."""
+    one_of("routing.unassigned", routing.unassigned, ("error", "unrouted"))
+    require(bool(routing.groups), "routing.groups", "{}", "at least one group")
+    owner: dict[int, str] = {}
+    for name, group in routing.groups.items():
+        check_name("routing.groups", name)
+        reserved = name in RESERVED or re.fullmatch(r"(digit|class)_\d+", name)
+        require(not reserved, "routing.groups", name, "another name: this is reserved")
+        _check_rule(f"routing.groups.{name}", group)
+        for label in group.labels:
+            if label in owner:
+                raise UserError(
+                    f"routing.groups: label {label} is in '{owner[label]}' and '{name}'; groups must not overlap"
+                )
+            owner[label] = name
+    if routing.unlabelled is not None:
+        one_of("routing.unlabelled", routing.unlabelled, tuple(routing.groups))
+    for name, region in routing.regions.items():
+        check_name("routing.regions", name)
+        require(name != "all", "routing.regions", name, "another name: this is reserved")
+        _check_region(f"routing.regions.{name}", region)
+    for group_name, row in routing.routes.items():
+        one_of("routing.routes (group)", group_name, tuple(routing.groups))
+        require(isinstance(row, dict), f"routing.routes.{group_name}", row, "a mapping of regions to weights")
+        for region_name, spec in row.items():
+            where = f"routing.routes.{group_name}"
+            one_of(f"{where} (region)", region_name, tuple(routing.regions))
+            route = read_route(spec, f"{where}.{region_name}")
+            row[region_name] = route.weight if not isinstance(spec, dict) else spec
+    _check_labelling(routing)
+
+
+def _check_region(where: str, region: RegionConfig) -> None:
+    require(
+        (region.site is None) != (region.parameters is None), where, region.site, "one with either site or parameters"
+    )
+    given = region.site if isinstance(region.site, list) else [region.site]
+    right = "a module's name, a glob, or a list of them"
+    named = bool(given) and all(isinstance(s, str) and s for s in given)
+    require(region.site is None or named, f"{where}.site", region.site, right)
+    alone = region.parameters is None or (region.units is None and region.output is None)
+    require(alone, where, region.units, "without units and output: parameters have their own units")
+    named = region.parameters is None or bool(region.parameters)
+    require(named, f"{where}.parameters", region.parameters, "at least one parameter's name or glob")
+
+
+def _check_rule(where: str, group: GroupConfig) -> None:
+    rules = {"labels": group.labels, "column": group.column, "predicate": group.predicate, "words": group.words,
+             "pattern": group.pattern, "rest": group.rest or None}  # fmt: skip
+    named = [rule for rule, value in rules.items() if value not in (None, [])]
+    require(len(named) == 1, where, named or "{}", f"by exactly one rule, not empty: {', '.join(rules)}")
+    one_of(f"{where}.tokens", group.tokens, ("all", "words", "frequent"))
+    require(group.tokens != "words" or bool(group.words), f"{where}.tokens", group.tokens, "given with words, not else")
+    for label in group.labels:
+        require_number(f"{where}.labels", label, 0, MANY, int)
+    require(group.column != "", f"{where}.column", "''", "a column's name")
+    require(
+        (group.column is None) == (not group.values), f"{where}.values", group.values, "given with column, not else"
+    )
+    plain = all(isinstance(value, str | int | float) for value in group.values)
+    require(plain, f"{where}.values", group.values, "a list of texts or numbers")
+    if group.predicate is not None:
+        module, _, function = group.predicate.partition(":")
+        named_well = all(part.isidentifier() for part in [*module.split("."), function])
+        require(named_well, f"{where}.predicate", group.predicate, "module:function")
+
+
+def _check_labelling(routing: RoutingConfig) -> None:
+    for name, rates in routing.label_noise.items():
+        one_of("routing.label_noise", name, tuple(routing.groups))
+        for key, rate in (("false_positive", rates.false_positive), ("false_negative", rates.false_negative)):
+            require_number(f"routing.label_noise.{name}.{key}", rate, 0, 1)
+    total = sum(rates.false_positive for rates in routing.label_noise.values())
+    require(total <= 1, "routing.label_noise", total, "at most 1 in the sum of all false_positive")

@@ -1,0 +1,225 @@
+"""Components by import path: find what `_target_` names, and check arguments against its signature.
+
+A component is a mapping such as `{_target_: faces.Faces, root: ./photos, size: 64}`. Ours and the user's are found and
+checked the same way. Nothing is imported from a run folder without `run_code=true`: see `foreign`.
+"""
+
+import importlib
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import MISSING, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from gradroute.errors import UserError, unknown
+
+TARGET = "_target_"
+OURS = "gradroute."
+PLAIN = (bool, int, float, str)
+LISTS = (list, tuple, Sequence)
+
+
+def add_code_folder(folder: Path) -> None:
+    """Make a folder's Python files importable, after everything that is installed."""
+    place = str(folder.resolve())
+    if place not in sys.path:
+        sys.path.append(place)
+
+
+def foreign(value: Any, key: str = "") -> dict[str, str]:
+    """Every `_target_` in a configuration that is not part of gradroute, by its key."""
+    found: dict[str, str] = {}
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            here = f"{key}.{name}" if key else str(name)
+            if name == TARGET:
+                found |= {} if isinstance(inner, str) and inner.startswith(OURS) else {here: str(inner)}
+            else:
+                found |= foreign(inner, here)
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            found |= foreign(inner, f"{key}.{place}")
+    return found
+
+
+def locate(target: object, key: str) -> Any:
+    """The class or function at an import path; `key` is where the configuration names it.
+
+    Modules in the current folder, and beside and inside a `--config-dir`, are found. Raises: UserError.
+    """
+    where = f"{key}.{TARGET}={target}"
+    parts = target.split(".") if isinstance(target, str) else []
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise UserError(f"{where}: must be the import path of a class or function, such as faces.Faces")
+    path, name = ".".join(parts[:-1]), parts[-1]
+    add_code_folder(Path.cwd())
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise UserError(f"{where}: importing {path} failed (No module named '{error.name}')") from None
+        searched = "the current folder, beside --config-dir, and installed packages are searched"
+        raise UserError(f"{where}: there is no module '{path}'; {searched}") from None
+    except Exception as error:  # whatever the user's module raises
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{where}: importing {path} failed ({type(error).__name__}: {reason})") from None
+    found = getattr(module, name, None)
+    ours = path.startswith(OURS) and not str(getattr(found, "__module__", "")).startswith(OURS)
+    if not callable(found) or ours:  # of ours, only what is defined here: not what a module has imported
+        valid = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == path]
+        raise UserError(f"{key}.{TARGET}: {unknown(f'name in {path}:', name, valid)}")
+    return found
+
+
+def completed(
+    function: Callable[..., Any], given: Mapping[str, Any], key: str, supplied: Collection[str] = ()
+) -> dict[str, Any]:
+    """The arguments as plain data, checked against the signature, with the defaults of those not given.
+
+    supplied: names of parameters that the run supplies where the configuration does not.
+
+    Raises: UserError for an unknown or missing argument, or a value of another type or outside of its range.
+    """
+    parameters, hints = _signature(function)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    what = getattr(function, "__qualname__", str(function))
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in named and not open_ended:
+            valid = ", ".join(n for n in named if n not in supplied) or "none"
+            near = str(unknown("", name, named)).partition("; ")[2]
+            hint = near if near.startswith("did you") else f"{what} takes: {valid}"
+            raise UserError(f"unknown key '{key}.{name}'; {hint}")
+        found[name] = checked(value, hints.get(name, Any), f"{key}.{name}") if name in named else value
+    for name, parameter in named.items():
+        if name in found or name in supplied:
+            continue
+        if parameter.default is inspect.Parameter.empty:
+            raise UserError(f"{key}.{name}: {what} needs it; give {key}.{name}=")
+        found[name] = _plain(_default(function, parameter))
+    return found
+
+
+def construct(function: Callable[..., Any], given: Mapping[str, Any], key: str, **supplied: Any) -> Any:
+    """Call a component with checked arguments, and those of `supplied` that its signature has and `given` has not."""
+    parameters, hints = _signature(function)
+    arguments = completed(function, given, key, supplied)
+    built = {name: _built(value, hints.get(name, Any), f"{key}.{name}") for name, value in arguments.items()}
+    return function(**built | {n: v for n, v in supplied.items() if n in parameters and n not in given})
+
+
+def build(component: Mapping[str, Any], key: str, **supplied: Any) -> Any:
+    """What a component describes: its `_target_` called with the other keys. Raises: UserError."""
+    return construct(locate(component.get(TARGET), key), arguments_of(component), key, **supplied)
+
+
+def arguments_of(component: Mapping[str, Any]) -> dict[str, Any]:
+    """A component without its `_target_`."""
+    return {name: value for name, value in component.items() if name != TARGET}
+
+
+def _signature(function: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    try:
+        parameters = dict(inspect.signature(function).parameters)
+    except (ValueError, TypeError):
+        return {"arguments": inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD)}, {}
+    source = function.__init__ if inspect.isclass(function) else function
+    try:
+        return parameters, typing.get_type_hints(source, include_extras=True)
+    except Exception:  # annotations that cannot be resolved here are not checked
+        return parameters, {}
+
+
+def _default(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """A parameter's default; of a dataclass's field, what its factory makes."""
+    field = getattr(function, "__dataclass_fields__", {}).get(parameter.name)
+    return field.default_factory() if field is not None and field.default is MISSING else parameter.default
+
+
+def _plain(default: Any) -> Any:
+    """A default as plain data: a dataclass as a mapping, a tuple as a list."""
+    if is_dataclass(default) and not isinstance(default, type):
+        return {name: _plain(getattr(default, name)) for name in default.__dataclass_fields__}
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _built(value: Any, kind: Any, key: str) -> Any:
+    """A checked value as its parameter takes it: nested components and dataclasses are made."""
+    if isinstance(value, Mapping) and TARGET in value:
+        return build(value, key)
+    for option in _options(kind):
+        inner = typing.get_args(option)
+        if is_dataclass(option) and isinstance(option, type) and isinstance(value, Mapping):
+            return construct(option, value, key)
+        if typing.get_origin(option) in LISTS and isinstance(value, list) and inner:
+            return [_built(each, inner[0], f"{key}.{place}") for place, each in enumerate(value)]
+    return value
+
+
+def _options(kind: Any) -> Iterator[Any]:
+    """The types that a value may have, without annotations."""
+    if typing.get_origin(kind) is Annotated:
+        yield from _options(typing.get_args(kind)[0])
+    elif typing.get_origin(kind) in (Union, types.UnionType):
+        for option in typing.get_args(kind):
+            yield from _options(option)
+    else:
+        yield kind
+
+
+def checked(value: Any, kind: Any, key: str) -> Any:
+    """The value, whole numbers as floats where these are meant. Raises: UserError if it is of another type."""
+    if typing.get_origin(kind) is Annotated:
+        inner, *limits = typing.get_args(kind)
+        value = checked(value, inner, key)
+        for limit in limits:
+            if value is not None and hasattr(limit, "check"):
+                limit.check(key, value)
+        return value
+    options = list(_options(kind))
+    if value is None and any(option in (Any, None, type(None)) for option in options):
+        return None
+    faults: list[UserError] = []
+    for option in typing.get_args(kind) if len(options) > 1 else [kind]:
+        try:
+            return _of_type(value, option, key) if typing.get_origin(option) is not Annotated else checked(
+                value, option, key)  # fmt: skip
+        except UserError as error:
+            faults.append(error)
+    raise faults[0]
+
+
+def _of_type(value: Any, kind: Any, key: str) -> Any:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in inner:
+            raise unknown(f"value of {key}:", value, inner)
+        return value
+    if isinstance(value, Mapping) and (is_dataclass(kind) or TARGET in value):
+        known = TARGET in value
+        return dict(value) if known else completed(kind, value, key)
+    base = origin or kind
+    if base in LISTS:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{key}={value}: must be a list")
+        return [checked(each, inner[0] if inner else Any, f"{key}") for each in value]
+    if base is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key}={value}: must be a mapping")
+        kinds = inner[1] if inner else Any
+        return {name: checked(each, kinds, f"{key}.{name}") for name, each in value.items()}
+    if base is type(None) or is_dataclass(kind):
+        raise UserError(f"{key}={value}: must be {'null' if base is type(None) else 'a mapping'}")
+    if base not in PLAIN:
+        return value  # a type that we cannot judge
+    holds = isinstance(value, (int, float) if base is float else base)
+    if not holds or (isinstance(value, bool) and base is not bool):
+        raise UserError(f"{key}={value}: must be a {base.__name__}")
+    try:
+        return float(value) if base is float else value
+    except OverflowError:
+        raise UserError(f"{key}={value}: must be a number that fits a float") from None

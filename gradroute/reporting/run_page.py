@@ -1,0 +1,146 @@
+"""The page of a run, from what is in its folder."""
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gradroute.records.atomic import write_atomically
+from gradroute.records.metrics import ERRORS, final_rows
+from gradroute.records.run_reader import read_file, read_manifest, read_names
+from gradroute.records.safe_reading import read_text, read_yaml
+from gradroute.records.tables import read_metrics
+from gradroute.reporting import language_tables, steering_tables
+from gradroute.reporting.page import Coloured, Page, Table
+from gradroute.reporting.published import PUBLISHED, TOLERANCE, setting
+
+FIGURES = {
+    "reconstructions": "Reconstructions: inputs, decoder, certificates, ablations",
+    "loss_per_label": "Error by label",
+    "accuracy_per_label": "Accuracy by label",
+    "confusion": "Confusion: which label is taken for which",
+    "mask": "Mask: which group's gradients reach which units",
+    "ledger": "Ledger: whose gradients arrived where, and what moved",
+    "training_curves": "Training",
+    "stages": "Loss of each group after each step",
+    "relearning": "Relearning, and fine-tuning",
+    "steering": "Words in texts, by what is added to the dimension",
+}
+
+
+def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
+    """What the final rows of a run say, in words; `published` is its `setting`."""
+    scores = {r["group"]: r["value"] for r in rows if r["metric"] == "localization"}
+    lines = []
+    if scores:
+        least = scores.get("all", math.nan)
+        word = "split cleanly" if least >= 0.8 else "split in part" if least >= 0.3 else "not split"
+        each = ", ".join(f"{group} {value:.2f}" for group, value in scores.items() if group != "all")
+        scale = "0: other regions hold a group as much as its own; 1: its own alone"
+        lines.append(f"The groups are {word}: localization {each} ({scale}).")
+    for (head, region, group, metric), (value, half) in PUBLISHED.get(published, {}).items():
+        ours = [
+            r["value"]
+            for r in rows
+            if (r["head"], r["region"], r["group"], r["metric"]) == (head, region, group, metric)
+        ]
+        if ours:
+            agrees = "agrees with" if abs(ours[0] - value) <= TOLERANCE else "differs from"
+            lines.append(
+                f"{head} {region} on {group}: {metric} {ours[0]:.3f}, which {agrees} the published {value} ± {half}."
+            )
+    return lines
+
+
+LEADING = ("reconstructions", "accuracy_per_label", "stages", "encoding_")  # the first that there is leads the page
+NORMS = {
+    "group": "Group norm looks at one image at a time: one pass, each image under its own mask, is gradient routing.",
+    "batch": "Batch norm lets a group's loss reach other images, so that every group had a pass of its own.",
+}
+
+
+def classified(rows: list[dict[str, Any]], names: Mapping[str, Any]) -> list[str]:
+    """What a classifier's final rows say, in words: what each region's certificate knows of which group."""
+    values = {(r["head"], r["region"], r["group"]): r["value"] for r in rows if r["metric"] == "accuracy"}
+    lines = []
+    for region in dict.fromkeys(region for head, region, _ in values if head == "certificate"):
+        found = {group: values["certificate", region, group] for group in names["groups"]
+                 if {("certificate", region, group), ("decoder", "all", group)} <= values.keys()}  # fmt: skip
+        said = ", ".join(f"{value:.3f} on {group} (decoder {values['decoder', 'all', group]:.3f})"
+                         for group, value in found.items())  # fmt: skip
+        lines.append(f"Accuracy of the certificate of {region}: {said}.")
+    norm = str(names.get("norm"))
+    return [*lines, NORMS[norm]] if norm in NORMS else lines
+
+
+def _language(run: Path, manifest: dict[str, Any]) -> tuple[list[Table], list[Coloured]]:
+    """Token weights, completions and steering of a language model, what the run has of them, and coloured documents."""
+    weights, completed = language_tables.read_tokens(run, manifest), language_tables.read_completions(run, manifest)
+    tables = [Table(*language_tables.token_table(weights))] if weights else []
+    tables += [Table(*language_tables.completion_table(completed), long=True)] if completed else []
+    if (steered := steering_tables.read_steering(run, manifest)) is not None:
+        tables += [
+            Table(*table, long=number > 0) for number, table in enumerate(steering_tables.steering_tables(steered))
+        ]
+    return tables, language_tables.coloured_documents(weights) if weights else []
+
+
+def _figures(run: Path, manifest: Mapping[str, Any], captions: Mapping[str, str]) -> dict[str, tuple[str, bytes]]:
+    """Title and PNG of each plot in the folder that is ours or has a caption, by name."""
+    plots = run / "plots"
+    found = FIGURES | {p.stem: f"Encoding at {p.stem.removeprefix('encoding_')}" for p in plots.glob("encoding_*.png")}
+    titles = {**found, **{name: caption for name, caption in captions.items() if name not in FIGURES}}
+    return {
+        name: (title, read_file(run, f"plots/{name}.png", manifest))
+        for name, title in titles.items()
+        if (plots / f"{name}.png").is_file()
+    }
+
+
+def _errors(rows: list[dict[str, Any]], groups: list[str]) -> Table:
+    """The errors of every head on each group."""
+    known = [r for r in rows if r["group"] in groups and r["head"] not in ("monitor", "score", "nearest", "steered")]
+    shown = [r for r in known if r["metric"] in ERRORS or r["split"] == "test"]
+    values = {(r["head"], r["region"], r["metric"], r["group"]): r["value"] for r in shown}
+    keys = list(dict.fromkeys(key[:3] for key in values))
+    table = [[*key, *(values.get((*key, group), math.nan) for group in groups)] for key in keys]
+    note = "Test data: " + "; ".join(dict.fromkeys(f"{r['metric']}: {r['unit']}" for r in shown)) + "."
+    return Table("Errors of each group", ["head", "region", "metric", *groups], table, note)
+
+
+def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
+    """Write `report.html` of a run from what is in its folder: the result first, then tables, plots and the rest.
+
+    captions: of plots that are not ours, by name. Raises: UserError if the folder is damaged.
+    """
+    manifest = read_manifest(run)
+    rows = final_rows(read_metrics(run, manifest))
+    names = read_names(run, manifest)
+    content = read_file(run, "config.yaml", manifest)
+    config = read_yaml(content, run / "config.yaml")
+    more, documents = _language(run, manifest)
+    figures = _figures(run, manifest, captions or {})
+    lead = next((name for name in figures if name.startswith(LEADING)), None)
+    page = Page(
+        f"{manifest.get('experiment', '')}, seed {manifest.get('seed')}",
+        [
+            *verdict(rows, setting(config) if isinstance(config, dict) else ""),
+            *language_tables.verdict(rows, config),
+            *steering_tables.steering_verdict(rows),
+            *classified(rows, names),
+            f"Started {manifest.get('started')} with gradroute {manifest['packages'].get('gradroute')}.",
+        ],
+        [_errors(rows, names["groups"]), *more],
+        [figure for name, figure in figures.items() if name != lead],
+        [
+            ("How to run it again", f"gradroute-run {shlex.quote(f'rerun={run}')}"),
+            ("Configuration", read_text(content, run / "config.yaml")),
+            ("Manifest", json.dumps(manifest, indent=2)),
+        ],
+        documents,
+        lead=[figures[lead]] if lead is not None else [],
+    )
+    write_atomically(run / "report.html", page.html())
+    return run / "report.html"

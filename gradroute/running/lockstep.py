@@ -1,0 +1,124 @@
+"""The steps of one run, or of several in lockstep."""
+
+import errno
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradroute.config.schema import Config
+from gradroute.config.targets import TARGET, locate
+from gradroute.errors import MachineError, UserError
+from gradroute.running.run import Run
+from gradroute.training import signals
+from gradroute.training.fit import Fit, Training
+
+UNWRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO,
+    errno.ESTALE,
+)  # fmt: skip
+
+
+class Checkpointer:
+    """Saves checkpoints of runs while they train, every few minutes and when a signal came."""
+
+    def __init__(self, runs: Sequence[Run], fit: Fit) -> None:
+        self.runs, self.fit = runs, fit
+        self.every = 60 * min(run.config.checkpoint.minutes for run in runs)
+        self.due = time.monotonic() + self.every
+
+    def after_update(self) -> None:
+        """Write checkpoints if it is time to, and end if a signal came."""
+        if not signals.asked() and time.monotonic() < self.due:
+            return
+        self.fit.check_parameters()
+        for number, (run, state) in enumerate(zip(self.runs, self.fit.states(), strict=True)):
+            if number not in self.fit.failed:
+                try:
+                    run.checkpoint(state)
+                except OSError as error:
+                    self.fit.fail(number, error)
+        signals.end()
+        self.due = time.monotonic() + self.every
+
+
+def _train(runs: Sequence[Run], fit: Fit) -> None:
+    """One training of every run, from where it was."""
+    keeper = Checkpointer(runs, fit)
+    with signals.held():
+        if runs[0].fit is not None:
+            fit.load_states([run.fit for run in runs if run.fit is not None])
+        with runs[0].progress.running(fit.trainings[0].title):
+            fit.run(keeper.after_update)
+        if signals.asked():
+            keeper.after_update()
+    for run in runs:
+        run.fit, run.trainings_done = None, run.trainings_done + 1
+
+
+def advance(runs: list[Run], step: str) -> dict[Run, Exception]:
+    """One step of every run, trainings in lockstep; returns the runs that failed alone, which did not end it."""
+    failed: dict[Run, Exception] = {}
+    made: dict[Run, Iterator[Training]] = {}
+
+    def begin(run: Run) -> Iterator[Training]:
+        return iter(run.steps[step].run(run))
+
+    def next_training(run: Run) -> Training | None:
+        return next(made[run], None)
+
+    def each(runs: Iterable[Run], action: Callable[[Run], Any]) -> dict[Run, Any]:
+        results = {}
+        for run in runs:
+            try:
+                results[run] = action(run)
+            except Exception as error:
+                failed[run] = error
+        return results
+
+    made |= each(runs, begin)
+    while made:
+        found = each(list(made), next_training)
+        trainings = {run: training for run, training in found.items() if training is not None}
+        if trainings:
+            fit = Fit(list(trainings.values()), runs[0].config.trainer.precision, runs[0].task.device)
+            _train(list(trainings), fit)
+            failed |= {list(trainings)[number]: error for number, error in fit.failed.items()}
+        for run in [run for run in made if run not in trainings or run in failed]:
+            del made[run]
+    with signals.held():
+        each([run for run in runs if run not in failed], lambda run: run.end_step(step))
+    return failed
+
+
+def explained(error: Exception, run: Path | None, config: Config, stacked: int) -> Exception:
+    """A lack of memory, or a folder that cannot be written, in a line that says what to do; else the error as it is."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+        other = locate(config.task[TARGET], "task").when_out_of_memory(config, stacked)
+        return MachineError(f"out of memory: lower trainer.batch_size (now {config.trainer.batch_size}) or {other}")
+    if run is not None and isinstance(error, OSError) and error.errno in UNWRITABLE:
+        what = error.strerror if run.is_dir() else "the folder is gone"
+        then = f"then gradroute-run resume={run} goes on" if run.is_dir() else "give it to one process only"
+        return UserError(f"{run}: cannot be written ({what}); {then}")
+    return error
+
+
+def make_steps(runs: list[Run]) -> None:
+    """Every step of runs of one shape; what befalls one does not stop the others."""
+    going, together = list(runs), len(runs)
+    try:
+        for step in [step for step in runs[0].steps if step not in runs[0].done]:
+            for run in going:
+                run.folder.log(f"step {step}")
+            for run, error in advance(going, step).items():
+                run.end(explained(error, run.folder.path, run.config, together))
+            going = [run for run in going if run.error is None]
+        for run in going:
+            run.end()
+    except BaseException as error:
+        for run in going:
+            run.end(explained(error, run.folder.path, run.config, together) if isinstance(error, Exception) else error)
+        if not isinstance(error, Exception):
+            raise

@@ -1,0 +1,166 @@
+"""Experiment trackers beside the run folder's own records, through the libraries' own clients; off by default."""
+
+import importlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+from gradroute.config.identity import flat, to_mapping
+from gradroute.config.limits import Text
+from gradroute.config.targets import build
+from gradroute.errors import UserError
+from gradroute.steps.base import RunState
+
+
+class Tracker(ABC):
+    """Where a run's configuration and measurements are also written. Its constructor's arguments are `tracker:`.
+
+    Raises: UserError if its package is not installed, before anything is trained.
+    """
+
+    @abstractmethod
+    def begin(self, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:
+        """A run begins in a folder, or goes on there; `config` has dotted keys."""
+
+    @abstractmethod
+    def log(self, step: int, name: str, value: float) -> None:
+        """A measurement at an update."""
+
+    @abstractmethod
+    def end(self, error: BaseException | None) -> None:
+        """The run ended, by an error if there is one."""
+
+
+def package(name: str, extra: str) -> ModuleType:
+    """A tracker's package. Raises: UserError if it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        right = f"pip install 'gradroute[{extra}]'"
+        raise UserError(f"tracker={extra}: needs the package {extra} ({error}): {right}") from None
+
+
+class TensorBoard(Tracker):
+    """Event files in the folder `tensorboard` of the run."""
+
+    def __init__(self) -> None:
+        package("tensorboard", "tensorboard")
+        self.writer = package("torch.utils.tensorboard", "tensorboard").SummaryWriter
+        self.file: Any = None
+
+    def begin(self, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:  # noqa: D102
+        self.file = self.writer(str(folder / "tensorboard"))
+        table = "\n".join(["| key | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in config.items())])
+        self.file.add_text("config", table)
+
+    def log(self, step: int, name: str, value: float) -> None:  # noqa: D102
+        self.file.add_scalar(name, value, step)
+
+    def end(self, error: BaseException | None) -> None:  # noqa: D102
+        self.file.close()
+
+
+class MLflow(Tracker):
+    """A run of MLflow.
+
+    Args:
+        uri: of the tracking server, or a folder; null: what MLflow's own environment variables say.
+        experiment: its name; null: the run's.
+    """
+
+    def __init__(
+        self, uri: Annotated[str | None, Text("a folder or an address")] = None,
+        experiment: Annotated[str | None, Text("a name")] = None,
+    ) -> None:  # fmt: skip
+        self.mlflow, self.uri, self.experiment = package("mlflow", "mlflow"), uri, experiment
+        self.client: Any = None
+        self.run_id = ""
+
+    def begin(self, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:  # noqa: D102
+        self.client = self.mlflow.MlflowClient(tracking_uri=self.uri)
+        name = self.experiment or str(config["name"])
+        found = self.client.get_experiment_by_name(name)
+        number = found.experiment_id if found else self.client.create_experiment(name)
+        self.run_id = self.client.create_run(number, run_name=folder.name, tags={"folder": str(folder)}).info.run_id
+        for key, value in config.items():
+            self.client.log_param(self.run_id, _plain_name(key), str(value)[:500])
+
+    def log(self, step: int, name: str, value: float) -> None:  # noqa: D102
+        self.client.log_metric(self.run_id, _plain_name(name), value, step=step)
+
+    def end(self, error: BaseException | None) -> None:  # noqa: D102
+        self.client.set_terminated(self.run_id, "FINISHED" if error is None else "FAILED")
+
+
+class Wandb(Tracker):
+    """A run of Weights & Biases.
+
+    Args:
+        project: its name. mode: `offline` writes to the folder of the experiment only, `online` also to the server.
+    """
+
+    def __init__(
+        self, project: Annotated[str, Text("a name")] = "gradroute", mode: Literal["offline", "online"] = "offline"
+    ) -> None:
+        self.wandb, self.project, self.mode = package("wandb", "wandb"), project, mode
+        self.run: Any = None
+
+    def begin(self, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:  # noqa: D102
+        self.run = self.wandb.init(
+            project=self.project, mode=self.mode, name=folder.name, dir=str(folder.parent), config=dict(config),
+            reinit=True, settings=self.wandb.Settings(console="off", silent=True),
+        )  # fmt: skip
+        self.run.define_metric("*", step_metric="update")
+
+    def log(self, step: int, name: str, value: float) -> None:  # noqa: D102
+        self.run.log({name: value, "update": step})
+
+    def end(self, error: BaseException | None) -> None:  # noqa: D102
+        self.run.finish(exit_code=0 if error is None else 1)
+
+
+def _plain_name(name: str) -> str:
+    """A name as MLflow takes it."""
+    return re.sub(r"[^\w./ -]", "_", name)
+
+
+class Tracking:
+    """A tracker at work on a run: every row of its metrics goes there as it is recorded."""
+
+    def __init__(self, tracker: Tracker, run: RunState) -> None:
+        self.tracker, self.folder = tracker, run.folder
+        resumed = "resumed" in run.folder.manifest
+        tracker.begin(run.folder.path, flat(to_mapping(run.config)), resumed)
+        run.folder.listeners.append(self.log)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Pass a row of the metrics on; where the tracker fails, the run goes on and its log says so."""
+        name = "/".join(str(row[key]) for key in ("split", "metric", "head", "region", "group"))
+        try:
+            self.tracker.log(int(row["step"]), name, float(row["value"]))
+        except Exception as error:  # whatever a client or its server raises: the run's own records are what counts
+            self.folder.listeners.remove(self.log)
+            self.folder.log(f"tracker: {error}; nothing more is sent")
+
+    def end(self, error: BaseException | None) -> None:
+        """Close the tracker."""
+        try:
+            self.tracker.end(error)
+        except Exception as fault:
+            self.folder.log(f"tracker: {fault}")
+
+
+def track(run: RunState) -> Tracking | None:
+    """The tracker that a run's configuration names, at work; None if it names none. Raises: UserError."""
+    if run.config.tracker is None:
+        return None
+    tracker: Tracker = build(run.config.tracker, "tracker")
+    try:
+        return Tracking(tracker, run)
+    except Exception as error:
+        run.folder.release()
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"tracker: cannot begin ({reason})") from error

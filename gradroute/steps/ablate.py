@@ -1,0 +1,21 @@
+"""Prepare the configured ablations, which `evaluate` applies."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gradroute.steps.base import RunState, Step
+from gradroute.training.fit import Training
+
+
+@dataclass
+class Ablate(Step):
+    """Ablate one region, several together, or each in turn, as `ablation.region` says."""
+
+    def run(self, run: RunState) -> Iterable[Training]:
+        """Prepare; nothing of the model changes."""
+        self.again(run)
+        return ()
+
+    def again(self, run: RunState) -> None:
+        """Prepare them for a resumed run, too."""
+        run.ablations = run.task.ablations()

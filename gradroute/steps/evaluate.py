@@ -1,0 +1,51 @@
+"""Measure every head in float32, and write metrics, weights and what the plots draw from."""
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from safetensors.torch import save
+
+from gradroute.steps.base import RunState, Step
+from gradroute.training.fit import Training
+from gradroute.training.weights import WEIGHTS
+
+SUMMARY = ("group", "head", "region", "metric", "unit", "value")
+
+
+@dataclass
+class Evaluate(Step):
+    """Write `metrics.csv`, `summary.json`, `model.safetensors`, `samples.npz`, `figures.json` and the task's files."""
+
+    def run(self, run: RunState) -> Iterable[Training]:
+        """Measure and write."""
+        task = run.task
+        run.evaluate()
+        for measured in task.measure_once():
+            run.record("test", measured)
+        run.folder.write_metrics()
+        if run.config.checkpoint.keep == "weights":
+            run.folder.write(WEIGHTS, save(run.tensors()))
+        for name, text in task.texts().items():
+            run.folder.write(name, text)
+        self._write_samples(run)
+        headline = [{key: row[key] for key in SUMMARY} for row in run.headline()]
+        run.folder.write_json("summary.json", {"headline": headline})
+        return ()
+
+    @staticmethod
+    def _write_samples(run: RunState) -> None:
+        """Write `samples.npz`, the arrays, and `figures.json`, the names of groups, regions and what else there is."""
+        task = run.task
+        arrays, names = task.samples(run.ablations)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **{k: v.cpu().numpy() for k, v in arrays.items()})
+        run.folder.write("samples.npz", buffer.getvalue())
+        places = {
+            name: {"sites": [site.name for site in region.sites], "units": list(region.units)}
+            for name, region in task.router.regions.items()
+        }
+        places |= {name: {"sites": [], "units": []} for name in task.parts.parameter_router.regions}
+        common = {"kind": task.kind, "groups": task.names, "regions": places, "ablation": task.ablation.name}
+        run.folder.write_json("figures.json", common | names)

@@ -1,0 +1,23 @@
+"""Fine-tune what the ablation left on a few documents (GR App. C)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gradroute.steps.base import RunState
+from gradroute.steps.tuning import Tuning, TuningStep, require_language
+from gradroute.training.fit import Training
+
+
+@dataclass(kw_only=True)
+class FineTune(TuningStep):
+    """Fine-tune; the weights of the lowest validation loss are the model `finetuned` from then on."""
+
+    section = "finetune"
+
+    def run(self, run: RunState) -> Iterator[Training]:
+        """One training on the first number of documents."""
+        task = require_language(run.task, self.section)
+        model = task.made.get("finetuned") or task.make("finetuned")
+        tuning = Tuning(run, model, self, self.documents[0], 0, "model_finetuned")
+        yield tuning.training()
+        model.load_state_dict(tuning.best.weights)

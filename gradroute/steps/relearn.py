@@ -1,0 +1,44 @@
+"""Train what is left on a few documents of what was to be forgotten, to see how fast it comes back (GR App. C)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import mean
+
+from gradroute.records.metrics import RELEARNED
+from gradroute.steps.base import RunState
+from gradroute.steps.tuning import Tuning, TuningStep, require_language
+from gradroute.tasks.evaluation import Head
+from gradroute.training.fit import Training
+
+
+@dataclass(kw_only=True)
+class Relearn(TuningStep):
+    """Relearn from each number of documents and each choice of them; the mean over choices is reported."""
+
+    section = "relearn"
+
+    def run(self, run: RunState) -> Iterator[Training]:
+        """One training for each number and choice of documents, each from what the steps before left."""
+        task = require_language(run.task, self.section)
+        plan = [(documents, sample) for documents in self.documents for sample in range(self.samples)]
+        for documents, sample in plan[run.trainings_done :]:
+            model = task.made.get("relearning") or task.make("relearning")
+            name = f"{RELEARNED}{documents}"
+            tuning = Tuning(run, model, self, documents, sample, name)
+            yield tuning.training()
+            model.load_state_dict(tuning.best.weights)
+            for measured in task.measured(model, tuning.head):
+                run.record("sample", measured, tuning.best.step)
+            del task.made["relearning"]
+            if sample == self.samples - 1:
+                for (group, metric), values in _samples(run, name).items():
+                    run.record("test", (group, Head(name, "all"), metric, mean(values)))
+
+
+def _samples(run: RunState, head: str) -> dict[tuple[str, str], list[float]]:
+    """What was measured of a relearning with each choice of documents, by group and metric."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in run.folder.rows:
+        if (row["split"], row["head"]) == ("sample", head):
+            found.setdefault((row["group"], row["metric"]), []).append(row["value"])
+    return found

@@ -1,0 +1,70 @@
+"""Train the model under its routes, and its certificates with it; or reuse a training."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from gradroute.steps.base import RunState, Step
+from gradroute.tasks.base import Probe
+from gradroute.tasks.evaluation import Head
+from gradroute.training.devices import computing
+from gradroute.training.fit import Training
+from gradroute.training.ledger import Ledger
+from gradroute.training.objectives import Term
+
+CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run
+
+
+@dataclass
+class Train(Step):
+    """Train the model; the ledger notes which group's gradients reach which region."""
+
+    def run(self, run: RunState) -> Iterator[Training]:
+        """One training, from the beginning or from a checkpoint; none if another run's is reused."""
+        if run.fit is None:
+            run.train_began = run.folder.seconds
+            run.folder.keep(run.task.kept())  # before the first checkpoint, which needs them
+            if run.donor:
+                run.reuse_training(run.donor)
+                return
+        settings, task = run.config.ledger, run.task
+        ledger = Ledger(task.router, task.parts.parameter_router, task.routed, settings.window, settings.every)
+        yield self._training(run, ledger)
+        task.at_step(run.updates - 1)  # no update sets it if the run is resumed after the last one
+        run.folder.manifest["train_seconds"] = round(run.folder.seconds - run.train_began, 1)
+        if settings.enabled:
+            ledger.close(run.updates)
+            run.folder.write_ledger(ledger.rows)
+
+    @staticmethod
+    def _training(run: RunState, ledger: Ledger) -> Training:
+        trainer, task, objective = run.config.trainer, run.task, run.task.objective()
+        every, noted = -(-trainer.epochs // CURVE_POINTS), run.config.ledger.enabled
+
+        def before_update(step: int, chosen: torch.Tensor) -> None:
+            task.at_step(step)
+            if noted:
+                objective.monitor = ledger.begin(step, task.routed[chosen])
+
+        def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
+            run.updates = step
+            for term, mean in means.items():
+                run.record("train", (term.group, Head(term.head, term.region), term.metric, mean))
+            if epoch % every == 0 and epoch < trainer.epochs:
+                with computing(trainer.precision, task.device):
+                    run.evaluate()
+                if run.watch:
+                    run.watch(step, run.headline())
+            run.progress.epoch(epoch, trainer.epochs, means)
+
+        return run.training(
+            Probe("train", objective, task.batch),
+            on_epoch=on_epoch,
+            before_update=before_update,
+            parameter_router=task.parameter_router,
+            group_index=task.routed if trainer.batches == "by_group" else None,
+            compiled=trainer.compile,
+            shared=True,
+            watcher=ledger if noted else None,
+        )

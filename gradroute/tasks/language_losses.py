@@ -1,0 +1,57 @@
+"""A language model's losses by token, and their means over the documents of groups."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gradroute.data.text.corpora import Part
+from gradroute.data.text.packing import IGNORED
+from gradroute.training.measures import CROSS_ENTROPY, Measure
+
+ROWS = 64  # at once
+
+
+@torch.no_grad()
+def token_values(
+    model: nn.Module, part: Part, measures: Sequence[Measure], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Each measure of each of a part's tokens, by the position that predicts it, `(total,)`; 0 of a last one."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for rows in torch.arange(len(part.packed)).split(ROWS):
+        tokens, targets, documents = (
+            t[rows].to(device) for t in (part.packed.tokens, part.packed.targets, part.packed.documents)
+        )
+        logits = model(tokens, documents).float().flatten(0, 1)
+        for measure in measures:
+            each = _values(measure, logits, targets.flatten())
+            found.setdefault(measure.name, []).append(each.view_as(tokens).cpu())
+    return {name: part.packed.gathered(torch.cat(values)) for name, values in found.items()}
+
+
+def _values(measure: Measure, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    if measure is CROSS_ENTROPY:
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    return torch.where(targets != IGNORED, measure(logits, targets.clamp(min=0)), 0.0)
+
+
+def group_means(
+    each: torch.Tensor, part: Part, groups: torch.Tensor, names: Sequence[str], counted: torch.Tensor | None = None
+) -> dict[str, float]:
+    """Means over each group's documents of values of a part's tokens.
+
+    Args:
+        each: values `(total,)`; `counted` `(total,)` bool, those that count, all if None.
+        groups: group numbers of documents, `(documents,)`.
+    """
+    corpus = part.corpus
+    predicts = torch.ones(len(corpus.tokens), dtype=torch.bool)
+    predicts[corpus.starts + corpus.lengths - 1] = False
+    predicts &= True if counted is None else counted
+    found = {}
+    for number, name in enumerate(names):
+        own = predicts & (groups[corpus.documents] == number)
+        if bool(own.any()):
+            found[name] = float(each[own].double().mean())
+    return found

@@ -1,0 +1,99 @@
+"""The loss of a language model: the mean over tokens, and the penalties of its regions (GR section 4.2)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from gradroute.config.schema import LossesConfig
+from gradroute.data.text.packing import IGNORED
+from gradroute.routing.router import Router
+from gradroute.training.measures import CROSS_ENTROPY, Measure, at_least_float32
+from gradroute.training.objectives import UNLABELLED, Batch, Objective, Part, Term, Terms, in_parts
+from gradroute.training.penalties import Penalty, l1_by_unit
+
+
+class NextTokenObjective(Objective):
+    """The loss of a language model: the mean over tokens, a term for each group's, and the penalties of its regions.
+
+    Tokens of a group whose loss has weight 0 do not count: what is left is that of the other tokens alone.
+
+    Args:
+        groups: the groups' names; tokens in none are a group `unlabelled`.
+        partial: some tokens are in none.
+        router: None where nothing is routed, as after an ablation; there are no penalties then.
+        error: the loss of each token, cross-entropy if None.
+        penalties: beside those of `losses.l1`.
+    """
+
+    def __init__(
+        self, model: nn.Module, groups: Sequence[str], losses: LossesConfig, partial: bool = False,
+        router: Router | None = None, error: Measure | None = None, penalties: Sequence[Penalty] = (),
+    ) -> None:  # fmt: skip
+        self.error = error or CROSS_ENTROPY
+        self.names = [*groups, UNLABELLED] if partial else list(groups)
+        weights = {Term("model", name, "all", self.error.name): losses.groups.get(name, 1.0) for name in self.names}
+        penalised = losses.l1 if router else {}
+        weights |= {Term("penalty", "all", name, "l1"): weight for name, weight in penalised.items() if weight}
+        self.more = {Term("penalty", "all", p.region, p.name): p for p in penalties if router and p.weight}
+        weights |= {term: penalty.weight for term, penalty in self.more.items()}
+        super().__init__(weights, router)
+        self.model = model
+
+    def _counts(self, targets: torch.Tensor, group_index: torch.Tensor) -> torch.Tensor:
+        """Tokens that predict one, of each group, `(groups,)`."""
+        number, counted = group_index.flatten() % len(self.names), (targets != IGNORED).flatten().float()
+        return counted.new_zeros(len(self.names)).index_add(0, number, counted)
+
+    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+        """Rows, with the whole batch's tokens of each group, and the part's share of the rows: see `forward`."""
+        if number == 1:
+            yield batch
+            return
+        counts = self._counts(batch[1], batch[3])
+        for part in in_parts(batch, number):
+            yield (*part, counts, len(part[0]) / len(batch[0]))
+
+    def forward(
+        self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor, group_index: torch.Tensor,
+        membership: torch.Tensor, counts: torch.Tensor | None = None, share: float = 1.0,
+    ) -> Terms:  # fmt: skip
+        """Terms for rows of tokens, all `(batch, length)`; `membership` is what the router takes for them.
+
+        Of a part of a batch, `counts` `(groups,)` are the whole's tokens that predict one, `share` is of its rows.
+        """
+        activations: dict[str, torch.Tensor] = {}
+        with self.router.route(membership, self.monitor) if self.router else nullcontext(activations) as activations:
+            logits = self.output(tokens, documents)
+        each = self._each(logits.flatten(0, 1), targets.flatten())
+        number = (group_index % len(self.names)).flatten()
+        counts = self._counts(targets, group_index) if counts is None else counts
+        means = each.new_zeros(len(self.names)).index_add(0, number, each) / counts.clamp(min=1)
+        terms = [Term("model", name, "all", self.error.name) for name in self.names]
+        shares = counts * torch.stack([torch.as_tensor(self.weights[term], device=counts.device) for term in terms])
+        total = torch.where(shares > 0, counts, 0).sum().clamp(min=1)
+        found: Terms = {term: (means[i], shares[i] / total) for i, term in enumerate(terms)}
+        return found | self._penalties(activations, share)
+
+    def _each(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of each token, `(tokens,)`; 0 where none is predicted."""
+        if self.error is CROSS_ENTROPY:
+            logits = at_least_float32(logits)
+            return nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        counted = targets != IGNORED
+        return torch.where(counted, self.error(logits, targets.clamp(min=0)), 0.0)
+
+    def _penalties(self, activations: Mapping[str, torch.Tensor], share: float) -> Terms:
+        """The penalties of a part of a batch, from the sites' activations before the mask."""
+        regions = self.router.regions if self.router else {}
+        l1 = [term for term in self.weights if term not in self.more]
+        penalised = {term: regions[term.region] for term in l1 if term.region in regions}
+        sites = dict.fromkeys(site for region in penalised.values() for site in region.sites)
+        by_unit = {site: l1_by_unit(site.units_last(activations[site.name])) for site in sites}
+        sums = {t: torch.stack([r.take(by_unit[site]).sum() for site in r.sites]).sum() for t, r in penalised.items()}
+        if self.more:
+            seen = {name: region.select(activations) for name, region in regions.items()}
+            shown = {name: at_least_float32(activation).flatten(0, -2) for name, activation in seen.items()}
+            sums |= {term: penalty(shown) for term, penalty in self.more.items()}
+        return {term: (value * share, self.weights[term]) for term, value in sums.items()}

@@ -1,0 +1,100 @@
+"""Penalties on the activations of regions, which no route weighs (GR App. B)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Annotated, ClassVar
+
+import torch
+
+from gradroute.config.limits import WEIGHT, Between
+from gradroute.config.schema import LossesConfig
+from gradroute.config.targets import build
+from gradroute.errors import UserError
+from gradroute.training.measures import at_least_float32
+
+Weight = Annotated[float, Between(0, WEIGHT)]
+
+
+class Penalty(ABC):
+    """A term of the loss that reads activations before the mask, so that it is not routed.
+
+    Attributes: `name`, in the metrics; `unit`; `weight`, which multiplies it; `region`, what the metrics say it is of;
+    `whole_batch`, whether it is no mean over points, so that a batch cannot be split into parts.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    whole_batch: ClassVar[bool] = False
+    weight: float = 1.0
+    region: str = "all"
+
+    @abstractmethod
+    def __call__(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The penalty, a scalar, from every region's activations `(points, units)`, float32."""
+
+
+class L1(Penalty):
+    """Mean over points of the L1 norm of a region's activations; `losses.l1` is a shorthand for it."""
+
+    name, unit = "l1", "mean L1 norm of the region's activations"
+
+    def __init__(self, region: str, weight: Weight = 1.0) -> None:
+        self.region, self.weight = region, weight
+
+    def __call__(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:  # noqa: D102
+        return l1_penalty(activations[self.region])
+
+
+class Correlation(Penalty):
+    """Mean |correlation| over pairs of units in different regions; `losses.correlation` is a shorthand for it."""
+
+    name, unit, whole_batch = "correlation", "mean |correlation|, 0 to 1", True
+
+    def __init__(self, weight: Weight = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:  # noqa: D102
+        return correlation_penalty(list(activations.values()))
+
+
+def penalties_of(losses: LossesConfig, own_l1: bool = False) -> list[Penalty]:
+    """The penalties that a configuration asks for, those of weight 0 left out; L1 not where a task has its `own_l1`.
+
+    Raises: UserError for two of one name and region.
+    """
+    found: list[Penalty] = [] if own_l1 else [L1(name, weight) for name, weight in losses.l1.items() if weight]
+    found += [Correlation(losses.correlation)] if losses.correlation else []
+    found += [build(entry, f"losses.penalties.{place}") for place, entry in enumerate(losses.penalties)]
+    names = [(penalty.name, penalty.region) for penalty in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"losses.penalties: '{twice[0][0]}' of region '{twice[0][1]}' is there twice; name one")
+    return [penalty for penalty in found if penalty.weight]
+
+
+def l1_penalty(activation: torch.Tensor) -> torch.Tensor:
+    """Mean over images of the L1 norm of `(batch, units)`."""
+    return activation.abs().sum(-1).mean()
+
+
+def l1_by_unit(activation: torch.Tensor) -> torch.Tensor:
+    """Each unit's mean |activation|, `(units,)`, of `(batch, …, units)`: their sum is the L1 penalty.
+
+    Regions are taken from that: slices of the activations would each get a gradient of the whole's size.
+    """
+    return at_least_float32(activation).flatten(0, -2).abs().mean(0)
+
+
+def correlation_penalty(activations: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean |correlation| over all pairs of units in different regions; each region `(batch, units)`.
+
+    Units are standardised with the unbiased standard deviation and the products divided by the batch size, as
+    published; a constant unit, or a batch of one image, contributes 0.
+    """
+    if len(activations) < 2 or len(activations[0]) < 2:
+        return activations[0].new_zeros(()) if activations else torch.zeros(())
+    batch = activations[0].shape[0]
+    z = [(a - a.mean(0)) / a.std(0).clamp(min=1e-8) for a in activations]
+    blocks = [(a.T @ b / batch).abs() for a, b in combinations(z, 2)]
+    total = torch.stack([block.sum() for block in blocks]).sum()
+    return total / sum(block.numel() for block in blocks)

@@ -1,0 +1,56 @@
+"""Weights of modules in safetensors files: names, shapes and types are compared before anything is loaded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from gradroute.errors import UserError, plain_text
+from gradroute.records.safe_reading import open_plain, place
+
+WEIGHTS = "model.safetensors"  # of a finished run
+TYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
+         torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}  # fmt: skip
+
+
+def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The module's tensors by name; of parameters that are tied, one name only: a file has each once."""
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        found.setdefault(id(tensor), (name, tensor.detach()))
+    return dict(found.values())
+
+
+def _compare(file: safe_open, modules: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError for a tensor that is missing, of no module, or of another shape or type."""
+    found = set(file.keys())
+    for prefix, module in modules.items():
+        wanted = {f"{prefix}.{key}": tensor for key, tensor in own_tensors(module).items()}
+        if odd := {key for key in found if key.startswith(f"{prefix}.")} ^ wanted.keys():
+            raise ValueError(f"{min(odd)} is {'missing' if min(odd) in wanted else 'of no module'}")
+        for key, tensor in wanted.items():
+            slice_, kind = file.get_slice(key), TYPES.get(tensor.dtype)
+            if slice_.get_shape() != list(tensor.shape) or slice_.get_dtype() != kind:
+                is_ = f"{slice_.get_dtype()} of shape {slice_.get_shape()}"
+                raise ValueError(f"{key} is {is_}, not {kind} of shape {list(tensor.shape)}")
+
+
+def read_weights(run: Path, modules: Mapping[str, nn.Module], load: bool = True, name: str = WEIGHTS) -> None:
+    """Load weights of a run folder into modules by their prefix, once every shape is known to fit.
+
+    Without `load` only names, shapes and types are compared, and no tensor is read; modules may be on the meta device.
+    Raises: UserError if they do not fit.
+    """
+    path = place(run, name)
+    open_plain(path).close()
+    try:
+        with safe_open(path, "pt") as file:
+            _compare(file, modules)
+            for prefix, module in modules.items() if load else ():
+                own = {name: file.get_tensor(f"{prefix}.{name}") for name in own_tensors(module)}
+                module.load_state_dict(own, strict=False)  # names are compared; what is tied has none of its own
+    except (SafetensorError, RuntimeError, ValueError, KeyError, OSError, MemoryError) as error:
+        reason = plain_text(str(error).splitlines()[0])
+        raise UserError(f"{run}: the weights do not fit the run's configuration ({reason})") from None

@@ -11,9 +11,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
 LANGUAGE = (  # next to no sizes
-    "experiment=stories_era", "trainer=smoke", "dataset.text.stories=100", "dataset.text.test_stories=40",
-    "dataset.text.length=48", "model.transformer.layers=2", "model.transformer.expand=[0,1]",
-    "model.transformer.width=16", "model.transformer.heads=2",
+    "experiment=stories_era", "trainer=smoke", "dataset.stories=100", "dataset.test_stories=40",
+    "dataset.length=48", "model.layers=2", "model.expand=[0,1]",
+    "model.width=16", "model.heads=2",
     "finetune.documents=[4]", "relearn.documents=[2,4]", "relearn.samples=1", "completions.tokens=20",
 )  # fmt: skip
 

@@ -22,21 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from gradroute.commands.run import conf_dir
+from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
-from gradroute.config.typed import from_mapping
 from gradroute.data.images import load as datasets
-from gradroute.models.build import Autoencoder
+from gradroute.models.autoencoder import Autoencoder
 from gradroute.records.provenance import hardware
-from gradroute.tasks.base import Problem
+from gradroute.tasks.base import Problem, create
 from gradroute.tasks.parts import build
-from gradroute.tasks.registry import build_problem
 from gradroute.training.devices import computing
-from gradroute.training.fit import Fit, Task
+from gradroute.training.fit import Fit, Training
 
 FLOP_PER_IMAGE = 60.8e6  # matrix products of one update of setting 1 at paper sizes, one decoder pass
 IMAGES = 60_000
@@ -46,8 +43,7 @@ Step = Callable[[], None]
 
 def configured(*overrides: str) -> Config:
     """A checked configuration."""
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        return from_mapping(compose("config", list(overrides)))
+    return configuration(list(overrides))
 
 
 def waited(device: str) -> None:
@@ -108,14 +104,14 @@ def textbook(data: datasets.Images, config: Config, device: str) -> Step:
 
 def ours(data: datasets.Images, configs: list[Config], updates: int | None = None, ledger: bool = False) -> Step:
     """One epoch, or so many updates, of these configurations trained together."""
-    problems = [build_problem(config, data) for config in configs]
+    problems = [create(config, data) for config in configs]
     trainer = replace(configs[0].trainer, epochs=1)
     points = min(len(data.train_images), updates * trainer.batch_size) if updates else len(data.train_images)
 
     def task(problem: Problem, config: Config) -> Task:
         order = torch.Generator().manual_seed(config.seed)
         own = replace(config.trainer, epochs=1)
-        return Task("train", problem.objective(), problem.batch, points, own, order)
+        return Training("train", problem.objective(), problem.batch, points, own, order)
 
     tasks = [task(problem, config) for problem, config in zip(problems, configs, strict=True)]
 

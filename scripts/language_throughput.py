@@ -18,15 +18,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from routing_overhead import Step, ledger_of, measure
 
-from gradroute.commands.run import conf_dir
+from gradroute.config.build import from_mapping
+from gradroute.config.compose import conf_dir
 from gradroute.config.schema import Config
-from gradroute.config.typed import from_mapping
 from gradroute.records.provenance import hardware
 from gradroute.tasks.language import LanguageModelling
+from gradroute.tasks.language_objective import NextTokenObjective
 from gradroute.training.compiling import compiled
 from gradroute.training.devices import computing
 from gradroute.training.gradients import Single
-from gradroute.training.objectives import NextTokenObjective
 
 
 def kind(config: Config, routed: bool, opened: ExitStack | None) -> tuple[Step, int]:

@@ -15,8 +15,8 @@ from statistics import mean
 
 from hydra import compose, initialize_config_dir
 
-from gradroute.commands.run import conf_dir
-from gradroute.config.typed import from_mapping
+from gradroute.config.build import from_mapping
+from gradroute.config.compose import conf_dir
 from gradroute.errors import UserError
 from gradroute.records.run_reader import read_config, read_file, read_manifest
 from gradroute.running.runner import execute

@@ -23,14 +23,15 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from gradroute import ParameterRouter, Region, Router
-from gradroute.commands.run import conf_dir
-from gradroute.config.typed import from_mapping
+from gradroute.config.build import from_mapping
+from gradroute.config.compose import conf_dir
 from gradroute.records.provenance import hardware
 from gradroute.routing.sites import hooked
 from gradroute.tasks.image_objectives import absolute_error
 from gradroute.tasks.reconstruction import Reconstruction
 from gradroute.training.ledger import Ledger
-from gradroute.training.objectives import correlation_penalty, group_means, l1_penalty
+from gradroute.training.objectives import group_means
+from gradroute.training.penalties import correlation_penalty, l1_penalty
 
 Step = Callable[[], None]
 WINDOW, EVERY = 100, 10  # the ledger's defaults

@@ -28,7 +28,7 @@ from gradroute.comparison.compare import compare
 from gradroute.data.images import load as datasets
 from gradroute.records.run_reader import read_rerun
 from gradroute.reporting.page import run_page
-from gradroute.reporting.run_data import Scene
+from gradroute.reporting.run_data import RunData
 from gradroute.running.exit_status import guarded
 from gradroute.running.verify import verify
 
@@ -59,7 +59,7 @@ def commands(run: Path) -> dict[str, Callable[[], object]]:
         "verify": lambda: verify(run),
         "load": lambda: gradroute.load(run),
         "page": lambda: run_page(run),
-        "scene": lambda: Scene(run),
+        "scene": lambda: RunData(run),
         "rerun": lambda: read_rerun(run),
     }
 

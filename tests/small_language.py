@@ -9,17 +9,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from interrupted import interrupted
 
-from gradroute.commands.run import conf_dir
+from gradroute.config.build import from_mapping
+from gradroute.config.compose import conf_dir
 from gradroute.config.schema import Config
-from gradroute.config.typed import from_mapping
 from gradroute.running.runner import execute
 from gradroute.tasks.language import LanguageModelling
-from gradroute.training.fit import Fit, Task
+from gradroute.training.fit import Fit, Training
 
 SMALL = [
-    "trainer=smoke", "trainer.device=cpu", "model.transformer.layers=2", "model.transformer.width=16",
-    "model.transformer.heads=2", "model.transformer.hidden=24", "model.transformer.expand=[0,1]",
-    "model.transformer.added=8", "dataset.text.stories=60", "dataset.text.test_stories=40", "dataset.text.length=48",
+    "trainer=smoke", "trainer.device=cpu", "model.layers=2", "model.width=16",
+    "model.heads=2", "model.hidden=24", "model.expand=[0,1]",
+    "model.added=8", "dataset.stories=60", "dataset.test_stories=40", "dataset.length=48",
     "trainer.batch_size=7", "relearn.documents=[2]", "relearn.samples=1", "relearn.every=1", "completions=null",
 ]  # fmt: skip
 
@@ -31,16 +31,16 @@ def config(folder: Path, experiment: str, *overrides: str) -> Config:
 
 
 def weights(own: Config, made: Callable[[LanguageModelling], Any]) -> tuple[list[float], list[torch.Tensor]]:
-    """The losses and the parameters after every update of an epoch in float64, of what `made` makes of a problem."""
-    problem = LanguageModelling(own)
-    problem.model.double()
-    objective = made(problem)
+    """The losses and the parameters after every update of an epoch in float64, of what `made` makes of a task."""
+    task = LanguageModelling(own)
+    task.model.double()
+    objective = made(task)
     order = torch.Generator().manual_seed(0)
-    task = Task(
-        "train", objective, problem.batch, problem.points, own.trainer, order,
-        parameter_router=problem.parameter_router, compiled=own.trainer.compile,
+    task = Training(
+        "train", objective, task.batch, task.points, own.trainer, order,
+        parameter_router=task.parameter_router, compiled=own.trainer.compile,
     )  # fmt: skip
-    fit, found, losses = Fit([task], "float32", problem.device), list[torch.Tensor](), list[float]()
+    fit, found, losses = Fit([task], "float32", task.device), list[torch.Tensor](), list[float]()
 
     def after_update() -> None:
         found.append(torch.cat([p.detach().flatten() for p in objective.parameters()]))

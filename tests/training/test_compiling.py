@@ -1,0 +1,115 @@
+"""Training by a compiled model: the updates of the plain one, also after a break; and where it cannot be had."""
+
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from small_language import config, goes_on_to_the_bit, weights
+
+from gradroute.config.build import from_mapping
+from gradroute.config.compose import conf_dir
+from gradroute.errors import UserError
+from gradroute.tasks.base import create
+from gradroute.tasks.language import LanguageModelling
+from gradroute.training.compiling import compiled, require_compiler
+from gradroute.training.gradients import total
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each call of a compiled model, so that a test can tell that there was one."""
+    rows, compile_ = list[int](), torch.compile
+
+    def counting(function: Any, **options: Any) -> Any:
+        program = compile_(function, **options)
+
+        def call(*inputs: Any) -> Any:
+            rows.append(len(inputs[0]))
+            return program(*inputs)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", counting)
+    return rows
+
+
+EVEN = "trainer.batch_size=41"  # of 123 documents: the compiler of C++ has one size to compile for
+
+
+@pytest.mark.parametrize(
+    ("experiment", "backend", "size", "shapes"),
+    [
+        ("stories_era", "inductor", EVEN, 1),
+        ("stories_era", "aot_eager", "trainer.batch_size=7", 2),  # the last batch is smaller
+        ("stories_era/control", "aot_eager", "trainer.batch_size=7", 2),
+        ("stories_era/sgtm", "aot_eager", "trainer.batch_size=7", 2),
+    ],
+)
+def test_a_compiled_model_makes_the_same_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[int],
+    experiment: str, backend: str, size: str, shapes: int,
+) -> None:  # fmt: skip
+    """With routed activations of two layers, without routes, and with routed parameters."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    plain = weights(config(tmp_path, experiment, size), LanguageModelling.objective)
+    assert not calls
+    fast = weights(config(tmp_path, experiment, size, "trainer.compile=true"), LanguageModelling.objective)
+    assert len(calls) == len(plain[0]) > 2 and len(set(calls)) == shapes
+    assert fast[0] == pytest.approx(plain[0], rel=1e-6)
+    for one, other in zip(plain[1], fast[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-7)  # of updates of 2e-3
+
+
+def test_a_compiled_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    goes_on_to_the_bit(tmp_path, monkeypatch, "trainer.compile=true", EVEN, "trainer.epochs=2")
+    assert len(calls) > 10
+
+
+def test_the_model_is_its_plain_self_after_the_training(tmp_path: Path) -> None:
+    objective = LanguageModelling(config(tmp_path, "stories_era")).objective()
+    names = [name for name, _ in objective.named_parameters()]
+    with compiled(objective):
+        assert objective.program is not None and [name for name, _ in objective.named_parameters()] == names
+    assert objective.program is None
+
+
+def test_a_compiler_that_fails_is_told_of_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no such compiler",))
+    with pytest.raises(UserError) as error, torch._inductor.utils.fresh_cache():
+        require_compiler(torch.device("cpu"))
+    text = str(error.value)
+    assert text.startswith("trainer.compile=true: torch.compile fails here (") and "\n" not in text
+    assert text.endswith("set trainer.compile=false")
+
+
+@pytest.mark.parametrize("experiment", ["mnist_split", "class_split"])
+def test_compiled_models_of_images_have_the_same_gradients(
+    experiment: str, monkeypatch: pytest.MonkeyPatch, calls: list[int]
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    sizes = ["trainer=smoke", "trainer.compile=true", "trainer.train_limit=96", "trainer.test_limit=32"]
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        task = create(from_mapping(compose("config", [f"experiment={experiment}", *sizes])))
+    objective, found = task.objective().double(), []
+    batch = task.batch(torch.arange(24))
+    for number in range(2):
+        with compiled(objective) if number else nullcontext():
+            total(objective(batch[0].double(), *batch[1:])).backward()
+        found.append({name: p.grad for name, p in objective.named_parameters()})
+        objective.zero_grad()
+    assert calls and objective.program is None
+    for name, gradient in found[0].items():
+        assert gradient is not None
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-7, atol=1e-10)
+
+
+def test_passes_of_several_masks_are_not_compiled() -> None:
+    given = ["experiment=class_split", "trainer.compile=true", "model.norm=batch"]
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"), pytest.raises(UserError) as error:
+        from_mapping(compose("config", given))
+    assert str(error.value) == "trainer.compile=True: must be false with model.norm=batch: a pass for each group"

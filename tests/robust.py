@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 
-from gradroute.config.schema import DatasetConfig
-from gradroute.data.images import load as datasets
+from gradroute.data.images.dataset import ImageDataset, Images
 from gradroute.errors import UserError
 from gradroute.records.seal import sealed
 
@@ -75,19 +75,19 @@ def reseal(run: Path) -> None:
 @contextlib.contextmanager
 def kept_data() -> Iterator[None]:
     """Each data set is read once in what runs inside, where reading it is not what is tried."""
-    load, kept = datasets.load, dict[str, datasets.Images]()
+    tensors, kept = ImageDataset.tensors, dict[str, Images]()
 
-    def loaded(config: DatasetConfig, *limits: int | None) -> datasets.Images:
-        key = f"{config} {limits}"
+    def read_once(self: ImageDataset, *limits: int | None, **supplied: Any) -> Images:
+        key = f"{type(self)} {vars(self)} {limits} {supplied}"
         if key not in kept:
-            kept[key] = load(config, *limits)
+            kept[key] = tensors(self, *limits, **supplied)
         return kept[key]
 
-    datasets.load = loaded  # type: ignore[assignment]
+    ImageDataset.tensors = read_once  # type: ignore[method-assign]
     try:
         yield
     finally:
-        datasets.load = load
+        ImageDataset.tensors = tensors  # type: ignore[method-assign]
 
 
 def one_line(error: UserError) -> bool:

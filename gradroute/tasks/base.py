@@ -221,8 +221,7 @@ class Task(ABC):
     @property
     def ablation(self) -> AblationMethod:
         """The configured kind of ablation."""
-        component = {key: value for key, value in self.config.ablation.items() if key != "region"}
-        method: AblationMethod = build(component, "ablation")
+        method: AblationMethod = build({k: v for k, v in self.config.ablation.items() if k != "region"}, "ablation")
         return method
 
     def ablations(self) -> list[Ablation]:

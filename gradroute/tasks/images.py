@@ -19,15 +19,7 @@ from gradroute.routing import Router, Site
 from gradroute.routing.ablation import Ablation
 from gradroute.routing.routes import owned
 from gradroute.tasks.base import Measurement, Probe, Task
-from gradroute.tasks.evaluation import (
-    Head,
-    activations_at,
-    errors,
-    image_errors,
-    localization,
-    outputs,
-    region_norms,
-)
+from gradroute.tasks.evaluation import Head, activations_at, errors, image_errors, localization, outputs, region_norms
 from gradroute.tasks.image_checks import check_images
 from gradroute.tasks.image_memory import require_image_memory
 from gradroute.tasks.image_objectives import CertificateObjective, DecoderObjective
@@ -43,7 +35,7 @@ class ImageTask(Task):
     """Images and what to make of them. Raises: UserError for every mistake in the configuration or the data.
 
     Attributes: `default_error`, what heads are trained on; `default_measures`, of every head on the test images;
-    `scored`, the one that localization is about; `encoded`, whether the heads tell labels apart.
+    `scored`, the one that localization is about; `classifies`, whether the heads tell labels apart.
     """
 
     data: Images
@@ -59,12 +51,9 @@ class ImageTask(Task):
         read: Images = data or build(config.dataset, "dataset").tensors(*limits)
         self.data = read.to(self.device)
         self.sha256, self.points = read.sha256, len(read.train_images)
-        groups = assign(
-            config.routing,
-            Part(self.data.train_images, self.data.train_labels, self.data.train_columns),
-            Part(self.data.test_images, self.data.test_labels, self.data.test_columns),
-            config.seed,
-        )
+        train = Part(self.data.train_images, self.data.train_labels, self.data.train_columns)
+        test = Part(self.data.test_images, self.data.test_labels, self.data.test_columns)
+        groups = assign(config.routing, train, test, config.seed)
         self.names, self.routed, self.test_groups = groups.names, groups.routed, groups.test
         self.check_groups()
         plan = plan_of(config.model)
@@ -83,9 +72,7 @@ class ImageTask(Task):
         torch.manual_seed(self.config.seed)
         model = plan.build(**self.found).to(self.device)
         example = self.shaped(self.data.train_images[:1])
-        self.parts = assemble(
-            model, self.config.routing, self.config.losses, self.names, example, self.outputs
-        )  # fmt: skip
+        self.parts = assemble(model, self.config.routing, self.config.losses, self.names, example, self.outputs)
         self.certificates, self.fresh = self.parts.certificates, nn.ModuleDict()
 
     @classmethod
@@ -233,9 +220,11 @@ class ImageTask(Task):
         images, groups = self.test_images[:NORM_POINTS], self.test_groups[:NORM_POINTS]
         targets = self.targets(train=False)[:NORM_POINTS]
         inputs = (images, groups) if self.takes_groups else (images,)
-        for norms in region_norms(
-            plain, lambda: self.error(self.model(*inputs).float().flatten(1), targets).sum(), groups
-        ):
+
+        def loss() -> torch.Tensor:
+            return self.error(self.model(*inputs).float().flatten(1), targets).sum()
+
+        for norms in region_norms(plain, loss, groups):
             head = Head("monitor", norms.region)
             yield norms.group, head, "activation_norm", norms.activation
             yield norms.group, head, "gradient_norm", norms.routed / norms.points**0.5
@@ -252,12 +241,8 @@ class ImageTask(Task):
             arrays[f"encoding/{site.name}"] = self.pictured(units).contiguous()
             arrays[f"mask/{site.name}"] = self.router.masks[site.name]
         owner = {label: self.test_groups[data.test_labels == label].unique().tolist() for label in data.labels}
-        names = {
-            "label_noun": data.label_noun,
-            "labels": {g: [x for x in data.labels if owner[x] == [i]] for i, g in enumerate(self.names)},
-            "shape": list(data.shape),
-            "classes": data.classes,
-        }
+        labels = {g: [x for x in data.labels if owner[x] == [i]] for i, g in enumerate(self.names)}
+        names = {"label_noun": data.label_noun, "labels": labels, "shape": list(data.shape), "classes": data.classes}
         return arrays, names
 
     def pictured(self, units: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from gradroute.commands.help import help_text
 from gradroute.config.compose import conf_dir, use_code_of
 from gradroute.config.overrides import prepared
 from gradroute.config.schema import Config
@@ -19,6 +20,7 @@ from gradroute.running.plan import Plan
 from gradroute.training.signals import heard
 
 CONFIG_DIR = ("--config-dir", "-cd")
+HELP = ("--help", "-h")
 
 
 def _from_folder(run: Path, arguments: Sequence[str], resumes: bool) -> None:
@@ -93,6 +95,13 @@ def _composed_jobs(plan: Plan, makes: bool) -> Callable[[], None]:
     return job  # type: ignore[no-any-return]  # Hydra's decorator is untyped
 
 
+def _print_help() -> None:
+    own = [argument for argument in sys.argv[1:] if argument not in HELP]
+    folders = [Path(own[place + 1]) for place, name in enumerate(own[:-1]) if name in CONFIG_DIR]
+    _without_config_dir(own)
+    print(help_text([conf_dir(), *folders]))
+
+
 def _hydra_run() -> None:
     """Make the runs that the command line asks for."""
     plan = Plan()
@@ -121,6 +130,8 @@ def composed_configs(arguments: Sequence[str]) -> list[Config]:
 def main() -> None:
     """Entry point of `gradroute-run`."""
     with heard():
+        if set(HELP) & set(sys.argv[1:]):
+            sys.exit(guarded(_print_help))
         for taking in ("rerun=", "resume="):
             runs = [argument for argument in sys.argv[1:] if argument.startswith(taking)]
             if runs:

@@ -4,12 +4,13 @@ A configuration comes from a command line or from a run folder; either way it pa
 every mistake is found, wherever it came from, before anything is trained.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from gradroute.config.components import complete, steps_of
@@ -19,6 +20,10 @@ from gradroute.config.split import expand_split
 from gradroute.config.targets import TARGET, locate
 from gradroute.config.validation import check
 from gradroute.errors import UserError, unknown
+
+
+# mappings of the user's own names, in which null takes an inherited entry out
+NAMED = ("routing.groups", "routing.regions", "routing.routes", "routing.label_noise", "losses.l1", "losses.groups")
 
 
 def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
@@ -47,7 +52,7 @@ def _typed(mapping: DictConfig | Mapping[str, Any]) -> Config:
         blocks = OmegaConf.select(source, "presets", default=None)
         if blocks and preset not in blocks:
             raise unknown("trainer preset", preset, blocks)
-        config = OmegaConf.to_object(OmegaConf.merge(schema, source))
+        config = OmegaConf.to_object(OmegaConf.merge(schema, _without_nulls(source)))
     except OmegaConfBaseException as error:
         raise _readable(error) from None
     if not isinstance(config, Config):
@@ -55,6 +60,20 @@ def _typed(mapping: DictConfig | Mapping[str, Any]) -> Config:
     _require_type("", config, Config)
     config.presets = {}  # resolved into `trainer`; keeping both would let them disagree
     return config
+
+
+def _without_nulls(source: DictConfig) -> DictConfig:
+    """The configuration without entries that are null in mappings of the user's own names: so an inherited one ends."""
+    kept = copy.deepcopy(source)
+    with open_dict(kept):
+        for key in NAMED:
+            named = OmegaConf.select(kept, key, default=None)
+            routes = list(named.values()) if key == "routing.routes" and isinstance(named, DictConfig) else []
+            for mapping in [named, *routes]:
+                for name in list(mapping) if isinstance(mapping, DictConfig) else []:
+                    if mapping._get_node(name)._is_none():
+                        del mapping[name]
+    return kept
 
 
 def _require_type(key: str, value: Any, kind: Any) -> None:

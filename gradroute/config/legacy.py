@@ -9,7 +9,13 @@ from typing import Any
 
 from gradroute.config.targets import TARGET
 
-IMAGES = "gradroute.data.images.torchvision.TorchvisionImages"
+IMAGES = {
+    name: f"gradroute.data.images.torchvision.{kind}"
+    for name, kind in (
+        ("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST"), ("cifar10", "CIFAR10"),
+        ("cifar100", "CIFAR100"),
+    )
+}  # fmt: skip
 FOLDER = "gradroute.data.images.folder.ImageFolder"
 COLOURED = ("cifar10", "cifar100")
 CLASSES = {"cifar100": 100}
@@ -73,7 +79,7 @@ def _images(data: Mapping[str, Any]) -> dict[str, Any]:
         kept = {"root": data.get("root"), "colour": name in COLOURED, "metadata": data.get("metadata")}
         return {TARGET: FOLDER, **kept, "classes": CLASSES.get(name, 10)}
     kept = {key: data[key] for key in ("root", "format", "metadata") if key in data}
-    return {TARGET: IMAGES, "name": name, **kept}
+    return {TARGET: IMAGES.get(name, IMAGES["mnist"]), **kept}
 
 
 def _texts(data: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,15 @@ from gradroute.errors import UserError, unknown
 
 TARGET = "_target_"
 OURS = "gradroute."
+# What a configuration may name of ours: classes of these kinds, and these functions. A run folder, which a stranger may
+# have made, can so have nothing else of ours called, such as a function that writes a file.
+KINDS = {
+    "gradroute.data.base.Dataset", "gradroute.models.base.ModelPlan", "gradroute.reporting.plots.Plot",
+    "gradroute.running.trackers.Tracker", "gradroute.steps.base.Step", "gradroute.tasks.ablations.AblationMethod",
+    "gradroute.tasks.base.Task", "gradroute.training.measures.Measure", "gradroute.training.penalties.Penalty",
+    "torch.nn.modules.module.Module",
+}  # fmt: skip
+FUNCTIONS = ("gradroute.models.transformer.build_transformer", "gradroute.reporting.plots_")
 PLAIN = (bool, int, float, str)
 LISTS = (list, tuple, Sequence)
 
@@ -67,11 +76,25 @@ def locate(target: object, key: str) -> Any:
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{where}: importing {path} failed ({type(error).__name__}: {reason})") from None
     found = getattr(module, name, None)
-    ours = path.startswith(OURS) and not str(getattr(found, "__module__", "")).startswith(OURS)
-    if not callable(found) or ours:  # of ours, only what is defined here: not what a module has imported
-        valid = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == path]
+    if not _may_be_named(found, path):
+        valid = [n for n, v in vars(module).items() if n[0] != "_" and _may_be_named(v, path) and _is_of(v, path)]
         raise UserError(f"{key}.{TARGET}: {unknown(f'name in {path}:', name, valid)}")
     return found
+
+
+def _may_be_named(found: Any, path: str) -> bool:
+    """Whether a configuration may name what was found in a module: anything that is called; of ours, components."""
+    if not callable(found) or not f"{path}.".startswith(OURS):
+        return callable(found)
+    if inspect.isclass(found):
+        names = {f"{base.__module__}.{base.__qualname__}" for base in found.__mro__}
+        return found.__module__.startswith(OURS) and not names.isdisjoint(KINDS)
+    return inspect.isfunction(found) and f"{found.__module__}.{found.__qualname__}".startswith(FUNCTIONS)
+
+
+def _is_of(found: Any, path: str) -> bool:
+    """Whether a class or function is defined in a module, or below it: not what it has imported from elsewhere."""
+    return f"{getattr(found, '__module__', '')}.".startswith(f"{path}.")
 
 
 def completed(

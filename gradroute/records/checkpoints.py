@@ -1,27 +1,24 @@
-"""What a run goes on from: written aside and renamed, the last two kept, checked before it is read.
+"""Checkpoints: written atomically, the last two kept, verified before loading.
 
-A checkpoint is a folder `checkpoints/NUMBER` of a run with `weights.safetensors`, `state.pt` (the rest; loaded with
-`weights_only=True`) and `checkpoint.json` (how far the run is, and the SHA-256 of the other two).
+A checkpoint is a folder `checkpoints/NUMBER` of a run with `weights.safetensors`, `state.pt` (all other state) and
+`checkpoint.json` (how far the run is, and the SHA-256 of the other two). `gradroute.training.states` writes and reads
+what is in the first two.
 """
 
 import hashlib
 import json
 import os
 import shutil
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import BinaryIO
 
 from gradroute.errors import UserError
 from gradroute.records import safe_reading
 from gradroute.records.atomic import write_atomically
 from gradroute.records.run_folder import CHECKPOINTS
 from gradroute.records.seal import SEAL, sealed
-
-if TYPE_CHECKING:
-    import torch
 
 WEIGHTS, STATE, ABOUT = "weights.safetensors", "state.pt", "checkpoint.json"
 KEPT = 2
@@ -30,45 +27,28 @@ ASIDE = ".writing"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that is whole: `position` is how far the run is, alike for runs that can go on together."""
+    """A verified checkpoint: `position` is how far the run is, alike for runs that can be resumed together."""
 
     run: Path
     name: str
     position: str
 
-    def state(self, device: "torch.device | str" = "cpu") -> dict[str, Any]:
-        """All but the weights. Raises: UserError if it is not what we write."""
-        import torch
 
-        path = safe_reading.place(self.run, f"{self.name}/{STATE}")
-        try:
-            with zipfile.ZipFile(path) as archive:  # torch stores plainly: what is packed could unpack to any size
-                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                    raise ValueError("packed")
-            state = torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:  # torch raises many kinds
-            raise UserError(f"{path}: damaged ({safe_reading.reason(error)})") from None
-        if not isinstance(state, dict):
-            raise UserError(f"{path}: damaged (no mapping)")
-        return state
+def save(run: Path, position: str, files: Mapping[str, Callable[[BinaryIO], None]]) -> None:
+    """Write a checkpoint and remove all but the last `KEPT`; raises OSError, and leaves the older ones, if it fails.
 
-
-def save(run: Path, position: str, state: Mapping[str, Any], weights: "Mapping[str, torch.Tensor]") -> None:
-    """Write a checkpoint and remove all but the last `KEPT`; raises OSError, and leaves the older ones, if it fails."""
-    import safetensors.torch
-    import torch
-
+    files: what writes `WEIGHTS` and what writes `STATE`.
+    """
     folder = run / CHECKPOINTS
     folder.mkdir(exist_ok=True)
     aside = folder / ASIDE
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed while it wrote
     aside.mkdir()
     try:
-        with (aside / WEIGHTS).open("wb") as file:
-            file.write(safetensors.torch.save(dict(weights)))
-        with (aside / STATE).open("wb") as file:
-            torch.save(dict(state), file)
-        sums = {name: _sum_and_flush(aside / name) for name in (WEIGHTS, STATE)}
+        for name, write in files.items():
+            with (aside / name).open("wb") as file:
+                write(file)
+        sums = {name: _sum_and_flush(aside / name) for name in files}
         write_atomically(aside / ABOUT, json.dumps(sealed({"position": position, "sha256": sums}), indent=2) + "\n")
         _flush(aside)
         numbers = _numbers(run)

@@ -42,7 +42,7 @@ def together(ablations: list[Ablation]) -> Ablation:
     return Ablation("+".join(ablation.name for ablation in ablations), applied)
 
 
-def _replaced(region: Region, values: Callable[[Site, torch.Tensor], torch.Tensor]) -> Applied:
+def replaced(region: Region, values: Callable[[Site, torch.Tensor], torch.Tensor]) -> Applied:
     """Replace the region's activations `(batch, …, units)` at every site by what `values` gives for them."""
 
     @contextmanager
@@ -66,15 +66,15 @@ def _replaced(region: Region, values: Callable[[Site, torch.Tensor], torch.Tenso
 def zero(name: str, router: Router | ParameterRouter) -> Ablation:
     """The region's activations are 0, or its parameters (SGTM's removal)."""
     if isinstance(router, ParameterRouter):
-        return Ablation(name, _overwritten(router, name, lambda parameter, module: torch.zeros_like(parameter)))
-    return Ablation(name, _replaced(router.regions[name], lambda site, activation: torch.zeros(())))
+        return Ablation(name, overwritten(router, name, lambda parameter, module: torch.zeros_like(parameter)))
+    return Ablation(name, replaced(router.regions[name], lambda site, activation: torch.zeros(())))
 
 
 def mean(name: str, router: Router, activations: Mapping[str, torch.Tensor]) -> Ablation:
     """The region's activations are each unit's mean over `activations`, by site name, over data and positions."""
     region = router.regions[name]
     means = {site.name: region.at(activations[site.name], site).flatten(0, -2).mean(0) for site in region.sites}
-    return Ablation(name, _replaced(region, lambda site, activation: means[site.name].to(activation.device)))
+    return Ablation(name, replaced(region, lambda site, activation: means[site.name].to(activation.device)))
 
 
 def resample(name: str, router: Router, activations: Mapping[str, torch.Tensor], seed: int) -> Ablation:
@@ -98,7 +98,7 @@ def resample(name: str, router: Router, activations: Mapping[str, torch.Tensor],
             rows = torch.randint(len(stored), (len(here),), generator=draws[site])
             return stored[rows.to(stored.device)].to(activation.device)
 
-        with _replaced(region, values)(model) as ablated:
+        with replaced(region, values)(model) as ablated:
             yield ablated
 
     return Ablation(name, applied)
@@ -121,7 +121,7 @@ def reinitialise(name: str, router: Router | ParameterRouter, seed: int) -> Abla
         drawn: torch.Tensor = twin.get_parameter(own).detach()
         return drawn
 
-    return Ablation(name, _overwritten(router, name, fresh))
+    return Ablation(name, overwritten(router, name, fresh))
 
 
 def remove(name: str, router: Router, example: torch.Tensor) -> Ablation:
@@ -137,7 +137,7 @@ def remove(name: str, router: Router, example: torch.Tensor) -> Ablation:
     return Ablation(name, applied)
 
 
-def _overwritten(
+def overwritten(
     router: Router | ParameterRouter, name: str, values: Callable[[nn.Parameter, nn.Module], torch.Tensor]
 ) -> Applied:
     @contextmanager

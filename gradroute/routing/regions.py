@@ -24,13 +24,13 @@ class Region:
     units: None for all, `"0:16"`, `"16:"` to the last, `"0:32:2"`, a list, a mask of one bool per unit, or heads of an
         attention layer, `{"heads": [3, 7], "of": 12}`; see `parse_units`. The same at every site.
     axis: the units' axis, such as 1 for the channels of a convolution. `batch_axis`: the data points'.
-    output: which output, of modules that return a tuple.
+    output: which output, of modules that return several: a number of a tuple, or a key of a mapping.
     """
 
     site: str | Sequence[str]
     units: Any = None
     axis: int = -1
-    output: int | None = None
+    output: int | str | None = None
     batch_axis: int = 0
 
     @property

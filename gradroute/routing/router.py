@@ -167,9 +167,8 @@ class Router:
                     )
         except RuntimeError as error:
             if "_MaskGradient" in str(error) and "inplace" in str(error):
-                raise UserError(
-                    "an activation was modified in place after its mask; use inplace=False in the module after the site"
-                ) from error
+                right = "for module in model.modules(): module.inplace = False"
+                raise UserError(f"an activation was modified in place after its mask; before routing, {right}") from error
             raise
         finally:
             self._active = [other for other in self._active if other is not entry]
@@ -202,7 +201,7 @@ class Router:
         return hook
 
     def _masked(self, site: Site, activation: torch.Tensor) -> torch.Tensor:
-        table, masked = self._tables[site.name], activation
+        table, masked, changed = self._tables[site.name], activation, self.found[site.name].changed
         if not torch.is_grad_enabled():
             raise UserError(
                 f"site '{site.name}': gradients were switched off inside route; evaluate outside of it, and checkpoint "
@@ -219,5 +218,5 @@ class Router:
                 factor = site.spread(entry.of(table, forward=True), activation.shape)
                 masked = masked * factor.to(activation.dtype)
             if table.routed:
-                masked = mask_gradient(masked, site.spread(entry.of(table), activation.shape))
-        return masked
+                masked = mask_gradient(masked, site.spread(entry.of(table), activation.shape), changed)
+        return masked.clone() if changed and not table.routed else masked

@@ -1,8 +1,9 @@
 """Sites: where in a model a mask can sit, and what one forward pass shows of them."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +14,14 @@ from gradroute.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Site:
-    """One output of the module called `module`; its units lie on `axis`, its data points on `batch_axis`."""
+    """One output of the module called `module`; its units lie on `axis`, its data points on `batch_axis`.
+
+    output: which one, of a module that returns several: a number of a tuple, or a key of a mapping.
+    """
 
     module: str
     axis: int = -1
-    output: int | None = None  # which one, of a module that returns a tuple
+    output: int | str | None = None
     batch_axis: int = 0
 
     @property
@@ -28,13 +32,20 @@ class Site:
 
     def read(self, output: Any) -> torch.Tensor:
         """The site's activation in what its module returned. Raises: UserError if there is none."""
-        several = isinstance(output, tuple | list)
-        if several and self.output is not None and -len(output) <= self.output < len(output):
+        if isinstance(output, Mapping):
+            if self.output not in output:
+                what, right = f"a {type(output).__name__}", " or ".join(f"output={key}" for key in output)
+                raise UserError(f"site '{self.module}', output={self.output}: the module returns {what}; give {right}")
             output = output[self.output]
-        elif several or self.output is not None:
-            what = f"{len(output)} values" if several else f"one {type(output).__name__}"
-            right = f"output=0 to {len(output) - 1}" if several else "no output="
-            raise UserError(f"site '{self.module}', output={self.output}: the module returns {what}; give {right}")
+        elif isinstance(output, tuple | list):
+            if not isinstance(self.output, int) or not -len(output) <= self.output < len(output):
+                right = f"output=0 to {len(output) - 1}"
+                what = f"the module returns {len(output)} values; give {right}"
+                raise UserError(f"site '{self.module}', output={self.output}: {what}")
+            output = output[self.output]
+        elif self.output is not None:
+            what = f"the module returns one {type(output).__name__}; give no output="
+            raise UserError(f"site '{self.module}', output={self.output}: {what}")
         if not isinstance(output, torch.Tensor) or not output.is_floating_point() or output.dim() < 1:
             raise UserError(f"site '{self.name}': its output is a {type(output).__name__}, not a tensor of floats")
         return output
@@ -43,6 +54,11 @@ class Site:
         """What the module returned, with `activation` in the site's place."""
         if self.output is None:
             return activation
+        if isinstance(output, Mapping):
+            changed: Any = copy.copy(output)  # also a mapping of its own kind, such as transformers' outputs
+            changed[self.output] = activation
+            return changed
+        assert isinstance(self.output, int)  # or `read` would have raised
         parts = list(output)
         parts[self.output] = activation
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
@@ -91,13 +107,19 @@ def by_module(sites: Iterable[Site]) -> dict[str, list[Site]]:
 
 
 @contextmanager
-def observed(model: nn.Module, sites: Iterable[Site]) -> Iterator[dict[str, torch.Tensor]]:
-    """The activations at `sites`, by site name, of the last forward pass made inside."""
+def observed(
+    model: nn.Module, sites: Iterable[Site], copies: bool = False
+) -> Iterator[dict[str, torch.Tensor]]:  # fmt: skip
+    """The activations at `sites`, by site name, of the last forward pass made inside.
+
+    copies: take copies outside of the graph, which stay as they were if the next module changes them in place.
+    """
     activations: dict[str, torch.Tensor] = {}
 
     def note(sites: list[Site]) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            activations.update({site.name: site.read(output) for site in sites})
+            seen = {site.name: site.read(output) for site in sites}
+            activations.update({name: a.detach().clone() for name, a in seen.items()} if copies else seen)
 
         return hook
 
@@ -128,10 +150,14 @@ def call(model: nn.Module, example: Any) -> Any:
 
 @dataclass(frozen=True)
 class Found:
-    """What a forward pass shows of a site: its activation, and the Linear or Conv whose rows make its units."""
+    """What a forward pass shows of a site: its activation, and the Linear or Conv whose rows make its units.
+
+    changed: whether a later module changes the activation in place, as an in-place ReLU does.
+    """
 
     activation: torch.Tensor
     producer: str | None
+    changed: bool = False
 
 
 def survey(model: nn.Module, sites: Iterable[Site], example: Any) -> dict[str, Found]:
@@ -141,6 +167,7 @@ def survey(model: nn.Module, sites: Iterable[Site], example: Any) -> dict[str, F
     rows are not the site's units. Raises: UserError for a site that the pass does not reach.
     """
     sites, ran, found = list(sites), list[str](), dict[str, Found]()
+    versions: dict[str, tuple[torch.Tensor, int]] = {}
     modules = dict(model.named_modules())
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
     here = by_module(sites)
@@ -150,7 +177,9 @@ def survey(model: nn.Module, sites: Iterable[Site], example: Any) -> dict[str, F
             if isinstance(module, layers):
                 ran.append(f"{name}.out_proj" if isinstance(module, nn.MultiheadAttention) else name)
             for site in here.get(name, []):
-                activation = site.read(output).detach()
+                shown = site.read(output)
+                versions[site.name] = (shown, shown._version)
+                activation = shown.detach()
                 if not -activation.dim() <= site.axis < activation.dim():
                     raise UserError(f"site '{site.name}' of shape {tuple(activation.shape)} has no axis {site.axis}")
                 rows = len(model.get_submodule(ran[-1]).weight) if ran else 0  # type: ignore[arg-type]
@@ -164,4 +193,6 @@ def survey(model: nn.Module, sites: Iterable[Site], example: Any) -> dict[str, F
     for site in sites:
         if site.name not in found:
             raise UserError(f"site '{site.name}' is not reached in the forward pass of the example")
+        shown, version = versions[site.name]
+        found[site.name] = replace(found[site.name], changed=shown._version != version)
     return found

@@ -10,6 +10,7 @@ from gradroute.errors import UserError
 from gradroute.records import checkpoints
 from gradroute.records.checkpoints import Checkpoint
 from gradroute.steps.base import RunState, Step
+from gradroute.training.states import read_state, save_state
 from gradroute.training.weights import read_weights
 
 
@@ -24,7 +25,7 @@ def save_checkpoint(run: RunState, fit: Mapping[str, Any] | None) -> None:
         "train_seconds": run.folder.manifest.get("train_seconds"), "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state(task.device) if cuda else None,
     }  # fmt: skip
-    checkpoints.save(run.folder.path, position, state, run.tensors())
+    save_state(run.folder.path, position, state, run.tensors())
 
 
 def restore(run: RunState, steps: Mapping[str, Step], checkpoint: Checkpoint | None) -> None:
@@ -39,7 +40,7 @@ def restore(run: RunState, steps: Mapping[str, Step], checkpoint: Checkpoint | N
         folder.resume(0.0, [], 0)
         folder.log("starts again: there is no checkpoint")
         return
-    state = checkpoint.state(task.device)
+    state = read_state(checkpoint, task.device)
     try:
         _restore_weights(run, checkpoint, state)
         run.done, run.trainings_done = list(state["done"]), int(state["trainings_done"])

@@ -31,7 +31,7 @@ def chunk_size(images: torch.Tensor) -> int:
 def activations_at(model: nn.Module, sites: Iterable[Site], images: torch.Tensor) -> dict[str, torch.Tensor]:
     """Activations of data points, such as images `(n, pixels)`, by site name, float32, all along its batch axis."""
     sites, chunks = list(sites), list[dict[str, torch.Tensor]]()
-    with observed(model, sites) as activations:
+    with observed(model, sites, copies=True) as activations:
         for chunk in images.split(chunk_size(images)):
             model(chunk)
             chunks.append({name: activation.float() for name, activation in activations.items()})

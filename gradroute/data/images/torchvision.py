@@ -36,6 +36,10 @@ SOURCES = {
 }
 
 
+Root = Annotated[str | None, Text("a folder's path")]
+Format = Literal["torchvision", "strips"]
+
+
 class TorchvisionImages(ImageDataset):
     """MNIST, Fashion-MNIST, KMNIST, CIFAR-10 or CIFAR-100.
 
@@ -52,9 +56,9 @@ class TorchvisionImages(ImageDataset):
     def __init__(
         self,
         name: Literal["mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100"],
-        root: Annotated[str | None, Text("a folder's path")] = None,
-        format: Literal["torchvision", "strips"] = "torchvision",
-        metadata: Annotated[str | None, Text("a folder's path")] = None,
+        root: Root = None,
+        format: Format = "torchvision",
+        metadata: Root = None,
     ) -> None:
         self.name, self.root, self.format, self.metadata = name, root, format, metadata
         self.source = SOURCES[name]
@@ -110,6 +114,41 @@ class TorchvisionImages(ImageDataset):
             else:
                 advice = f"no readable {files} files in {root}"
             raise UserError(f"dataset={self.name}: {advice} [{reason}]") from None
+
+
+class MNIST(TorchvisionImages):
+    """Handwritten digits, from inside the package; the arguments are those of `TorchvisionImages`."""
+
+    def __init__(self, root: Root = None, format: Format = "torchvision", metadata: Root = None) -> None:
+        super().__init__("mnist", root, format, metadata)
+
+
+class FashionMNIST(TorchvisionImages):
+    """Articles of clothing; the arguments are those of `TorchvisionImages`."""
+
+    def __init__(self, root: Root = None, format: Format = "torchvision", metadata: Root = None) -> None:
+        super().__init__("fashion_mnist", root, format, metadata)
+
+
+class KMNIST(TorchvisionImages):
+    """Handwritten Japanese characters; the arguments are those of `TorchvisionImages`."""
+
+    def __init__(self, root: Root = None, format: Format = "torchvision", metadata: Root = None) -> None:
+        super().__init__("kmnist", root, format, metadata)
+
+
+class CIFAR10(TorchvisionImages):
+    """Small photographs in ten classes; the arguments are those of `TorchvisionImages`."""
+
+    def __init__(self, root: Root = None, format: Format = "torchvision", metadata: Root = None) -> None:
+        super().__init__("cifar10", root, format, metadata)
+
+
+class CIFAR100(TorchvisionImages):
+    """Small photographs in a hundred classes; the arguments are those of `TorchvisionImages`."""
+
+    def __init__(self, root: Root = None, format: Format = "torchvision", metadata: Root = None) -> None:
+        super().__init__("cifar100", root, format, metadata)
 
 
 def read_cifar(class_name: str, root: Path, download: bool) -> list[Part]:

@@ -1,0 +1,40 @@
+"""Write and read what is in a checkpoint: weights, and the state of everything else, without executing code."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from gradroute.errors import UserError
+from gradroute.records import safe_reading
+from gradroute.records.checkpoints import STATE, WEIGHTS, Checkpoint, save
+
+
+def save_state(run: Path, position: str, state: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+    """Write a checkpoint of a run; see `gradroute.records.checkpoints.save`."""
+    save(
+        run,
+        position,
+        {
+            WEIGHTS: lambda file: (file.write(safetensors.torch.save(dict(weights))), None)[1],
+            STATE: lambda file: torch.save(dict(state), file),
+        },
+    )
+
+
+def read_state(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """All but the weights of a checkpoint. Raises: UserError if it is not what we write."""
+    path = safe_reading.place(checkpoint.run, f"{checkpoint.name}/{STATE}")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch stores plainly: what is packed could unpack to any size
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("packed")
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise UserError(f"{path}: damaged ({safe_reading.reason(error)})") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: damaged (no mapping)")
+    return state

@@ -9,11 +9,12 @@ from robust import reseal
 
 from gradroute.config.compose import configuration
 from gradroute.errors import UserError
-from gradroute.reporting.page import Page, Table, run_page, verdict
+from gradroute.reporting.page import Page, Table
+from gradroute.reporting.run_page import run_page, verdict
 from gradroute.routing.routes import Route, owned
 from gradroute.tasks.base import create
 from gradroute.tasks.evaluation import Head, localization
-from gradroute.tasks.images import ImageProblem
+from gradroute.tasks.images import ImageTask
 
 EVIL = "<script>alert('x')</script>"
 
@@ -71,7 +72,7 @@ def test_a_groups_own_region_is_the_one_of_the_highest_weight() -> None:
 def test_a_region_that_holds_both_groups_localizes_only_its_own(tmp_path: Path) -> None:
     sizes = ["trainer=smoke", "trainer.train_limit=256", "trainer.test_limit=64", "model.hidden=[32]"]
     task = create(configuration([*sizes, f"output_dir={tmp_path}"]))
-    assert isinstance(task, ImageProblem)
+    assert isinstance(task, ImageTask)
     errors = {"top": 0.0, "bottom": 1000.0}  # of every group
     rows = [
         (group, Head("certificate", region), "mse", error)

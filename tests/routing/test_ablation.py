@@ -14,7 +14,7 @@ REGIONS = {"odd": Region("encoder", [1, 3]), "first": Region("encoder", [0]), "a
 
 def model_of() -> Autoencoder:
     torch.manual_seed(0)
-    return Autoencoder(4, [5], 4)
+    return Autoencoder([4], [5], 4)
 
 
 def setting() -> tuple[Autoencoder, Router, torch.Tensor]:

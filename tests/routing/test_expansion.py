@@ -347,7 +347,7 @@ def test_a_layer_is_checked_when_it_is_made() -> None:
 
 
 def test_removed_takes_units_out_of_an_autoencoder() -> None:
-    model: Any = Autoencoder(5, [7], 6).double()
+    model: Any = Autoencoder([5], [7], 6).double()
     model.decoder.eval()
     modes = [module.training for module in model.modules()]
     before = snapshot(model)
@@ -437,7 +437,7 @@ def test_removed_refuses_what_it_cannot_verify(model: nn.Module, site: str, shap
 
 
 def test_removed_refuses_unknown_sites_and_units_outside() -> None:
-    model = Autoencoder(5, [7], 6)
+    model = Autoencoder([5], [7], 6)
     with pytest.raises(UserError, match="unknown site 'encodr'; did you mean encoder"):
         removed(model, "encodr", [1], torch.randn(2, 5))
     with pytest.raises(UserError, match=r"site 'encoder': units=\[6\]; name at least one of 0 to 5"):

@@ -16,7 +16,7 @@ weights = st.floats(-3, 3, allow_nan=False).map(lambda v: round(v, 3))
 
 def small_model(seed: int = 0) -> Autoencoder:
     torch.manual_seed(seed)
-    return Autoencoder(5, [7], WIDTH).double()
+    return Autoencoder([5], [7], WIDTH).double()
 
 
 def site_weight(model: Autoencoder) -> nn.Parameter:

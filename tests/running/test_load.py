@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gradroute.data.images.load import MNIST_SHA256
 from robust import Tally
 
+from gradroute.data.images.packaged import MNIST_SHA256
 from gradroute.running.verify import claims_of
 
 SMALL = [

@@ -29,9 +29,10 @@ from gradroute.records.seal import sealed
 from gradroute.running.run import Run
 from gradroute.running.runner import Outcome, execute
 from gradroute.running.verify import claims_of
-from gradroute.tasks.image_objectives import Error, ReconstructionObjective, absolute_error
+from gradroute.tasks.reconstruction import Reconstruction
 from gradroute.training import signals
 from gradroute.training.fit import Fit
+from gradroute.training.measures import AbsoluteError
 
 SMALL = [
     "trainer=smoke", "trainer.train_limit=300", "trainer.test_limit=64", "trainer.batch_size=64", "trainer.epochs=2",
@@ -259,16 +260,18 @@ def test_a_gradient_that_is_not_finite_ends_the_run_at_its_update(
         begin(own)
         fit.append(own)
 
-    def broken(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    class Broken(AbsoluteError):
         """The third one of update 4, of `bottom`'s certificate, has an infinite gradient."""
-        seen[0] += 1
-        if fit[0].step == 4 and seen[0] % 3 == 0:
-            reconstruction.register_hook(lambda gradient: gradient / 0)
-        return absolute_error(reconstruction, images)
+
+        def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            seen[0] += 1
+            if fit[0].step == 4 and seen[0] % 3 == 0:
+                outputs.register_hook(lambda gradient: gradient / 0)
+            return super().__call__(outputs, targets)
 
     with monkeypatch.context() as patch:
         patch.setattr(Fit, "__post_init__", built)
-        patch.setattr(ReconstructionObjective, "error", Error("mae", broken))
+        patch.setattr(Reconstruction, "default_error", Broken())
         (end,) = execute([config(tmp_path)])
     said = "update 4, epoch 1: the gradient of the certificate mae of group all, region bottom is not finite"
     assert isinstance(end, FloatingPointError) and str(end).startswith(said)

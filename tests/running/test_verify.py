@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
+from gradroute.config.compose import composed
 from gradroute.errors import UserError
 from gradroute.records.tables import read_ledger
 from gradroute.routing import parameters, router
@@ -28,13 +28,10 @@ PARAMETERS = {  # SGTM: a slice of the decoder is for 0-4 alone
 
 
 def small_run(folder: Path, *overrides: str, routing: dict[str, Any] | None = None) -> Path:
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        composed = compose("config", [*SMALL, f"output_dir={folder}", *overrides])
-    from omegaconf import OmegaConf
-
+    given = composed([*SMALL, f"output_dir={folder}", *overrides])
     for key, value in (routing or {}).items():
-        OmegaConf.update(composed, f"routing.{key}", value, force_add=True)
-    (made,) = execute([from_mapping(composed)])
+        OmegaConf.update(given, f"routing.{key}", value, force_add=True)
+    (made,) = execute([from_mapping(given)])
     if isinstance(made, Exception):
         raise made
     return made
@@ -151,7 +148,7 @@ def test_a_run_without_a_ledger_or_with_code_is_not_taken_on_trust(tmp_path: Pat
     config = tmp_path / "code" / "config.yaml"
     text = config.read_text().replace("predicate: null", "predicate: os:getcwd", 1)
     config.write_text(text.replace("labels:\n      - 0\n      - 1\n      - 2\n      - 3\n      - 4\n", "labels: []\n"))
-    with pytest.raises(UserError, match="made by code, os:getcwd; --run-code"):
+    with pytest.raises(UserError, match="made with code that is not part of gradroute, os:getcwd; --run-code"):
         list(claims_of(tmp_path / "code"))
     with pytest.raises(UserError, match="not a run folder"):
         list(claims_of(tmp_path))

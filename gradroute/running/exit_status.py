@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 from gradroute.config.schema import Config
-from gradroute.errors import UserError, nearest, plain_text
+from gradroute.errors import UserError, nearest, plain_text, unknown
 
 LONGEST = 1000  # characters of a message; what was given may be longer
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell has it
@@ -17,7 +17,7 @@ READERS = ("hydra", "omegaconf", "antlr4", "yaml")  # packages that read what th
 
 def one_line(error: BaseException) -> str:
     """The message of an error on one line; of Hydra's and OmegaConf's, the lines that say most."""
-    if said := _of_override(error) or _of_yaml(error):
+    if said := _of_override(error) or _of_option(error) or _of_yaml(error):
         return said
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if error.__cause__ is not None and "Could not override" in str(error):
@@ -34,14 +34,26 @@ def _of_override(error: BaseException) -> str | None:
 
     if not isinstance(error, OverrideParseException):
         return None
-    override = str(error.override)
+    override = str(error.override).strip("\"'")
     key, equals, value = override.partition("=")
     if not equals:
-        return f"{override}: is no override; give key=value, such as seed=1"
+        return f"{override}: is no override; give key=value, and a value with spaces in quotes: 'output_dir=my runs'"
     if re.search(r"\s$|^\s", key) or not key:
         return f"{override}: is no override; write key=value without spaces around ="
     bare = value.strip("\"'").replace("\\", "\\\\").replace('"', '\\"')
     return f"{override}: the value cannot be read; a text with special characters needs quotes: '{key}=\"{bare}\"'"
+
+
+def _of_option(error: BaseException) -> str | None:
+    """What there is instead of an option that a group of configurations does not have."""
+    from hydra.errors import MissingConfigException
+
+    found = re.search(r"In '(.+)': .*\n+Available options in '(.+)':", str(error))
+    if not isinstance(error, MissingConfigException) or not found or found[2] == "hydra/launcher":  # see `_suggest`
+        return None
+    option = str(error.missing_cfg_file).removeprefix(f"{found[2]}/")
+    what = unknown(f"value of {found[2]}:", option, [name for name in error.options or () if name[0] != "_"])
+    return str(what) if found[1] == "config" else f"{found[1]}: {what}"
 
 
 def _of_yaml(error: BaseException) -> str | None:

@@ -18,9 +18,8 @@ from gradroute.config.legacy import migrated
 from gradroute.config.schema import Config
 from gradroute.config.split import expand_split
 from gradroute.config.targets import TARGET, locate
-from gradroute.config.validation import check
+from gradroute.config.validation import check, check_values
 from gradroute.errors import UserError, unknown
-
 
 # mappings of the user's own names, in which null takes an inherited entry out
 NAMED = ("routing.groups", "routing.regions", "routing.routes", "routing.label_noise", "losses.l1", "losses.groups")
@@ -34,6 +33,7 @@ def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
     Raises: UserError for an unknown key, a wrong type, a value outside its range, or values that do not fit together.
     """
     config = _typed(mapping)
+    check_values(config)
     complete(config)
     expand_split(config)
     check(config)

@@ -33,8 +33,8 @@ RANGES: dict[str, tuple[float, float]] = {
 OPTIONAL = ("seeds", "trainer.train_limit", "trainer.test_limit")
 
 
-def check(config: Config) -> None:
-    """Raise UserError at the first value outside its range, or that does not fit another; weights become floats."""
+def check_values(config: Config) -> None:
+    """Raise UserError at the first value outside its range that needs no component: such mistakes are said at once."""
     for key, (least, largest) in RANGES.items():
         part, _, name = key.rpartition(".")
         value = getattr(getattr(config, part) if part else config, name)
@@ -43,11 +43,15 @@ def check(config: Config) -> None:
     last = config.seed + (config.seeds or 1) - 1
     require(last <= RANGES["seed"][1], "seeds", config.seeds, f"such that the last seed is at most {RANGES['seed'][1]}")
     _check_names(config)
-    _check_steps(config)
     _check_trainer(config.trainer)
     whole = type(config.stack) is int and 1 <= config.stack <= 10_000
     require(config.stack == "auto" or whole, "stack", config.stack, "auto, or a number of runs from 1 to 10000")
     one_of("checkpoint.keep", config.checkpoint.keep, ("weights", "none"))
+
+
+def check(config: Config) -> None:
+    """Raise UserError at the first value that does not fit another; weights become floats."""
+    _check_steps(config)
     check_routing(config.routing)
     _check_losses(config)
     _check_ablation(config)

@@ -16,7 +16,7 @@ import torch
 
 import gradroute
 from gradroute.commands.run import main
-from gradroute.data.images import load as datasets
+from gradroute.config.targets import build
 from gradroute.errors import UserError
 from gradroute.records.metrics import COLUMNS, final_rows
 from gradroute.records.tables import read_metrics
@@ -87,7 +87,7 @@ def test_metrics_are_tidy_and_cover_every_head_group_digit_and_metric(smoke: Pat
 
 def test_load_gives_back_the_model_that_was_measured(smoke: Path) -> None:
     run = gradroute.load(smoke)
-    data = datasets.load(run.config.dataset, test_limit=run.config.trainer.test_limit)
+    data = build(run.config.dataset, "dataset").tensors(test_limit=run.config.trainer.test_limit)
     with torch.no_grad():
         error = (run.model(data.test_images) - data.test_images).square().mean(1)
     low = float(error[data.test_labels < 5].mean())
@@ -129,8 +129,8 @@ def test_compare_shows_runs_and_leaves_torch_alone(smoke: Path, command: Command
 
 def test_help_and_mistakes_do_not_import_torch() -> None:
     for arguments in (["--help"], ["trainer.epochs=0"]):
-        code = f"import sys; sys.argv = ['gradroute-run', *{arguments}]; from gradroute import cli\n"
-        code += "try: cli.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+        code = f"import sys; sys.argv = ['gradroute-run', *{arguments}]; from gradroute.commands import run\n"
+        code += "try: run.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 

@@ -33,6 +33,7 @@ from gradroute.tasks.reconstruction import Reconstruction
 from gradroute.training import signals
 from gradroute.training.fit import Fit
 from gradroute.training.measures import AbsoluteError
+from gradroute.training.states import read_state
 
 SMALL = [
     "trainer=smoke", "trainer.train_limit=300", "trainer.test_limit=64", "trainer.batch_size=64", "trainer.epochs=2",
@@ -58,6 +59,14 @@ KINDS = {
 def _data_read_once() -> Iterator[None]:
     with kept_data():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _terminal_not_ignored() -> Iterator[None]:
+    """As where the tests themselves were not started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def config(folder: Path, *overrides: str) -> Config:
@@ -168,7 +177,7 @@ def test_a_checkpoint_from_a_stranger_runs_nothing(tmp_path: Path, monkeypatch: 
     for content in (pickle.dumps(Payload()), b"", packed.read_bytes(), (tmp_path / "payload").read_bytes()):
         state.write_bytes(content)
         with pytest.raises(UserError, match=r"state\.pt: damaged"):
-            checkpoint.state()
+            read_state(checkpoint)
     torch.save({"done": "x"}, state)
     with pytest.raises(UserError, match="is no checkpoint of this run"):
         Run(own, folder=run, checkpoint=checkpoint)
@@ -176,30 +185,55 @@ def test_a_checkpoint_from_a_stranger_runs_nothing(tmp_path: Path, monkeypatch: 
     assert not locks.in_use(run)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
-def test_a_signal_keeps_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
-) -> None:
-    whole = made(execute([config(tmp_path / "whole")])[0])
-    own = config(tmp_path / "cut", "checkpoint.minutes=1000")
+def sent_at_update(monkeypatch: pytest.MonkeyPatch, number: int, what: signal.Signals) -> None:
+    """Have a signal come to this process while it makes an update, counted from 1."""
     update, count = Fit._update, [0]
 
     def updated(fit: Fit, chosen: list[torch.Tensor]) -> None:
         update(fit, chosen)
         count[0] += 1
-        if count[0] == 7:
-            os.kill(os.getpid(), number)
+        if count[0] == number:
+            os.kill(os.getpid(), what)
 
+    monkeypatch.setattr(Fit, "_update", updated)
+
+
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGINT")
+
+
+@pytest.mark.parametrize("number", [getattr(signal, name) for name in SIGNALS])
+def test_a_signal_keeps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    whole = made(execute([config(tmp_path / "whole")])[0])
+    own = config(tmp_path / "cut", "checkpoint.minutes=1000")
     with monkeypatch.context() as patch, pytest.raises(BaseException) as caught:
-        patch.setattr(Fit, "_update", updated)
+        sent_at_update(patch, 7, number)
         execute([own])
-    ends = {130: KeyboardInterrupt}.get(status, SystemExit)
-    assert isinstance(caught.value, ends) and getattr(caught.value, "code", 130) == status
+    if number == signal.SIGINT:
+        assert isinstance(caught.value, KeyboardInterrupt)
+    else:
+        assert isinstance(caught.value, SystemExit) and caught.value.code == 128 + number
     (run,) = (tmp_path / "cut" / "mnist_split").iterdir()
     assert read_manifest(run)["state"] == "interrupted"
     assert made(execute([own], reuse=True)[0]) == run
     assert "7 updates" in (run / "log.txt").read_text()
     assert_same(run, whole)
+
+
+def test_a_closed_terminal_that_nohup_has_ignored_stays_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sent_at_update(monkeypatch, 7, signal.SIGHUP)
+    run = made(execute([config(tmp_path)])[0])
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert read_manifest(run)["state"] == "finished"
+
+
+def test_signals_have_their_handlers_back() -> None:
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    with signals.heard():
+        assert all(signal.getsignal(number) not in (signal.SIG_DFL, None) for number in signals.SIGNALS)
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
 
 
 def test_a_second_interruption_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,4 +110,7 @@ def _readable(error: OmegaConfBaseException) -> UserError:
         names = [entry.name for entry in fields(kind)]
         if last not in names:
             return unknown("key", key, [f"{parent}.{name}" if parent else name for name in names])
-    return UserError(f"{key}: " + str(error).splitlines()[0])
+    said = str(error).splitlines()[0]
+    kinds = {"is not a ListConfig": "a list", "is not a DictConfig": "a mapping", " to Dict[": "a mapping"}
+    right = next((f"must be {kind}" for fault, kind in kinds.items() if fault in said), said)
+    return UserError(f"{key}: {right}")

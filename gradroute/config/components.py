@@ -74,7 +74,7 @@ def filled(component: Any, door: str, key: str, besides: tuple[str, ...] = ()) -
     found = located(component, door, key)
     own = {name: component[name] for name in besides if name in component}
     given = {name: value for name, value in arguments_of(component).items() if name not in besides}
-    return {TARGET: component[TARGET], **own, **completed(found, given, key, DOORS[door].supplied)}
+    return {TARGET: component[TARGET], **own, **completed(found, given, key, DOORS[door].supplied, besides)}
 
 
 def complete(config: Config) -> None:

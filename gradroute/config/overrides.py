@@ -23,7 +23,10 @@ OPEN = (
     "completions.", "routing.groups.", "routing.regions.", "routing.routes.", "routing.label_noise.", "losses.l1.",
     "losses.groups.", "losses.error.",
 )  # fmt: skip
-SECTIONS = ("unlearn", "finetune", "relearn", "steering", "completions", "losses.error")  # null where not used
+UNSAID = (  # keys that no file states where they are not used
+    "unlearn", "finetune", "relearn", "steering", "completions", "losses.groups", "losses.error", "losses.penalties",
+    "routing.unlabelled",
+)  # fmt: skip
 GROUP = re.compile(r"routing\.groups\.([^.]+)(?:\.(\w+))?")
 RULES = ("labels", "column", "predicate", "words", "pattern", "rest")
 
@@ -59,8 +62,8 @@ def _opened(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals or key[:1] in "+~-":
         return override
-    if key in SECTIONS:
-        return f"++{override}" if value.lstrip()[:1] == "{" else override
+    if key in UNSAID or (f"{key}." in OPEN and value.lstrip()[:1] == "{"):
+        return f"++{override}"
     if not key.startswith(OPEN):
         return override
     if (found := GROUP.fullmatch(key)) and found[2] is None and (rule := _whole_rule(override)) is not None:

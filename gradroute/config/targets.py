@@ -98,11 +98,13 @@ def _is_of(found: Any, path: str) -> bool:
 
 
 def completed(
-    function: Callable[..., Any], given: Mapping[str, Any], key: str, supplied: Collection[str] = ()
-) -> dict[str, Any]:
+    function: Callable[..., Any], given: Mapping[str, Any], key: str, supplied: Collection[str] = (),
+    besides: Collection[str] = (),
+) -> dict[str, Any]:  # fmt: skip
     """The arguments as plain data, checked against the signature, with the defaults of those not given.
 
-    supplied: names of parameters that the run supplies where the configuration does not.
+    supplied: names of parameters that the run supplies where the configuration does not. besides: keys that are no
+    arguments, but may stand there.
 
     Raises: UserError for an unknown or missing argument, or a value of another type or outside of its range.
     """
@@ -113,8 +115,8 @@ def completed(
     found: dict[str, Any] = {}
     for name, value in given.items():
         if name not in named and not open_ended:
-            valid = ", ".join(n for n in named if n not in supplied) or "none"
-            near = str(unknown("", name, named)).partition("; ")[2]
+            valid = ", ".join(n for n in [*named, *besides] if n not in supplied) or "none"
+            near = str(unknown("", name, [*named, *besides])).partition("; ")[2]
             hint = near if near.startswith("did you") else f"{what} takes: {valid}"
             raise UserError(f"unknown key '{key}.{name}'; {hint}")
         found[name] = checked(value, hints.get(name, Any), f"{key}.{name}") if name in named else value

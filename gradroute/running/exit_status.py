@@ -20,7 +20,7 @@ def one_line(error: BaseException) -> str:
     if said := _of_override(error) or _of_option(error) or _of_yaml(error):
         return said
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if error.__cause__ is not None and "Could not override" in str(error):
+    if error.__cause__ is not None and str(error).startswith(("Could not override", "Error merging override")):
         lines += [line.strip() for line in str(error.__cause__).splitlines()[:1]]
     kept = [
         line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "To append"))
@@ -124,12 +124,20 @@ def _close_quietly() -> None:
         pass
 
 
+def _open_closed() -> None:
+    """Have what is written to a standard output or error that the shell closed (`>&-`) go nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 # for as long as the process lives
+
+
 def guarded(action: Callable[[], None]) -> int:
     """Run a command; returns its exit status.
 
     0 is done, 2 the user's mistake, 1 a failure, 130 or 143 interrupted, 141 an output that was closed. A traceback is
     shown only with `HYDRA_FULL_ERROR=1`.
     """
+    _open_closed()
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand errors to us instead of printing them
     try:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gradroute.config.components import step_names
+from gradroute.config.limits import one_of
 from gradroute.config.schema import Config, TrainerConfig
 from gradroute.config.targets import TARGET, build, locate
 from gradroute.errors import UserError
@@ -88,9 +89,10 @@ class Task(ABC):
         if made_for != cls.kind:
             right = f"give task={made_for}, or another model="
             raise UserError(f"model: {model.__name__} is for {made_for}, and task= is {cls.kind}; {right}")
-        method = locate(config.ablation[TARGET], "ablation")
+        method, regions = locate(config.ablation[TARGET], "ablation"), config.routing.regions
         given = config.ablation["region"]
-        regions = config.routing.regions
+        for penalty in penalties_of(config.losses):
+            one_of("losses.penalties (region)", penalty.region, ("all", *regions))
         for name in [given] if isinstance(given, str) else given or regions:
             if regions[name].parameters is not None and not method.of_parameters:
                 fault = f"region '{name}' is parameters and has no activations"

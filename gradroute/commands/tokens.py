@@ -48,11 +48,12 @@ def show_tokens(config: Config) -> Path:
 
 def _print(table: Table) -> None:
     """The most and the least routed tokens of each group side by side on the terminal."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table as Printed
 
-    console = Console() if sys.stdout.isatty() else Console(width=100)
+    from gradroute.reporting.terminal import terminal
+
+    console = terminal(100)
     for group in dict.fromkeys(row[0] for row in table.rows):
         printed = Printed(title=f"{table.title} of {escape(plain_text(group))}", caption=table.note)
         for kind in ("most", "least"):

@@ -20,9 +20,9 @@ from gradroute.comparison.intervals import interval
 from gradroute.comparison.plots import png, short
 from gradroute.comparison.runs import Read, by_experiment, differ, natural
 from gradroute.errors import plain_text
+from gradroute.records.metrics import RELEARNED
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
-from gradroute.records.metrics import RELEARNED
 from gradroute.reporting.language_tables import STAGES, final_stage, read_completions, side_by_side
 
 FRACTION = "routing.labelled_fraction"

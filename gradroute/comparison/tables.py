@@ -1,13 +1,11 @@
 """A comparison's table on the terminal, in text formats, and in a folder of its own."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradroute.errors import UserError, plain_text
 from gradroute.records.atomic import write_atomically
-from gradroute.records.metrics import UNITS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,17 +17,20 @@ SAID = "Of each setting the run of the first seed; prompts as in its configurati
 
 def print_table(table: "pd.DataFrame", title: str) -> None:
     """Print the table on the terminal, as wide as it is where output is piped."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from gradroute.reporting.terminal import terminal
+
     shown = Table()
     for column in table.columns:
-        shown.add_column(escape(plain_text(column)), overflow="fold", justify="right" if table[column].dtype == float else "left")
+        shown.add_column(
+            escape(plain_text(column)), overflow="fold", justify="right" if table[column].dtype == float else "left"
+        )
     for row in table.itertuples(index=False):
         cells = ["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
         shown.add_row(*(escape(plain_text(cell)) for cell in cells))
-    console = Console() if sys.stdout.isatty() else Console(width=40 + 16 * len(table.columns))
+    console = terminal(40 + 16 * len(table.columns))
     console.print(title, soft_wrap=True, highlight=False, markup=False)
     console.print(shown)
 

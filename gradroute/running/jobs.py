@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -181,7 +180,6 @@ def table(folder: Path | None) -> Any:
 
 def say(folder: Path) -> None:
     """Print the index, once all is done."""
-    from rich.console import Console
+    from gradroute.reporting.terminal import terminal
 
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table(folder))
+    terminal(200).print(table(folder))

@@ -14,10 +14,11 @@ from gradroute.running.jobs import Index, Noted, table
 @contextmanager
 def shown() -> Iterator[None]:
     """Show the index while jobs are made elsewhere: live on a terminal."""
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console()
+    from gradroute.reporting.terminal import Terminal
+
+    console = Terminal()
     if not console.is_terminal:
         yield
         return

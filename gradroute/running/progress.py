@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from gradroute.reporting.terminal import Terminal
 from gradroute.running.exit_status import CLOSED_PIPE
 from gradroute.training.objectives import Term
 
@@ -37,9 +37,9 @@ class Progress:
 
     def __init__(self, log: Callable[[str], None], quiet: bool = False) -> None:
         self._log = log
-        self._console = Console(quiet=quiet)
+        self._console = Terminal(quiet=quiet)
         if not self._console.is_terminal:
-            self._console = Console(width=160, quiet=quiet)
+            self._console = Terminal(width=160, quiet=quiet)
         self._bar: Bar | None = None
         self._title = ""
 
@@ -74,7 +74,7 @@ class Progress:
         except BrokenPipeError:
             raise SystemExit(CLOSED_PIPE) from None
         except OSError:  # the terminal is closed
-            self._console = Console(quiet=True)
+            self._console = Terminal(quiet=True)
 
     def headline(self, path: Path, final: Sequence[dict[str, Any]], groups: Sequence[str]) -> None:
         """Print the run's headline numbers, one row a head, one column a group, and the folder."""

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,9 +203,10 @@ def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
 
 def verify(run: Path, run_code: bool = False) -> bool:
     """Check a run and print a table of its claims; returns whether all hold. Raises: UserError if it is no run."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from gradroute.reporting.terminal import terminal
 
     claims = list(claims_of(run, run_code))
     table = Table(title=escape(plain_text(run)))
@@ -215,7 +215,7 @@ def verify(run: Path, run_code: bool = False) -> bool:
     for claim in claims:
         ends = "[green]pass[/]" if claim.holds else "[bold red]FAIL[/]"
         table.add_row(escape(plain_text(claim.what)), ends, escape(plain_text(claim.found)))
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = terminal(160)
     console.print(table)
     failed = sum(not claim.holds for claim in claims)
     console.print(f"{len(claims) - failed} of {len(claims)} claims hold")

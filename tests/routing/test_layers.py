@@ -22,7 +22,7 @@ ALLOWED = {
     "reporting": {"config", "errors", "records"},
     "comparison": {"config", "errors", "records", "reporting"},
     "steps": {"config", "data", "errors", "models", "records", "reporting", "routing", "tasks", "training"},
-    "running": {"comparison", "config", "errors", "records", "routing", "steps", "tasks", "training"},
+    "running": {"comparison", "config", "errors", "records", "reporting", "routing", "steps", "tasks", "training"},
     "search": {
         "comparison", "config", "errors", "records", "reporting", "routing", "running", "tasks", "training",
     },

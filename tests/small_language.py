@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from interrupted import interrupted
 
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
+from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
 from gradroute.running.runner import execute
 from gradroute.tasks.language import LanguageModelling
@@ -25,9 +23,8 @@ SMALL = [
 
 
 def config(folder: Path, experiment: str, *overrides: str) -> Config:
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        given = [f"experiment={experiment}", *SMALL, "finetune.documents=[4]", f"output_dir={folder}", *overrides]
-        return from_mapping(compose("config", given))
+    given = [f"experiment={experiment}", *SMALL, "finetune.documents=[4]", f"output_dir={folder}", *overrides]
+    return configuration(given)
 
 
 def weights(own: Config, made: Callable[[LanguageModelling], Any]) -> tuple[list[float], list[torch.Tensor]]:
@@ -36,11 +33,11 @@ def weights(own: Config, made: Callable[[LanguageModelling], Any]) -> tuple[list
     task.model.double()
     objective = made(task)
     order = torch.Generator().manual_seed(0)
-    task = Training(
+    training = Training(
         "train", objective, task.batch, task.points, own.trainer, order,
         parameter_router=task.parameter_router, compiled=own.trainer.compile,
     )  # fmt: skip
-    fit, found, losses = Fit([task], "float32", task.device), list[torch.Tensor](), list[float]()
+    fit, found, losses = Fit([training], "float32", task.device), list[torch.Tensor](), list[float]()
 
     def after_update() -> None:
         found.append(torch.cat([p.detach().flatten() for p in objective.parameters()]))

@@ -15,8 +15,8 @@ from gradroute.models.generation import complete, steered
 from gradroute.routing import Site
 
 needs_transformers = pytest.mark.skipif(not find_spec("transformers"), reason="needs gradroute[hf]")
-SITES = {"gpt2": "model.h.*.mlp.act", "gpt_neox": "model.gpt_neox.layers.*.mlp.act"}
-BLOCKS = {"gpt2": "model.h.0", "gpt_neox": "model.gpt_neox.layers.0"}
+SITES = {"gpt2": "model.transformer.h.*.mlp.act", "gpt_neox": "model.gpt_neox.layers.*.mlp.act"}
+BLOCKS = {"gpt2": "model.transformer.h.0", "gpt_neox": "model.gpt_neox.layers.0"}
 
 
 def model_of(kind: str) -> CausalLM:

@@ -29,7 +29,7 @@ from gradroute.tasks.language import LanguageModelling
 pytestmark = pytest.mark.skipif(not find_spec("transformers"), reason="needs gradroute[hf]")
 VOCABULARY, UNITS, ADDED = 800, 24, 8
 SITES = {
-    "gpt2": "model.h.[01].mlp.act", "gpt_neox": "model.gpt_neox.layers.[01].mlp.act",
+    "gpt2": "model.transformer.h.[01].mlp.act", "gpt_neox": "model.gpt_neox.layers.[01].mlp.act",
     "llama": "model.model.layers.[01].mlp.act_fn",
 }  # fmt: skip
 ENDS = {"gpt2": "<|endoftext|>", "gpt_neox": "</s>", "llama": "<eos>", "mamba": "<|endoftext|>", "mistral": "<s>"}
@@ -217,7 +217,8 @@ def test_weights_in_half_precision_are_trained_in_float32(models: Path, tmp_path
     (folder / "config.json").write_text(json.dumps(about | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}))
     task = LanguageModelling(config(tmp_path, folder))
     assert {parameter.dtype for parameter in task.model.parameters()} == {torch.float32}
-    assert torch.equal(task.model.state_dict()["model.wte.weight"], halves["transformer.wte.weight"].float())
+    own = task.model.state_dict()["model.transformer.wte.weight"]
+    assert torch.equal(own, halves["transformer.wte.weight"].float())
 
 
 MISTAKES = [
@@ -229,9 +230,8 @@ MISTAKES = [
     ("gpt_neox", ["routing.regions.added.units='24:40'"], "units go from 0 to 31"),
     ("gpt_neox", ["model.pretrained=''"], "model.pretrained='': must be the name of a model"),
     ("gpt_neox", ["model.pretrained=/no/where"], "model.pretrained=/no/where: no such folder"),
-    ("gpt_neox", ["stack=2"], "stack=2: cannot be done with model.hf"),
-    ("gpt_neox", ["~dataset.text"], "a language model needs both a transformer and documents; add dataset=toy_stories"),
-    ("gpt_neox", ["+model.layers=2"], "model: has both transformer and hf; leave one out"),
+    ("gpt_neox", ["stack=2"], "stack=2: cannot be done with model gradroute.models.pretrained.HuggingFace"),
+    ("gpt_neox", ["model.layers=2"], "unknown key 'model.layers'; HuggingFace takes: pretrained, untrained, expand"),
     ("gpt2", ["model.expand=[0]", "model.added=8"], "layer 0: 'c_fc' of its MLP is a Conv1D; units can be added"),
     ("gpt2", ["ablation=remove"], "the layers around it could not be found"),
     ("mamba", [], r"the model .* of attention alone"),
@@ -287,7 +287,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "too_large": (
         lambda f: edit(f / "config.json", lambda c: c.update(hidden_size=2**16, intermediate_size=2**26)),
-        "model.hf: .* GiB are needed and the machine has .*; choose a smaller model.pretrained",
+        "model: .* GiB are needed and the machine has .*; choose a smaller model.pretrained",
     ),
 }  # fmt: skip
 

@@ -6,20 +6,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gradroute.config.language_schema import TransformerSizes
-from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from gradroute import Layer, Region, Router, UserError, contract, expand, removed
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
+from gradroute.config.compose import configuration
 from gradroute.data.text.packing import Corpus, pack
 from gradroute.data.text.tokenizing import train_words
 from gradroute.data.text.toy_stories import generate
+from gradroute.models.base import plan_of
 from gradroute.models.generation import complete, steered
-from gradroute.models.transformer import Transformer, TransformerConfig, build_transformer, rotate, separated
+from gradroute.models.transformer import Transformer, TransformerConfig, rotate, separated
 from gradroute.routing import Site
 
 GPT = TransformerConfig(vocabulary=11, layers=3, width=16, heads=4, context=12)
@@ -110,13 +108,9 @@ def test_positions_and_masks_of_packed_documents() -> None:
     assert mask[0, 0].int().tolist() == [*sees, [0, 0, 0, 0, 0, 1]]
 
 
-def sizes_of(option: str) -> TransformerSizes:
-    """The sizes that `model=transformer_<option>` has."""
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        composed = compose("config", ["experiment=stories_era/base", f"model=transformer_{option}"])
-    sizes = from_mapping(composed).model.transformer
-    assert sizes is not None
-    return sizes
+def sizes_of(option: str) -> dict[str, Any]:
+    """The component that `model=transformer_<option>` is, with the sizes that it has."""
+    return configuration(["experiment=stories_era/base", f"model=transformer_{option}"]).model
 
 
 @pytest.mark.parametrize(
@@ -125,16 +119,19 @@ def sizes_of(option: str) -> TransformerSizes:
      ("303m", 50257, 1024, 303.2)],
 )  # fmt: skip
 def test_models_have_the_size_in_their_name(option: str, vocabulary: int, length: int, millions: float) -> None:
-    with torch.device("meta"):
-        model = build_transformer(replace(sizes_of(option), expand=[], added=0), vocabulary, length)
+    plan = plan_of({**sizes_of(option), "expand": [], "added": 0})
+    model = plan.outline(vocabulary=vocabulary, context=length)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * 1e6, rel=0.005)
 
 
 def test_the_published_shapes() -> None:
-    small, large = sizes_of("28m"), sizes_of("303m")
-    assert (small.layers, small.width, small.heads, small.mlp, small.hidden) == (8, 512, 16, "gelu", 2048)
-    assert (small.expand, small.added) == ([0, 1, 2, 3, 4], 64)
-    assert (large.layers, large.width, large.heads, large.norm, large.positions) == (20, 1024, 16, "rmsnorm", "rotary")
+    def shape(option: str, *keys: str) -> list[Any]:
+        sizes = sizes_of(option)
+        return [sizes[key] for key in keys]
+
+    assert shape("28m", "layers", "width", "heads", "mlp", "hidden") == [8, 512, 16, "gelu", 2048]
+    assert shape("28m", "expand", "added") == [[0, 1, 2, 3, 4], 64]
+    assert shape("303m", "layers", "width", "heads", "norm", "positions") == [20, 1024, 16, "rmsnorm", "rotary"]
 
 
 def test_weights_of_one_seed_are_the_same_and_tied_ones_are_saved_once() -> None:

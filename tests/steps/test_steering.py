@@ -18,7 +18,8 @@ from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
-from gradroute.steps.steer import cosines, frequency, nearest, orientation, related_share, words_of
+from gradroute.steps.steer import Steer
+from gradroute.steps.word_directions import cosines, frequency, nearest, orientation, related_share
 from gradroute.tasks.language import LanguageModelling
 
 SMALL = [
@@ -105,9 +106,8 @@ def test_frequencies_count_tokens_of_whole_sequences() -> None:
 
 
 def test_related_words_are_the_others_of_the_family(task: LanguageModelling) -> None:
-    steer = task.config.steering
-    assert steer is not None
-    words, spelt = words_of(task, steer), task.data.tokenizer.spellings
+    assert task.config.steering is not None
+    words, spelt = Steer(**task.config.steering).words(task), task.data.tokenizer.spellings
     found = {spelt[token].strip().lower() for token, kind in words.kinds().items() if kind == "related"}
     assert found == set(concepts()["forest"].families["things"]) - set(TARGETS) and len(found) == 18
 
@@ -151,7 +151,7 @@ def test_steering_is_the_same_again_and_differs_by_strength(run: Path, tmp_path:
         (["steering.related=[oak]"], "'oak' is routed"),
         (["steering.prompts=['A zeppelin']"], "outside the vocabulary"),
         (["steering.strengths=[]"], "a list of numbers"),
-        (["steering.strengths=[1,1]"], "each number once"),
+        (["steering.strengths=[1,1]"], "a list with each item once"),
         (["steering=null"], "if, and only if, steering= says how"),
         (["+routing.groups.other.tokens=words"], "given with words"),
         (["routing.groups.target.words=[' ']"], "no empty one"),

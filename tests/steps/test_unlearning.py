@@ -7,11 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from gradroute.config.language_schema import UnlearnConfig
-from hydra import compose, initialize_config_dir
 
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
+from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
 from gradroute.data.text.packing import IGNORED
 from gradroute.errors import UserError
@@ -22,7 +19,7 @@ from gradroute.records.tables import read_metrics
 from gradroute.running.run import Run
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
-from gradroute.steps.unlearn import MisdirectionObjective, direction, outgoing
+from gradroute.steps.misdirection import MisdirectionObjective, direction, outgoing
 from gradroute.tasks.language import LanguageModelling
 from gradroute.training.fit import Fit
 
@@ -35,21 +32,20 @@ SMALL = [
 
 
 def config(folder: Path, *overrides: str, experiment: str = "stories_era/rmu") -> Config:
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        given = [f"experiment={experiment}", *SMALL, f"output_dir={folder}", *overrides]
-        return from_mapping(compose("config", given))
+    return configuration([f"experiment={experiment}", *SMALL, f"output_dir={folder}", *overrides])
 
 
 def test_the_loss_and_its_gradients_are_those_of_every_token_by_itself(tmp_path: Path) -> None:
     task = LanguageModelling(config(tmp_path))
-    model, frozen, unlearn = task.left(), task.left(), UnlearnConfig("forget", "blocks.2", [0, 1, 2], 7.0, 3.0)
+    model, frozen = task.left(), task.left()
     with torch.no_grad():  # as if some updates had been made
-        for parameter in outgoing(model, unlearn.layers).values():
+        for parameter in outgoing(model, [0, 1, 2]).values():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    target = direction(16, unlearn.norm, 0)
+    target = direction(16, 7.0, 0)
     assert float(target.norm()) == pytest.approx(7.0) and bool((target >= 0).all())
     batch = task.batch(torch.arange(6))
-    objective = MisdirectionObjective(model, frozen, "blocks.2", outgoing(model, [0, 1, 2]), unlearn, 0, target)
+    trained = outgoing(model, [0, 1, 2])
+    objective = MisdirectionObjective(model, frozen, "blocks.2", trained, "forget", 3.0, 0, target)
     terms = objective(*batch)
     torch.stack([value * weight for value, weight in terms.values()]).sum().backward()
     ours = {
@@ -142,16 +138,15 @@ def test_it_converges(tmp_path: Path, retain: int, share: float) -> None:
     made = config(tmp_path, "trainer.unlearn_steps=200", "unlearn.norm=4", "relearn=null", "trainer.lr=0.02",
                   "steps=[train,unlearn]", f"unlearn.retain={retain}")  # fmt: skip
     run = Run(made)
-    task: LanguageModelling = run.task  # type: ignore[assignment]
-    (task,) = list(run.unlearn())
-    batch = task.batch(torch.arange(task.points))
+    (training,) = list(run.steps["unlearn"].run(run))
+    batch = training.batch(torch.arange(run.task.points))
 
     def losses() -> list[float]:
-        return [value.item() for value, _ in task.objective(*batch).values()]
+        return [value.item() for value, _ in training.objective(*batch).values()]
 
     led, kept = losses()
     assert kept == 0
-    Fit([task], "float32", task.device).run()
+    Fit([training], "float32", run.task.device).run()
     led_after, kept_after = losses()
     run.folder.release()
     assert led_after + retain * kept_after < share * led
@@ -165,7 +160,7 @@ def test_it_converges(tmp_path: Path, retain: int, share: float) -> None:
         (["unlearn.site=blocks.2.mlp.act"], "is not the residual stream"),
         (["unlearn.layers=[7]"], "layer 7 is beyond the model"),
         (["unlearn.layers=[]"], "a list of layers"),
-        (["unlearn.layers=[1,1]"], "each layer once"),
+        (["unlearn.layers=[1,1]"], "a list with each item once"),
         (["unlearn.group=forgte"], "did you mean forget"),
         (["unlearn.norm=0"], "unlearn.norm=0"),
         (["trainer.unlearn_steps=null"], "trainer.unlearn_steps"),

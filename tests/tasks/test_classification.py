@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from gradroute.config.image_schema import AugmentConfig, ResNetSizes
-from gradroute.data.images.augmentation import augmented
-from hydra import compose, initialize_config_dir
 from interrupted import interrupted
 from PIL import Image
 from robust import kept_data
@@ -19,17 +16,17 @@ from torchvision.transforms.v2 import functional as one_image
 
 from gradroute import load
 from gradroute.comparison.compare import compare
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir, configuration
+from gradroute.config.compose import configuration
 from gradroute.config.schema import Config, LossesConfig
 from gradroute.data.images.dataset import Images
 from gradroute.errors import UserError
-from gradroute.models.resnet import SplitResNet, build_certificate, build_decoder
+from gradroute.models.resnet import ResNetSizes, SplitResNet, build_certificate, build_decoder
 from gradroute.records.run_reader import read_names
 from gradroute.records.tables import read_metrics
 from gradroute.routing import Monitor, Region, Router
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
+from gradroute.tasks.augmentation import Augmentation, augmented
 from gradroute.tasks.classification import Classification
 from gradroute.tasks.image_objectives import ClassificationObjective
 from gradroute.training.fit import Fit, Training
@@ -64,7 +61,8 @@ def routed(norm: str, split: str) -> tuple[SplitResNet, Router, ClassificationOb
     """A small net in float64 with two routed halves and certificates, its loss, and a batch."""
     torch.manual_seed(3)
     sizes = ResNetSizes([1, 1], 8, split, norm)
-    model, units = SplitResNet(sizes, 3, 4).double(), sizes.encoding
+    model, units = SplitResNet([3, 8, 8], 4, [1, 1], 8, split, "batch" if norm == "batch" else "group"), sizes.encoding
+    model = model.double()
     images, labels = torch.randn(6, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 3, 1, 2, 3, 0])
     groups = (labels > 1).long()
     half = units // 2
@@ -152,7 +150,7 @@ def test_the_model_is_torchvisions_with_another_stem(blocks: list[int], name: st
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, name)(num_classes=7)
     theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-    ours = SplitResNet(ResNetSizes(blocks, 64, "layer4", "batch"), 3, 7)
+    ours = SplitResNet([3, 32, 32], 7, blocks, 64, "layer4", "batch")
     weights = {f"{'decoder' if key.startswith('fc') else 'encoder'}.{key}": v for key, v in theirs.state_dict().items()}
     assert ours.load_state_dict(weights, strict=False).missing_keys == ["normalise.mean", "normalise.deviation"]
     images = torch.randn(2, 3, 32, 32)
@@ -161,7 +159,8 @@ def test_the_model_is_torchvisions_with_another_stem(blocks: list[int], name: st
 
 def test_a_split_on_a_residual_path_has_convolutions_around_it() -> None:
     sizes = ResNetSizes([1, 1, 1], 8, "layer2", "group")
-    model = SplitResNet(sizes, 1, 5)
+    model = SplitResNet([16, 16], 5, [1, 1, 1], 8, "layer2", "group")
+    assert model.sizes == sizes
     assert [name for name, _ in model.encoder.named_children()][-2:] == ["layer2", "before"]
     assert [name for name, _ in model.decoder.named_children()] == ["after", "layer3", "pool", "flatten", "fc"]
     images = torch.zeros(2, 1, 16, 16)
@@ -170,7 +169,7 @@ def test_a_split_on_a_residual_path_has_convolutions_around_it() -> None:
 
 
 def test_images_are_normalised_by_channel() -> None:
-    model = SplitResNet(ResNetSizes([1], 8, "layer1"), 3, 2)
+    model = SplitResNet([3, 6, 6], 2, [1], 8, "layer1")
     images = torch.randn(40, 3, 6, 6) * torch.tensor([1.0, 2.0, 3.0])[:, None, None] + 5
     model.normalise.fit(images)
     done = model.normalise(images)
@@ -182,7 +181,7 @@ def test_images_are_normalised_by_channel() -> None:
 def test_augmentation_is_torchvisions_on_each_image(flip: bool) -> None:
     images = torch.randn(20, 3, 6, 5)
     torch.manual_seed(1)
-    ours = augmented(images, AugmentConfig(2, flip))
+    ours = augmented(images, Augmentation(2, flip))
     torch.manual_seed(1)
     moves = torch.randint(0, 5, (2, 20, 1)).flatten(1).tolist()
     flips = (torch.rand(20, 1) < 0.5).flatten().tolist() if flip else [False] * 20
@@ -191,7 +190,7 @@ def test_augmentation_is_torchvisions_on_each_image(flip: bool) -> None:
         padded = one_image.pad(image, [2, 2, 2, 2], fill=-1.0)
         cut = one_image.crop(padded, down, right, 6, 5)
         assert torch.equal(changed, one_image.horizontal_flip(cut) if flipped else cut)
-    assert torch.equal(augmented(images, AugmentConfig()), images)
+    assert torch.equal(augmented(images, Augmentation()), images)
 
 
 def test_sgd_is_torchs_with_momentum_and_weight_decay(tmp_path: Path) -> None:
@@ -225,7 +224,8 @@ def test_a_run_says_what_it_did_and_its_claims_hold(tmp_path: Path, changes: lis
     html = (run / "report.html").read_text()
     assert "Accuracy of the certificate of top" in html
     assert ("every group had a pass of its own" if changes else "Group norm looks at one image") in html
-    assert html.count("<img") == 6 and read_names(run, {"files": {}, "state": "running"})["classes"] == 10
+    assert html.count("<img") == 6 and html.index("<img") < html.index("<table")  # the figure that leads the page
+    assert read_names(run, {"files": {}, "state": "running"})["classes"] == 10
 
 
 def test_a_model_is_read_back_and_names_the_same_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,8 +279,8 @@ def test_a_toy_is_learned_and_split_where_it_is_routed(tmp_path: Path, norm: str
     for routes in ([], ["routing=class_none"]):
         task = Classification(config(tmp_path, *changes, *routes), data)
         order = torch.Generator().manual_seed(0)
-        task = Training("toy", task.objective(), task.batch, 256, task.config.trainer, order)
-        Fit([task], "float32", task.device).run()
+        training = Training("toy", task.objective(), task.batch, 256, task.config.trainer, order)
+        Fit([training], "float32", task.device).run()
         measured = [row for row in task.measure([]) if row[2] == "accuracy" and row[0] in task.names]
         found.append({(group, head.region): value for group, head, _, value in measured})
     routed, control = found
@@ -300,8 +300,7 @@ def test_the_published_experiment_runs_on_images_of_its_kind(tmp_path: Path) -> 
         "experiment=cifar100_split", "trainer=smoke", f"dataset.root={tmp_path}", "dataset.format=strips",
         "model.blocks=[1,1,1,1]", "trainer.precision=bfloat16", "trainer.device=cpu", f"output_dir={tmp_path}",
     ]  # fmt: skip
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        (run,) = execute([from_mapping(compose("config", changes))])
+    (run,) = execute([configuration(changes)])
     assert isinstance(run, Path), run
     final = read_metrics(run)
     assert {row["group"] for row in final if row["metric"] == "accuracy"} == {
@@ -328,7 +327,7 @@ def test_the_shorthand_for_partitions_knows_the_encoding(tmp_path: Path) -> None
 MISTAKES = [
     (["model.split=layer5"], "unknown value of model.split: 'layer5'; did you mean layer"),
     (["model.width=15"], "model.width=15: must be a multiple of 8"),
-    (["model.blocks=[]"], "model.blocks=[]: must be the blocks of 1 to 8 stages"),
+    (["model.blocks=[]"], "model.blocks=[]: must be a list of 1 to 8"),
     (["model.norm=layer"], "unknown value of model.norm: 'layer'"),
     (["routing.regions.bottom.units='8:17'"], "unit 16 is outside; units go from 0 to 15"),
     (["routing.regions.bottom.axis=3"], "unit 15 is outside; units go from 0 to 13"),
@@ -336,12 +335,13 @@ MISTAKES = [
     (["dataset=cifar10", "dataset.root=/nonexistent"],
      "dataset=cifar10: no readable cifar-10-batches-py files in /nonexistent"),
     (["dataset.format=strips"], "dataset.root=None: must be the folder that dataset.format=strips is about"),
-    (["dataset.format=folders", "dataset.root=x"], "did you mean folder"),
+    (["dataset.format=folders", "dataset.root=x"],
+     "unknown value of dataset.format: 'folders'; valid: torchvision, strips"),
     (["task.augment.crop=-1"], "task.augment.crop=-1: must be from 0"),
     (["trainer.momentum=1"], "trainer.momentum=1.0: must be from 0 to 0.9999"),
     (["trainer.optimizer=adam"], "trainer.momentum=0.9: must be 0, or trainer.optimizer=sgd"),
-    (["stack=2"], "stack=2: cannot be done with model.resnet"),
-    (["+model.decoders=2"], "model.decoders=2: must be 1 of a ResNet"),
+    (["stack=2"], "stack=2: cannot be done with model gradroute.models.resnet.SplitResNet"),
+    (["model.decoders=2"], "unknown key 'model.decoders'; SplitResNet takes: blocks, width, split, norm"),
     (["routing.regions.top.site=decoder.fc", "routing.regions.top.units='0:5'"], "no (height, width, units)"),
     (["model.width=16384", "trainer.batch_size=64"], "model.width=16384: "),
     (["split.groups=[[0],[1]]", "model.split=layer3"], "did you mean layer"),
@@ -357,8 +357,5 @@ def test_mistakes_are_said_in_one_line(tmp_path: Path, changes: list[str], messa
 
 
 def test_what_only_a_classifier_has_is_refused_elsewhere(tmp_path: Path) -> None:
-    with (
-        initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"),
-        pytest.raises(UserError, match=r"task.augment=.*: must be null: only what a ResNet classifies is augmented"),
-    ):
-        from_mapping(compose("config", ["+task.augment.crop=1"]))
+    with pytest.raises(UserError, match=r"unknown key 'task.augment'; Reconstruction takes: none"):
+        configuration(["task.augment.crop=1"])

@@ -1,6 +1,7 @@
 """A language model as a run: its loss against a reference, its steps, going on to the bit, and what is refused."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,16 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from interrupted import interrupted
 
 from gradroute import load
 from gradroute.commands.tokens import main as tokens_main
 from gradroute.comparison.compare import compare
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir, configuration
+from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
-from gradroute.data.text.corpora import load_texts
+from gradroute.config.targets import build
 from gradroute.data.text.packing import IGNORED
 from gradroute.errors import UserError
 from gradroute.records.tables import read_metrics
@@ -91,15 +90,13 @@ def test_the_published_model_is_routed_where_it_is_expanded(tmp_path: Path) -> N
     sizes = ["width=16", "heads=2", "hidden=24", "added=8"]
     small = [f"model.{size}" for size in sizes]
     shared = [given for given in SMALL if not given.startswith("model.expand")]
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        given = [*shared, f"output_dir={tmp_path}", "model=transformer_28m", "model.layers=8", *small]
-        made = from_mapping(compose("config", given))
+    made = configuration([*shared, f"output_dir={tmp_path}", "model=transformer_28m", "model.layers=8", *small])
     sites = {site.name for site in LanguageModelling(made).router.sites}
     assert sites == {f"blocks.{layer}.mlp.act" for layer in range(5)}
 
 
 def test_a_group_whose_loss_has_weight_0_does_not_count(tmp_path: Path) -> None:
-    task = LanguageModelling(config(tmp_path, "+losses.groups.forget=0", "losses.l1.original=0", "losses.l1.added=0"))
+    task = LanguageModelling(config(tmp_path, "losses.groups.forget=0", "losses.l1.original=0", "losses.l1.added=0"))
     batch = task.batch(torch.arange(4))
     terms = task.objective()(*batch)
     weights = {term.group: float(weight) for term, (_, weight) in terms.items()}
@@ -176,7 +173,8 @@ def test_completions_are_those_of_a_slow_reference(tmp_path: Path) -> None:
     for parameter in task.made["finetuned"].parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     rows = json.loads(task.texts()["completions.json"])
-    prompts = [(group, prompt) for group, own in task.config.completions.prompts.items() for prompt in own]  # type: ignore[union-attr]
+    assert task.config.completions is not None
+    prompts = [(group, prompt) for group, own in task.config.completions["prompts"].items() for prompt in own]
     heads = ["model", "model_ablated", "model_finetuned"]
     assert [(r["head"], r["group"], r["prompt"]) for r in rows] == [(h, *p) for h in heads for p in prompts]
     tokenizer = task.data.tokenizer
@@ -226,7 +224,7 @@ def test_documents_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "stories.txt").write_text("\n<|endoftext|>\n".join(stories))
     changes = ["dataset=text", f"dataset.files={tmp_path}/stories.txt", "dataset.test_stories=8",
                "dataset.stories=null", "dataset.tokenizer=words", "dataset.vocabulary=null"]  # fmt: skip
-    texts = load_texts(config(tmp_path, *changes).dataset)
+    texts = build(config(tmp_path, *changes).dataset, "dataset").tensors()
     assert len(texts.train.documents) == 16 and len(texts.test.documents) == 8
 
 
@@ -239,19 +237,17 @@ MISTAKES = [
     (["ablation=zero"], "ablation=zero: must be remove or reinitialise"),
     (["relearn=null"], "steps=.*with relearn if, and only if, relearn= says how"),
     (["relearn.group=nobody"], "unknown value of relearn.group"),
-    (["finetune.documents=[1000]"], "group 'retain' has .* documents, not 1000"),
-    (["+dataset.files=x"], "toy stories are written, not read"),
-    (["model.transformer=null"], "a language model needs both a transformer and documents; add model=transformer"),
+    (["dataset.files=x"], "unknown key 'dataset.files'; ToyStories takes: concept, share"),
     (["model.heads=3"], "width=16 is not a multiple of heads=3"),
     (["trainer.batches=by_group"], "trainer.batches=by_group: must be mixed"),
     (["completions.prompts.forget=[a xylophone]"], "forget: 'a xylophone' has a word outside the vocabulary; take wor"),
-    (["+completions.prompts.forgt=[a]"], "unknown value of completions.prompts: 'forgt'; did you mean forget?"),
-    (["completions.prompts.forget=[]"], r"completions.prompts.forget=\[\]: must be at least one prompt"),
-    (["~completions.prompts"], "completions.prompts={}: must be lists of prompts by group, or completions null"),
+    (["completions.prompts.forgt=[a]"], "unknown value of completions.prompts: 'forgt'; did you mean forget?"),
+    (["completions.prompts.forget=['']"], r"completions.prompts.forget=\[''\]: must be a list of prompts, none empty"),
+    (["completions.prompts.forget=a"], "completions.prompts.forget=a: must be a list"),
     (["completions.tokens=0"], "completions.tokens=0: must be from 1 to 10000"),
     (["completions.temperature=-1"], "completions.temperature=-1.0: must be from 0 to 100"),
     (["completions.samples=0"], "completions.samples=0: must be from 1 to 1000"),
-    (["stack=2"], "stack=2: cannot be done with model.transformer"),
+    (["stack=2"], "stack=2: cannot be done with model gradroute.models.transformer.build_tran"),
     (["model.width=65536", "model.heads=1", "model.layers=60"], "GiB are needed"),
 ]
 
@@ -261,3 +257,37 @@ def test_mistakes_are_said_in_one_line(tmp_path: Path, changes: list[str], messa
     with pytest.raises(UserError, match=message):
         (end,) = execute([config(tmp_path, *changes)])
         raise end if isinstance(end, Exception) else AssertionError("nothing was refused")
+
+
+@pytest.mark.parametrize("key", ["finetune", "relearn"])
+def test_more_documents_than_a_group_has_are_refused_before_anything_is_trained(tmp_path: Path, key: str) -> None:
+    group = {"finetune": "retain", "relearn": "forget"}[key]
+    (end,) = execute([config(tmp_path, f"{key}.documents=[2,1000]")])
+    assert isinstance(end, UserError) and not list(tmp_path.iterdir())
+    found = re.fullmatch(
+        rf"{key}.documents=\[2, 1000\]: group '{group}' has (\d+) documents to train on; ask for at most so many",
+        str(end),
+    )
+    task = LanguageModelling(config(tmp_path))
+    assert found and int(found[1]) == int((task.train_groups == task.names.index(group)).sum())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model=autoencoder", "Autoencoder is for reconstruction, and task= is language; give task=reconstruction, or"),
+        ("model=resnet", "SplitResNet is for classification, and task= is language; give task=classification, or"),
+        ("dataset=mnist", "dataset: MNIST has no documents, .*; give dataset=toy_stories, dataset=text, or"),
+        ("task=reconstruction", "build_transformer is for language, and task= is reconstruction; give task=language"),
+    ],
+)
+def test_what_is_for_another_task_is_refused(change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        configuration(["experiment=stories_era", change])
+
+
+def test_there_may_be_no_prompts(tmp_path: Path) -> None:
+    (made,) = execute([config(tmp_path, "~completions.prompts", "steps=[train,ablate,evaluate,report]",
+                              "finetune=null", "relearn=null")])  # fmt: skip
+    assert isinstance(made, Path), made
+    assert json.loads((made / "completions.json").read_text()) == [] and (made / "report.html").is_file()

@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from gradroute import load
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
+from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
 from gradroute.data.text.packing import IGNORED
 from gradroute.data.text.token_shares import distinctive
@@ -31,9 +29,7 @@ FINETUNED = ["finetune.documents=[4]"]
 
 
 def config(folder: Path, experiment: str, *overrides: str) -> Config:
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        given = [f"experiment={experiment}", *SMALL, f"output_dir={folder}", *overrides]
-        return from_mapping(compose("config", given))
+    return configuration([f"experiment={experiment}", *SMALL, f"output_dir={folder}", *overrides])
 
 
 def gradients(task: LanguageModelling, labels: int | None = None) -> dict[str, torch.Tensor]:
@@ -128,12 +124,9 @@ def test_a_training_is_taken_over_to_the_bit(tmp_path: Path) -> None:
 def test_images_take_a_training_over_too(tmp_path: Path) -> None:
     small = ["trainer=smoke", "trainer.device=cpu", f"output_dir={tmp_path}", "trainer.train_limit=512",
              "trainer.batch_size=64", "model.hidden=[32]"]  # fmt: skip
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        first = from_mapping(compose("config", small))
-        other = [*small, "steps=[train,certify,evaluate]", "trained=auto", "name=certified"]
-        second = from_mapping(compose("config", other))
-        alone = from_mapping(compose("config", [*other[:-2], "name=alone"]))
-    runs = [execute([given])[0] for given in (first, second, alone)]
+    other = [*small, "steps=[train,certify,evaluate]", "trained=auto", "name=certified"]
+    given = [configuration(overrides) for overrides in (small, other, [*other[:-2], "name=alone"])]
+    runs = [execute([own])[0] for own in given]
     assert all(isinstance(run, Path) for run in runs), runs
     _, taken, reference = [Path(str(run)) for run in runs]
     assert (taken / "metrics.csv").read_bytes() == (reference / "metrics.csv").read_bytes()

@@ -5,15 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
+from gradroute.config.compose import configuration
 from gradroute.config.identity import to_mapping
+from gradroute.models.base import plan_of
 from gradroute.reporting.published import PUBLISHED, setting
 from gradroute.tasks.image_objectives import ReconstructionObjective
-from gradroute.tasks.parts import build
+from gradroute.tasks.parts import assemble
 
 L1 = {1: (3e-3, 3e-3), 2: (3e-3, 3e-3), 3: (3e-3, 3e-3), 6: (3e-3, 2e-2), 7: (1e-3, 1e-3), 9: (3e-3, 3e-3)}
 CORRELATION = {1, 2, 6, 9}
@@ -52,17 +51,17 @@ def transcription(
 
 @pytest.mark.parametrize("row", range(1, 11))
 def test_a_row_has_the_published_loss_and_gradients(row: int) -> None:
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        config = from_mapping(compose("config", [f"experiment=mnist_table2/row{row}", "model.hidden=[10]"]))
+    config = configuration([f"experiment=mnist_table2/row{row}", "model.hidden=[10]"])
     assert config.name == f"mnist_table2_row{row}"
-    config.model.hidden = [2048, 512]
+    config.model["hidden"] = [2048, 512]
     assert list(PUBLISHED)[row - 1] == setting(to_mapping(config))  # what the published values stand beside
-    config.model.hidden = [10]
+    config.model["hidden"] = [10]
     torch.manual_seed(row)
-    parts = build(config, list(config.routing.groups), torch.zeros(1, 12))
+    built, groups = plan_of(config.model).build(shape=[12]), list(config.routing.groups)
+    parts = assemble(built, config.routing, config.losses, groups, torch.zeros(1, 12), 12)
     model, certificates = parts.model.double(), parts.certificates.double()
     x, low = torch.rand(20, 12, dtype=torch.float64) * 2 - 1, torch.arange(20) % 3 > 0
-    several = config.model.decoders > 1
+    several = config.model["decoders"] > 1
     objective = ReconstructionObjective(model, certificates, parts.router, config.losses, several_decoders=several)
     terms = objective(x, (~low).long())
     ours = torch.stack([value * weight for value, weight in terms.values()]).sum()

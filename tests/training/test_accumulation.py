@@ -5,16 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from gradroute.config.language_schema import UnlearnConfig
-from hydra import compose, initialize_config_dir
 from small_language import config, goes_on_to_the_bit, weights
 
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
+from gradroute.config.compose import configuration
 from gradroute.errors import UserError
 from gradroute.records.tables import read_ledger, read_metrics
 from gradroute.running.runner import execute
-from gradroute.steps.unlearn import _objective
+from gradroute.steps.unlearn import RMU
 from gradroute.tasks.base import create
 from gradroute.tasks.language import LanguageModelling
 from gradroute.training.gradients import total
@@ -49,8 +46,7 @@ def test_the_mean_of_the_parts_losses_would_be_another_update(tmp_path: Path) ->
 
 def test_unlearning_in_parts_makes_the_same_updates(tmp_path: Path) -> None:
     def made(task: LanguageModelling) -> Any:
-        rmu = UnlearnConfig("forget", "blocks.0", [0, 1])
-        return _objective(task, rmu, task.model)
+        return RMU(group="forget", site="blocks.0", layers=[0, 1]).objective(task, task.model)
 
     own, split = (config(tmp_path, "stories_era", f"trainer.accumulate={n}") for n in (1, 3))
     for one, other in zip(weights(own, made)[1], weights(split, made)[1], strict=True):
@@ -64,9 +60,7 @@ IMAGES = ["trainer=smoke", "losses.correlation=0", "trainer.train_limit=96", "tr
 @pytest.mark.parametrize("parts", [2, 7])
 @pytest.mark.parametrize("experiment", ["mnist_split", "class_split"])
 def test_a_batch_of_images_in_parts_has_the_same_gradient(experiment: str, parts: int, labelled: float) -> None:
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        few = f"routing.labelled_fraction={labelled}"
-        task = create(from_mapping(compose("config", [f"experiment={experiment}", *IMAGES, few])))
+    task = create(configuration([f"experiment={experiment}", *IMAGES, f"routing.labelled_fraction={labelled}"]))
     objective, found = task.objective().double(), []
     batch = task.batch(torch.arange(45))
     batch = (batch[0].double(), *batch[1:])
@@ -115,6 +109,6 @@ def test_a_run_in_parts_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.M
     ],
 )  # fmt: skip
 def test_what_cannot_be_taken_in_parts_is_refused(changes: list[str], message: str) -> None:
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"), pytest.raises(UserError) as error:
-        from_mapping(compose("config", changes))
+    with pytest.raises(UserError) as error:
+        configuration(changes)
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from small_language import config, goes_on_to_the_bit, weights
 
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
+from gradroute.config.compose import configuration
 from gradroute.errors import UserError
 from gradroute.tasks.base import create
 from gradroute.tasks.language import LanguageModelling
@@ -93,8 +91,7 @@ def test_compiled_models_of_images_have_the_same_gradients(
 ) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     sizes = ["trainer=smoke", "trainer.compile=true", "trainer.train_limit=96", "trainer.test_limit=32"]
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        task = create(from_mapping(compose("config", [f"experiment={experiment}", *sizes])))
+    task = create(configuration([f"experiment={experiment}", *sizes]))
     objective, found = task.objective().double(), []
     batch = task.batch(torch.arange(24))
     for number in range(2):
@@ -110,6 +107,6 @@ def test_compiled_models_of_images_have_the_same_gradients(
 
 def test_passes_of_several_masks_are_not_compiled() -> None:
     given = ["experiment=class_split", "trainer.compile=true", "model.norm=batch"]
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"), pytest.raises(UserError) as error:
-        from_mapping(compose("config", given))
+    with pytest.raises(UserError) as error:
+        configuration(given)
     assert str(error.value) == "trainer.compile=True: must be false with model.norm=batch: a pass for each group"

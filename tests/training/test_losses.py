@@ -33,7 +33,7 @@ def transcription(model: Autoencoder, certificates: nn.ModuleDict, x: torch.Tens
 
 def test_loss_and_gradients_equal_the_published_protocol() -> None:
     torch.manual_seed(3)
-    model = Autoencoder(12, [10, 9], 8).double()
+    model = Autoencoder([12], [10, 9], 8).double()
     certificates = nn.ModuleDict({n: perceptron([4, 9, 10, 12]) for n in ("top", "bottom")}).double()
     x, low = torch.rand(20, 12, dtype=torch.float64) * 2 - 1, torch.arange(20) % 3 > 0
     regions = {"top": Region("encoder", (0, 1, 2, 3)), "bottom": Region("encoder", (4, 5, 6, 7))}

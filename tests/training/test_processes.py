@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 from forked import Forked
-from hydra import compose, initialize_config_dir
 from small_language import SMALL, config
 
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
+from gradroute.config.compose import configuration
 from gradroute.config.identity import one_by_seed
 from gradroute.errors import UserError
 from gradroute.records.run_reader import read_manifest
+from gradroute.tasks.image_checks import indivisible
 from gradroute.tasks.language import LanguageModelling
 from gradroute.training.distributed import require_one
 
@@ -100,10 +99,9 @@ def test_a_signal_ends_all_processes_and_the_run_goes_on_to_the_bit(tmp_path: Pa
     ],
 )
 def test_what_several_processes_cannot_train_is_refused(given: list[str], message: str) -> None:
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        configs = one_by_seed(from_mapping(compose("config", given)))
+    configs = one_by_seed(configuration(given))
     with pytest.raises(UserError, match=message):
-        require_one(configs)
+        require_one(configs, indivisible(configs[0]))
 
 
 def test_a_mistake_ends_all_processes_and_leaves_nothing(tmp_path: Path) -> None:

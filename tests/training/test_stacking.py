@@ -28,7 +28,7 @@ NUMBERS = [  # what stacked runs may differ in
     ["seed=1"],
     ["seed=2", "trainer.lr=0.004", "trainer.weight_decay=0.01"],
     ["routing.routes.digits_0_4.bottom=-0.5", "losses.l1.top=0"],
-    ["experiment=mnist_table2/row7", "+losses.groups.digits_5_9=0.5"],
+    ["experiment=mnist_table2/row7", "losses.groups.digits_5_9=0.5"],
     ["routing=none", "losses.correlation=0.3"],
 ]
 
@@ -42,13 +42,13 @@ def trained(configs: list[Config], folder: Path) -> list[list[dict[str, torch.Te
     for own in configs:
         own.output_dir = str(folder)
     runs = [Run(own, quiet=True) for own in configs]
-    tasks = [next(iter(run.train())) for run in runs]
-    fit = Fit(tasks, "float32", torch.device("cpu"))
+    trainings = [next(iter(run.steps["train"].run(run))) for run in runs]
+    fit = Fit(trainings, "float32", torch.device("cpu"))
     seen: list[list[dict[str, torch.Tensor]]] = [[] for _ in runs]
 
     def note() -> None:
-        for task, own in zip(tasks, seen, strict=True):
-            own.append({name: p.detach().clone() for name, p in task.objective.named_parameters()})
+        for training, own in zip(trainings, seen, strict=True):
+            own.append({name: p.detach().clone() for name, p in training.objective.named_parameters()})
 
     fit.run(note)
     return seen

@@ -32,7 +32,7 @@ def train(trainer: TrainerConfig, scale: float = 1.0) -> tuple[list[float], nn.L
     x = torch.randn(64, 3)
     target = x @ torch.tensor([[1.0], [-2.0], [0.5]])
     objective, losses = Distance(scale), list[float]()
-    task = Training(
+    training = Training(
         "train",
         objective,
         batch=lambda rows: (x[rows], target[rows]),
@@ -41,7 +41,7 @@ def train(trainer: TrainerConfig, scale: float = 1.0) -> tuple[list[float], nn.L
         order=torch.Generator().manual_seed(1),
         on_epoch=lambda epoch, step, means: losses.append(means[TERM]),
     )
-    Fit([task], "float32", torch.device("cpu")).run()
+    Fit([training], "float32", torch.device("cpu")).run()
     assert isinstance(objective.model, nn.Linear)
     return losses, objective.model
 

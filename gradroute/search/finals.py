@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from gradroute.comparison.intervals import interval
+from gradroute.comparison.runs import distinct, read_run
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records.run_reader import twin
@@ -112,12 +113,21 @@ def make(search: Search) -> None:
 
 
 def results(search: Search) -> list[Final]:
-    """Every finalist with its objectives by seed, from the finished runs that `make` left."""
+    """Every finalist with its objectives by seed, from the finished runs that `make` left.
+
+    Of runs with the same numbers to the bit the first one counts: another seed changed nothing, so they are one sample.
+    """
     finals = []
     for name, kind, overrides in finalists(search):
         config = search.config(overrides, True)
-        runs = {seed: run for seed in _seeds(search) if (run := _made(replace(config, seed=seed)))}
-        finals.append(Final(name, kind, overrides, list(runs), [search.values(run) for run in runs.values()]))
+        made = [run for seed in _seeds(search) if (run := _made(replace(config, seed=seed)))]
+        values = {run: search.values(run) for run in made}
+        runs, again = distinct(map(read_run, made))
+        if again:
+            search.say(f"{name}: not counted, since their numbers are those of another seed to the bit: "
+                       + ", ".join(str(read.path) for read in again))  # fmt: skip
+        seeds = [read.settings["seed"] for read in runs]
+        finals.append(Final(name, kind, overrides, seeds, [values[read.path] for read in runs]))
     return finals
 
 

@@ -116,7 +116,7 @@ def test_what_varies_leaves_seed_and_paths_out(tmp_path: Path) -> None:
 def test_what_an_experiments_name_says_is_no_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (1, 2):
         for seed in (0, 1):
-            fake_run(tmp_path, seed, 0.1 * number, name=f"mnist_table2_row{number}", decoders=number)
+            fake_run(tmp_path, seed, 0.1 * number + 0.01 * seed, name=f"mnist_table2_row{number}", decoders=number)
     rows = printed(capsys, tmp_path)
     assert "decoders" not in rows[0] and [row["n"] for row in rows] == ["2"] * 4
 
@@ -158,9 +158,40 @@ def test_a_sweep_says_what_failed_and_what_is_not_finished(tmp_path: Path, capsy
         compare([str(sweep)])
 
 
+def test_runs_with_the_same_numbers_but_another_seed_count_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such runs are no samples of their own: the interval would come out too narrow."""
+    for seed, value in enumerate((0.3, 0.4, 0.3, 0.3, 0.30000000000000004)):
+        fake_run(tmp_path, seed, value)
+    fake_run(tmp_path, 5, 0.3, size=2)  # a setting of its own
+    compare([str(tmp_path)], form="csv", out=tmp_path / "out")
+    out, err = capsys.readouterr()
+    rows = {row["size"]: row for row in csv.DictReader(io.StringIO(out)) if row["group"] == "digits_0_4"}
+    assert rows["None"]["n"] == "3" and rows["2"]["n"] == "1"
+    assert float(rows["None"]["half_width"]) == pytest.approx(interval([0.3, 0.4, 0.30000000000000004]), rel=1e-4)
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    for said in (err, page):
+        (line,) = [
+            line for line in said.splitlines() if "not counted, since their numbers are those of another" in line
+        ]
+        assert "run_2" in line and "run_3" in line and "run_0" not in line and "run_4" not in line
+    compare([str(tmp_path)])
+    assert "not counted, since their numbers are those of another seed to the bit: " in capsys.readouterr().out
+
+
+def test_a_run_that_was_made_again_is_none_of_another_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The later one of the same seed counts, and nothing is said."""
+    for folder in ("a", "b"):
+        fake_run(tmp_path / folder, 0, 0.3)
+    compare([str(tmp_path)], form="csv")
+    out, err = capsys.readouterr()
+    assert [row["n"] for row in csv.DictReader(io.StringIO(out))] == ["1", "1"] and "not counted" not in err
+
+
 def test_runs_of_several_commits_are_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake_run(tmp_path, 0, 0.3)
-    other = fake_run(tmp_path, 1, 0.3)
+    other = fake_run(tmp_path, 1, 0.4)
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(sealed(manifest | {"git_commit": "def-dirty"})))
     compare([str(tmp_path)])

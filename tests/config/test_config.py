@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 
 from gradroute.config.build import from_mapping
+from gradroute.config.components import DOORS, STEPS
 from gradroute.config.compose import conf_dir, configuration
 from gradroute.config.identity import config_hash, to_mapping
-from gradroute.config.schema import Config
+from gradroute.config.schema import Config, GroupConfig, RegionConfig
+from gradroute.config.targets import KINDS, TARGET, locate
 from gradroute.errors import UserError
+from gradroute.running.exit_status import report_failure
 
 FOLDER = conf_dir() / "experiment"
 EXPERIMENTS = sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml"))
@@ -26,17 +28,18 @@ def test_every_experiment_composes_with_every_preset(experiment: str, trainer: s
     assert composed(f"experiment={experiment}", f"trainer={trainer}").trainer.preset == trainer
 
 
-@pytest.mark.parametrize("group", ["dataset", "model", "routing", "ablation"])
+@pytest.mark.parametrize("group", ["dataset", "model", "task", "routing", "ablation", "tracker"])
 def test_every_option_of_every_group_composes(group: str) -> None:
-    of_language = ("toy_stories", "text", "tinystories", "transformer", "hf", "forget_words", "words")
+    of_language = ("toy_stories", "text", "tinystories", "transformer", "hf", "forget_words", "words", "language")
     needed = {
+        "images": ["dataset.root=x"],
         "text": ["dataset.files=x"],
         "hf": ["model.pretrained=x", "dataset.tokenizer=pretrained"],
         "words_reserved": ["ablation.region=added"],
     }
     for option in (conf_dir() / group).glob("[!_]*.yaml"):
         around = ["experiment=stories_era/base"] if option.stem.startswith(of_language) else []
-        around = ["experiment=class_split"] if option.stem.startswith(("class_", "resnet")) else around
+        around = ["experiment=class_split"] if option.stem.startswith(("class", "resnet")) else around
         around = ["experiment=steering_scalar"] if option.stem.startswith("steering") else around
         composed(*around, f"{group}={option.stem}", *needed.get(option.stem, []))
 
@@ -46,7 +49,7 @@ def test_the_published_protocol_is_the_paper_preset() -> None:
     trainer = config.trainer
     assert (trainer.epochs, trainer.batch_size, trainer.lr, trainer.betas) == (200, 2048, 1e-3, [0.9, 0.999])
     assert (trainer.weight_decay, trainer.schedule, trainer.warmup_steps) == (5e-5, "constant", 0)
-    assert (config.model.hidden, config.model.encoding) == ([2048, 512], 32)
+    assert (config.model["hidden"], config.model["encoding"]) == ([2048, 512], 32)
     assert config.losses.l1 == {"top": 3e-3, "bottom": 3e-3} and config.losses.correlation == 0.1
 
 
@@ -72,7 +75,6 @@ BAD = [
     ("model.hidden=[]", "model.hidden"),
     ("seed=-1", "seed=-1"),
     ("ablation.region=botom", "did you mean bottom"),
-    ("ablation=zro", "did you mean zero"),
     ("steps=[trian]", "did you mean train"),
     ("steps=[evaluate,train]", "in this order"),
     ("losses.certificates=[tpo]", "did you mean top"),
@@ -87,7 +89,7 @@ BAD = [
     ("routing.labelled_fraction=1.5", "from 0 to 1"),
     ("+routing.label_noise.digits={false_positive:0.1}", "did you mean digits_"),
     ("+routing.label_noise.digits_0_4={false_positive:2}", "from 0 to 1"),
-    ("+routing.groups.digits_0_4.predicate=a:b", "by exactly one rule"),
+    ("routing.groups.digits_0_4={labels:[0],predicate:'a:b'}", "['labels', 'predicate']: must be by exactly one rule"),
     ("+routing.groups.digits_0_4.values=[1]", "given with column"),
     ("+routing.regions.top.parameters={a:null}", "either site or parameters"),
     ("ablation.region=[]", "null, a region, or a list"),
@@ -108,6 +110,7 @@ BAD = [
     ("trainer.device=meta", "auto, cpu, mps, cuda or cuda:N"),
     ("seed=1e99", "seed"),
     ("seed=9223372036854775808", "seed=9223372036854775808: must be from 0"),
+    ("seed=4294967296", "seed=4294967296: must be from 0 to 4294967295"),
     ("model.hidden=[1000000000]", "model.hidden=1000000000: must be from 1 to 65536"),
     ("model.decoders=7", "model.decoders=7: must be 1, or 2"),
     ("losses.correlation=inf", "losses.correlation=inf: must be from 0 to 1000000"),
@@ -157,6 +160,195 @@ def test_a_folder_of_ones_own_adds_experiments(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     text = (conf_dir() / "experiment" / "mnist_split.yaml").read_text()
     (tmp_path / "experiment" / "mine.yaml").write_text(text.replace("name: mnist_split", "name: mine"))
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        overrides = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
-        assert from_mapping(compose("config", overrides)).name == "mine"
+    assert configuration(["experiment=mine"], tmp_path).name == "mine"
+
+
+def test_a_seed_may_have_32_bits() -> None:
+    assert composed("seed=4294967295").seed == 4294967295
+    with pytest.raises(UserError, match=r"seeds=2: must be such that the last seed is at most 4294967295"):
+        composed("seed=4294967295", "seeds=2")
+
+
+BASE = "experiment=stories_era/base"  # whose group `forget` is documents with one of some words
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rule"),
+    [
+        (["forget={column: lang, values: [xx]}"], GroupConfig(column="lang", values=["xx"])),
+        (["forget.column=lang", "forget.values=[xx]"], GroupConfig(column="lang", values=["xx"])),
+        (["forget.values=[xx]", "forget.column=lang"], GroupConfig(column="lang", values=["xx"])),
+        (["forget.pattern='tr.e'"], GroupConfig(pattern="tr.e")),
+        (["forget={predicate: 'rules:is_xx'}"], GroupConfig(predicate="rules:is_xx")),
+        (["forget.labels=[0]", "forget.tokens=frequent"], GroupConfig(labels=[0], tokens="frequent")),
+        (["forget.words=[oak]"], GroupConfig(words=["oak"], tokens="frequent")),
+        (["forget={words: [oak]}"], GroupConfig(words=["oak"])),
+    ],
+    ids=str,
+)
+def test_a_rule_of_another_kind_replaces_a_groups_rule(overrides: list[str], rule: GroupConfig) -> None:
+    found = composed(BASE, *(f"routing.groups.{override}" for override in overrides))
+    assert found.routing.groups == {"forget": rule, "retain": GroupConfig(rest=True)}
+
+
+def test_tokens_alone_change_the_rule_that_is_there() -> None:
+    words = composed(BASE).routing.groups["forget"].words
+    for override in ("routing.groups.forget={tokens: all}", "routing.groups.forget.tokens=all"):
+        assert composed(BASE, override).routing.groups["forget"] == GroupConfig(words=words)
+    for two in (["{words: [oak], pattern: oak}"], [".words=[oak]", ".pattern=oak"]):
+        given = [f"routing.groups.forget{'' if '.' in part else '='}{part}" for part in two]
+        with pytest.raises(UserError, match=r"forget=\['words', 'pattern'\]: must be by exactly one rule"):
+            composed(BASE, *given)
+
+
+def test_names_of_ones_own_and_arguments_need_no_plus() -> None:
+    config = composed(
+        "routing.groups.few={labels: [3]}", "routing.groups.digits_0_4.labels=[0,1,2,4]",
+        "routing.regions.middle={site: decoder.act0, units: '0:8'}", "routing.routes.few={middle: 0, top: 0.5}",
+        "routing.routes.digits_0_4.middle=-1", "losses.l1.middle=0", "losses.groups={few: 2}", "model.decoders=3",
+        "model.encoding=48", "dataset.metadata=columns", "routing.label_noise.few={false_negative: 0.5}",
+        "routing.unlabelled=few", "losses.error={_target_: gradroute.training.measures.SquaredError}",
+        "losses.penalties=[{_target_: gradroute.training.penalties.L1, region: middle, weight: 0.5}]",
+        "finetune=null", "tracker={_target_: gradroute.running.trackers.Wandb, project: mine}",
+    )  # fmt: skip
+    routing, losses = config.routing, config.losses
+    assert routing.groups["few"] == GroupConfig(labels=[3])
+    assert routing.regions["middle"] == RegionConfig(site="decoder.act0", units="0:8")
+    assert routing.routes["few"] == {"middle": 0.0, "top": 0.5}
+    assert routing.routes["digits_0_4"] == {"bottom": 0.0, "middle": -1.0}
+    assert routing.unlabelled == "few" and routing.label_noise["few"].false_negative == 0.5
+    assert losses.l1 == {"top": 0.003, "bottom": 0.003, "middle": 0.0} and losses.groups == {"few": 2}
+    assert losses.error == {TARGET: "gradroute.training.measures.SquaredError"} and len(losses.penalties) == 1
+    assert (config.model["decoders"], config.model["encoding"], config.model["hidden"]) == (3, 48, [2048, 512])
+    assert config.dataset["metadata"] == "columns" and config.finetune is None
+    assert config.tracker == {TARGET: "gradroute.running.trackers.Wandb", "project": "mine", "mode": "offline"}
+
+
+def said(capsys: pytest.CaptureFixture[str], *overrides: str, folder: Path | None = None) -> str:
+    """The one line in which `gradroute-run` refuses overrides, with status 2."""
+    with pytest.raises(Exception) as error:
+        configuration(overrides, folder)
+    assert report_failure(error.value) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and line.isprintable()
+    return line
+
+
+COMPONENTS = [  # of a component what is wrong, and what is said
+    ("model._target_=autoencoder", "model._target_=autoencoder: must be the import path of a class or function"),
+    ("model._target_=no.such.Thing", "model._target_=no.such.Thing: there is no module 'no.such'; the current folder"),
+    ("model._target_=gradroute.models.autoencodr.Autoencoder", "there is no module 'gradroute.models.autoencodr'"),
+    ("model._target_=gradroute.models.autoencoder.Autoencodr", "'Autoencodr'; did you mean Autoencoder?"),
+    ("model._target_=gradroute.models.autoencoder.X", "'X'; valid: Autoencoder"),
+    ("model._target_=torch.nn.Linaer", "unknown name in torch.nn: 'Linaer'; did you mean Linear"),
+    ("dataset._target_=torch.nn.Linear", "dataset._target_=torch.nn.Linear: is not a data set; right is a subclass of"),
+    ("dataset._target_=json.dumps", "is not a data set; right is a subclass of Dataset"),
+    ("task._target_=gradroute.models.resnet.SplitResNet", "is not a task; right is a subclass of Task"),
+    ("ablation._target_=gradroute.tasks.classification.Classification", "is not an ablation; right is a subclass of A"),
+    ("model._target_=gradroute.tasks.ablations.Zero", "right is a subclass of Module or ModelPlan, or a function"),
+    ("measures=[{_target_: gradroute.training.penalties.L1}]", "L1: is not a measure; right is a subclass of Measure"),
+    ("steps=[train,{_target_: gradroute.training.penalties.L1}]", "is not a step; right is a subclass of Step"),
+    ("tracker={_target_: gradroute.steps.train.Train}", "is not a tracker; right is a subclass of Tracker"),
+    ("plots=[{_target_: gradroute.reporting.run_data.RunData}]", "unknown name in gradroute.reporting.run_data: 'RunD"),
+    ("dataset._target_=gradroute.data.images.dataset.ImageDataset", "has no load, which a data set must define"),
+    ("task._target_=gradroute.tasks.images.ImageTask", "has no batch, encodings, objective, samples, targets"),
+    ("steps=[train,{_target_: gradroute.steps.base.Step}]", "has no run, which a step must define"),
+    ("losses.penalties=[{_target_: gradroute.training.penalties.Penalty}]", "has no __call__, which a penalty must"),
+    ("model.hiden=[8]", "unknown key 'model.hiden'; did you mean hidden?"),
+    ("model.zzz=1", "unknown key 'model.zzz'; Autoencoder takes: hidden, encoding, decoders"),
+    ("ablation.rgion=top", "unknown key 'ablation.rgion'; did you mean region?"),
+    ("ablation.share=1", "unknown key 'ablation.share'; Zero takes: region"),
+    ("measures=[{_target_: gradroute.training.measures.SquaredError, x: 1}]", "'measures.0.x'; SquaredError takes: n"),
+    ("losses.penalties=[{_target_: gradroute.training.penalties.L1}]", "losses.penalties.0.region: L1 needs it; give"),
+    ("losses.penalties=[{_target_: gradroute.training.penalties.L1, region: tpo}]", "'tpo'; did you mean top?"),
+    ("model={_target_: torch.nn.Linear}", "model.in_features: Linear needs it; give model.in_features="),
+    ("plots=[{_target_: gradroute.reporting.plots_common.encoding}]", "plots.0.site: encoding needs it; give plots.0."),
+    ("dataset=images", "dataset.root: Missing mandatory value"),
+    ("finetune.group=digits_0_4", "finetune.documents: FineTune needs it"),
+    ("model.hidden=8", "model.hidden=8: must be a list"),
+    ("model.hidden=[a]", "model.hidden=a: must be a int"),
+    ("model.encoding=true", "model.encoding=True: must be a int"),
+    ("model.encoding=1.5", "model.encoding=1.5: must be a int"),
+    ("dataset.format=striips", "unknown value of dataset.format: 'striips'; did you mean strips?"),
+    ("dataset.root=3", "dataset.root=3: must be a str"),
+    ("losses.error=mae", "losses.error: must be a mapping"),
+    ("measures=mae", "measures: must be a list"),
+    ("measures=[mae]", "measures.0=mae: must be a mapping with _target_, the import path of a measure"),
+    ("steps=[train,3]", "steps.1=3: must be a mapping with _target_, the import path of a step"),
+    ("tracker={project: mine}", "must be a mapping with _target_, the import path of a tracker"),
+    ("model.encoding=65537", "model.encoding=65537: must be from 1 to 65536"),
+    ("model.hidden=[0]", "model.hidden=0: must be from 1 to 65536"),
+    ("ablation=zro", "unknown value of ablation: 'zro'; did you mean zero?"),
+    ("experiment=mnist_splt", "unknown value of experiment: 'mnist_splt'; did you mean mnist_split?"),
+    ("model=perceptron", "unknown value of model: 'perceptron'; valid: autoencoder, hf, resnet"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), COMPONENTS, ids=[o for o, _ in COMPONENTS])
+def test_mistakes_about_components_are_said_in_one_line(
+    override: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in said(capsys, override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=class_split", "task.augment={crp: 2}"], "unknown key 'task.augment.crp'; did you mean crop?"),
+        (["experiment=class_split", "task.augment.crop=65"], "task.augment.crop=65: must be from 0 to 64"),
+        (["experiment=class_split", "task.augment=3"], "task.augment=3: must be a mapping"),
+        (["experiment=stories_era", "finetune.grup=retain"], "unknown key 'finetune.grup'; did you mean group?"),
+        (["experiment=stories_era", "finetune.rate=-1"], "finetune.rate=-1.0: must be from 1e-06 to 10"),
+        (["experiment=stories_era", "completions.tokns=3"], "unknown key 'completions.tokns'; did you mean tokens?"),
+        (["experiment=stories_era", "dataset=mnist"], "MNIST has no documents, which task=LanguageModelling is about"),
+        (["dataset=toy_stories"], "ToyStories has no images, which task=Reconstruction is about; give dataset=mnist"),
+        (["model=resnet"], "SplitResNet is for classification, and task= is reconstruction; give task=classification"),
+        (["dataset=images", "dataset.root=x", "dataset.resize=[8]"], "dataset.resize=[8]: must be [height, width]"),
+        (["dataset=images", "dataset.root=x", "dataset.test_share=1"], "test_share=1.0: must be from 0.0001 to 0.9999"),
+        (["tracker=wandb", "tracker.mode=onlin"], "unknown value of tracker.mode: 'onlin'; did you mean online"),
+    ],
+    ids=str,
+)
+def test_so_are_mistakes_in_arguments(overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in said(capsys, *overrides)
+
+
+def test_every_component_of_ours_may_be_named() -> None:
+    named = [base for door in DOORS.values() for base in door.bases]
+    for target in [*named, *(target for target, _ in STEPS.values())]:
+        found = locate(target, "here")
+        assert KINDS & {f"{base.__module__}.{base.__qualname__}" for base in found.__mro__}
+
+
+def test_a_yaml_file_with_a_tab_says_where_and_what_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    path = tmp_path / "experiment" / "mine.yaml"
+    path.write_text("# @package _global_\nname: mine\ntrainer:\n\tepochs: 1\n")
+    line = said(capsys, "experiment=mine", folder=tmp_path)
+    assert line.startswith(f"error: {path}, line 4: is no YAML") and "indent with spaces, not tabs" in line
+    path.write_text("# @package _global_\ndefaults: [override /model: autoencodr]\n")
+    assert "unknown value of model: 'autoencodr'" in said(capsys, "experiment=mine", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (
+            "output_dir=dir with spaces",
+            "with: is no override; give key=value, and a value with spaces in quotes: 'ou",
+        ),
+        ("output_dir=dir(1)", "a text with special characters needs quotes: 'output_dir=\"dir(1)\"'"),
+        ("output_dir = runs", "output_dir: is no override; give key=value"),
+    ],
+)
+def test_values_that_need_quotes_say_so(words: str, right: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a shell splits what is not quoted."""
+    assert right in said(capsys, *words.split(" "))
+
+
+def test_a_quoted_folder_with_spaces_is_one_value() -> None:
+    for quoted in ("output_dir=dir with spaces", "output_dir='dir with spaces'", 'output_dir="dir with spaces"'):
+        assert composed(quoted).output_dir == "dir with spaces"
+    assert composed('output_dir="dir (1)"').output_dir == "dir (1)"

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 from robust import Hang, Tally, count, kept_data, trying, within
 
 from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
+from gradroute.config.compose import composed
 from gradroute.config.identity import flat, to_mapping
 from gradroute.config.schema import Config
 from gradroute.running.exit_status import report_failure
@@ -68,7 +67,7 @@ NAMES = [
 
 @functools.cache
 def _keys() -> list[str]:
-    leaves = list(flat(to_mapping(from_mapping(_composed([])))))
+    leaves = list(flat(to_mapping(from_mapping(composed(SMALL)))))
     parents = {key.rsplit(".", n)[0] for key in leaves for n in range(1, key.count(".") + 1)}
     schema = list(flat(to_mapping(Config())))
     made = [f"routing.{part}.new" for part in ("groups", "regions", "routes", "label_noise")]
@@ -82,11 +81,6 @@ def _keys() -> list[str]:
         "trainer.nothing",
     ]
     return sorted({*leaves, *parents, *schema, *made, *fields})
-
-
-def _composed(overrides: list[str]) -> Any:
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        return compose("config", [*SMALL, *overrides])
 
 
 VALUE = st.one_of(
@@ -139,8 +133,7 @@ def _renamed(mapping: dict[str, Any], renames: list[tuple[str, str]]) -> dict[st
 
 def attempt(overrides: list[str], renames: list[tuple[str, str]]) -> None:
     """Compose, check and set up a configuration, as `gradroute-run` does before it writes."""
-    composed = _composed(overrides)
-    config = from_mapping(composed)
+    config = from_mapping(composed([*SMALL, *overrides]))
     if renames:
         config = from_mapping(_renamed(to_mapping(config), renames))
     create(config)

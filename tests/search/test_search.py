@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from interrupted import Killed, at_checkpoint, die
+from robust import reseal
 
 from gradroute.commands.search import main
 from gradroute.config.compose import configuration
@@ -170,6 +171,31 @@ def test_the_guess_gives_each_unit_to_the_group_that_uses_more_of_itself_there(t
         shares.append(activity / activity.sum())
     assert found["routing.regions.top.units"] == torch.nonzero(shares[0] >= shares[1]).flatten().tolist()
     assert guess(config, run, "gradient", 0, seed=0)[0] != guessed
+
+
+def test_finals_with_the_numbers_of_another_seed_count_once(
+    conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Here the seed changes nothing, by a stand-in: the runs of three seeds are those of one, but for their number."""
+    monkeypatch.chdir(tmp_path)
+    few = ["search.trials=1", "search.random=0", "search.final.seeds=3"]
+    assert status(monkeypatch, *arguments(conf, *few)) == 0
+    folder = tmp_path / "outputs" / "searches" / "tiny"
+    runs = sorted((folder / "finals").glob("*/*_seed10?"))
+    assert len(runs) == 6
+    by_setting: dict[str, Path] = {}
+    for run in runs:
+        first = by_setting.setdefault(run.name.split("_")[-2], run)
+        if not run.name.endswith("seed102"):
+            (run / "summary.json").write_bytes((first / "summary.json").read_bytes())
+            reseal(run)
+    capfd.readouterr()
+    assert status(monkeypatch, *arguments(conf, *few)) == 0
+    said = capfd.readouterr().out
+    assert said.count("not counted, since their numbers are those of another seed to the bit: ") == 2
+    with (folder / "finals.csv").open() as file:
+        rows = [(row["finalist"], row["seed"]) for row in csv.DictReader(file)]
+    assert [seed for _, seed in rows] == ["100", "102"] * 2 and len({name for name, _ in rows}) == 2
 
 
 def test_a_later_override_of_the_same_key_counts() -> None:

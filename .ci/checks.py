@@ -1,5 +1,6 @@
 """What CI checks beside the tests: linters, types, the README's commands, every experiment, and a wheel install."""
 
+import ast
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "conf" / "experiment"
@@ -25,18 +27,60 @@ def call(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
     return result.stdout
 
 
+PAGES = ("README.md", "conf/README.md", "gradroute/README.md", "outputs/README.md", "scripts/README.md")
+NEEDS = ("RUN", "FOLDER", "my_conf", "photos", "--help", "resume=", "rerun=")  # an earlier run, or the user's own files
+
+
 def readme_commands(name: str = "gradroute-run") -> list[str]:
-    """Every line with a command that the README prints, except those that need an earlier run or a download."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """Every line with a command that a README prints, except those that need an earlier run or a download."""
+    text = "".join((ROOT / page).read_text() for page in PAGES)
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith(name) and "RUN" not in line and "FOLDER" not in line]
+    chosen = [line for line in lines if line.startswith(f"{name} ") and not any(word in line for word in NEEDS)]
+    return list(dict.fromkeys(chosen))
+
+
+def own_files() -> dict[str, str]:
+    """The files that the READMEs show, by the path on their first line."""
+    text = "".join((ROOT / page).read_text() for page in PAGES)
+    return dict(re.findall(r"```(?:yaml|python)\n# (\S+/\S+)\n(.*?)```", text, re.DOTALL))
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Path:
+    """The folder of a user who has written all files that the READMEs show."""
+    for path, text in own_files().items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    return tmp_path
 
 
 @pytest.mark.parametrize(
-    "command", [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)], ids=" ".join
+    "command", [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",), ("lint-imports",)], ids=" ".join
 )
-def test_linters_and_types_are_clean(command: tuple[str, ...]) -> None:
+def test_linters_types_and_imports_are_clean(command: tuple[str, ...]) -> None:
     call(*command)
+
+
+LARGEST_FILE, LARGEST_FUNCTION = 250, 50  # lines
+
+
+def test_files_and_functions_fit_on_a_screen() -> None:
+    large = []
+    for path in (ROOT / "gradroute").rglob("*.py"):
+        text = path.read_text()
+        if (lines := len(text.splitlines())) > LARGEST_FILE:
+            large.append(f"{path}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= LARGEST_FUNCTION:
+                large.append(f"{path}:{node.lineno}: {node.name}")
+    assert not large
+
+
+def test_the_top_level_has_what_belongs_there() -> None:
+    listed = {line.partition("/")[0] for line in call("git", "ls-files").splitlines()}
+    allowed = {"pyproject.toml", "conf", "gradroute", "scripts", "outputs", "tests", "README.md", "LICENSE"}
+    assert {name for name in listed if not name.startswith(".")} <= allowed
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -48,11 +92,24 @@ def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", readme_commands())
-def test_the_readme_commands_run(line: str, tmp_path: Path) -> None:
-    for folder, text in own_configurations().items():
-        (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / folder).write_text(text)
-    call(*shlex.split(line, comments=True), "trainer=smoke", cwd=tmp_path)
+def test_the_commands_of_the_readmes_run(line: str, user: Path) -> None:
+    words = shlex.split(line, comments=True)
+    call(*words, *([] if "trainer=smoke" in words else ["trainer=smoke"]), cwd=user)
+
+
+@pytest.mark.parametrize("line", readme_commands("gradroute-tokens"))
+def test_the_token_commands_of_the_readmes_run(line: str, user: Path) -> None:
+    call(*shlex.split(line, comments=True), cwd=user)
+
+
+def test_a_folder_of_photos_runs_as_the_readme_says(tmp_path: Path) -> None:
+    (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if "dataset.root=photos" in line]
+    for number, name in enumerate(("boats", "cars", "trees")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for picture in range(20):
+            colour = (60 * number + picture, 255 - 9 * picture, 90)
+            Image.new("RGB", (40 + number, 50), colour).save(tmp_path / "photos" / name / f"{picture}.png")
+    call(*shlex.split(line), "trainer=smoke", cwd=tmp_path)
 
 
 SEARCHED = [
@@ -62,19 +119,10 @@ SEARCHED = [
 
 
 @pytest.mark.parametrize("line", readme_commands("gradroute-search"))
-def test_the_readme_searches_run(line: str, tmp_path: Path) -> None:
-    for folder, text in own_configurations().items():
-        (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / folder).write_text(text)
-    call(*shlex.split(line, comments=True), *SEARCHED, cwd=tmp_path)
-    (page,) = tmp_path.glob("outputs/searches/*/search.html")
+def test_the_searches_of_the_readmes_run(line: str, user: Path) -> None:
+    call(*shlex.split(line, comments=True), *SEARCHED, cwd=user)
+    (page,) = user.glob("outputs/searches/*/search.html")
     assert "minus the hand-made mask" in page.read_text()
-
-
-def own_configurations() -> dict[str, str]:
-    """The YAML files that the README shows, by the path on their first line."""
-    blocks = re.findall(r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return dict(blocks)
 
 
 def test_a_wheel_has_the_configurations_and_the_data(tmp_path: Path) -> None:
@@ -84,5 +132,5 @@ def test_a_wheel_has_the_configurations_and_the_data(tmp_path: Path) -> None:
     site, cache = str(tmp_path / "site"), str(tmp_path / "data")
     origin = call(sys.executable, "-c", "import gradroute; print(gradroute.__file__)", cwd=tmp_path, PYTHONPATH=site)
     assert Path(origin.strip()).is_relative_to(tmp_path / "site")
-    arguments = (sys.executable, "-m", "gradroute.commands.run", "trainer=smoke")
+    arguments = (sys.executable, "-m", "gradroute", "trainer=smoke")
     call(*arguments, cwd=tmp_path, PYTHONPATH=site, GRADROUTE_DATA=cache)

@@ -65,14 +65,16 @@ def reconstructions(run: RunData) -> Figure:
 def training_curves(run: RunData) -> Figure:
     """Training losses by epoch, and the test MSE of each group on the way."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    train = [r for r in run.rows if r["split"] == "train" and r["metric"] == "mae"]
     groups = run.names["groups"]
+    train = [r for r in run.rows if r["split"] == "train" and r["head"] in ("decoder", "certificate")]
+    error = train[0]["metric"] if train else "mae"
     for head, region, group in dict.fromkeys((r["head"], r["region"], r["group"]) for r in train):
         points = [r for r in train if (r["head"], r["region"], r["group"]) == (head, region, group)]
         style = LINE_STYLES[groups.index(group) % 4] if group in groups else "-"
         name = run.title(head, region) + (f", {group}" if group in groups else "")
         _curve(left, points, run.colour(region), style, name)
-    left.set_ylabel("training loss: MAE (pixel, pixels in [−1, 1])")
+    unit = next((r["unit"] for r in train), "pixel")
+    left.set_ylabel(f"training loss: {error.upper() if error in ('mae', 'mse') else error} ({unit})".replace("-1", "−1"))
     test = [r for r in run.rows if r["split"] == "test" and r["metric"] == "mse" and r["group"] in groups]
     for head, region, group in dict.fromkeys((r["head"], r["region"], r["group"]) for r in test):
         points = [r for r in test if (r["head"], r["region"], r["group"]) == (head, region, group)]

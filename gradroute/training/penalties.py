@@ -26,8 +26,10 @@ class Penalty(ABC):
     name: ClassVar[str]
     unit: ClassVar[str]
     whole_batch: ClassVar[bool] = False
-    weight: float = 1.0
     region: str = "all"
+
+    def __init__(self, weight: Weight = 1.0) -> None:
+        self.weight = weight
 
     @abstractmethod
     def __call__(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -40,7 +42,8 @@ class L1(Penalty):
     name, unit = "l1", "mean L1 norm of the region's activations"
 
     def __init__(self, region: str, weight: Weight = 1.0) -> None:
-        self.region, self.weight = region, weight
+        super().__init__(weight)
+        self.region = region
 
     def __call__(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:  # noqa: D102
         return l1_penalty(activations[self.region])
@@ -50,9 +53,6 @@ class Correlation(Penalty):
     """Mean |correlation| over pairs of units in different regions; `losses.correlation` is a shorthand for it."""
 
     name, unit, whole_batch = "correlation", "mean |correlation|, 0 to 1", True
-
-    def __init__(self, weight: Weight = 1.0) -> None:
-        self.weight = weight
 
     def __call__(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:  # noqa: D102
         return correlation_penalty(list(activations.values()))

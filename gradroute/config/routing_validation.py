@@ -58,6 +58,8 @@ def _check_region(where: str, region: RegionConfig) -> None:
     right = "a module's name, a glob, or a list of them"
     named = bool(given) and all(isinstance(s, str) and s for s in given)
     require(region.site is None or named, f"{where}.site", region.site, right)
+    known = region.output is None or type(region.output) in (int, str)
+    require(known, f"{where}.output", region.output, "the number of an output, or its key")
     alone = region.parameters is None or (region.units is None and region.output is None)
     require(alone, where, region.units, "without units and output: parameters have their own units")
     named = region.parameters is None or bool(region.parameters)

@@ -92,6 +92,7 @@ BAD = [
     ("routing.groups.digits_0_4={labels:[0],predicate:'a:b'}", "['labels', 'predicate']: must be by exactly one rule"),
     ("+routing.groups.digits_0_4.values=[1]", "given with column"),
     ("+routing.regions.top.parameters={a:null}", "either site or parameters"),
+    ("routing.regions.top.output=[]", "routing.regions.top.output=[]: must be the number of an output, or its key"),
     ("ablation.region=[]", "null, a region, or a list"),
     ("trainer.batches=grouped", "did you mean by_group"),
     ("ledger.every=0", "ledger.every=0"),

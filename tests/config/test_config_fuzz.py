@@ -34,7 +34,9 @@ WORDS = [
     "'a.b'", "'a b'", "'<script>alert(1)</script>'", "'[/red]'", "half", "train", "all", "default", "digit_3", "keys",
     "a" * 300, "'.'", "'..'", "'0:4'", "'0:99999999999'", "'0:" + "9" * 5000 + "'", "'4:2'", "0:4", "encoder", "top",
     "decoder.act0", "'*'", "'???'", "'\\${seed}'", "${seed}", "${nothing}", "${oc.env:HOME}", "'os:system'", "cuda:99",
-    "mnist", "smoke", "'\ud800'", "'\x00'",
+    "mnist", "smoke", "'\ud800'", "'\x00'", "gradroute.models.resnet.SplitResNet", "torch.nn.Linear", "os.getcwd",
+    "gradroute.tasks.base.Task", "gradroute.load", "no.such.Thing", "gradroute.training.measures.ACCURACY",
+    "gradroute.data.text.datasets.ToyStories",
 ]  # fmt: skip
 LISTS = [
     "[]", "[0]", "[0.9]", "[0.9,0.95]", "[1,2,3]", "[a]", "[[1]]", "[null]", "[true,false]", "[nan,0.5]",
@@ -46,6 +48,11 @@ MAPPINGS = [
     "{heads:[1],of:8}", "{weight:1,start:" + "9" * 400 + "}",
     "{labels:[0,1]}", "{site:encoder,units:'0:4'}", "{site:decoder}", "{top:1}", "{false_positive:0.5}",
     "{column:x,values:[1]}", "{predicate:'os:getcwd'}", "{a:{b:{c:{d:1}}}}", "{_target_:os.system}",
+    "{_target_:gradroute.tasks.ablations.Mean}", "[{_target_:gradroute.training.measures.AbsoluteError}]",
+    "[{_target_:gradroute.training.penalties.L1,region:top}]", "[{_target_:gradroute.training.penalties.L1,region:{}}]",
+    "[{_target_:[]}]", "{_target_:{_target_:a.b}}", "{_target_:gradroute.models.autoencoder.Autoencoder,hidden:[8]}",
+    "{_target_:gradroute.records.atomic.write_atomically,path:x,text:y}",
+    "[train,{_target_:gradroute.steps.report.Report}]",
 ]  # fmt: skip
 GOOD = [  # each is right by itself
     "seed=3", "trainer.lr=0.01", "trainer.epochs=2", "trainer.batch_size=16", "trainer.betas=[0.5,0.9]",
@@ -73,6 +80,7 @@ def _keys() -> list[str]:
     made = [f"routing.{part}.new" for part in ("groups", "regions", "routes", "label_noise")]
     fields = [f"routing.groups.digits_0_4.{f}" for f in ("labels", "column", "values", "predicate")]
     fields += [f"routing.regions.top.{f}" for f in ("site", "units", "axis", "output", "parameters")]
+    fields += [f"{key}.{name}" for key in ("model", "dataset", "task", "ablation") for name in ("_target_", "new")]
     fields += [
         "routing.routes.digits_0_4.top",
         "losses.l1.top",

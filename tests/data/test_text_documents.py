@@ -12,7 +12,7 @@ from gradroute.errors import UserError
 
 ROWS = [{"text": "a tree", "year": 1900, "kind": "tale", "tags": [1]}, {"text": "the sea"}, {"text": " \n"},
         {"text": "é\nb", "kind": "poem"}]  # fmt: skip
-SAMPLE = Path(__file__).parent.parent.parent / "shared" / "data" / "tinystories_sample.txt.xz"
+SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "tinystories_sample.txt.xz"
 
 
 def test_plain_text_is_one_document_or_several(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_parquet_folders_are_read_in_order_and_as_datasets_reads_them(tmp_path: 
     assert found == Documents(["a", "b", "c"], {"length": ["1", "1", "1"]})
     pytest.importorskip("datasets", reason="needs gradroute[hf]")
     assert from_hub(str(tmp_path), "train", "story") == found
-    with pytest.raises(UserError, match=r"row 1: unknown field 'text'; valid: story, length"):
+    with pytest.raises(UserError, match=r"row 1: has no field 'text', .* story, length; set dataset.field=story"):
         from_hub(str(tmp_path), "train")
     with pytest.raises(UserError, match=r"split 'tset': cannot be loaded \["):
         from_hub(str(tmp_path), "tset", "story")
@@ -74,7 +74,9 @@ MISTAKES: list[tuple[dict[str, bytes], str]] = [
     ({"a.txt": b"caf\xc3\xa9 \xe9t"}, "a.txt: byte 6 (0xe9) is not UTF-8"),
     ({"a.txt.xz": b"not xz"}, "a.txt.xz: cannot be read ("),
     ({"a.txt.xz": lzma.compress(b"ab\xff")}, "a.txt.xz: byte 2 (0xff) is not UTF-8"),
-    ({"a.jsonl": b'{"text": "x"}\n{"txt": "y"}'}, "a.jsonl, line 2: unknown field 'text'; did you mean txt?"),
+    ({"a.jsonl": b'{"text": "x"}\n{"txt": "y"}'}, "a.jsonl, line 2: has no field 'text', its fields are txt; set data"),
+    ({"a.jsonl": b'{"n": 1, "t": "x", "story": "Once"}'}, "its fields are n, t, story; set dataset.field=story"),
+    ({"a.jsonl": b'{"n": 1}'}, "has no field 'text', its fields are n; no field of it is text"),
     ({"a.jsonl": b'{"text": 3}'}, "row 1: field 'text' is a int, not text"),
     ({"a.jsonl": b'\n{"text": }'}, "a.jsonl, line 2: is not JSON (Expecting value at column 10)"),
     ({"a.jsonl": b"[1]"}, "a.jsonl, line 1: is a list; give an object with 'text'"),

@@ -30,7 +30,7 @@ WORDS, BPE = train_words(STORIES.texts), train_bpe(STORIES.texts, 700)
 CORPUS = Corpus.of(WORDS.encode(STORIES.texts), WORDS.end)
 FOREST = torch.tensor([yes == "yes" for yes in STORIES.columns["forest"]])
 MARKERS = concepts()["forest"].markers
-SAMPLE = Path(__file__).parent.parent.parent / "shared" / "data" / "tinystories_sample.txt.xz"
+SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "tinystories_sample.txt.xz"
 corpora = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=6)
 
 

@@ -48,13 +48,16 @@ def decode(
             image = ImageOps.exif_transpose(opened)
             if resize is not None:
                 if image.mode in ("P", "1"):
-                    image = image.convert("RGB")
+                    image = image.convert("RGB" if image.mode == "P" else "L")
                 image = image.resize((resize[1], resize[0]), Image.Resampling.BILINEAR)
-            if image.mode in DEEP and not coloured:
-                return np.array(image).astype(np.uint16)
-            plain = image.mode in ("1", "L", "LA", *DEEP)
+            if image.mode in DEEP:  # PIL would cut its values off at 255
+                deep = np.array(image).astype(np.uint16)
+                return np.repeat(deep[..., None], 3, -1) if coloured else deep
+            plain = image.mode in ("1", "L", "LA")
             return np.array(image.convert("L" if coloured is False or (coloured is None and plain) else "RGB"))
     except UnidentifiedImageError:
         raise UserError(f"{path}: is no {' or '.join(sorted(set(FORMATS.values()), reverse=True))}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # PIL raises many kinds for a damaged file
         raise UserError(f"{path}: damaged ({reason(error)})") from None

@@ -27,11 +27,11 @@ from rich.table import Table
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
-from gradroute.data.images import load as datasets
+from gradroute.config.targets import build
+from gradroute.data.images.dataset import Images
 from gradroute.models.autoencoder import Autoencoder
 from gradroute.records.provenance import hardware
-from gradroute.tasks.base import Problem, create
-from gradroute.tasks.parts import build
+from gradroute.tasks.base import Task, create
 from gradroute.training.devices import computing
 from gradroute.training.fit import Fit, Training
 
@@ -71,9 +71,15 @@ def spread(values: list[float], digits: int = 3) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def textbook(data: datasets.Images, config: Config, device: str) -> Step:
+def read(config: Config, device: str) -> Images:
+    """All data of a configuration, on the device."""
+    images: Images = build(config.dataset, "dataset").tensors()
+    return images.to(torch.device(device))
+
+
+def textbook(data: Images, config: Config, device: str) -> Step:
     """One epoch as published: two decoder passes with `detach`."""
-    parts = build(config, list(config.routing.groups), torch.zeros(1, 784, device=device))
+    parts = create(config, data).parts
     model, certificates = parts.model, parts.certificates
     assert isinstance(model, Autoencoder)
     optimizer = torch.optim.Adam([*model.parameters(), *certificates.parameters()], lr=1e-3, weight_decay=5e-5)
@@ -102,21 +108,21 @@ def textbook(data: datasets.Images, config: Config, device: str) -> Step:
     return epoch
 
 
-def ours(data: datasets.Images, configs: list[Config], updates: int | None = None, ledger: bool = False) -> Step:
+def ours(data: Images, configs: list[Config], updates: int | None = None, ledger: bool = False) -> Step:
     """One epoch, or so many updates, of these configurations trained together."""
-    problems = [create(config, data) for config in configs]
+    tasks = [create(config, data) for config in configs]
     trainer = replace(configs[0].trainer, epochs=1)
     points = min(len(data.train_images), updates * trainer.batch_size) if updates else len(data.train_images)
 
-    def task(problem: Problem, config: Config) -> Task:
+    def training(task: Task, config: Config) -> Training:
         order = torch.Generator().manual_seed(config.seed)
         own = replace(config.trainer, epochs=1)
-        return Training("train", problem.objective(), problem.batch, points, own, order)
+        return Training("train", task.objective(), task.batch, points, own, order)
 
-    tasks = [task(problem, config) for problem, config in zip(problems, configs, strict=True)]
+    trainings = [training(task, config) for task, config in zip(tasks, configs, strict=True)]
 
     def epoch() -> None:
-        fit = Fit(tasks, configs[0].trainer.precision, problems[0].device)
+        fit = Fit(trainings, configs[0].trainer.precision, tasks[0].device)
         fit.run()
 
     return epoch
@@ -149,7 +155,7 @@ def epochs(device: str, rounds: int) -> list[Row]:
     if device == "cuda":
         overrides["paper, TF32"] = ["trainer=paper", "trainer.precision=tf32"]
     configs = {name: configured(f"trainer.device={device}", *given) for name, given in overrides.items()}
-    data = datasets.load(configs["fast"].dataset).to(torch.device(device))
+    data = read(configs["fast"], device)
     steps = {"textbook": textbook(data, configs["paper"], device)}
     steps |= {name: ours(data, [config]) for name, config in configs.items()}
     before = {p: ceiling(p, device, rounds) for p in sorted({c.trainer.precision for c in configs.values()})}
@@ -179,7 +185,7 @@ def stacks(device: str, rounds: int) -> list[Row]:
     sizes = (1, 2, 4) if device == "cpu" else (1, 2, 4, 8, 16, 20, 32)
     for preset in ("paper", "fast"):
         configs = [configured(f"trainer={preset}", f"trainer.device={device}", f"seed={s}") for s in range(max(sizes))]
-        data, updates = datasets.load(configs[0].dataset).to(torch.device(device)), 4 if preset == "paper" else 12
+        data, updates = read(configs[0], device), 4 if preset == "paper" else 12
         steps = {str(n): ours(data, configs[:n], updates) for n in sizes}
         trainer = configs[0].trainer
         needed = trainer.epochs * -(-IMAGES // trainer.batch_size)
@@ -194,7 +200,7 @@ def growth(device: str, rounds: int) -> list[Row]:
     variants = {f"width {w}": [f"model.hidden=[{w},{w // 4}]"] for w in (512, 1024, 2048, 4096)}
     variants |= {f"batch {b}": [f"trainer.batch_size={b}"] for b in (128, 512, 2048, 8192)}
     configs = {n: configured("trainer=paper", f"trainer.device={device}", *given) for n, given in variants.items()}
-    data = datasets.load(next(iter(configs.values())).dataset).to(torch.device(device))
+    data = read(next(iter(configs.values())), device)
     seconds = timed({name: ours(data, [config], 3) for name, config in configs.items()}, rounds, device)
     return [
         {"what": f"one update, {name}", "seconds": spread([t / 3 for t in times])} for name, times in seconds.items()

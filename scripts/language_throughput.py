@@ -15,11 +15,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from routing_overhead import Step, ledger_of, measure
 
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
+from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
 from gradroute.records.provenance import hardware
 from gradroute.tasks.language import LanguageModelling
@@ -31,13 +29,13 @@ from gradroute.training.gradients import Single
 
 def kind(config: Config, routed: bool, opened: ExitStack | None) -> tuple[Step, int]:
     """One step of a training of its own, and its tokens; compiled if `opened` takes what closes the compiler."""
-    problem = LanguageModelling(config)
-    model, trainer = problem.model, config.trainer
-    plain = NextTokenObjective(model, problem.names, config.losses, bool((problem.labelled == -1).any()))
-    objective = problem.objective() if routed else plain
-    program = Single(objective, trainer, partial(computing, trainer.precision, problem.device), None)
+    task = LanguageModelling(config)
+    model, trainer = task.model, config.trainer
+    plain = NextTokenObjective(model, task.names, config.losses, bool((task.labelled == -1).any()))
+    objective = task.objective() if routed else plain
+    program = Single(objective, trainer, partial(computing, trainer.precision, task.device), None)
     program.set_rates([trainer.lr / 10])
-    ledger = ledger_of(problem.router, problem.routed)
+    ledger = ledger_of(task.router, task.routed)
     order, number = torch.Generator().manual_seed(0), iter(range(10**9))
     if opened is not None and routed:
         opened.enter_context(compiled(objective))
@@ -45,18 +43,18 @@ def kind(config: Config, routed: bool, opened: ExitStack | None) -> tuple[Step, 
         objective.program = torch.compile(model.forward, dynamic=False)
 
     def step() -> None:
-        torch.use_deterministic_algorithms(opened is not None and problem.device.type == "cpu")
-        rows = torch.randint(problem.points, (trainer.batch_size,), generator=order).to(problem.device)
+        torch.use_deterministic_algorithms(opened is not None and task.device.type == "cpu")
+        rows = torch.randint(task.points, (trainer.batch_size,), generator=order).to(task.device)
         now = next(number)
-        problem.at_step(now)
+        task.at_step(now)
         if routed:
-            objective.monitor = ledger.begin(now, problem.routed[rows])
-        program.gradients([problem.batch(rows)])
+            objective.monitor = ledger.begin(now, task.routed[rows])
+        program.gradients([task.batch(rows)])
         program.update()
-        if problem.device.type == "cuda":
+        if task.device.type == "cuda":
             torch.cuda.synchronize()
 
-    return step, trainer.batch_size * problem.data.length
+    return step, trainer.batch_size * task.data.length
 
 
 def main() -> None:
@@ -69,8 +67,7 @@ def main() -> None:
     random.seed(0)
     named = any(given.startswith("experiment=") for given in a.overrides)
     given = a.overrides if named else ["experiment=stories_era", *a.overrides]
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        configs = [from_mapping(compose("config", given)) for _ in range(4)]
+    configs = [configuration(given) for _ in range(4)]
     facts: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, **hardware()}
     facts |= {"threads": torch.get_num_threads(), "overrides": given}
     print(facts)

@@ -13,10 +13,7 @@ import shutil
 from pathlib import Path
 from statistics import mean
 
-from hydra import compose, initialize_config_dir
-
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
+from gradroute.config.compose import configuration
 from gradroute.errors import UserError
 from gradroute.records.run_reader import read_config, read_file, read_manifest
 from gradroute.running.runner import execute
@@ -37,7 +34,7 @@ def spread(values: list[float]) -> str:
     return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def row(run: Path) -> str:
+def row(run: Path, dataset: str) -> str:
     """A run's line of the table."""
     manifest = read_manifest(run)
     config = read_config(run, manifest)
@@ -51,7 +48,7 @@ def row(run: Path) -> str:
     decoder = mean(found["decoder", "all", group, "mse"] for group in groups)
     scores = [found["score", "all", group, "localization"] for group in groups]
     parts = r" \| ".join("".join(map(str, rule.labels)) for rule in config.routing.groups.values())
-    cells = [f"{config.dataset.name}: {parts}", spread(own), spread(other), f"{decoder:.3f}"]
+    cells = [f"{dataset}: {parts}", spread(own), spread(other), f"{decoder:.3f}"]
     return f"| {' | '.join(cells)} | {min(scores):.2f} to {max(scores):.2f} |"
 
 
@@ -71,11 +68,10 @@ def main() -> None:
     for number in arguments.only or range(len(wanted)):
         dataset, groups, root = wanted[number]
         overrides = [f"dataset={dataset}", f"split.groups={json.dumps(groups)}", *root, *arguments.overrides]
-        with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-            (run,) = execute([from_mapping(compose("config", overrides))], reuse=True)
+        (run,) = execute([configuration(overrides)], reuse=True)
         if not isinstance(run, Path):
             raise SystemExit(str(run)) if isinstance(run, UserError) else run
-        print(row(run), flush=True)
+        print(row(run, dataset), flush=True)
         if arguments.figures:
             arguments.figures.mkdir(parents=True, exist_ok=True)
             name = "_".join("".join(map(str, part)) for part in groups)

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.extend(str(Path(__file__).parent.parent / "tests" / part) for part in (".", "config", "records", "running"))
 
 import test_config_fuzz
 import test_corruption

@@ -19,17 +19,15 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 from gradroute import ParameterRouter, Region, Router
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
+from gradroute.config.compose import configuration
 from gradroute.records.provenance import hardware
 from gradroute.routing.sites import hooked
-from gradroute.tasks.image_objectives import absolute_error
 from gradroute.tasks.reconstruction import Reconstruction
 from gradroute.training.ledger import Ledger
+from gradroute.training.measures import MAE
 from gradroute.training.objectives import group_means
 from gradroute.training.penalties import correlation_penalty, l1_penalty
 
@@ -59,14 +57,13 @@ def textbook(router: Router, group: torch.Tensor) -> ExitStack:
 
 def autoencoder() -> dict[str, Step]:
     """The main job's training step with the paper's preset, in the precision that `auto` picks."""
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        problem = Reconstruction(from_mapping(compose("config", ["trainer=paper", "trainer.train_limit=2048"])))
-    model: Any = problem.model
-    images, group, objective = problem.data.train_images, problem.routed, problem.objective()
-    parameters = [*model.parameters(), *problem.certificates.parameters()]
+    task = Reconstruction(configuration(["trainer=paper", "trainer.train_limit=2048"]))
+    model: Any = task.model
+    images, group, objective = task.data.train_images, task.routed, task.objective()
+    parameters = [*model.parameters(), *task.certificates.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, weight_decay=5e-5, fused=True)
-    ledger, step = ledger_of(problem.router, group), iter(range(10**9))
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=problem.config.trainer.precision == "bfloat16")
+    ledger, step = ledger_of(task.router, group), iter(range(10**9))
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=task.config.trainer.precision == "bfloat16")
 
     def finish(loss: torch.Tensor) -> None:
         optimizer.zero_grad()
@@ -83,16 +80,16 @@ def autoencoder() -> dict[str, Step]:
         z = model.encoder(images)
         seen = z if mask is None else mask * z + (1 - mask) * z.detach()
         parts = {"top": z[:, :16], "bottom": z[:, 16:]}
-        terms = [group_means(absolute_error(model.decoder(seen), images), group, 2).sum()]
+        terms = [group_means(MAE(model.decoder(seen), images), group, 2).sum()]
         for name, part in parts.items():
-            terms.append(absolute_error(problem.certificates[name](part.detach()), images).mean())
+            terms.append(MAE(task.certificates[name](part.detach()), images).mean())
             terms.append(3e-3 * l1_penalty(part.float()))
         terms.append(0.1 * correlation_penalty([part.float() for part in parts.values()]))
         return torch.stack(terms).sum()
 
     def routed() -> None:
         number = next(step)
-        problem.router.at_step(number)
+        task.router.at_step(number)
         objective.monitor = ledger.begin(number, group)
         with autocast:
             terms = objective(images, group)
@@ -101,7 +98,7 @@ def autoencoder() -> dict[str, Step]:
     return {
         "unrouted": lambda: by_hand(None),
         "routed + ledger": routed,
-        "textbook detach": lambda: by_hand(problem.router.masks["encoder"][group]),
+        "textbook detach": lambda: by_hand(task.router.masks["encoder"][group]),
     }
 
 

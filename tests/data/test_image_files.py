@@ -1,4 +1,4 @@
-"""Images from files of other kinds: CIFAR's pickles, folders of PNGs, strips; and what is refused of each."""
+"""Images from files of other kinds: CIFAR's pickles, and strips; and what is refused of each."""
 
 import json
 import pickle
@@ -9,31 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from PIL import Image
+from pictures import pictures, scaled, write_png
 from torchvision.datasets import cifar
 
 from gradroute import load
-from gradroute.config.build import from_mapping
-from gradroute.config.compose import conf_dir
-from gradroute.config.schema import DatasetConfig
-from gradroute.data.images import load as datasets
+from gradroute.config.compose import configuration
+from gradroute.data.images.torchvision import CIFAR10, CIFAR100, FashionMNIST
 from gradroute.errors import UserError
 from gradroute.running.runner import execute
-
-
-def pictures(number: int, *shape: int) -> torch.Tensor:
-    """Random pixels `(number, *shape)` uint8."""
-    return torch.randint(0, 256, (number, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
-
-
-def write_png(pixels: torch.Tensor, path: Path) -> None:
-    """Write `(channels, height, width)`."""
-    Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy()).save(path)
-
-
-def scaled(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels.flatten(1).float() / 127.5 - 1
 
 
 def write_strips(folder: Path, coloured: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,40 +30,16 @@ def write_strips(folder: Path, coloured: bool = True) -> tuple[torch.Tensor, tor
     return train, test
 
 
-def write_folder(folder: Path, names: tuple[str, ...], size: int = 32) -> dict[str, torch.Tensor]:
-    """One image of each class in each part; returns them by path."""
-    written = {}
-    for number, (part, name) in enumerate((part, name) for part in ("train", "test") for name in names):
-        (folder / part / name).mkdir(parents=True)
-        written[f"{part}/{name}"] = pictures(number + 1, 3, size, size)[-1]
-        write_png(written[f"{part}/{name}"], folder / part / name / "a.png")
-    return written
-
-
-@pytest.mark.parametrize(("name", "coloured"), [("cifar10", True), ("fashion_mnist", False)])
-def test_strips_are_read_row_by_row(tmp_path: Path, name: str, coloured: bool) -> None:
+@pytest.mark.parametrize(("kind", "coloured"), [(CIFAR10, True), (FashionMNIST, False)])
+def test_strips_are_read_row_by_row(tmp_path: Path, kind: type[CIFAR10 | FashionMNIST], coloured: bool) -> None:
     train, test = write_strips(tmp_path, coloured)
-    data = datasets.load(DatasetConfig(name, str(tmp_path), "strips"))
+    data = kind(str(tmp_path), "strips").tensors()
     torch.testing.assert_close(data.train_images, scaled(train))
     torch.testing.assert_close(data.test_images, scaled(test))
     assert data.train_labels.tolist() == [3, 1, 4, 1, 5] and data.test_labels.tolist() == [9, 2]
     assert data.shape == ((3, 32, 32) if coloured else (28, 28)) and data.classes == 10
-    limited = datasets.load(DatasetConfig(name, str(tmp_path), "strips"), 2, 1)
+    limited = kind(str(tmp_path), "strips").tensors(2, 1)
     assert len(limited.train_images) == 2 and limited.sha256 == data.sha256
-
-
-@pytest.mark.parametrize(
-    ("names", "labels"), [(("cat", "airplane", "dog"), [1, 0, 2]), (("7", "0", "03"), [7, 0, 3])], ids=str
-)
-def test_folders_are_classes(tmp_path: Path, names: tuple[str, ...], labels: list[int]) -> None:
-    written = write_folder(tmp_path, names)
-    data = datasets.load(DatasetConfig("cifar10", str(tmp_path), "folder"))
-    for part, images, found in (
-        ("train", data.train_images, data.train_labels), ("test", data.test_images, data.test_labels)
-    ):  # fmt: skip
-        for name, label in zip(names, labels, strict=True):
-            (row,) = (found == label).nonzero().flatten()
-            torch.testing.assert_close(images[row], scaled(written[f"{part}/{name}"][None])[0])
 
 
 def write_cifar(root: Path, class_name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray[Any, Any]]:
@@ -103,12 +62,13 @@ def write_cifar(root: Path, class_name: str, monkeypatch: pytest.MonkeyPatch) ->
     return pixels
 
 
-@pytest.mark.parametrize(("name", "class_name", "classes"), [("cifar10", "CIFAR10", 10), ("cifar100", "CIFAR100", 100)])
+@pytest.mark.parametrize(("kind", "classes"), [(CIFAR10, 10), (CIFAR100, 100)])
 def test_cifar_is_read_through_torchvision_which_compares_its_files_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, class_name: str, classes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[CIFAR10 | CIFAR100], classes: int
 ) -> None:
+    class_name, name = kind.__name__, kind.__name__.lower()
     pixels = write_cifar(tmp_path, class_name, monkeypatch)
-    data = datasets.load(DatasetConfig(name, str(tmp_path)))
+    data = kind(str(tmp_path)).tensors()
     expected = np.concatenate(list(pixels.values())[:-1])
     torch.testing.assert_close(data.train_images, scaled(torch.from_numpy(expected)))
     assert data.classes == classes and data.shape == (3, 32, 32) and data.test_labels.tolist()[:3] == [0, 1, 2]
@@ -117,7 +77,7 @@ def test_cifar_is_read_through_torchvision_which_compares_its_files_first(
     with pytest.raises(
         UserError, match=rf"dataset={name}: no readable cifar-.* files in .*\[Dataset not found or corr"
     ):
-        datasets.load(DatasetConfig(name, str(tmp_path)))
+        kind(str(tmp_path)).tensors()
 
 
 def _drop(name: str) -> Any:
@@ -150,25 +110,13 @@ def test_what_is_wrong_with_strips_is_said(tmp_path: Path, damage: Any, message:
     write_strips(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError) as error:
-        datasets.load(DatasetConfig("cifar10", str(tmp_path), "strips"))
+        CIFAR10(str(tmp_path), "strips").tensors()
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_is_wrong_with_folders_is_said(tmp_path: Path) -> None:
-    config = DatasetConfig("cifar10", str(tmp_path / "images"), "folder")
-    for make, message in (
-        (lambda: None, "cannot be read"),
-        (lambda: (tmp_path / "images" / "train").mkdir(parents=True), "cannot be read"),
-        (lambda: (tmp_path / "images" / "test" / "ship").mkdir(parents=True), "no folder in train"),
-        (lambda: (tmp_path / "images" / "train" / "cat").mkdir(), "test/ship is not in train"),
-        (lambda: (tmp_path / "images" / "train" / "ship").mkdir(), "no .png in it"),
-        (lambda: write_png(pictures(1, 3, 28, 32)[0], tmp_path / "images" / "train" / "cat" / "1.png"),
-         "the image is 32 x 28; right is 32 x 32"),
-    ):  # fmt: skip
-        make()
-        with pytest.raises(UserError) as error:
-            datasets.load(config)
-        assert message in str(error.value) and "\n" not in str(error.value)
+def test_strips_need_a_folder() -> None:
+    with pytest.raises(UserError, match=r"dataset.root=None: must be the folder that dataset.format=strips is about"):
+        CIFAR10(format="strips")
 
 
 def test_an_autoencoder_takes_coloured_images(tmp_path: Path) -> None:
@@ -178,8 +126,7 @@ def test_an_autoencoder_takes_coloured_images(tmp_path: Path) -> None:
         (tmp_path / f"{part}_labels.json").write_text(str([i % 10 for i in range(30)]))
     changes = ["trainer=smoke", "dataset=cifar10", "dataset.format=strips", f"dataset.root={tmp_path}",
                "model.hidden=[8]", "trainer.batch_size=16", f"output_dir={tmp_path}"]  # fmt: skip
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        (run,) = execute([from_mapping(compose("config", changes))])
+    (run,) = execute([configuration(changes)])
     assert isinstance(run, Path), run
     assert (run / "plots" / "reconstructions.png").is_file()
     assert load(run).model(torch.zeros(1, 3072)).shape == (1, 3072)

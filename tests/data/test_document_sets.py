@@ -10,7 +10,8 @@ from robust import one_line
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
-from gradroute.data.text.corpora import load_texts
+from gradroute.config.targets import build
+from gradroute.data.text.corpora import Texts
 from gradroute.data.text.toy_stories import generate
 from gradroute.errors import UserError
 
@@ -42,33 +43,39 @@ def config(*changes: str) -> Config:
     return configuration([*SMALL, *changes])
 
 
+def read(own: Config, *limits: int) -> Texts:
+    found: Texts = build(own.dataset, "dataset").tensors(*limits)
+    return found
+
+
 def test_splits_are_trained_on_and_tested_on(stories: Path) -> None:
-    texts = load_texts(config(f"dataset.hub={stories}").dataset)
+    texts = read(config(f"dataset.hub={stories}"))
     assert texts.train.documents.texts == STORIES[:80] and texts.test.documents.texts == STORIES[80:]
     assert texts.train.documents.columns["number"][:3] == ["0", "1", "2"]
     changes = ["dataset.stories=null", "dataset.test_stories=10"]
-    few = load_texts(config(f"dataset.hub={stories}", *changes).dataset, 30, 5)
+    few = read(config(f"dataset.hub={stories}", *changes), 30, 5)
     assert few.train.documents.texts == STORIES[:30] and few.test.documents.texts == STORIES[80:85]
 
 
 def test_one_split_is_read_as_a_file_is(stories: Path) -> None:
     counts = ["dataset.stories=50", "dataset.test_stories=20"]
-    hub = load_texts(config(f"dataset.hub={stories}", "dataset.test_split=null", *counts).dataset)
+    hub = read(config(f"dataset.hub={stories}", "dataset.test_split=null", *counts))
     files = ["dataset=text", f"dataset.files={stories}/train.jsonl", "dataset.vocabulary=null"]
-    assert hub.sha256 == load_texts(config(*files, *counts).dataset).sha256
+    assert hub.sha256 == read(config(*files, *counts)).sha256
     assert hub.test.documents.texts == STORIES[50:70]
 
 
 MISTAKES = [
     (["dataset.split=tset"], r"split 'tset': cannot be loaded \["),
-    (["dataset.field=txt"], "row 1: unknown field 'txt'; did you mean text"),
+    (["dataset.field=txt"], "row 1: has no field 'txt', its fields are text, number; set dataset.field=text"),
     (["dataset.test_stories=41"], "split 'validation': 40 documents, not dataset.test_stories=41; lower it"),
     (["dataset.test_split=null", "dataset.test_stories=80"], "80 documents, of which .* are to test on"),
     (["dataset.split=''"], "dataset.split='': must be the name of a split"),
-    (["+dataset.files=x"], "dataset.text: give either files, .* or hub"),
-    (["dataset.hub=null"], "dataset.split=train: must be left out"),
-    (["dataset.hub=null", "dataset.test_split=null"], "dataset.text: give either files, .* or hub"),
-    (["dataset.name=toy_stories"], "toy stories are written, not read; use dataset=tinystories"),
+    (["dataset.files=x"], "unknown key 'dataset.files'; HubTexts takes: hub, split, test_split, field, stories"),
+    (["dataset.hub=null"], "dataset.hub=None: must be a str"),
+    (["dataset.hub=''"], "dataset.hub='': must be the name of a data set"),
+    (["dataset=text", "dataset.files=x"], "unknown key 'dataset.hub'; TextFiles takes: files, field, stories"),
+    (["dataset=toy_stories"], "unknown key 'dataset.hub'; ToyStories takes: concept, share, stories"),
     (["dataset.tokenizer=pretrained"], "dataset.tokenizer=pretrained: must be words, bpe or a path"),
 ]
 
@@ -76,7 +83,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("changes", "message"), MISTAKES, ids=[" ".join(changes) for changes, _ in MISTAKES])
 def test_mistakes_are_said_in_one_line(stories: Path, changes: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        load_texts(config(f"dataset.hub={stories}", *changes).dataset)
+        read(config(f"dataset.hub={stories}", *changes))
     assert one_line(error.value)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gradroute.commands.help import help_text
 from gradroute.config.compose import conf_dir, use_code_of
-from gradroute.config.overrides import prepared
+from gradroute.config.overrides import plain, prepared
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records.run_reader import RUN_CODE
@@ -80,7 +80,7 @@ def _composed_jobs(plan: Plan, makes: bool) -> Callable[[], None]:
         for source in hydra_config.runtime.config_sources:
             if source.provider == "command-line":
                 use_code_of(Path(source.path))
-        made = Job(list(hydra_config.overrides.task))
+        made = Job(plain(hydra_config.overrides.task))
         if hydra_config.mode == RunMode.MULTIRUN:
             plan.folder, made.number = Path(hydra_config.sweep.dir), int(hydra_config.job.num)
         try:

@@ -58,6 +58,11 @@ def prepared(overrides: Sequence[str]) -> list[str]:
     return [*map(_opened, overrides), *_cleared_rules(overrides)]
 
 
+def plain(overrides: Sequence[str]) -> list[str]:
+    """Overrides as a user writes them, without the `++` that `prepared` adds."""
+    return [o[2:] if o.startswith("++") and _opened(o[2:]) == o else o for o in overrides]
+
+
 def _opened(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals or key[:1] in "+~-":

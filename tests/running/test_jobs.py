@@ -54,6 +54,10 @@ def test_a_serial_sweep_has_an_index_too(serial: Path) -> None:
     assert [row["job"] for row in rows] == [str(number) for number in range(4)]
     assert {row["state"] for row in rows} == {"finished"} and all(float(row["seconds"]) > 0 for row in rows)
     assert all(row["headline"].startswith("mse ") for row in rows)
+    given = [
+        f"seed={seed} routing={routing} {' '.join(SMALL)}" for seed in (0, 1) for routing in ("mnist_halves", "none")
+    ]
+    assert [row["overrides"] for row in rows] == given
 
 
 def test_processes_make_the_runs_that_one_makes(serial: Path, command: Command, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from gradroute.routing import ParameterRouter, Router, Site
 from gradroute.routing.ablation import Ablation, together
 from gradroute.tasks.ablations import AblationMethod
 from gradroute.tasks.evaluation import Head
+from gradroute.tasks.own_measures import units_of
 from gradroute.tasks.parts import Parts
 from gradroute.training.devices import pick_device, pick_precision
-from gradroute.training.measures import Measure
 from gradroute.training.objectives import Batch, Objective
 from gradroute.training.penalties import penalties_of
 from gradroute.training.weights import own_tensors
@@ -92,7 +92,8 @@ class Task(ABC):
         method, regions = locate(config.ablation[TARGET], "ablation"), config.routing.regions
         given = config.ablation["region"]
         for penalty in penalties_of(config.losses):
-            one_of("losses.penalties (region)", penalty.region, ("all", *regions))
+            seen = [name for name, region in regions.items() if region.parameters is None]
+            one_of("losses.penalties (region)", penalty.region, ("all", *seen))
         for name in [given] if isinstance(given, str) else given or regions:
             if regions[name].parameters is not None and not method.of_parameters:
                 fault = f"region '{name}' is parameters and has no activations"
@@ -193,25 +194,9 @@ class Task(ABC):
         """What the run found out and a component may ask for, such as `shape` and `classes`."""
         return {}
 
-    def own_measures(self) -> list[Measure]:
-        """The measures that the configuration adds. Raises: UserError for two of one name."""
-        found = [build(m, f"measures.{i}", **self.found) for i, m in enumerate(self.config.measures)]
-        names = [measure.name for measure in found]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"measures: '{twice[0]}' is there twice; give each another name")
-        return found
-
-    def own_error(self) -> Measure | None:
-        """The error that the configuration trains on, if it names one."""
-        error = self.config.losses.error
-        return None if error is None else build(error, "losses.error", **self.found)
-
     def units(self) -> dict[str, str]:
         """The units of the metrics that the configuration adds, by name."""
-        found = {each.name: each.unit for each in self.own_measures()}
-        found |= {each.name: each.unit for each in penalties_of(self.config.losses, own_l1=True)}
-        error = self.own_error()
-        return found | ({error.name: error.unit} if error else {})
+        return units_of(self.config, self.found)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weights of everything that was trained, by name, on the CPU."""

@@ -79,7 +79,6 @@ class Classification(ImageTask):
             fit(self.train_images)
         for module in (self.model, self.certificates):
             module.to(memory_format=self.memory_format)
-            module.eval()  # `in_training` sets what it trains to training
 
     def objective(self) -> ClassificationObjective:
         """The training loss."""

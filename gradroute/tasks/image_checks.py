@@ -20,12 +20,17 @@ def indivisible(config: Config) -> str | None:
     return "batch norm (model.norm)" if config.model.get("norm") == "batch" else None
 
 
-def check_images(config: Config) -> None:
-    """Raise UserError for settings that do not fit images."""
-    require_dataset(config, ImageDataset, "images", "dataset=mnist, dataset=images")
+def require_divisible(config: Config) -> None:
+    """Raise UserError if batches are to be taken in parts and something takes a batch as a whole."""
     if reason := indivisible(config):
         right = f"1: {reason} takes a batch as a whole"
         require(config.trainer.accumulate == 1, "trainer.accumulate", config.trainer.accumulate, right)
+
+
+def check_images(config: Config) -> None:
+    """Raise UserError for settings that do not fit images."""
+    require_dataset(config, ImageDataset, "images", "dataset=mnist, dataset=images")
+    require_divisible(config)
     rules = [name for name, rule in config.routing.groups.items() if rule.tokens != "all"]
     require(not rules, "routing.groups", rules, "without tokens=: images have none")
     for key in ("tune_steps", "unlearn_steps"):

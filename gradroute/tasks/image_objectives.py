@@ -150,10 +150,11 @@ class ReconstructionObjective(DecoderObjective):
 
     def forward(self, images: torch.Tensor, group_index: torch.Tensor, *part: Any) -> Terms:
         """Terms for images, as the model takes them, with group numbers `(batch,)`; `part`: what `parts` adds."""
-        with self.router.route(group_index, self.monitor) as activations:
-            inputs = (images, group_index) if self.several_decoders else (images,)
-            reconstruction = self.output(*inputs).flatten(1)
-        return self.terms(reconstruction, images.flatten(1), group_index, activations, *part)
+        inputs = (images, group_index) if self.several_decoders else (images,)
+        with in_training(self):
+            with self.router.route(group_index, self.monitor) as activations:
+                reconstruction = self.output(*inputs).flatten(1)
+            return self.terms(reconstruction, images.flatten(1), group_index, activations, *part)
 
 
 class ClassificationObjective(DecoderObjective):

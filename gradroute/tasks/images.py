@@ -14,7 +14,7 @@ from gradroute.config.schema import Config
 from gradroute.config.targets import TARGET, build, locate
 from gradroute.data.groups import Part, assign
 from gradroute.data.images.dataset import Images
-from gradroute.models.base import ModelPlan, plan_of
+from gradroute.models.base import plan_of
 from gradroute.routing import Router, Site
 from gradroute.routing.ablation import Ablation
 from gradroute.routing.routes import owned
@@ -23,12 +23,14 @@ from gradroute.tasks.evaluation import Head, activations_at, errors, image_error
 from gradroute.tasks.image_checks import check_images
 from gradroute.tasks.image_memory import require_image_memory
 from gradroute.tasks.image_objectives import CertificateObjective, DecoderObjective
+from gradroute.tasks.own_measures import error_of, measures_of, try_measures
 from gradroute.tasks.parts import assemble, read_regions
 from gradroute.training.measures import Measure
 from gradroute.training.objectives import Batch
 
 NORM_POINTS = 2048  # test points whose norms are measured
 ENCODINGS_PER_LABEL = 50  # in the report
+FEW = 16  # images to try things on
 
 
 class ImageTask(Task):
@@ -58,22 +60,20 @@ class ImageTask(Task):
         self.check_groups()
         plan = plan_of(config.model)
         self.flat = bool(getattr(locate(config.model[TARGET], "model"), "flat_inputs", False))
-        shape = self.shaped(self.data.train_images[:1]).shape[1:]
-        require_image_memory(config, plan, self.found, shape, self.outputs, self.device, self.points)
-        self._assemble(plan)
+        first = self.shaped(self.data.train_images[:1])
+        require_image_memory(config, plan, self.found, first.shape[1:], self.outputs, self.device, self.points)
+        torch.manual_seed(config.seed)  # which alone decides how the model and its certificates begin
+        model = plan.build(**self.found).to(self.device).eval()  # a loss sets what it trains to training
+        self.parts = assemble(model, config.routing, config.losses, self.names, first, self.outputs)
+        self.certificates, self.fresh = self.parts.certificates.eval(), nn.ModuleDict()
         self.train_images, self.test_images = map(self.shaped, (self.data.train_images, self.data.test_images))
-        self.measures = {each.name: each for each in (*self.default_measures, *self.own_measures())}
-        self.error = self.own_error() or self.default_error
+        self.measures = {each.name: each for each in measures_of(config, self.found, self.default_measures)}
+        self.error = error_of(config, self.found) or self.default_error
         self.built()
         self.try_ablations()
-
-    def _assemble(self, plan: ModelPlan) -> None:
-        """Build the model, its routes and its certificates; the seed alone decides how they begin."""
-        torch.manual_seed(self.config.seed)
-        model = plan.build(**self.found).to(self.device)
-        example = self.shaped(self.data.train_images[:1])
-        self.parts = assemble(model, self.config.routing, self.config.losses, self.names, example, self.outputs)
-        self.certificates, self.fresh = self.parts.certificates, nn.ModuleDict()
+        if config.measures or config.losses.error:
+            few = self.heads([], self.test_images[:FEW], self.test_groups[:FEW])[Head("decoder", "all")]
+            try_measures(config, self.found, few, self.targets(train=False)[:FEW])
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -168,7 +168,7 @@ class ImageTask(Task):
 
     def example(self) -> torch.Tensor:
         """A few test images."""
-        return self.test_images[:16]
+        return self.test_images[:FEW]
 
     def activations(self, sites: tuple[Site, ...]) -> dict[str, torch.Tensor]:
         """Activations of the training images at some sites, by name."""

@@ -22,12 +22,14 @@ from gradroute.models.base import ModelPlan, plan_of
 from gradroute.models.pretrained import HuggingFace
 from gradroute.routing import Site
 from gradroute.routing.ablation import Ablation
+from gradroute.routing.sites import undisturbed
 from gradroute.tasks.base import Measurement, Task
 from gradroute.tasks.evaluation import Head, activations_at
 from gradroute.tasks.language_checks import build_completions, check_language, objectives_of_relearning
 from gradroute.tasks.language_losses import group_means, token_values
 from gradroute.tasks.language_objective import NextTokenObjective
 from gradroute.tasks.language_texts import as_json, completions, encoded, token_weights
+from gradroute.tasks.own_measures import error_of, measures_of, try_measures
 from gradroute.tasks.parts import assemble
 from gradroute.training.measures import CROSS_ENTROPY
 from gradroute.training.memory import COPIES, FLOAT, activation_numbers, parameter_numbers, require_memory
@@ -75,8 +77,12 @@ class LanguageModelling(Task):
         torch.manual_seed(config.seed)
         model = self.plan.build(**self.found).to(self.device)
         self.parts = assemble(model, config.routing, config.losses, self.names, self.example()[:1])
-        self.error, self.measures = self.own_error(), self.own_measures()
+        self.error, self.measures = error_of(config, self.found), measures_of(config, self.found, [CROSS_ENTROPY])
         self.try_ablations()
+        if config.measures or config.losses.error:
+            tokens = self.example()[:1]
+            with undisturbed(self.model), torch.no_grad():
+                try_measures(config, self.found, self.model(tokens).float().flatten(0, 1), tokens.flatten())
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -165,11 +171,12 @@ class LanguageModelling(Task):
 
     def activations(self, sites: tuple[Site, ...]) -> dict[str, torch.Tensor]:
         """Activations of rows to train on at some sites, by name."""
-        return activations_at(self.model, sites, self._rows[0][:SHOWN])
+        with undisturbed(self.model):
+            return activations_at(self.model, sites, self._rows[0][:SHOWN])
 
     def losses(self, model: nn.Module, part: Part) -> dict[str, torch.Tensor]:
         """Each measure of each of a part's tokens, by the position that predicts it, `(total,)`; 0 of a last one."""
-        return token_values(model, part, [CROSS_ENTROPY, *self.measures], self.device)
+        return token_values(model, part, self.measures, self.device)
 
     def group_losses(self, model: nn.Module, part: Part, groups: torch.Tensor) -> dict[str, float]:
         """Mean cross-entropy, in nats per token, of each group's documents."""

@@ -8,7 +8,7 @@ from gradroute.data.text.datasets import TextDataset
 from gradroute.errors import UserError
 from gradroute.models.pretrained import HuggingFace
 from gradroute.records.metrics import RELEARNED
-from gradroute.tasks.image_checks import require_dataset
+from gradroute.tasks.image_checks import require_dataset, require_divisible
 from gradroute.tasks.language_texts import Completions
 
 LATER = ("unlearn", "finetune", "relearn")  # steps that train after the training
@@ -20,6 +20,7 @@ def check_language(config: Config) -> None:
     certified, batches = config.losses.certificates, config.trainer.batches
     require(not certified, "losses.certificates", certified, "[] of a language model")
     require(not config.losses.correlation, "losses.correlation", config.losses.correlation, "0 of a language model")
+    require_divisible(config)
     require(batches == "mixed", "trainer.batches", batches, "mixed: a row has several documents")
     names, target = step_names(config), locate(config.model[TARGET], "model")
     require("certify" not in names, "steps", names, "without certify: a language model has no certificates")

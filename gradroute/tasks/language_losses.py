@@ -8,25 +8,26 @@ from torch import nn
 
 from gradroute.data.text.corpora import Part
 from gradroute.data.text.packing import IGNORED
+from gradroute.routing.sites import undisturbed
 from gradroute.training.measures import CROSS_ENTROPY, Measure
 
 ROWS = 64  # at once
 
 
-@torch.no_grad()
 def token_values(
     model: nn.Module, part: Part, measures: Sequence[Measure], device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Each measure of each of a part's tokens, by the position that predicts it, `(total,)`; 0 of a last one."""
     found: dict[str, list[torch.Tensor]] = {}
-    for rows in torch.arange(len(part.packed)).split(ROWS):
-        tokens, targets, documents = (
-            t[rows].to(device) for t in (part.packed.tokens, part.packed.targets, part.packed.documents)
-        )
-        logits = model(tokens, documents).float().flatten(0, 1)
-        for measure in measures:
-            each = _values(measure, logits, targets.flatten())
-            found.setdefault(measure.name, []).append(each.view_as(tokens).cpu())
+    with undisturbed(model), torch.no_grad():
+        for rows in torch.arange(len(part.packed)).split(ROWS):
+            tokens, targets, documents = (
+                t[rows].to(device) for t in (part.packed.tokens, part.packed.targets, part.packed.documents)
+            )
+            logits = model(tokens, documents).float().flatten(0, 1)
+            for measure in measures:
+                each = _values(measure, logits, targets.flatten())
+                found.setdefault(measure.name, []).append(each.view_as(tokens).cpu())
     return {name: part.packed.gathered(torch.cat(values)) for name, values in found.items()}
 
 

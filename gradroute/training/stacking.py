@@ -22,7 +22,7 @@ def shape_of(config: Config) -> str:
         del mapping[key]
     for key in ("lr", "betas", "momentum", "weight_decay"):
         del mapping["trainer"][key]
-    mapping["losses"] = {"certificates": config.losses.certificates}
+    mapping["losses"] = {"certificates": config.losses.certificates, "error": config.losses.error}
     routes = config.routing.routes.items()
     timed = {f"{g} {r}": v for g, row in routes for r, v in row.items() if isinstance(v, dict)}
     mapping["routing"]["routes"] = timed  # a plain weight is a number like the others

@@ -109,6 +109,9 @@ def test_what_cannot_be_stacked_is_trained_alone_or_refused() -> None:
         together(by_group, "cuda")
     shapes = [config(), config("model.encoding=16", "routing.regions.bottom.units=8:16"), config("seed=5")]
     assert [[c.seed for c in s] for s in together(shapes, "cuda")] == [[0, 5], [0]]
+    squared = "losses.error={_target_: gradroute.training.measures.SquaredError}"
+    errors = [config(), config(squared), config("seed=5"), config(squared, "seed=6")]
+    assert [[c.seed for c in s] for s in together(errors, "cuda")] == [[0, 5], [0, 6]]
     for own, sizes in ((shapes[:1] * 3, [2, 1]), (shapes[:1], [1])):
         for each in own:
             each.stack = 2

@@ -1,0 +1,53 @@
+"""The measures and the error that a configuration adds to a task's own, built and tried on a few points."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from gradroute.config.schema import Config
+from gradroute.config.targets import build
+from gradroute.errors import UserError
+from gradroute.training.measures import Measure
+from gradroute.training.penalties import penalties_of
+
+Found = Mapping[str, Any]  # what a run found out: see `Task.found`
+
+
+def error_of(config: Config, found: Found) -> Measure | None:
+    """The error that the configuration trains on, if it names one."""
+    error = config.losses.error
+    return None if error is None else build(error, "losses.error", **found)
+
+
+def measures_of(config: Config, found: Found, besides: Sequence[Measure] = ()) -> list[Measure]:
+    """`besides` and the measures that the configuration adds. Raises: UserError for two of one name."""
+    own: list[Measure] = [build(m, f"measures.{i}", **found) for i, m in enumerate(config.measures)]
+    every = [*besides, *own]
+    names = [measure.name for measure in every]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"measures: '{twice[0]}' is there twice; give each another name")
+    return every
+
+
+def units_of(config: Config, found: Found) -> dict[str, str]:
+    """The units of the metrics that the configuration adds, by name."""
+    error = error_of(config, found)
+    units = {measure.name: measure.unit for measure in measures_of(config, found)}
+    units |= {penalty.name: penalty.unit for penalty in penalties_of(config.losses, own_l1=True)}
+    return units | ({error.name: error.unit} if error else {})
+
+
+def try_measures(config: Config, found: Found, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+    """Raise UserError for a measure, or an error, that gives no value for each of a few points: before the training."""
+    error = error_of(config, found)
+    own = [("measures", each) for each in measures_of(config, found)] + ([("losses.error", error)] if error else [])
+    for key, measure in own:
+        try:
+            shape = tuple(measure(outputs, targets).shape)
+        except Exception as fault:  # whatever the user's code raises
+            reason = (str(fault).splitlines() or [""])[0]
+            raise UserError(f"{key}: '{measure.name}' fails ({type(fault).__name__}: {reason})") from fault
+        if shape != (len(outputs),):
+            right = f"({len(outputs)},), a value for each point"
+            raise UserError(f"{key}: '{measure.name}' gives a tensor of shape {shape}; right is {right}")

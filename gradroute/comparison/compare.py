@@ -20,6 +20,8 @@ HIDDEN = (
     "output_dir",
     "dataset.root",
     "trainer.device",
+    "tracker",
+    "plots",
     "ledger",
     "checkpoint",
     "completions",

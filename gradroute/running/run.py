@@ -15,7 +15,7 @@ from gradroute.records.run_folder import RunFolder, Unwritten
 from gradroute.records.run_reader import read_manifest
 from gradroute.running.progress import Progress
 from gradroute.running.resume import restore, save_checkpoint
-from gradroute.running.trackers import track
+from gradroute.running.trackers import track, tracker_of
 from gradroute.running.warm_start import find_donor, reuse_training
 from gradroute.steps.base import RunState, Step, Watch
 from gradroute.tasks.base import create
@@ -55,6 +55,7 @@ class Run(RunState):
         self.donor = find_donor(config, self.task.sha256)
         if config.trainer.compile and self.donor is None:
             require_compiler(self.task.device)
+        tracker = None if helps else tracker_of(config)
         self.order.manual_seed(config.seed)
         self.stacked, self.watch = stacked, watch
         self.error: Exception | None = None
@@ -67,7 +68,7 @@ class Run(RunState):
             self.folder = (Unwritten if helps else RunFolder)(folder, read_manifest(folder))
         self.folder.units |= units
         self.progress: Progress = Progress(self.folder.log, quiet)
-        self.tracker = None if helps else track(self)
+        self.tracker = track(tracker, self)
         if folder is not None:
             try:
                 restore(self, self.steps, checkpoint)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from gradroute.config.identity import flat, to_mapping
 from gradroute.config.limits import Text
+from gradroute.config.schema import Config
 from gradroute.config.targets import build
 from gradroute.errors import UserError
 from gradroute.steps.base import RunState
@@ -153,11 +154,15 @@ class Tracking:
             self.folder.log(f"tracker: {fault}")
 
 
-def track(run: RunState) -> Tracking | None:
-    """The tracker that a run's configuration names, at work; None if it names none. Raises: UserError."""
-    if run.config.tracker is None:
+def tracker_of(config: Config) -> Tracker | None:
+    """The tracker that a configuration names, if it names one. Raises: UserError if its package is not installed."""
+    return None if config.tracker is None else build(config.tracker, "tracker")
+
+
+def track(tracker: Tracker | None, run: RunState) -> Tracking | None:
+    """Let a tracker begin with a run. Raises: UserError if it cannot."""
+    if tracker is None:
         return None
-    tracker: Tracker = build(run.config.tracker, "tracker")
     try:
         return Tracking(tracker, run)
     except Exception as error:

@@ -74,7 +74,8 @@ def training_curves(run: RunData) -> Figure:
         name = run.title(head, region) + (f", {group}" if group in groups else "")
         _curve(left, points, run.colour(region), style, name)
     unit = next((r["unit"] for r in train), "pixel")
-    left.set_ylabel(f"training loss: {error.upper() if error in ('mae', 'mse') else error} ({unit})".replace("-1", "−1"))
+    name = error.upper() if error in ("mae", "mse") else error
+    left.set_ylabel(f"training loss: {name} ({unit})".replace("-1", "−1"))
     test = [r for r in run.rows if r["split"] == "test" and r["metric"] == "mse" and r["group"] in groups]
     for head, region, group in dict.fromkeys((r["head"], r["region"], r["group"]) for r in test):
         points = [r for r in test if (r["head"], r["region"], r["group"]) == (head, region, group)]

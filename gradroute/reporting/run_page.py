@@ -48,9 +48,8 @@ def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
         ]
         if ours:
             agrees = "agrees with" if abs(ours[0] - value) <= TOLERANCE else "differs from"
-            lines.append(
-                f"{head} {region} on {group}: {metric} {ours[0]:.3f}, which {agrees} the published {value:.2f} ± {half:.2f}."
-            )
+            said = f"{metric} {ours[0]:.3f}, which {agrees} the published {value:.2f} ± {half:.2f}"
+            lines.append(f"{head} {region} on {group}: {said}.")
     return lines
 
 

@@ -140,6 +140,8 @@ def remove(name: str, router: Router, example: torch.Tensor) -> Ablation:
 def overwritten(
     router: Router | ParameterRouter, name: str, values: Callable[[nn.Parameter, nn.Module], torch.Tensor]
 ) -> Applied:
+    """What gives the parameters of a region other values: `values` of a parameter and its module, of its whole shape."""
+
     @contextmanager
     def applied(model: nn.Module) -> Iterator[nn.Module]:
         parts = router.parts(name)

@@ -168,7 +168,8 @@ class Router:
         except RuntimeError as error:
             if "_MaskGradient" in str(error) and "inplace" in str(error):
                 right = "for module in model.modules(): module.inplace = False"
-                raise UserError(f"an activation was modified in place after its mask; before routing, {right}") from error
+                fault = "an activation was modified in place after its mask"
+                raise UserError(f"{fault}; before routing, {right}") from error
             raise
         finally:
             self._active = [other for other in self._active if other is not entry]

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent.parent
 def executed(cells: list[str], folder: Path) -> list[str]:
     """The text that each cell of a new notebook shows. Raises: CellExecutionError."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    here = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=240, kernel_name="python3", resources=here).execute()
     shown = []
     for cell in notebook.cells:
         outputs = [o.get("text", "") + str(o.get("data", {}).get("text/html", "")) for o in cell.outputs]

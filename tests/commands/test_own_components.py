@@ -1,4 +1,4 @@
-"""A user's own data set, model, step, measure, ablation and plot, through every command: `tests/lab` is all there is."""
+"""A user's own data set, model, step, measure, ablation and plot, all in `tests/lab`, through every command."""
 
 import json
 import os
@@ -37,7 +37,8 @@ def test_the_run_has_what_each_component_adds(made: Path) -> None:
     metrics = pd.read_csv(made / "metrics.csv")
     final = metrics[(metrics["split"] == "test") & (metrics["step"] == metrics["step"].max())]
     worst = final[final["metric"] == "worst_pixel"]
-    assert set(worst["head"]) == {"decoder", "certificate", "decoder_ablated"} and set(worst["group"]) >= {"red", "blue"}
+    assert set(worst["head"]) == {"decoder", "certificate", "decoder_ablated"}
+    assert set(worst["group"]) >= {"red", "blue"}
     assert set(worst["unit"]) == {"pixel, pixels in [-1, 1]"} and bool((worst["value"] <= 2.5).all())
     assert final[final["metric"] == "code_distance"]["value"].item() > 0
     whole, ablated = (final[(final["head"] == head) & (final["metric"] == "mse")]["value"].mean()
@@ -80,15 +81,13 @@ assert run.model(torch.zeros(2, 3, 64, 48)).shape == (2, 3, 64, 48) and set(run.
 
 
 def test_it_is_swept_compared_and_gone_on_with(forked: Command, tmp_path: Path) -> None:
-    sweep = ("-m", *RUN, "seed=0,1", "dataset.count=64,72", "steps=[train,evaluate]")
+    sweep = ("-m", *RUN, "seed=0,1", "losses.correlation=0,0.01", "steps=[train,evaluate]")
     result = forked("gradroute-run", *sweep, cwd=tmp_path)
-    assert result.returncode == 2 and "different data sets cannot be compared" in result.stdout + result.stderr or (
-        result.returncode == 0
-    )
+    assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "outputs" / "shapes").iterdir())) == 4
     result = forked("gradroute-run", *sweep, cwd=tmp_path)
     assert result.stdout.count("already finished") == 4
-    compared = forked("gradroute-compare", "outputs/shapes", "--where", "dataset.count=64", "--metric", "worst_pixel",
+    compared = forked("gradroute-compare", "outputs/shapes", "--where", "losses.correlation=0.01", "--metric", "worst_pixel",
                       "--format", "csv", cwd=tmp_path)  # fmt: skip
     assert compared.returncode == 0 and "shapes" in compared.stdout, compared.stderr
     assert set(pd.read_csv(pd.io.common.StringIO(compared.stdout))["n"]) == {2}
@@ -103,15 +102,15 @@ def test_it_is_searched(forked: Command, tmp_path: Path) -> None:
 
 def test_a_stack_of_it_is_refused_clearly(forked: Command, tmp_path: Path) -> None:
     result = forked("gradroute-run", *RUN, "seeds=2", "stack=2", cwd=tmp_path)
-    assert result.returncode == 2 and "shapes.ConvAutoencoder: it is trained alone; set stack=1 or auto" in result.stderr
+    assert result.returncode == 2
+    assert "shapes.ConvAutoencoder: it is trained alone; set stack=1 or auto" in result.stderr
 
 
 def test_a_killed_run_is_resumed_to_the_bit(made: Path, tmp_path: Path) -> None:
     sizes = ("trainer.epochs=40", "checkpoint.minutes=0", "steps=[train,evaluate]")
     command = [sys.executable, "-m", "gradroute", *RUN, *sizes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole = subprocess.run([*command, "output_dir=whole"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
+    subprocess.run([*command, "output_dir=whole"], cwd=tmp_path, env=environment, capture_output=True, check=True)
     process = subprocess.Popen([*command, "output_dir=cut"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("cut/shapes/*/checkpoints/000003")) and time.monotonic() < deadline:

@@ -77,13 +77,13 @@ def logged(content: bytes) -> Iterator[bytes]:
 
 def test_wandb_writes_a_run_offline(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
     run = made("wandb")
     (file,) = tmp_path.rglob("offline-run-*/*.wandb")
     values = dict[int, float]()
     for data in logged(file.read_bytes()):
-        record = Record()
+        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
         record.ParseFromString(data)
         items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
         if "/".join(VALUE) in items:

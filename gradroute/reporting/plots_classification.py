@@ -82,7 +82,8 @@ def training_curves(run: RunData) -> Figure:
     """Training losses by epoch, and the test accuracy of each group on the way."""
     figure, both = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     groups = run.names["groups"]
-    for axes, split, metric in zip(both, ("train", "test"), ("cross_entropy", "accuracy"), strict=True):
+    error, label = run.trained_on("cross_entropy", "cross-entropy (nats per image)")
+    for axes, split, metric in zip(both, ("train", "test"), (error, "accuracy"), strict=True):
         rows = [r for r in run.rows if r["split"] == split and r["metric"] == metric and r["head"] in HEADS]
         rows = [r for r in rows if split == "train" or r["group"] in groups]
         for head, region, group in dict.fromkeys((r["head"], r["region"], r["group"]) for r in rows):
@@ -93,7 +94,7 @@ def training_curves(run: RunData) -> Figure:
             axes.plot(steps, values, color=run.colour(region), linestyle=style, label=name, marker=".")
         axes.set_xlabel("optimizer step")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8, ncols=2, frameon=False)
-    both[0].set_ylabel("training loss: cross-entropy (nats per image)")
+    both[0].set_ylabel(f"training loss: {label}")
     both[1].set_ylabel(ACCURACY)
     both[1].set_ylim(0, 1)
     figure.suptitle("Training")

@@ -38,8 +38,8 @@ def stages(run: RunData) -> Figure:
     return figure
 
 
-def _rows(run: RunData, split: str) -> list[dict[str, Any]]:
-    return [r for r in run.rows if r["split"] == split and r["metric"] == "cross_entropy"]
+def _rows(run: RunData, split: str, metric: str = "cross_entropy") -> list[dict[str, Any]]:
+    return [r for r in run.rows if r["split"] == split and r["metric"] == metric]
 
 
 def relearning(run: RunData) -> Figure | None:
@@ -66,17 +66,20 @@ def relearning(run: RunData) -> Figure | None:
 
 def training_curves(run: RunData) -> Figure:
     """Each group's loss in training, and on the test documents on the way."""
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for style, split in zip(LINE_STYLES, ("train", "test"), strict=False):
-        rows = [r for r in _rows(run, split) if r["head"] == "model"]
+    error, label = run.trained_on("cross_entropy", NATS)
+    panels = 1 if error == "cross_entropy" else 2  # another error has an axis of its own
+    figure, grid = plt.subplots(1, panels, figsize=(7 * panels, 4.2), layout="constrained", squeeze=False)
+    shown = (("train", error, label, grid[0][0]), ("test", "cross_entropy", NATS, grid[0][-1]))
+    for style, (split, metric, name, axes) in zip(LINE_STYLES, shown, strict=False):
+        rows = [r for r in _rows(run, split, metric) if r["head"] == "model"]
         for group in dict.fromkeys(r["group"] for r in rows):
             own = [r for r in rows if r["group"] == group]
             x, y = [r["step"] for r in own], [r["value"] for r in own]
             axes.plot(x, y, color=_colour(run, group), linestyle=style, marker=".", label=f"{group}, {split}")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(NATS)
-    axes.legend(frameon=False)
-    axes.set_title("Training")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(name)
+        axes.legend(frameon=False)
+    figure.suptitle("Training")
     return figure
 
 

@@ -50,6 +50,14 @@ class RunData:
         self.ledger = read_ledger(run, manifest) if (run / "ledger.csv").is_file() else []
         self.noun: str = self.names.get("label_noun", "")
 
+    def trained_on(self, usual: str, label: str) -> tuple[str, str]:
+        """The metric that the model was trained on, and what an axis says of it; `label`, if it is the `usual` one."""
+        heads = ("decoder", "model")
+        first = next((r for r in self.rows if r["split"] == "train" and r["head"] in heads), None)
+        if first is None or first["metric"] == usual:
+            return usual, label
+        return first["metric"], f"{first['metric']} ({first['unit']})"
+
     def colour(self, region: str) -> str:
         """A region's colour; the whole decoder's is grey."""
         regions = list(self.names["regions"])

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from gradroute.data.images.dataset import Images
 from gradroute.data.text.packing import IGNORED
 from gradroute.errors import UserError
 from gradroute.records.tables import read_metrics
+from gradroute.reporting import plots_classification, plots_language
+from gradroute.reporting.run_data import RunData
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.tasks.language import LanguageModelling
@@ -288,7 +291,7 @@ def test_a_measure_that_is_named_is_measured_everywhere(tmp_path: Path) -> None:
 
 
 def test_a_measure_of_a_language_model_is_a_mean_over_the_tokens_of_documents(tmp_path: Path) -> None:
-    given = [*ERA, "dataset.length=160", "measures=[{_target_: test_own_losses.Doubt}]"]
+    given = [*ERA, "dataset.length=160", "measures=[{_target_: test_own_losses.Doubt}]", DOUBT]
     config = configuration([*given, f"output_dir={tmp_path}"])
     (run,) = execute([config])
     assert isinstance(run, Path), run
@@ -308,6 +311,22 @@ def test_a_measure_of_a_language_model_is_a_mean_over_the_tokens_of_documents(tm
                 doubts += [1 - float(chances[at, tokens[0, at + 1]]) for at in range(tokens.shape[1] - 1)]
         value = next(row["value"] for row in rows[::-1] if (row["head"], row["group"]) == ("model", group))
         assert value == pytest.approx(sum(doubts) / len(doubts), rel=1e-4)
+
+
+def test_training_curves_show_the_error_that_was_trained_on(tmp_path: Path) -> None:
+    """Beside the usual error on the test data, which has another unit."""
+    steps = "steps=[train,evaluate]"
+    classes = ["experiment=class_split", "trainer=smoke", "trainer.device=cpu", "trainer.train_limit=64",
+               "trainer.test_limit=32", steps]  # fmt: skip
+    configs = [configuration([*given, DOUBT, f"output_dir={tmp_path}"]) for given in ([*ERA, steps], classes)]
+    runs = execute(configs)
+    for run, curves, usual in zip(runs, (plots_language, plots_classification), ("cross-ent", "test acc"), strict=True):
+        assert isinstance(run, Path), run
+        train, test = curves.training_curves(RunData(run)).axes
+        assert train.get_ylabel().endswith("doubt (probability)") and test.get_ylabel().startswith(usual)
+        values = [r["value"] for r in read_metrics(run) if (r["split"], r["metric"]) == ("train", "doubt")]
+        drawn = [float(y) for line in train.lines for y in np.asarray(line.get_ydata())]
+        assert sorted(drawn) == pytest.approx(sorted(values)) and len(test.lines) >= 2
 
 
 MISTAKES = [

@@ -311,9 +311,12 @@ def test_passes_that_would_not_be_routed_are_refused() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_changing_a_masked_activation_in_place_is_refused() -> None:
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True))
+def test_changing_a_masked_activation_in_place_where_the_example_did_not_is_refused() -> None:
+    """`test_in_place.py` has what the example shows."""
+    activate = nn.ReLU()
+    model = nn.Sequential(nn.Linear(4, 6), activate)
     router = Router(model, {"r": Region("0", [0])}, ["g"], {"g": {"r": 0.0}}, X[:1])
+    activate.inplace = True
     with pytest.raises(UserError, match=r"in place.*inplace=False"), router.route("g"):
         model(X)
 

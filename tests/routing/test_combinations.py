@@ -317,7 +317,7 @@ def test_changing_a_masked_activation_in_place_where_the_example_did_not_is_refu
     model = nn.Sequential(nn.Linear(4, 6), activate)
     router = Router(model, {"r": Region("0", [0])}, ["g"], {"g": {"r": 0.0}}, X[:1])
     activate.inplace = True
-    with pytest.raises(UserError, match=r"in place.*inplace=False"), router.route("g"):
+    with pytest.raises(UserError, match=r"in place.*module\.inplace = False"), router.route("g"):
         model(X)
 
 

@@ -140,7 +140,7 @@ def remove(name: str, router: Router, example: torch.Tensor) -> Ablation:
 def overwritten(
     router: Router | ParameterRouter, name: str, values: Callable[[nn.Parameter, nn.Module], torch.Tensor]
 ) -> Applied:
-    """What gives the parameters of a region other values: `values` of a parameter and its module, of its whole shape."""
+    """What gives a region's parameters other values: `values` of a parameter and its module, of its whole shape."""
 
     @contextmanager
     def applied(model: nn.Module) -> Iterator[nn.Module]:

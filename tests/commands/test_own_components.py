@@ -1,5 +1,6 @@
 """A user's own data set, model, step, measure, ablation and plot, all in `tests/lab`, through every command."""
 
+import io
 import json
 import os
 import signal
@@ -87,10 +88,10 @@ def test_it_is_swept_compared_and_gone_on_with(forked: Command, tmp_path: Path) 
     assert len(list((tmp_path / "outputs" / "shapes").iterdir())) == 4
     result = forked("gradroute-run", *sweep, cwd=tmp_path)
     assert result.stdout.count("already finished") == 4
-    compared = forked("gradroute-compare", "outputs/shapes", "--where", "losses.correlation=0.01", "--metric", "worst_pixel",
-                      "--format", "csv", cwd=tmp_path)  # fmt: skip
+    wanted = ("--where", "losses.correlation=0.01", "--metric", "worst_pixel", "--format", "csv")
+    compared = forked("gradroute-compare", "outputs/shapes", *wanted, cwd=tmp_path)
     assert compared.returncode == 0 and "shapes" in compared.stdout, compared.stderr
-    assert set(pd.read_csv(pd.io.common.StringIO(compared.stdout))["n"]) == {2}
+    assert set(pd.read_csv(io.StringIO(compared.stdout))["n"]) == {2}
 
 
 def test_it_is_searched(forked: Command, tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ from robust import kept_data
 import gradroute
 import gradroute.comparison.plots
 from gradroute.comparison.compare import compare
-from gradroute.data.images import load as datasets
+from gradroute.data.images.packaged import cache_dir
 from gradroute.records.run_reader import read_rerun
-from gradroute.reporting.page import run_page
 from gradroute.reporting.run_data import RunData
+from gradroute.reporting.run_page import run_page
 from gradroute.running.exit_status import guarded
 from gradroute.running.verify import verify
 
@@ -79,7 +79,7 @@ def main() -> None:
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
-    watch([*(run.resolve() for run in runs), Path("out").resolve(), datasets.cache_dir().resolve()])
+    watch([*(run.resolve() for run in runs), Path("out").resolve(), cache_dir().resolve()])
     with kept_data():
         found = {str(run): {n: answer(c) for n, c in commands(run).items()} for run in runs}
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024

@@ -64,7 +64,7 @@ def described(owner: type, at: str = "") -> list[str]:
     missing = []
     for field in fields(owner):
         kind = get_type_hints(owner)[field.name]
-        inner = [k for k in (kind, *get_args(kind)) if is_dataclass(k)]
+        inner = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and is_dataclass(k)]
         if inner:
             missing += described(inner[0], f"{field.name}.")
         elif not any(f"`{name}`" in KEYS for name in (field.name, f"{at}{field.name}")):

@@ -25,8 +25,8 @@ from gradroute.config.identity import to_mapping
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records.run_reader import read_rerun
-from gradroute.reporting.page import run_page
 from gradroute.reporting.run_data import RunData
+from gradroute.reporting.run_page import run_page
 from gradroute.running.run import Run
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of

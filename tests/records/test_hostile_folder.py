@@ -244,7 +244,7 @@ def run(sound: Path, folder: Path) -> Tally:
         spoil(place / name)
         if not name.startswith("manifest_"):
             reseal(place / name)
-    reader = [sys.executable, str(Path(__file__).with_name("reader.py"))]
+    reader = [sys.executable, str(Path(__file__).parents[1] / "reader.py")]
     runs = [str(place / name) for name in FOLDERS]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run([*reader, *runs], cwd=folder, env=environment, capture_output=True, text=True, timeout=500)

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gradroute.config.schema import Config, ModelConfig
 from gradroute.errors import UserError, plain_text
 from gradroute.records import safe_reading
 from gradroute.records.atomic import write_atomically
@@ -135,15 +134,16 @@ def test_weights_are_compared_before_they_are_read(tmp_path: Path) -> None:
 
 
 def test_sizes_beyond_the_machine_are_refused_by_the_key_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, images = Config(model=ModelConfig(hidden=[100], encoding=10)), torch.empty(1000, 50, device="meta")
-    numbers = 2 * (50 * 100 + 100 * 10) + 100 + 100 + 50  # weights of both halves; biases of all layers but the code
-    monkeypatch.setattr(memory, "machine_memory", lambda device: 4 * numbers)
-    require_memory(config, images, trains=False)
-    with pytest.raises(UserError, match=r"lower trainer.batch_size"):
-        require_memory(config, images, trains=True)
-    monkeypatch.setattr(memory, "machine_memory", lambda device: 4 * numbers - 1)
-    with pytest.raises(UserError, match=r"model.hidden=\[100\].*lower model.hidden"):
-        require_memory(config, images, trains=False)
+    device, words = (
+        torch.device("cpu"),
+        ("model.hidden=[100]", "lower model.hidden", "trainer.batch_size=9", "lower it"),
+    )
+    monkeypatch.setattr(memory, "machine_memory", lambda device: 1000)
+    require_memory(600, 400, device, *words)
+    with pytest.raises(UserError, match=r"^model.hidden=\[100\]: .* GiB are needed .*; lower model.hidden$"):
+        require_memory(601, 400, device, *words)
+    with pytest.raises(UserError, match=r"^trainer.batch_size=9: .* GiB are needed .*; lower it$"):
+        require_memory(400, 601, device, *words)
 
 
 def test_control_characters_are_shown_as_escapes() -> None:

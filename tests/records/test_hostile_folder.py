@@ -129,6 +129,54 @@ BILLION = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
 
+# what a folder may name to have it called, and the arguments that would then do harm
+TARGETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "evil": ("evil.group", {}),
+    "system": ("os.system", {"command": "touch executed"}),
+    "sys_of_ours": ("gradroute.records.run_folder.sys", {}),
+    "system_of_ours": ("gradroute.running.exit_status.os.system", {"command": "touch executed"}),
+    "path_of_ours": ("gradroute.records.atomic.Path", {}),
+    "our_importer": ("gradroute.data.groups.load_predicate", {"path": "evil:group"}),
+    "our_finder": ("gradroute.config.targets.locate", {"target": "evil.group", "key": "x"}),
+    "our_loader": ("gradroute.load", {"run": "outputs/sweeps/target_evil_model", "run_code": True}),
+    "our_runner": ("gradroute.run", {"config_dir": "."}),
+}
+OTHERS = ("evil", "system")  # of these not even the module may be imported
+PLACES = (  # where a configuration takes a component; a list gets one more
+    "task", "dataset", "model", "ablation", "tracker", "losses.error", "losses.penalties", "measures", "plots", "steps",
+    "finetune",
+)  # fmt: skip
+INSIDE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {  # arguments of components of ours
+    "model.hidden": lambda entry: entry,
+    "dataset.root": lambda entry: entry,
+    "ablation.region": lambda entry: entry,
+    "tracker": lambda entry: {"_target_": "gradroute.running.trackers.Wandb", "project": [entry]},
+    "losses.penalties": lambda entry: {"_target_": "gradroute.training.penalties.L1", "region": entry},
+    "measures": lambda entry: {"_target_": "gradroute.training.measures.SquaredError", "of": {"deep": [entry]}},
+    "plots": lambda entry: {"_target_": "gradroute.reporting.plots_common.encoding", "site": entry},
+    "steps": lambda entry: {"_target_": "gradroute.steps.finetune.FineTune", "group": entry, "documents": [4]},
+}
+
+
+def put(config: dict[str, Any], place: str, component: dict[str, Any]) -> None:
+    """Put a component where a configuration takes one."""
+    *outer, key = place.split(".")
+    for name in outer:
+        config = config[name]
+    config[key] = [*config[key], component] if isinstance(config[key], list) and key != "hidden" else component
+
+
+def naming(target: str, place: str, inside: bool) -> Callable[[Path], object]:
+    """What makes a folder name a target at a place, or in an argument of the component there."""
+    path, arguments = TARGETS[target]
+    entry = {"_target_": path, **arguments}
+    return lambda run: edit_config(run, lambda c: put(c, place, INSIDE[place](entry) if inside else entry))
+
+
+NAMED = {f"target_{target}_{place}": naming(target, place, inside=False) for target in TARGETS for place in PLACES} | {
+    f"inside_{target}_{place}": naming(target, place, inside=True) for target in TARGETS for place in INSIDE
+}
+
 # what is wrong with the folder, and how it is made from a sound one; the checksums are made to agree afterwards
 FOLDERS: dict[str, Callable[[Path], object]] = {
     "weights_pickled": lambda run: replace(run, "model.safetensors", pickle.dumps(Payload())),
@@ -201,6 +249,7 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
     "sweep_up": lambda run: sweep(run, "../../../private", "../../../../etc"),
     "sweep_types": lambda run: (run / "runs.json").write_text('{"a": [1]}'),
     "texts": everywhere,
+    **NAMED,
 }  # fmt: skip
 HARMLESS = {  # what is left alone by the commands that do not need it; all else is refused by at least one
     "plot_pipe",
@@ -226,7 +275,23 @@ def _faults(name: str, run: Path, ends: dict[str, dict[str, Any]]) -> list[str]:
             faults.append(f"{page.name}: a script came through")
     if name not in HARMLESS and all(end["status"] == 0 for end in ends.values()):
         faults.append("nothing refused it")
-    return faults
+    return faults + _naming_faults(name, ends)
+
+
+def _naming_faults(name: str, ends: dict[str, dict[str, Any]]) -> list[str]:
+    """What is wrong with how the commands that need the configuration ended on one that names what it may not."""
+    kind, _, rest = name.partition("_")
+    target = max((t for t in TARGETS if rest.startswith(f"{t}_")), key=len, default="")
+    if name not in NAMED or (kind == "inside" and target not in OTHERS):  # an argument is refused where it is used
+        return []
+    said = (
+        f"is made with code that is not part of gradroute, {TARGETS[target][0]}; " if target in OTHERS else "_target_"
+    )
+    return [
+        f"{command}: {ends[command]['err']:.200}"
+        for command in ("verify", "load", "rerun")
+        if ends[command]["status"] != 2 or said not in ends[command]["err"]
+    ]
 
 
 def run(sound: Path, folder: Path) -> Tally:

@@ -125,7 +125,9 @@ def completed(
             continue
         if parameter.default is inspect.Parameter.empty:
             raise UserError(f"{key}.{name}: {what} needs it; give {key}.{name}=")
-        found[name] = _plain(_default(function, parameter))
+        default = _plain(_default(function, parameter))
+        if _is_plain(default):  # another, such as a class, stays the signature's own
+            found[name] = default
     return found
 
 
@@ -170,6 +172,13 @@ def _plain(default: Any) -> Any:
     if is_dataclass(default) and not isinstance(default, type):
         return {name: _plain(getattr(default, name)) for name in default.__dataclass_fields__}
     return list(default) if isinstance(default, tuple) else default
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be written to a run's configuration."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
+    return all(map(_is_plain, value)) if isinstance(value, list) else value is None or isinstance(value, PLAIN)
 
 
 def _built(value: Any, kind: Any, key: str) -> Any:
@@ -224,9 +233,10 @@ def _of_type(value: Any, kind: Any, key: str) -> Any:
         if value not in inner:
             raise unknown(f"value of {key}:", value, inner)
         return value
-    if isinstance(value, Mapping) and (is_dataclass(kind) or TARGET in value):
-        known = TARGET in value
-        return dict(value) if known else completed(kind, value, key)
+    if isinstance(value, Mapping) and TARGET in value:
+        return {TARGET: value[TARGET], **completed(locate(value[TARGET], key), arguments_of(value), key)}
+    if isinstance(value, Mapping) and is_dataclass(kind) and isinstance(kind, type):
+        return completed(kind, value, key)
     base = origin or kind
     if base in LISTS:
         if not isinstance(value, list | tuple):

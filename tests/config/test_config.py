@@ -314,6 +314,38 @@ def test_so_are_mistakes_in_arguments(overrides: list[str], message: str, capsys
     assert message in said(capsys, *overrides)
 
 
+OWN = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, inner: nn.Module | None = None, act=nn.ReLU, sizes: tuple[int, ...] = (3, 4), rate: float = 1):
+        super().__init__()
+"""
+
+
+def test_ones_own_component_is_written_out_but_for_what_no_file_can_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Defaults that are plain data come with it, and components inside of it are as complete."""
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "own_net_of_test_config.py").write_text(OWN)
+    net = "_target_: own_net_of_test_config.Net"
+    linear = "_target_: torch.nn.Linear, in_features: 2"
+    own = configuration([f"model={{{net}, inner: {{{linear}, out_features: 3}}}}"], tmp_path / "conf")
+    inner = {TARGET: "torch.nn.Linear", "in_features": 2, "out_features": 3, "bias": True}
+    assert own.model == {
+        TARGET: "own_net_of_test_config.Net", "inner": inner | {"device": None, "dtype": None}, "sizes": [3, 4],
+        "rate": 1.0,
+    }  # fmt: skip
+    assert from_mapping(yaml.safe_load(yaml.safe_dump(to_mapping(own)))) == own
+    for inside, message in (
+        (f"{linear}, out_featurs: 3", "unknown key 'model.inner.out_featurs'; did you mean out_features"),
+        (linear, "model.inner.out_features: Linear needs it; give model.inner.out_features="),
+        ("_target_: torch.nn.Linaer", "model.inner._target_: unknown name in torch.nn: 'Linaer'; did you mean Linear"),
+    ):
+        assert message in said(capsys, f"model={{{net}, inner: {{{inside}}}}}", folder=tmp_path / "conf")
+
+
 def test_every_component_of_ours_may_be_named() -> None:
     named = [base for door in DOORS.values() for base in door.bases]
     for target in [*named, *(target for target, _ in STEPS.values())]:

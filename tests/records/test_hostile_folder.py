@@ -284,7 +284,7 @@ def _naming_faults(name: str, ends: dict[str, dict[str, Any]]) -> list[str]:
     """What is wrong with how the commands that need the configuration ended on one that names what it may not."""
     kind, _, rest = name.partition("_")
     target = max((t for t in TARGETS if rest.startswith(f"{t}_")), key=len, default="")
-    if name not in NAMED or (kind == "inside" and target not in OTHERS):  # an argument is refused where it is used
+    if name not in NAMED or (kind == "inside" and target not in OTHERS):  # these may be unknown arguments first
         return []
     said = (
         f"is made with code that is not part of gradroute, {TARGETS[target][0]}; " if target in OTHERS else "_target_"

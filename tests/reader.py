@@ -52,6 +52,11 @@ def watch(places: list[Path]) -> None:
     sys.addaudithook(note)
 
 
+def shown(run: gradroute.FinishedRun) -> list[object]:
+    """What a notebook may ask a run for, but for its model, which `load` reads."""
+    return [run.config, run.metrics, run.ledger, run.summary, run._repr_html_(), run.report]
+
+
 def commands(run: Path) -> dict[str, Callable[[], object]]:
     """What can be done with a folder of which nothing is known."""
     return {
@@ -61,6 +66,8 @@ def commands(run: Path) -> dict[str, Callable[[], object]]:
         "page": lambda: run_page(run),
         "scene": lambda: RunData(run),
         "rerun": lambda: read_rerun(run),
+        "resume": lambda: read_rerun(run, ["output_dir"]),
+        "open": lambda: shown(gradroute.open_run(run)),
     }
 
 

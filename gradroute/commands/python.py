@@ -9,8 +9,7 @@ from gradroute.config.compose import configuration
 from gradroute.config.identity import one_by_seed
 from gradroute.errors import UserError
 from gradroute.records import run_reader
-from gradroute.records.safe_reading import read_json
-from gradroute.records.tables import read_ledger, read_metrics
+from gradroute.records.tables import read_ledger, read_metrics, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,8 +63,7 @@ class FinishedRun:
         """The last measurements of each group: group, head, region, metric, unit and value."""
         import pandas as pd
 
-        content = run_reader.read_file(self.path, "summary.json", self.manifest)
-        return pd.DataFrame(read_json(content, self.path / "summary.json")["headline"])
+        return pd.DataFrame(read_summary(self.path, self.manifest))
 
     @cached_property
     def _loaded(self) -> "LoadedRun":

@@ -14,6 +14,7 @@ from gradroute.config.legacy import migrated
 from gradroute.errors import UserError
 from gradroute.records.run_reader import check_files, read_file, read_manifest, state
 from gradroute.records.safe_reading import read_bytes, read_json, read_yaml
+from gradroute.records.tables import read_summary
 from gradroute.reporting.published import setting
 
 KEYS = ("head", "region", "group", "metric")  # of a measurement
@@ -128,7 +129,7 @@ def read_run(run: Path) -> Read:
     if "summary.json" not in manifest["files"]:
         return Read(run, {}, [], "not evaluated")
     config = read_yaml(read_file(run, "config.yaml", manifest), run / "config.yaml")
-    summary = read_json(read_file(run, "summary.json", manifest), run / "summary.json")
+    summary = read_summary(run, manifest)
     check_files(run, manifest, ["metrics.csv"])
     if not isinstance(config, dict) or not isinstance(config.get("name"), str) or type(config.get("seed")) is not int:
         raise UserError(f"{run}/config.yaml: damaged (no mapping with a name and a seed)")
@@ -136,15 +137,9 @@ def read_run(run: Path) -> Read:
     settings = flat(config) | {"version": manifest["packages"].get("gradroute")}
     settings["data"] = str(manifest.get("dataset_sha256"))[:12]
     commit = str(manifest.get("git_commit"))
-    try:
-        rows = [{k: row[k] for k in KEYS} | {"value": float(row["value"])} for row in summary["headline"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run}/summary.json: damaged ({error})") from None
-    odd = next((row for row in rows if not all(isinstance(row[k], str) and len(row[k]) < 500 for k in KEYS)), None)
-    if odd or not rows:
-        raise UserError(f"{run}/summary.json: damaged ({odd or 'no rows'})")
+    rows = [{key: row[key] for key in (*KEYS, "value")} for row in summary]
     lost = next((row for row in rows if not math.isfinite(row["value"])), None)
     if lost is not None:
         return Read(run, {}, [], f"not finite ({lost['metric']} {lost['value']})")
-    units = {str(row["metric"]): str(row.get("unit", "")) for row in summary["headline"]}
+    units = {str(row["metric"]): str(row.get("unit", "")) for row in summary}
     return Read(run, settings, rows, None, commit, setting(config), units)

@@ -9,7 +9,10 @@ from typing import Any
 from gradroute.errors import UserError
 from gradroute.records.metrics import COLUMNS, LEDGER_COLUMNS
 from gradroute.records.run_reader import read_file
-from gradroute.records.safe_reading import read_text
+from gradroute.records.safe_reading import read_json, read_text
+
+NAMES = ("group", "head", "region", "metric")  # of a row of the summary
+LONGEST = 500  # characters of one
 
 
 def read_ledger(run: Path, manifest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -37,6 +40,23 @@ def read_metrics(run: Path, manifest: Mapping[str, Any] | None = None) -> list[d
     """
     kinds: dict[str, Callable[[str], Any]] = {"step": _step, "value": float}
     return _read_table(run, "metrics.csv", manifest, COLUMNS, lambda column, cell: kinds.get(column, str)(cell))
+
+
+def read_summary(run: Path, manifest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The rows of `summary.json`, the last measurements of each group; `manifest` as in `read_file`.
+
+    Raises: UserError if it is damaged, or has none.
+    """
+    path = run / "summary.json"
+    summary = read_json(read_file(run, path.name, manifest), path)
+    try:
+        rows = [{**row, "value": float(row["value"])} for row in summary["headline"]]
+        odd = next((r for r in rows if not all(isinstance(r[n], str) and len(r[n]) < LONGEST for n in NAMES)), None)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error})") from None
+    if odd or not rows:
+        raise UserError(f"{path}: damaged ({odd or 'no rows'})")
+    return rows
 
 
 def _step(cell: str) -> int:

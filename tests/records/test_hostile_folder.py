@@ -23,7 +23,7 @@ from gradroute.records.seal import sealed
 SCRIPT = "<script>alert('x')</script>"
 ESCAPE = "\x1b[31m"
 PEAK = 1200 * 2**20  # bytes that reading may take: a sound run's data and model do, a declared 10 GB does not
-COMMANDS = {"compare", "verify", "load", "page", "scene", "rerun"}
+COMMANDS = {"compare", "verify", "load", "page", "scene", "rerun", "resume", "open"}
 
 
 def sweep(folder: Path, *runs: str) -> None:
@@ -233,6 +233,7 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
         run, "figures.json", (run / "figures.json").read_text().replace("digits_0_4", "\\ud800")
     ),
     "summary_nested": lambda run: replace(run, "summary.json", nested('{"headline":[', "]}")),
+    "summary_list": lambda run: replace(run, "summary.json", "[]"),
     "summary_types": lambda run: replace(run, "summary.json", '{"headline": [{"head": [], "region": {}, "group": 1}]}'),
     "summary_no_numbers": lambda run: replace(
         run, "summary.json", (run / "summary.json").read_text().replace('"value": 0.', '"value": NaN, "v": 0.')
@@ -291,7 +292,7 @@ def _naming_faults(name: str, ends: dict[str, dict[str, Any]]) -> list[str]:
     )
     return [
         f"{command}: {ends[command]['err']:.200}"
-        for command in ("verify", "load", "rerun")
+        for command in ("verify", "load", "rerun", "resume")
         if ends[command]["status"] != 2 or said not in ends[command]["err"]
     ]
 

@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from gradroute.config.compose import configuration
 from gradroute.errors import UserError, plain_text
+from gradroute.models.base import plan_of
 from gradroute.records import safe_reading
 from gradroute.records.atomic import write_atomically
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.seal import sealed
 from gradroute.routing.routes import Route
 from gradroute.running.verify import _closed_in, _weights_in
+from gradroute.tasks.image_memory import require_image_memory
 from gradroute.training import memory
 from gradroute.training.memory import require_memory
 from gradroute.training.weights import read_weights
@@ -144,6 +147,30 @@ def test_sizes_beyond_the_machine_are_refused_by_the_key_to_lower(monkeypatch: p
         require_memory(601, 400, device, *words)
     with pytest.raises(UserError, match=r"^trainer.batch_size=9: .* GiB are needed .*; lower it$"):
         require_memory(400, 601, device, *words)
+
+
+def test_a_model_of_images_is_counted_to_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configuration(["model.hidden=[100]", "model.encoding=10", "losses.certificates=[]"])
+    found = {"shape": [5, 10], "classes": 10, "groups": list(config.routing.groups)}
+
+    def require(points: int | None) -> None:
+        require_image_memory(config, plan_of(config.model), found, [50], 50, torch.device("cpu"), points)
+
+    numbers = 2 * (50 * 100 + 100 * 10) + 100 + 100 + 50  # weights of both halves; biases of all layers but the code
+    monkeypatch.setattr(memory, "machine_memory", lambda device: 4 * numbers)
+    require(None)
+    with pytest.raises(UserError, match=r"lower trainer.batch_size"):
+        require(1000)
+    monkeypatch.setattr(memory, "machine_memory", lambda device: 4 * numbers - 1)
+    with pytest.raises(UserError, match=r"model.hidden=\[100\].*lower model.hidden"):
+        require(None)
+    config.losses.certificates = ["top", "bottom"]
+    numbers += 2 * (100 + 100 * 50 + 100 + 50)  # each a decoder that sees one unit at least
+    monkeypatch.setattr(memory, "machine_memory", lambda device: 4 * numbers)
+    require(None)
+    monkeypatch.setattr(memory, "machine_memory", lambda device: 4 * numbers - 1)
+    with pytest.raises(UserError, match=r"model.hidden=\[100\]"):
+        require(None)
 
 
 def test_control_characters_are_shown_as_escapes() -> None:

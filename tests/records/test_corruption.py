@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from robust import Hang, Tally, count, kept_data, one_line, trying, within
-from test_kill import FILES
-from test_kill import small as small_config
+from small_images import FILES
+from small_images import small as small_config
 
 import gradroute
 from gradroute.comparison.compare import compare

@@ -9,27 +9,17 @@ from pathlib import Path
 
 from forked import fork
 from robust import Tally
+from small_images import FILES, small
 
-from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records import checkpoints
 from gradroute.records.run_reader import read_manifest
 from gradroute.running.runner import execute
 
-SMALL = [
-    "trainer=smoke", "trainer.train_limit=512", "trainer.test_limit=64", "trainer.batch_size=32", "trainer.epochs=3",
-    "trainer.device=cpu", "model.hidden=[64,32]", "steps=[train,certify,ablate,evaluate]", "ledger.window=7",
-    "ledger.every=3",
-]  # fmt: skip
 MINUTES = [0.0, 0.0005, 5.0]  # after every update, so that a kill is mostly inside of writing; every few; only at steps
 AGAIN = 0.3  # share of the cases in which the run that goes on is killed as well
-FILES = ("metrics.csv", "ledger.csv", "model.safetensors", "samples.npz", "summary.json", "figures.json")
 SECONDS = 120
-
-
-def small(*overrides: str) -> Config:
-    return configuration([*SMALL, *overrides])
 
 
 def work(config: Config, folder: Path | None) -> None:

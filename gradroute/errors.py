@@ -22,6 +22,11 @@ def plain_text(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, empty if it has none."""
+    return (str(error).splitlines() or [""])[0]
+
+
 def nearest(name: object, valid: Iterable[object]) -> list[str]:
     """The valid names that look most like one that is not, best first."""
     return difflib.get_close_matches(str(name), [str(v) for v in valid], n=3, cutoff=0.65)

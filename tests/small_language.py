@@ -10,6 +10,7 @@ from interrupted import interrupted
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
+from gradroute.errors import UserError
 from gradroute.running.runner import execute
 from gradroute.tasks.language import LanguageModelling
 from gradroute.training.fit import Fit, Training
@@ -56,3 +57,24 @@ def goes_on_to_the_bit(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: 
     assert execute([own], folder=cut) == [cut] and isinstance(run, Path)
     for name in ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json"):
         assert (cut / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def refused(make: Callable[[], Config], message: str) -> None:
+    """A configuration, or its run, is refused with a message of one line."""
+    with pytest.raises(UserError, match=message) as raised:
+        (outcome,) = execute([make()])
+        assert isinstance(outcome, UserError), outcome
+        raise outcome
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def unreachable(command: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """What a command says that asks the hub for what is not in its cache, without a network: one line, and no files."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(place / "hub"))
+    cwd = place / "here"
+    cwd.mkdir()
+    result = command("gradroute-run", *arguments, cwd=cwd)
+    assert result.returncode == 2 and not list(cwd.iterdir())
+    assert len(result.stderr.splitlines()) == 1
+    return str(result.stderr)

@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gradroute.comparison.runs import natural
+
 USAGE = """gradroute-run: train a network with gradient routing and record what it learned where
 
 gradroute-run experiment=mnist_split                  the main job
@@ -29,12 +31,6 @@ def _options(folders: Sequence[Path], group: str) -> Iterator[tuple[str, Path]]:
                 yield "/".join(parts), path
 
 
-def _natural(name: str) -> tuple[str, int, str]:
-    """A key to sort by in which row10 comes after row9."""
-    digits = name[len(name.rstrip("0123456789")) :]
-    return name.removesuffix(digits), int(digits or 0), name
-
-
 def first_comment(path: Path) -> str:
     """The first comment of a YAML file that is no directive of Hydra's."""
     lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.startswith("#")]
@@ -47,7 +43,7 @@ def help_text(folders: Sequence[Path]) -> str:
     lines = [USAGE, "Experiments (experiment=NAME), with what they show and how long trainer=fast takes on two cores:"]
     found = {name: first_comment(path) for name, path in _options(folders, "experiment")}
     width = max(map(len, found))
-    for name in sorted(found, key=_natural):
+    for name in sorted(found, key=natural):
         said = textwrap.wrap(found[name], WIDTH - width - 4) or [""]
         lines += [f"  {name:{width}}  {said[0]}", *(f"  {'':{width}}  {more}" for more in said[1:])]
     lines += ["", "Groups (group=option):"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gradroute.commands.help import help_text
-from gradroute.config.compose import conf_dir, use_code_of
+from gradroute.config.compose import conf_dir, use_code_of, without_config_dirs
 from gradroute.config.overrides import plain, prepared
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
@@ -19,7 +19,6 @@ from gradroute.running.launching import launched
 from gradroute.running.plan import Plan
 from gradroute.training.signals import heard
 
-CONFIG_DIR = ("--config-dir", "-cd")
 HELP = ("--help", "-h")
 
 
@@ -34,7 +33,10 @@ def _from_folder(run: Path, arguments: Sequence[str], resumes: bool) -> None:
     from gradroute.config.identity import one_by_seed, to_mapping
     from gradroute.records.run_reader import read_rerun
 
-    changes = [argument for argument in _without_config_dir(arguments) if argument != RUN_CODE]
+    rest, folders = without_config_dirs(arguments)
+    for folder in folders:
+        use_code_of(folder)
+    changes = [argument for argument in rest if argument != RUN_CODE]
     for change in changes:
         if "=" not in change or change[0] in "+~-":
             taking = "resume" if resumes else "rerun"
@@ -46,19 +48,6 @@ def _from_folder(run: Path, arguments: Sequence[str], resumes: bool) -> None:
         key, _, value = change.partition("=")
         OmegaConf.update(source, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
     Plan(jobs=[Job(changes, one_by_seed(from_mapping(source)))], resumed=run if resumes else None).finish()
-
-
-def _without_config_dir(arguments: Sequence[str]) -> list[str]:
-    """The arguments but for `--config-dir DIR`, whose code becomes importable. Raises: UserError for no folder."""
-    rest = list(arguments)
-    for name in CONFIG_DIR:
-        while name in rest:
-            place = rest.index(name)
-            if place + 1 == len(rest) or not Path(rest[place + 1]).is_dir():
-                raise UserError(f"{name} {''.join(rest[place + 1 : place + 2])}: must be a folder")
-            use_code_of(Path(rest[place + 1]))
-            del rest[place : place + 2]
-    return rest
 
 
 def _composed_jobs(plan: Plan, makes: bool) -> Callable[[], None]:
@@ -96,9 +85,7 @@ def _composed_jobs(plan: Plan, makes: bool) -> Callable[[], None]:
 
 
 def _print_help() -> None:
-    own = [argument for argument in sys.argv[1:] if argument not in HELP]
-    folders = [Path(own[place + 1]) for place, name in enumerate(own[:-1]) if name in CONFIG_DIR]
-    _without_config_dir(own)
+    _, folders = without_config_dirs([argument for argument in sys.argv[1:] if argument not in HELP])
     print(help_text([conf_dir(), *folders]))
 
 

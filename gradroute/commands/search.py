@@ -34,15 +34,12 @@ searches: """
 
 def _given(arguments: Sequence[str]) -> tuple[str, list[str], list[str], Path | None]:
     """The search's name, its overrides, the overrides of its runs, and a folder of configurations."""
-    from gradroute.config.compose import conf_dir
+    from gradroute.config.compose import conf_dir, without_config_dirs
 
-    rest, folder = list(arguments), None
-    if "--config-dir" in rest:
-        place = rest.index("--config-dir")
-        if place + 1 == len(rest) or not Path(rest[place + 1]).is_dir():
-            raise UserError(f"--config-dir {''.join(rest[place + 1 : place + 2])}: must be a folder")
-        folder = Path(rest[place + 1])
-        del rest[place : place + 2]
+    rest, folders = without_config_dirs(arguments, ["--config-dir"])
+    if folders[1:]:
+        raise UserError(f"--config-dir {folders[1]}: give one folder")
+    folder = folders[0] if folders else None
     searches = sorted(p.stem for at in (conf_dir(), folder) if at for p in (at / "search").glob("*.yaml"))
     if not rest or {"-h", "--help"} & set(rest):
         print(HELP + ", ".join(searches))

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 from gradroute.commands.run import composed_configs
+from gradroute.config.doors import TARGET
 from gradroute.config.identity import config_hash
 from gradroute.config.schema import Config
-from gradroute.config.targets import TARGET, locate
+from gradroute.config.targets import locate
 from gradroute.errors import UserError, plain_text
 from gradroute.records.atomic import write_atomically
 from gradroute.reporting.language_tables import coloured_documents, token_table
@@ -21,12 +22,14 @@ def show_tokens(config: Config) -> Path:
 
     Raises: UserError for a mistake in the configuration or the data, of images, or if no group weighs tokens.
     """
+    from gradroute.tasks.base import create
     from gradroute.tasks.language import LanguageModelling
 
     if not issubclass(locate(config.task[TARGET], "task"), LanguageModelling):
         raise UserError("gradroute-tokens: images have no tokens; give a language model, experiment=stories_era")
 
-    task = LanguageModelling(config)
+    task = create(config)
+    assert isinstance(task, LanguageModelling)
     weights = task.weights()
     table = Table(*token_table(weights))
     _print(table)

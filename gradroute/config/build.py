@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from gradroute.config.components import complete, steps_of
+from gradroute.config.doors import TARGET
 from gradroute.config.legacy import migrated
 from gradroute.config.schema import Config
 from gradroute.config.split import expand_split
-from gradroute.config.targets import TARGET, locate
+from gradroute.config.targets import locate
 from gradroute.config.validation import check, check_values
 from gradroute.errors import UserError, unknown
 

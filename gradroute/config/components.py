@@ -1,12 +1,12 @@
-"""The doors of gradroute: where a configuration takes a component, and what kind of thing that must be."""
+"""Components of a configuration: checked at their doors, filled in, and the steps made of them."""
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from gradroute.config.doors import DOORS, TARGET
 from gradroute.config.schema import Config
-from gradroute.config.targets import TARGET, arguments_of, build, completed, locate
+from gradroute.config.targets import arguments_of, build, completed, locate
 from gradroute.errors import UserError, unknown
 
 # a step by its name: what it is, and the section of the configuration with its arguments
@@ -22,33 +22,6 @@ STEPS: dict[str, tuple[str, str | None]] = {
     "report": ("gradroute.steps.report.Report", None),
 }
 SECTIONS = {section: name for name, (_, section) in STEPS.items() if section}
-
-
-@dataclass(frozen=True)
-class Door:
-    """What may come in: subclasses of `bases`, functions if `functions`; and the arguments that the run supplies."""
-
-    what: str
-    bases: tuple[str, ...]
-    supplied: tuple[str, ...] = ()
-    functions: bool = False
-
-
-DOORS = {
-    "task": Door("a task", ("gradroute.tasks.base.Task",), ("config", "data", "run")),
-    "dataset": Door("a data set", ("gradroute.data.base.Dataset",)),
-    "model": Door(
-        "a model", ("torch.nn.Module", "gradroute.models.base.ModelPlan"),
-        ("shape", "classes", "vocabulary", "context", "groups"), functions=True,
-    ),
-    "ablation": Door("an ablation", ("gradroute.tasks.ablations.AblationMethod",)),
-    "steps": Door("a step", ("gradroute.steps.base.Step",)),
-    "measures": Door("a measure", ("gradroute.training.measures.Measure",), ("shape", "classes")),
-    "losses.error": Door("an error", ("gradroute.training.measures.Measure",), ("shape", "classes")),
-    "losses.penalties": Door("a penalty", ("gradroute.training.penalties.Penalty",)),
-    "plots": Door("a plot", ("gradroute.reporting.plots.Plot",), ("run",), functions=True),
-    "tracker": Door("a tracker", ("gradroute.running.trackers.Tracker",)),
-}  # fmt: skip
 
 
 def located(component: Any, door: str, key: str) -> Any:
@@ -119,6 +92,12 @@ def _complete_steps(config: Config) -> None:
 def step_names(config: Config) -> list[str]:
     """What each step is called: a name of ours, or the last part of a component's import path."""
     return [entry if isinstance(entry, str) else entry[TARGET].rpartition(".")[2] for entry in config.steps]
+
+
+def ablated_regions(config: Config) -> list[str]:
+    """The regions that `ablation.region` means: one, a list of them, or all if it is null."""
+    given = config.ablation.get("region")
+    return list(config.routing.regions) if given is None else given if isinstance(given, list) else [given]
 
 
 def steps_of(config: Config) -> list[Any]:

@@ -10,6 +10,9 @@ from gradroute.config.build import from_mapping
 from gradroute.config.overrides import prepared
 from gradroute.config.schema import Config
 from gradroute.config.targets import add_code_folder
+from gradroute.errors import UserError
+
+CONFIG_DIR = ("--config-dir", "-cd")
 
 
 def conf_dir() -> Path:
@@ -22,6 +25,19 @@ def use_code_of(config_dir: Path) -> None:
     """Make the Python files beside and inside a `--config-dir` importable."""
     for folder in (config_dir.resolve().parent, config_dir.resolve()):
         add_code_folder(folder)
+
+
+def without_config_dirs(arguments: Sequence[str], names: Sequence[str] = CONFIG_DIR) -> tuple[list[str], list[Path]]:
+    """The arguments but for `--config-dir DIR`, and the folders; `names` of it. Raises: UserError for no folder."""
+    rest, folders = list(arguments), list[Path]()
+    for name in names:
+        while name in rest:
+            place = rest.index(name)
+            if place + 1 == len(rest) or not Path(rest[place + 1]).is_dir():
+                raise UserError(f"{name} {''.join(rest[place + 1 : place + 2])}: must be a folder")
+            folders.append(Path(rest[place + 1]))
+            del rest[place : place + 2]
+    return rest, folders
 
 
 def composed(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from gradroute.config.schema import Config
 
 ASKED = ("presets", "seeds", "stack", "trained")  # how a run was asked for, not what it is
-ELSEWHERE = ("output_dir", "dataset.root", "trainer.device", "tracker")  # where a run is made, not what it is
+# where and how a run is made, not what it is
+ELSEWHERE = ("output_dir", "dataset.root", "trainer.device", "tracker", "checkpoint")
 
 
 def to_mapping(config: Config) -> dict[str, Any]:
@@ -38,6 +39,18 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
+def without(mapping: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """A copy of nested mappings without some dotted keys, those of them that are there."""
+    kept = deepcopy(dict(mapping))
+    for key in keys:
+        *outer, last = key.split(".")
+        inner = kept
+        for name in outer:
+            inner = inner.get(name, {})
+        inner.pop(last, None)
+    return kept
+
+
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The keys of flat mappings whose values differ, or that only one of them has."""
     return [k for k in {**one, **other} if one.get(k) != other.get(k) or (k in one) != (k in other)]
@@ -46,20 +59,15 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The keys in which saved configurations ask for different runs; devices, folders and checkpoints may differ."""
     keys = differing(flat(one), flat(other))
-    places = (*ELSEWHERE, "checkpoint")
-    return [key for key in keys if not any(key == place or key.startswith(f"{place}.") for place in places)]
+    return [key for key in keys if not any(key == place or key.startswith(f"{place}.") for place in ELSEWHERE)]
 
 
 def config_hash(config: Config) -> str:
     """Eight hex digits that two runs share if they differ at most in seed, device, paths, trackers and checkpoints."""
-    mapping = to_mapping(config)
-    del mapping["seed"], mapping["output_dir"], mapping["trainer"]["device"], mapping["checkpoint"], mapping["tracker"]
-    mapping["dataset"].pop("root", None)
+    mapping = without(to_mapping(config), ("seed", *ELSEWHERE))
     return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_identity(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """What two saved configurations must share to be the same run: all but how often it was checkpointed."""
-    kept = deepcopy(dict(mapping))
-    kept.get("checkpoint", {}).pop("minutes", None)
-    return kept
+    return without(mapping, ("checkpoint.minutes",))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from gradroute.config.targets import TARGET
+from gradroute.config.doors import TARGET
 
 IMAGES = {
     name: f"gradroute.data.images.torchvision.{kind}"

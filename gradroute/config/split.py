@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from gradroute.config.doors import TARGET
 from gradroute.config.limits import WIDTH, require_number
 from gradroute.config.schema import Config, GroupConfig, RegionConfig, SplitConfig
-from gradroute.config.targets import TARGET, arguments_of, build, locate
+from gradroute.config.targets import arguments_of, build, locate
 from gradroute.errors import UserError
 
 

@@ -1,7 +1,8 @@
 """Components by import path: find what `_target_` names, and check arguments against its signature.
 
 A component is a mapping such as `{_target_: faces.Faces, root: ./photos, size: 64}`. Ours and the user's are found and
-checked the same way. Nothing is imported from a run folder without `run_code=true`: see `foreign`.
+checked the same way. Nothing is imported from a run folder without `run_code=true`: see
+`gradroute.config.doors.foreign`.
 """
 
 import importlib
@@ -14,18 +15,12 @@ from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from gradroute.errors import UserError, unknown
+from gradroute.config.doors import DOORS, OURS, TARGET
+from gradroute.errors import UserError, first_line, unknown
 
-TARGET = "_target_"
-OURS = "gradroute."
 # What a configuration may name of ours: classes of these kinds, and these functions. A run folder, which a stranger may
 # have made, can so have nothing else of ours called, such as a function that writes a file.
-KINDS = {
-    "gradroute.data.base.Dataset", "gradroute.models.base.ModelPlan", "gradroute.reporting.plots.Plot",
-    "gradroute.running.trackers.Tracker", "gradroute.steps.base.Step", "gradroute.tasks.ablations.AblationMethod",
-    "gradroute.tasks.base.Task", "gradroute.training.measures.Measure", "gradroute.training.penalties.Penalty",
-    "torch.nn.modules.module.Module",
-}  # fmt: skip
+KINDS = {base for door in DOORS.values() for base in door.bases}
 FUNCTIONS = ("gradroute.models.transformer.build_transformer", "gradroute.reporting.plots_")
 PLAIN = (bool, int, float, str)
 LISTS = (list, tuple, Sequence)
@@ -36,22 +31,6 @@ def add_code_folder(folder: Path) -> None:
     place = str(folder.resolve())
     if place not in sys.path:
         sys.path.append(place)
-
-
-def foreign(value: Any, key: str = "") -> dict[str, str]:
-    """Every `_target_` in a configuration that is not part of gradroute, by its key."""
-    found: dict[str, str] = {}
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            here = f"{key}.{name}" if key else str(name)
-            if name == TARGET:
-                found |= {} if isinstance(inner, str) and inner.startswith(OURS) else {here: str(inner)}
-            else:
-                found |= foreign(inner, here)
-    elif isinstance(value, list | tuple):
-        for place, inner in enumerate(value):
-            found |= foreign(inner, f"{key}.{place}")
-    return found
 
 
 def locate(target: object, key: str) -> Any:
@@ -73,8 +52,7 @@ def locate(target: object, key: str) -> Any:
         searched = "the current folder, beside --config-dir, and installed packages are searched"
         raise UserError(f"{where}: there is no module '{path}'; {searched}") from None
     except Exception as error:  # whatever the user's module raises
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{where}: importing {path} failed ({type(error).__name__}: {reason})") from None
+        raise UserError(f"{where}: importing {path} failed ({type(error).__name__}: {first_line(error)})") from None
     found = getattr(module, name, None)
     if not _may_be_named(found, path):
         valid = [n for n, v in vars(module).items() if n[0] != "_" and _may_be_named(v, path) and _is_of(v, path)]

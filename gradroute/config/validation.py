@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from gradroute.config.components import STEPS, step_names
+from gradroute.config.components import STEPS, ablated_regions, step_names
 from gradroute.config.limits import MANY, WEIGHT, one_of, require, require_number
 from gradroute.config.routing_validation import check_name, check_routing
 from gradroute.config.schema import Config, TrainerConfig
@@ -80,7 +80,7 @@ def _check_losses(config: Config) -> None:
 
 def _check_ablation(config: Config) -> None:
     regions, given = config.routing.regions, config.ablation.get("region")
-    named = given if isinstance(given, list) else list(regions) if given is None else [given]
+    named = ablated_regions(config)
     require(given != [], "ablation.region", given, "null, a region, or a list of regions")
     for name in named:
         one_of("ablation.region", name, tuple(regions))

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradroute.config.targets import TARGET, arguments_of, build, construct, locate
+from gradroute.config.doors import TARGET
+from gradroute.config.targets import arguments_of, build, construct, locate
 from gradroute.data.text.tokenizing import Tokenizer
-from gradroute.errors import UserError
+from gradroute.errors import UserError, first_line
 
 HIDDEN = 512  # units of a certificate of a model that does not make its own
 
@@ -73,8 +74,8 @@ class Constructed(ModelPlan):
         except UserError:
             raise
         except Exception as error:  # whatever the user's constructor raises
-            reason = (str(error).splitlines() or [""])[0]
-            raise UserError(f"model: {name} cannot be built ({type(error).__name__}: {reason})") from error
+            said = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"model: {name} cannot be built ({said})") from error
         if not isinstance(model, nn.Module):
             raise UserError(f"model: {name} returns a {type(model).__name__}; right is a torch.nn.Module")
         return model
@@ -91,6 +92,11 @@ def plan_of(component: Mapping[str, Any], run: Path | None = None) -> ModelPlan:
     else:
         plan.read_back(run)
     return plan
+
+
+def takes_flat_images(component: Mapping[str, Any]) -> bool:
+    """Whether a configuration's model takes images `(n, pixels)`, as its attribute `flat_inputs` says."""
+    return bool(getattr(locate(component.get(TARGET), "model"), "flat_inputs", False))
 
 
 def perceptron(widths: Sequence[int], last_bias: bool = True) -> nn.Sequential:

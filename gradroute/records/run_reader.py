@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from gradroute.config.build import from_mapping
+from gradroute.config.doors import foreign
 from gradroute.config.identity import config_hash, run_identity, to_mapping
 from gradroute.config.legacy import migrated
 from gradroute.config.schema import Config
-from gradroute.config.targets import foreign
 from gradroute.errors import UserError
 from gradroute.records import locks, safe_reading
 from gradroute.records.provenance import version

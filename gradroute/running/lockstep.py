@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from gradroute.config.doors import TARGET
 from gradroute.config.schema import Config
-from gradroute.config.targets import TARGET, locate
+from gradroute.config.targets import locate
 from gradroute.errors import MachineError, UserError
 from gradroute.running.run import Run
 from gradroute.training import signals

@@ -8,6 +8,7 @@ import torch
 
 from gradroute.config.components import step_names, steps_of
 from gradroute.config.schema import Config
+from gradroute.errors import first_line
 from gradroute.records import checkpoints, provenance
 from gradroute.records.checkpoints import Checkpoint
 from gradroute.records.metrics import final_rows
@@ -114,7 +115,7 @@ class Run(RunState):
             self.folder.finish("finished")
             return
         self.error = error if isinstance(error, Exception) else None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error) or type(error).__name__
         state = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else f"failed ({reason})"
         try:
             if isinstance(error, Pruned):

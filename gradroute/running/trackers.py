@@ -12,7 +12,7 @@ from gradroute.config.identity import flat, to_mapping
 from gradroute.config.limits import Text
 from gradroute.config.schema import Config
 from gradroute.config.targets import build
-from gradroute.errors import UserError
+from gradroute.errors import UserError, first_line
 from gradroute.steps.base import RunState
 
 
@@ -167,5 +167,4 @@ def track(tracker: Tracker | None, run: RunState) -> Tracking | None:
         return Tracking(tracker, run)
     except Exception as error:
         run.folder.release()
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"tracker: cannot begin ({reason})") from error
+        raise UserError(f"tracker: cannot begin ({first_line(error) or type(error).__name__})") from error

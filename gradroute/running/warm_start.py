@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gradroute.config.identity import differing, flat, to_mapping
+from gradroute.config.identity import differing, flat, to_mapping, without
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records import run_reader
@@ -17,17 +17,13 @@ from gradroute.training.weights import WEIGHTS, read_weights
 
 AFTER = (
     "name", "output_dir", "steps", "ablation", "unlearn", "finetune", "relearn", "completions", "checkpoint", "plots",
-    "tracker",
+    "tracker", "trainer.device", "trainer.tune_steps", "trainer.unlearn_steps", "dataset.root",
 )  # fmt: skip
-TRAINER_AFTER = ("device", "tune_steps", "unlearn_steps")
 
 
 def training_of(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a saved configuration that its training depends on, with dotted keys; the seed is in it."""
-    found = {key: value for key, value in mapping.items() if key not in AFTER}
-    found["trainer"] = {key: value for key, value in mapping["trainer"].items() if key not in TRAINER_AFTER}
-    found["dataset"] = {key: value for key, value in mapping["dataset"].items() if key != "root"}
-    return flat(found)
+    return flat(without(mapping, AFTER))
 
 
 def _refusal(run: Path, config: Config, sha256: str) -> str | None:

@@ -4,8 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gradroute.config.doors import TARGET
 from gradroute.config.schema import Config
-from gradroute.config.targets import TARGET, locate
+from gradroute.config.targets import locate
 from gradroute.search.schema import ObjectiveConfig, PruningConfig
 
 Point = list[float]  # how many updates were made, and each objective then

@@ -26,7 +26,7 @@ from gradroute.comparison.runs import read_run
 from gradroute.config.compose import configuration
 from gradroute.config.overrides import merged
 from gradroute.config.schema import Config
-from gradroute.errors import UserError
+from gradroute.errors import UserError, first_line
 from gradroute.records import locks
 from gradroute.records.atomic import write_atomically
 from gradroute.records.provenance import version
@@ -219,7 +219,7 @@ class Search:
         if isinstance(outcome, Pruned):
             self._tell(name, trial, None, TrialState.PRUNED, f"given up at {outcome}")
         elif isinstance(outcome, Exception):
-            reason = str(outcome).splitlines()[0] if str(outcome) else type(outcome).__name__
+            reason = first_line(outcome) or type(outcome).__name__
             trial.set_user_attr("error", reason)
             self._tell(name, trial, None, TrialState.FAIL, f"failed: {reason}")
         else:

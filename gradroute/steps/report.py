@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gradroute.config.targets import TARGET, arguments_of, locate
+from gradroute.config.doors import TARGET
+from gradroute.config.targets import arguments_of, locate
 from gradroute.reporting.plots import Drawing, draw
 from gradroute.reporting.run_page import run_page
 from gradroute.steps.base import RunState, Step

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import torch
 
+from gradroute.config.doors import TARGET
 from gradroute.config.limits import WEIGHT, WIDTH, Between, Items, Text, one_of, require
 from gradroute.config.schema import Config
-from gradroute.config.targets import TARGET, locate
+from gradroute.config.targets import locate
 from gradroute.data.text import toy_stories
 from gradroute.data.text.datasets import ToyStories
 from gradroute.data.text.rules import variants

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from gradroute.config.components import step_names
+from gradroute.config.components import ablated_regions, step_names
+from gradroute.config.doors import TARGET
 from gradroute.config.limits import one_of
 from gradroute.config.schema import Config, TrainerConfig
-from gradroute.config.targets import TARGET, build, locate
+from gradroute.config.targets import build, locate
 from gradroute.errors import UserError
 from gradroute.routing import ParameterRouter, Router, Site
 from gradroute.routing.ablation import Ablation, together
@@ -90,11 +91,10 @@ class Task(ABC):
             right = f"give task={made_for}, or another model="
             raise UserError(f"model: {model.__name__} is for {made_for}, and task= is {cls.kind}; {right}")
         method, regions = locate(config.ablation[TARGET], "ablation"), config.routing.regions
-        given = config.ablation["region"]
         for penalty in penalties_of(config.losses):
             seen = [name for name, region in regions.items() if region.parameters is None]
             one_of("losses.penalties (region)", penalty.region, ("all", *seen))
-        for name in [given] if isinstance(given, str) else given or regions:
+        for name in ablated_regions(config):
             if regions[name].parameters is not None and not method.of_parameters:
                 fault = f"region '{name}' is parameters and has no activations"
                 raise UserError(f"ablation={method.name}: {fault}; use zero or reinitialise")
@@ -213,10 +213,9 @@ class Task(ABC):
 
     def ablations(self) -> list[Ablation]:
         """The configured ablations: of one region, of several together, or of each in turn."""
-        given, method = self.config.ablation["region"], self.ablation
-        if given is None:
-            return [method.of(name, self) for name in self.config.routing.regions]
-        return [together([method.of(name, self) for name in ([given] if isinstance(given, str) else given)])]
+        method = self.ablation
+        found = [method.of(name, self) for name in ablated_regions(self.config)]
+        return found if self.config.ablation["region"] is None else [together(found)]
 
     def try_ablations(self) -> None:
         """Raise UserError for an ablation that cannot be done: that must be said before hours of training."""

@@ -3,9 +3,10 @@
 from typing import Any
 
 from gradroute.config.components import step_names
+from gradroute.config.doors import TARGET
 from gradroute.config.limits import require
 from gradroute.config.schema import Config
-from gradroute.config.targets import TARGET, locate
+from gradroute.config.targets import locate
 from gradroute.data.images.dataset import ImageDataset
 from gradroute.errors import UserError
 from gradroute.training.penalties import penalties_of

@@ -11,10 +11,10 @@ from torch import nn
 
 from gradroute.config.components import step_names
 from gradroute.config.schema import Config
-from gradroute.config.targets import TARGET, build, locate
+from gradroute.config.targets import build
 from gradroute.data.groups import Part, assign
 from gradroute.data.images.dataset import Images
-from gradroute.models.base import plan_of
+from gradroute.models.base import plan_of, takes_flat_images
 from gradroute.routing import Router, Site
 from gradroute.routing.ablation import Ablation
 from gradroute.routing.routes import owned
@@ -59,7 +59,7 @@ class ImageTask(Task):
         self.names, self.routed, self.test_groups = groups.names, groups.routed, groups.test
         self.check_groups()
         plan = plan_of(config.model)
-        self.flat = bool(getattr(locate(config.model[TARGET], "model"), "flat_inputs", False))
+        self.flat = takes_flat_images(config.model)
         first = self.shaped(self.data.train_images[:1])
         require_image_memory(config, plan, self.found, first.shape[1:], self.outputs, self.device, self.points)
         torch.manual_seed(config.seed)  # which alone decides how the model and its certificates begin

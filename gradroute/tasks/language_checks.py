@@ -1,9 +1,10 @@
 """Checks of a language model's configuration that need neither documents nor a built model."""
 
-from gradroute.config.components import step_names
+from gradroute.config.components import ablated_regions, step_names
+from gradroute.config.doors import TARGET
 from gradroute.config.limits import one_of, require
 from gradroute.config.schema import Config
-from gradroute.config.targets import TARGET, construct, locate
+from gradroute.config.targets import construct, locate
 from gradroute.data.text.datasets import TextDataset
 from gradroute.errors import UserError
 from gradroute.models.pretrained import HuggingFace
@@ -83,6 +84,4 @@ def _before_relearning(config: Config) -> tuple[str, str]:
             return head, "all"
     if "ablate" not in names:
         return "model", "all"
-    given = config.ablation["region"]
-    ablated = [next(iter(config.routing.regions))] if given is None else [given] if isinstance(given, str) else given
-    return "model_ablated", "+".join(ablated)
+    return "model_ablated", "+".join(ablated_regions(config))

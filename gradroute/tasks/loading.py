@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradroute.config.doors import TARGET
 from gradroute.config.schema import Config
-from gradroute.config.targets import TARGET, locate
+from gradroute.config.targets import locate
 from gradroute.errors import UserError
-from gradroute.models.base import ModelPlan, plan_of
+from gradroute.models.base import ModelPlan, plan_of, takes_flat_images
 from gradroute.records import run_reader
 from gradroute.tasks.image_memory import require_image_memory
 from gradroute.tasks.parts import assemble
@@ -67,7 +68,7 @@ def _images(run: Path, config: Config, plan: ModelPlan, found: Mapping[str, Any]
     task: Any = locate(config.task[TARGET], "task")
     shape = tuple((1, *found["shape"])[-3:])
     pixels = torch.zeros(1, *shape)
-    flat = bool(getattr(locate(config.model[TARGET], "model"), "flat_inputs", False))
+    flat = takes_flat_images(config.model)
     example = pixels.flatten(1) if flat else pixels
     outputs = found["classes"] if task.classifies else pixels.numel()
     require_image_memory(config, plan, found, example.shape[1:], outputs, example.device)

@@ -7,7 +7,7 @@ import torch
 
 from gradroute.config.schema import Config
 from gradroute.config.targets import build
-from gradroute.errors import UserError
+from gradroute.errors import UserError, first_line
 from gradroute.training.measures import Measure
 from gradroute.training.penalties import penalties_of
 
@@ -46,8 +46,8 @@ def try_measures(config: Config, found: Found, outputs: torch.Tensor, targets: t
         try:
             shape = tuple(measure(outputs, targets).shape)
         except Exception as fault:  # whatever the user's code raises
-            reason = (str(fault).splitlines() or [""])[0]
-            raise UserError(f"{key}: '{measure.name}' fails ({type(fault).__name__}: {reason})") from fault
+            said = f"{type(fault).__name__}: {first_line(fault)}"
+            raise UserError(f"{key}: '{measure.name}' fails ({said})") from fault
         if shape != (len(outputs),):
             right = f"({len(outputs)},), a value for each point"
             raise UserError(f"{key}: '{measure.name}' gives a tensor of shape {shape}; right is {right}")

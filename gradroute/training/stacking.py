@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gradroute.config.doors import OURS, TARGET
 from gradroute.config.identity import to_mapping
 from gradroute.config.schema import Config
-from gradroute.config.targets import OURS, TARGET, locate
+from gradroute.config.targets import locate
 from gradroute.errors import UserError
 
 AUTO = {"cuda": 32, "cpu": 1}  # replicas at once; on two cores stacking was measured to be slower (README)

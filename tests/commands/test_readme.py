@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from gradroute.config import schema
-from gradroute.config.components import DOORS, STEPS
+from gradroute.config.components import STEPS
+from gradroute.config.doors import DOORS
 from gradroute.config.targets import locate
 
 ROOT = Path(__file__).parent.parent.parent

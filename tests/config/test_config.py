@@ -6,11 +6,12 @@ import pytest
 import yaml
 
 from gradroute.config.build import from_mapping
-from gradroute.config.components import DOORS, STEPS
+from gradroute.config.components import STEPS
 from gradroute.config.compose import conf_dir, configuration
+from gradroute.config.doors import DOORS, TARGET
 from gradroute.config.identity import config_hash, to_mapping
 from gradroute.config.schema import Config, GroupConfig, RegionConfig
-from gradroute.config.targets import KINDS, TARGET, locate
+from gradroute.config.targets import KINDS, locate
 from gradroute.errors import UserError
 from gradroute.running.exit_status import report_failure
 

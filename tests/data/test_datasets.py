@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradroute.config.targets import TARGET, build
+from gradroute.config.doors import TARGET
+from gradroute.config.targets import build
 from gradroute.data.images import packaged
 from gradroute.data.images.packaged import MNIST_SHA256, unpack_mnist
 from gradroute.data.images.torchvision import KMNIST, MNIST, FashionMNIST, TorchvisionImages

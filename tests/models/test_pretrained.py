@@ -14,6 +14,7 @@ from interrupted import interrupted
 from robust import one_line, reseal
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_language import unreachable
 
 from gradroute import load
 from gradroute.config.compose import configuration
@@ -375,14 +376,8 @@ def test_without_the_package_the_extra_is_named(models: Path, tmp_path: Path, mo
 def test_a_model_that_cannot_be_reached_ends_with_status_2(
     command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    cwd = tmp_path / "here"
-    cwd.mkdir()
-    result = command("gradroute-run", *SMALL, "model.pretrained=nobody/nothing", cwd=cwd)
-    assert result.returncode == 2 and not list(cwd.iterdir())
-    assert result.stderr.startswith("error: model 'nobody/nothing': has no configuration that can be read [")
-    assert len(result.stderr.splitlines()) == 1
+    said = unreachable(command, tmp_path, monkeypatch, *SMALL, "model.pretrained=nobody/nothing")
+    assert said.startswith("error: model 'nobody/nothing': has no configuration that can be read [")
 
 
 def test_a_model_is_found_by_its_name_in_the_cache_of_the_hub(

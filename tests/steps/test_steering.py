@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_language import refused
 
 from gradroute import load
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
 from gradroute.data.text.packing import IGNORED
 from gradroute.data.text.toy_stories import concepts
-from gradroute.errors import UserError
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
 from gradroute.running.runner import execute
@@ -159,8 +159,5 @@ def test_steering_is_the_same_again_and_differs_by_strength(run: Path, tmp_path:
     ],
 )
 def test_mistakes_are_said_in_one_line(tmp_path: Path, changes: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message) as raised:
-        (outcome,) = execute([config(tmp_path, *changes)])
-        assert isinstance(outcome, UserError), outcome
-        raise outcome
-    assert len(str(raised.value).splitlines()) == 1 and not list(tmp_path.iterdir())
+    refused(lambda: config(tmp_path, *changes), message)
+    assert not list(tmp_path.iterdir())

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from small_language import refused
 
 from gradroute import load
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
 from gradroute.data.text.packing import IGNORED
 from gradroute.data.text.token_shares import distinctive
-from gradroute.errors import UserError
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
 from gradroute.running.runner import execute
@@ -154,10 +154,6 @@ def test_another_training_is_not_taken_over(tmp_path: Path) -> None:
 def test_mistakes_are_said_in_one_line(tmp_path: Path, changes: list[str], message: str) -> None:
     (base,) = execute([config(tmp_path, "stories_era/base")])
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=message) as raised:
-        given = changes if any(c.startswith("trained") for c in changes) else [f"trained={base}", *changes]
-        (outcome,) = execute([config(tmp_path, "stories_era/base", *given)])
-        assert isinstance(outcome, UserError)
-        raise outcome
-    assert len(str(raised.value).splitlines()) == 1
+    given = changes if any(c.startswith("trained") for c in changes) else [f"trained={base}", *changes]
+    refused(lambda: config(tmp_path, "stories_era/base", *given), message)
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,5 +1,6 @@
 """Data sets of torchvision: MNIST from inside the package, others downloaded or from a folder."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from gradroute.config.limits import Text
 from gradroute.data.images.dataset import PARTS, ImageDataset, LabelledImages, read_columns
 from gradroute.data.images.packaged import cache_dir, check_given, unpack_somewhere
 from gradroute.data.images.strips import Part, read_strips
-from gradroute.errors import UserError
+from gradroute.errors import UserError, first_line
 from gradroute.records.safe_reading import open_plain
 
 CIFAR_FILES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -36,6 +37,7 @@ SOURCES = {
 }
 
 
+Name = Literal["mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100"]
 Root = Annotated[str | None, Text("a folder's path")]
 Format = Literal["torchvision", "strips"]
 
@@ -55,7 +57,7 @@ class TorchvisionImages(ImageDataset):
 
     def __init__(
         self,
-        name: Literal["mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100"],
+        name: Name,
         root: Root = None,
         format: Format = "torchvision",
         metadata: Root = None,
@@ -107,7 +109,7 @@ class TorchvisionImages(ImageDataset):
             UserError, RuntimeError, OSError, ValueError, EOFError, AssertionError, TypeError, KeyError,
             ArithmeticError,
         ) as error:  # fmt: skip
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error) or type(error).__name__
             files = CIFAR_FILES.get(self.name, f"{self.source.class_name}/raw")
             if download:
                 advice = f"the download failed; give a folder with dataset.root= ({files}/… inside it)"
@@ -116,39 +118,46 @@ class TorchvisionImages(ImageDataset):
             raise UserError(f"dataset={self.name}: {advice} [{reason}]") from None
 
 
-class MNIST(TorchvisionImages):
+class OneOfTorchvision(TorchvisionImages):
+    """One of these data sets; its other arguments are those of `TorchvisionImages`."""
+
+    @property
+    @abstractmethod
+    def which(self) -> Name:
+        """The one that it is."""
+
+    def __init__(self, root: Root = None, format: Format = "torchvision", metadata: Root = None) -> None:
+        super().__init__(self.which, root, format, metadata)
+
+
+class MNIST(OneOfTorchvision):
     """Handwritten digits, from inside the package; the arguments are those of `TorchvisionImages`."""
 
-    def __init__(self, root: Root = None, format: Format = "torchvision", metadata: Root = None) -> None:
-        super().__init__("mnist", root, format, metadata)
+    which = "mnist"
 
 
-class FashionMNIST(TorchvisionImages):
+class FashionMNIST(OneOfTorchvision):
     """Articles of clothing; the arguments are those of `TorchvisionImages`."""
 
-    def __init__(self, root: Root = None, format: Format = "torchvision", metadata: Root = None) -> None:
-        super().__init__("fashion_mnist", root, format, metadata)
+    which = "fashion_mnist"
 
 
-class KMNIST(TorchvisionImages):
+class KMNIST(OneOfTorchvision):
     """Handwritten Japanese characters; the arguments are those of `TorchvisionImages`."""
 
-    def __init__(self, root: Root = None, format: Format = "torchvision", metadata: Root = None) -> None:
-        super().__init__("kmnist", root, format, metadata)
+    which = "kmnist"
 
 
-class CIFAR10(TorchvisionImages):
+class CIFAR10(OneOfTorchvision):
     """Small photographs in ten classes; the arguments are those of `TorchvisionImages`."""
 
-    def __init__(self, root: Root = None, format: Format = "torchvision", metadata: Root = None) -> None:
-        super().__init__("cifar10", root, format, metadata)
+    which = "cifar10"
 
 
-class CIFAR100(TorchvisionImages):
+class CIFAR100(OneOfTorchvision):
     """Small photographs in a hundred classes; the arguments are those of `TorchvisionImages`."""
 
-    def __init__(self, root: Root = None, format: Format = "torchvision", metadata: Root = None) -> None:
-        super().__init__("cifar100", root, format, metadata)
+    which = "cifar100"
 
 
 def read_cifar(class_name: str, root: Path, download: bool) -> list[Part]:

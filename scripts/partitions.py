@@ -1,10 +1,10 @@
-"""The split by other partitions of the labels, every part with a region of its own: the README's table of them.
+"""The split by other partitions of the labels: the table in outputs/measured/README.md, in Markdown.
 
 python scripts/partitions.py                              every partition of MNIST, one seed each
 python scripts/partitions.py --fashion FOLDER             Fashion-MNIST as well, from a folder in torchvision's layout
 python scripts/partitions.py --figures outputs/measured/parts trainer.epochs=1    copy the encodings; with overrides
 
-A run that is finished is not made again; one that was interrupted is gone on with. Prints a Markdown table.
+Finished runs are reused and interrupted ones are resumed. Prints a Markdown table.
 """
 
 import argparse

@@ -32,6 +32,7 @@ def _from_folder(run: Path, arguments: Sequence[str], resumes: bool) -> None:
     from gradroute.config.build import from_mapping
     from gradroute.config.identity import one_by_seed, to_mapping
     from gradroute.records.run_reader import read_rerun
+    from gradroute.running.trackers import require_consent
 
     rest, folders = without_config_dirs(arguments)
     for folder in folders:
@@ -47,7 +48,9 @@ def _from_folder(run: Path, arguments: Sequence[str], resumes: bool) -> None:
     for change in changes:
         key, _, value = change.partition("=")
         OmegaConf.update(source, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
-    Plan(jobs=[Job(changes, one_by_seed(from_mapping(source)))], resumed=run if resumes else None).finish()
+    config = from_mapping(source)
+    require_consent(config, keys)
+    Plan(jobs=[Job(changes, one_by_seed(config))], resumed=run if resumes else None).finish()
 
 
 def _composed_jobs(plan: Plan, makes: bool) -> Callable[[], None]:

@@ -3,7 +3,7 @@
 import importlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -21,6 +21,9 @@ class Tracker(ABC):
 
     Raises: UserError if its package is not installed, before anything is trained.
     """
+
+    sends_to = ""
+    """The server that gets the records, if the configuration names one; a run's folder needs consent to name it."""
 
     @abstractmethod
     def begin(self, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:
@@ -78,7 +81,7 @@ class MLflow(Tracker):
     ) -> None:  # fmt: skip
         self.mlflow, self.uri, self.experiment = package("mlflow", "mlflow"), uri, experiment
         self.client: Any = None
-        self.run_id = ""
+        self.run_id, self.sends_to = "", uri or ""
 
     def begin(self, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:  # noqa: D102
         self.client = self.mlflow.MlflowClient(tracking_uri=self.uri)
@@ -107,6 +110,7 @@ class Wandb(Tracker):
         self, project: Annotated[str, Text("a name")] = "gradroute", mode: Literal["offline", "online"] = "offline"
     ) -> None:
         self.wandb, self.project, self.mode = package("wandb", "wandb"), project, mode
+        self.sends_to = "the server of Weights & Biases" if mode == "online" else ""
         self.run: Any = None
 
     def begin(self, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:  # noqa: D102
@@ -157,6 +161,18 @@ class Tracking:
 def tracker_of(config: Config) -> Tracker | None:
     """The tracker that a configuration names, if it names one. Raises: UserError if its package is not installed."""
     return None if config.tracker is None else build(config.tracker, "tracker")
+
+
+def require_consent(config: Config, keys: Iterable[str]) -> None:
+    """Raise UserError if a run's folder names the server that records go to, and no key on the command line does."""
+    if any(key.partition(".")[0] == "tracker" for key in keys):
+        return
+    tracker = tracker_of(config)
+    if tracker is not None and tracker.sends_to:
+        raise UserError(
+            f"tracker: the run's folder sends its records to {tracker.sends_to}; give tracker=null to send nothing, "
+            "or repeat its key, such as tracker.uri=…, to agree"
+        )
 
 
 def track(tracker: Tracker | None, run: RunState) -> Tracking | None:

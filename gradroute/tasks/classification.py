@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from gradroute.config.limits import require
 from gradroute.config.schema import Config
 from gradroute.data.images.dataset import Images
 from gradroute.routing import Site
 from gradroute.routing.ablation import Ablation
 from gradroute.tasks.augmentation import Augmentation, augmented
 from gradroute.tasks.evaluation import CHUNK, Head, activations_at
+from gradroute.tasks.image_checks import norm_of
 from gradroute.tasks.image_objectives import ClassificationObjective
 from gradroute.tasks.images import ImageTask
 from gradroute.training.devices import computing
@@ -47,21 +46,6 @@ class Classification(ImageTask):
         self.augment = augment
         super().__init__(config, data, run)
 
-    @classmethod
-    def check(cls, config: Config) -> None:
-        """Raise UserError for settings that do not fit a classifier."""
-        super().check(config)
-        right = "false with model.norm=batch: a pass for each group"
-        compiles = config.trainer.compile and config.model.get("norm") == "batch"
-        require(not compiles, "trainer.compile", config.trainer.compile, right)
-
-    @property
-    def norm(self) -> str:
-        """The model's norm: `batch`, whose statistics over a batch need a pass for each group, `group`, or `none`."""
-        modules = list(self.model.modules())
-        kinds = {"batch": _BatchNorm, "group": torch.nn.GroupNorm}
-        return next((name for name, kind in kinds.items() if any(isinstance(m, kind) for m in modules)), "none")
-
     def shaped(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(n, channels, height, width)`, in the order of memory that is faster."""
         return super().shaped(images).contiguous(memory_format=self.memory_format)
@@ -74,6 +58,7 @@ class Classification(ImageTask):
 
     def built(self) -> None:
         """Let the model fit its normalisation to the training images, if it has one."""
+        super().built()
         fit = getattr(self.model, "fit", None)
         if callable(fit):
             fit(self.train_images)
@@ -82,9 +67,8 @@ class Classification(ImageTask):
 
     def objective(self) -> ClassificationObjective:
         """The training loss."""
-        parts, several = (self.model, self.certificates, self.router), self.norm == "batch"
-        options = self.objective_options()
-        return ClassificationObjective(*parts, self.config.losses, several_passes=several, **options)
+        parts = (self.model, self.certificates, self.router)
+        return ClassificationObjective(*parts, self.config.losses, **self.objective_options())
 
     def batch(self, chosen: torch.Tensor) -> Batch:
         """Images `(batch, channels, height, width)`, augmented, their labels and their group numbers."""
@@ -142,4 +126,4 @@ class Classification(ImageTask):
                 counts = pairs.bincount(minlength=classes**2).view(classes, -1)
                 matrices[head] = matrices[head] + counts if head in matrices else counts
         arrays |= {f"confusion/{head.name}/{head.region}": counts for head, counts in matrices.items()}
-        return arrays, names | {"norm": self.norm}
+        return arrays, names | {"norm": norm_of(self.model)}

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from gradroute.config.components import step_names
 from gradroute.config.doors import TARGET
 from gradroute.config.limits import require
@@ -9,9 +12,29 @@ from gradroute.config.schema import Config
 from gradroute.config.targets import locate
 from gradroute.data.images.dataset import ImageDataset
 from gradroute.errors import UserError
+from gradroute.training import distributed
 from gradroute.training.penalties import penalties_of
 
 LATER = ("unlearn", "finetune", "relearn", "steer")  # steps of language models
+
+
+def norm_of(model: nn.Module) -> str:
+    """Return the kind of norm in a model: `batch`, whose statistics need one pass for each group, `group` or `none`."""
+    modules = list(model.modules())
+    kinds = {"batch": _BatchNorm, "group": nn.GroupNorm}
+    return next((name for name, kind in kinds.items() if any(isinstance(m, kind) for m in modules)), "none")
+
+
+def require_whole_batches(config: Config, norm: str) -> None:
+    """Raise UserError if the model has batch norm, and its batches would be taken in parts or its pass compiled."""
+    if norm != "batch":
+        return
+    right = "false: batch norm needs one pass for each group"
+    require(not config.trainer.compile, "trainer.compile", config.trainer.compile, right)
+    right = "1: batch norm takes a batch as a whole"
+    require(config.trainer.accumulate == 1, "trainer.accumulate", config.trainer.accumulate, right)
+    if distributed.size() > 1:
+        raise UserError("torchrun: batch norm takes a batch as a whole, and processes parts of it; leave torchrun out")
 
 
 def indivisible(config: Config) -> str | None:
@@ -32,6 +55,7 @@ def check_images(config: Config) -> None:
     """Raise UserError for settings that do not fit images."""
     require_dataset(config, ImageDataset, "images", "dataset=mnist, dataset=images")
     require_divisible(config)
+    require_whole_batches(config, str(config.model.get("norm")))
     rules = [name for name, rule in config.routing.groups.items() if rule.tokens != "all"]
     require(not rules, "routing.groups", rules, "without tokens=: images have none")
     for key in ("tune_steps", "unlearn_steps"):

@@ -64,6 +64,9 @@ class DecoderObjective(Objective):
         partial: some points carry no label (-1). They are a group `unlabelled`, and each group's mean then weighs its
             share of the batch, times the number of groups: who is unlabelled must not change what is learned.
         skip_absent: leave the term of a group out when the batch has none of its points, instead of giving it value 0.
+        several_passes: make one pass for each group in the batch, all images under that group's mask, and count only
+            its own images. Needed where statistics of the batch are taken after a site, as by batch norm: a group's
+            loss reaches the other images, too, and must meet its own mask there.
     """
 
     router: Router
@@ -72,7 +75,7 @@ class DecoderObjective(Objective):
 
     def __init__(
         self, model: nn.Module, certificates: nn.ModuleDict, router: Router, losses: LossesConfig,
-        partial: bool = False, skip_absent: bool = False, error: Measure | None = None,
+        partial: bool = False, skip_absent: bool = False, error: Measure | None = None, several_passes: bool = False,
     ) -> None:  # fmt: skip
         self.error = error or self.default_error
         names, metric = [*router.groups, UNLABELLED] if partial else router.groups, self.error.name
@@ -82,7 +85,7 @@ class DecoderObjective(Objective):
         weights |= {term: penalty.weight for term, penalty in self.penalties.items()}
         super().__init__(weights, router)
         self.model, self.certificates = model, certificates
-        self.partial, self.skip_absent = partial, skip_absent
+        self.partial, self.skip_absent, self.several_passes = partial, skip_absent, several_passes
 
     def _counts(self, group_index: torch.Tensor) -> torch.Tensor:
         """Images of each group, `(groups,)`, the unlabelled ones last; it works inside `vmap`."""
@@ -138,6 +141,24 @@ class DecoderObjective(Objective):
         terms = [Term("decoder", name, "all", self.error.name) for name in names]
         return {t: (means[i], shares[i] * self.weights[t]) for i, t in enumerate(terms) if present[i]}
 
+    def passes(
+        self, group_index: torch.Tensor, *inputs: torch.Tensor
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Return each image's output under its own group's mask, and the sites' activations, the same in every pass."""
+        if not self.several_passes:
+            with self.router.route(group_index, self.monitor) as activations:
+                return self.output(*inputs), activations
+        found: list[tuple[torch.Tensor, Mapping[str, torch.Tensor]]] = []
+        groups = group_index.unique()
+        for number in groups:
+            assert not isinstance(self.monitor, Watched)  # a model with batch norm is trained alone
+            watcher = OneGroup(self.monitor, group_index, not found) if self.monitor else None
+            with self.router.route(number, watcher) as activations:
+                found.append((self.output(*inputs), activations))
+        own = torch.searchsorted(groups, group_index)
+        outputs = torch.stack([outputs for outputs, _ in found])
+        return outputs[own, torch.arange(len(group_index), device=own.device)], found[0][1]
+
 
 class ReconstructionObjective(DecoderObjective):
     """The loss of an autoencoder, from one decoder pass. `several_decoders`: the model also takes the group numbers."""
@@ -152,24 +173,14 @@ class ReconstructionObjective(DecoderObjective):
         """Terms for images, as the model takes them, with group numbers `(batch,)`; `part`: what `parts` adds."""
         inputs = (images, group_index) if self.several_decoders else (images,)
         with in_training(self):
-            with self.router.route(group_index, self.monitor) as activations:
-                reconstruction = self.output(*inputs).flatten(1)
-            return self.terms(reconstruction, images.flatten(1), group_index, activations, *part)
+            reconstruction, activations = self.passes(group_index, *inputs)
+            return self.terms(reconstruction.flatten(1), images.flatten(1), group_index, activations, *part)
 
 
 class ClassificationObjective(DecoderObjective):
-    """The loss of a classifier, on labels.
-
-    several_passes: one pass for each group that came, all images under that group's mask, of which only its own count.
-    Where statistics of the batch are taken after a site, as by batch norm, that alone is gradient routing: a group's
-    loss reaches the other images, too, and there its own mask must meet it.
-    """
+    """The loss of a classifier, on labels."""
 
     default_error = CROSS_ENTROPY
-
-    def __init__(self, *args: Any, several_passes: bool = False, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.several_passes = several_passes
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor, group_index: torch.Tensor, *part: Any) -> Terms:
         """Terms for images `(batch, channels, height, width)` with labels and group numbers `(batch,)`.
@@ -177,23 +188,5 @@ class ClassificationObjective(DecoderObjective):
         `part`: what `parts` adds.
         """
         with in_training(self):
-            logits, activations = self._passes(images, group_index)
+            logits, activations = self.passes(group_index, images)
             return self.terms(logits, labels, group_index, activations, *part)
-
-    def _passes(
-        self, images: torch.Tensor, group_index: torch.Tensor
-    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """Each image's logits under its own group's mask, and the sites' activations, which are those of every pass."""
-        if not self.several_passes:
-            with self.router.route(group_index, self.monitor) as activations:
-                return self.output(images), activations
-        found: list[tuple[torch.Tensor, Mapping[str, torch.Tensor]]] = []
-        groups = group_index.unique()
-        for number in groups:
-            assert not isinstance(self.monitor, Watched)  # a classifier is trained alone
-            watcher = OneGroup(self.monitor, group_index, not found) if self.monitor else None
-            with self.router.route(number, watcher) as activations:
-                found.append((self.output(images), activations))
-        own = torch.searchsorted(groups, group_index)
-        logits = torch.stack([logits for logits, _ in found])
-        return logits[own, torch.arange(len(images), device=own.device)], found[0][1]

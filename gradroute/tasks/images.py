@@ -20,7 +20,7 @@ from gradroute.routing.ablation import Ablation
 from gradroute.routing.routes import owned
 from gradroute.tasks.base import Measurement, Probe, Task
 from gradroute.tasks.evaluation import Head, activations_at, errors, image_errors, localization, outputs, region_norms
-from gradroute.tasks.image_checks import check_images
+from gradroute.tasks.image_checks import check_images, norm_of, require_whole_batches
 from gradroute.tasks.image_memory import require_image_memory
 from gradroute.tasks.image_objectives import CertificateObjective, DecoderObjective
 from gradroute.tasks.own_measures import error_of, measures_of, try_measures
@@ -51,8 +51,7 @@ class ImageTask(Task):
         super().__init__(config, data, run)
         limits = (config.trainer.train_limit, config.trainer.test_limit)
         read: Images = data or build(config.dataset, "dataset").tensors(*limits)
-        self.data = read.to(self.device)
-        self.sha256, self.points = read.sha256, len(read.train_images)
+        self.data, self.sha256, self.points = read.to(self.device), read.sha256, len(read.train_images)
         train = Part(self.data.train_images, self.data.train_labels, self.data.train_columns)
         test = Part(self.data.test_images, self.data.test_labels, self.data.test_columns)
         groups = assign(config.routing, train, test, config.seed)
@@ -112,7 +111,8 @@ class ImageTask(Task):
         return images if self.flat else images.view(-1, *(1, *self.data.shape)[-3:])
 
     def built(self) -> None:
-        """What else is done to the model before it is trained."""
+        """Check the model that was built, and prepare it for training."""
+        require_whole_batches(self.config, norm_of(self.model))
 
     @abstractmethod
     def targets(self, train: bool) -> torch.Tensor:
@@ -129,7 +129,9 @@ class ImageTask(Task):
     def objective_options(self) -> dict[str, Any]:
         """What every training loss of a kind needs to know."""
         by_group = self.parameter_router is not None or self.config.trainer.batches == "by_group"
-        return {"partial": bool((self.routed == -1).any()), "skip_absent": by_group, "error": self.error}
+        several = norm_of(self.model) == "batch"
+        partial = bool((self.routed == -1).any())
+        return {"partial": partial, "skip_absent": by_group, "error": self.error, "several_passes": several}
 
     @abstractmethod
     def objective(self) -> DecoderObjective:

@@ -1,16 +1,20 @@
 """Trackers get every row of the metrics, through their own clients and without a network."""
 
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import gradroute
+from gradroute.commands.run import main
 from gradroute.comparison.compare import varying
 from gradroute.comparison.runs import read_run
+from gradroute.config.compose import configuration
 from gradroute.errors import UserError
 from gradroute.records.tables import read_metrics
+from gradroute.running.trackers import require_consent
 from gradroute.running.verify import verify
 
 SMALL = ["trainer=smoke", "trainer.train_limit=128", "trainer.test_limit=64", "trainer.batch_size=64",
@@ -106,3 +110,34 @@ def test_a_tracked_run_is_the_same_run() -> None:
     assert plain.manifest["config_hash"] == tracked.manifest["config_hash"]
     assert not varying([read_run(plain.path), read_run(tracked.path)])
     assert plain.metrics.equals(tracked.metrics)
+
+
+def test_a_folder_does_not_say_alone_where_records_are_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path}/theirs.db"
+    run = made("mlflow", f"tracker.uri={uri}")
+
+    def rerun(*changes: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["gradroute-run", f"rerun={run}", *changes])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    capsys.readouterr()
+    before = sorted(run.parent.iterdir())
+    status, said = rerun()
+    assert status == 2 and "error: tracker: " in said and uri in said and "tracker=null" in said
+    assert sorted(run.parent.iterdir()) == before
+    assert rerun("tracker=null")[0] == 0
+    assert rerun(f"tracker.uri=sqlite:///{tmp_path}/ours.db")[0] == 0 and (tmp_path / "ours.db").is_file()
+
+
+def test_an_online_tracker_needs_the_users_word() -> None:
+    pytest.importorskip("wandb")
+    config = configuration(["tracker=wandb", "tracker.mode=online"])
+    with pytest.raises(UserError, match="sends its records to the server of Weights & Biases"):
+        require_consent(config, ["seed"])
+    require_consent(config, ["tracker.mode"])
+    require_consent(configuration(["tracker=wandb"]), [])

@@ -41,6 +41,22 @@ class Noisy(nn.Module):
         return made
 
 
+class Normed(nn.Module):
+    """An autoencoder with batch norm after its encoding, which lets images of a batch look at each other there."""
+
+    flat_inputs = True
+
+    def __init__(self, shape: Sequence[int], width: int = 8) -> None:
+        super().__init__()
+        pixels = shape[0] * shape[1]
+        self.encoder = nn.Linear(pixels, width)
+        self.decoder = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, pixels))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.decoder(self.encoder(images))
+        return made
+
+
 def plain_classifier(shape: Sequence[int], classes: int, width: int = 8) -> nn.Module:
     """A function that makes a classifier: a convolution to `width` channels, and a linear layer."""
     side = shape[0] // 4 * (shape[1] // 4)
@@ -131,3 +147,27 @@ def test_norms_and_dropout_act_in_the_training_alone(tmp_path: Path) -> None:
     assert not any(modes) and not any(module.training for module in task.model.modules())
     measured = [list(task.measure([])) for _ in range(2)]
     assert measured[0] == measured[1]
+
+
+def test_batch_norm_lets_no_loss_past_its_groups_mask(tmp_path: Path) -> None:
+    """One pass for each group: the loss of a group has no gradient in what it may not train, by no other image."""
+    task = create(config("Normed", tmp_path))
+    objective, batch = task.objective(), task.batch(torch.arange(64))
+    weight = task.model.get_submodule("encoder").get_parameter("weight")
+    found = {}
+    for several in (True, False):
+        objective.several_passes = several
+        terms = objective(*batch)
+        (value,) = [value for term, (value, _) in terms.items() if (term.head, term.group) == ("decoder", "digits_0_4")]
+        (found[several],) = torch.autograd.grad(value, weight)
+    assert float(found[True][4:].abs().max()) == 0.0 < float(found[True][:4].abs().max())
+    assert float(found[False][4:].abs().max()) > 0.0  # what one pass of the whole batch would let through
+
+
+@pytest.mark.parametrize("change", ["trainer.accumulate=2", "trainer.compile=true"])
+def test_batch_norm_of_ones_own_is_not_taken_in_parts(tmp_path: Path, change: str) -> None:
+    given = config("Normed", tmp_path)
+    key, _, value = change.partition("=")
+    setattr(given.trainer, key.partition(".")[2], int(value) if value.isdigit() else True)
+    with pytest.raises(UserError, match=f"{key}=.*batch norm"):
+        create(given)

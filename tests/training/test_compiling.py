@@ -109,4 +109,4 @@ def test_passes_of_several_masks_are_not_compiled() -> None:
     given = ["experiment=class_split", "trainer.compile=true", "model.norm=batch"]
     with pytest.raises(UserError) as error:
         configuration(given)
-    assert str(error.value) == "trainer.compile=True: must be false with model.norm=batch: a pass for each group"
+    assert str(error.value) == "trainer.compile=True: must be false: batch norm needs one pass for each group"

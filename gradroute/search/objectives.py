@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradroute.config.doors import TARGET
+from gradroute.config.components import steps_of
 from gradroute.config.schema import Config
 from gradroute.config.targets import locate
+from gradroute.errors import unknown
+from gradroute.records.metrics import UNITS
 from gradroute.search.schema import ObjectiveConfig, PruningConfig
 
 Point = list[float]  # how many updates were made, and each objective then
@@ -19,6 +22,23 @@ def default_objectives(config: Config) -> dict[str, ObjectiveConfig]:
     """
     task = locate(config.task[TARGET], "task")
     return {name: ObjectiveConfig(**fields) for name, fields in task.search_objectives(config).items()}
+
+
+def units_of(config: Config) -> dict[str, str]:
+    """Return the units of the metrics that runs of `config` can have, by name, with those of its own components."""
+    components = [*config.measures, *config.losses.penalties, config.losses.error]
+    found = [locate(part[TARGET], "search.objectives") for part in components if part]
+    units = {part.name: part.unit for part in found if isinstance(getattr(part, "name", None), str)}
+    for step in steps_of(config):
+        units |= step.units
+    return UNITS | units
+
+
+def check_metrics(objectives: Mapping[str, ObjectiveConfig], units: Mapping[str, str]) -> None:
+    """Raise UserError for an objective with a metric that has no unit here."""
+    for name, objective in objectives.items():
+        if objective.metric not in units:
+            raise unknown(f"metric of search.objectives.{name}:", objective.metric, units)
 
 
 def value_of(rows: Sequence[Mapping[str, Any]], objective: ObjectiveConfig) -> float | None:

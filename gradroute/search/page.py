@@ -19,7 +19,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from gradroute.comparison.plots import png, short
 from gradroute.records.atomic import write_atomically
-from gradroute.records.metrics import UNITS
 from gradroute.reporting.page import Page, Table
 from gradroute.search.finals import HANDMADE, Final, front, label, mean, verdict
 from gradroute.search.study import Search
@@ -139,7 +138,7 @@ def write(search: Search, finals: Sequence[Final], command: str) -> None:
     made = [[f.name, seed, *values, " ".join(f.overrides)] for f in finals
             for seed, values in zip(f.seeds, f.values, strict=True)]  # fmt: skip
     _write_csv(search.folder / "finals.csv", [["finalist", "seed", *objectives, "overrides"], *made])
-    note = "; ".join(f"{n}: {o.head} {o.region} {o.group} {o.metric}, {UNITS[o.metric]}, {SIGN[o.goal]}"
+    note = "; ".join(f"{n}: {o.head} {o.region} {o.group} {o.metric}, {search.units[o.metric]}, {SIGN[o.goal]}"
                      for n, o in objectives.items())  # fmt: skip
     tables = []
     if finals:

@@ -7,7 +7,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gradroute.errors import UserError, unknown
-from gradroute.records.metrics import UNITS
 
 GOALS = ("lower", "higher")
 
@@ -111,8 +110,6 @@ def _check(search: SearchConfig) -> None:
     if not search.space:
         raise UserError("search.space: is empty; nothing can be searched")
     for name, objective in search.objectives.items():
-        if objective.metric not in UNITS:
-            raise unknown(f"metric of search.objectives.{name}:", objective.metric, UNITS)
         if objective.goal not in GOALS:
             raise unknown(f"goal of search.objectives.{name}:", objective.goal, GOALS)
     if search.guess and search.guess.by not in ("activation", "gradient"):

@@ -30,7 +30,7 @@ from gradroute.errors import UserError, first_line
 from gradroute.records import locks
 from gradroute.records.atomic import write_atomically
 from gradroute.records.provenance import version
-from gradroute.search.objectives import default_objectives, hopeless, value_of
+from gradroute.search.objectives import check_metrics, default_objectives, hopeless, units_of, value_of
 from gradroute.search.schema import SearchConfig
 from gradroute.search.space import Overrides, ends, space
 
@@ -53,6 +53,8 @@ class Search:
         self.space = space(search.space)
         handmade = configuration(self.command([]), config_dir)
         self.search = replace(search, objectives=search.objectives or default_objectives(handmade))
+        self.units = units_of(handmade)
+        check_metrics(self.search.objectives, self.units)
         self.folder = Path(handmade.output_dir) / "searches" / search.name
         self._worker: Path | None = None
         self._open()

@@ -35,7 +35,10 @@ def units_of(config: Config, found: Found) -> dict[str, str]:
     error = error_of(config, found)
     units = {measure.name: measure.unit for measure in measures_of(config, found)}
     units |= {penalty.name: penalty.unit for penalty in penalties_of(config.losses, own_l1=True)}
-    return units | ({error.name: error.unit} if error else {})
+    if error:
+        gradient = f"L2 norm per image of the gradient of its {error.name}, root mean square"
+        units |= {error.name: error.unit, "gradient_norm": gradient}
+    return units
 
 
 def try_measures(config: Config, found: Found, outputs: torch.Tensor, targets: torch.Tensor) -> None:

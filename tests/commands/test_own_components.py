@@ -96,9 +96,16 @@ def test_it_is_swept_compared_and_gone_on_with(forked: Command, tmp_path: Path) 
 
 def test_it_is_searched(forked: Command, tmp_path: Path) -> None:
     sizes = ("search.trials=2", "search.final.best=0", "trainer=smoke", "search.random=0", "search.guess=null")
-    result = forked("gradroute-search", "--config-dir", CONF, "search=shapes", *sizes, cwd=tmp_path)
+    own = "search.objectives={worst: {metric: worst_pixel}, apart: {metric: code_distance, head: code, group: all}}"
+    given = ("--config-dir", CONF, "search=shapes", own, *sizes, "search.overrides=[experiment=shapes]")
+    result = forked("gradroute-search", *given, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "outputs" / "searches" / "shapes" / "search.html").is_file()
+    folder = tmp_path / "outputs" / "searches" / "shapes"
+    assert "worst_pixel, pixel, pixels in [-1, 1]" in (folder / "search.html").read_text()
+    trials = pd.read_csv(folder / "trials.csv")
+    assert len(trials) == 3 and bool((trials[["worst", "apart"]] > 0).all(axis=None))
+    result = forked("gradroute-search", *given, "search.objectives.worst.metric=worst_pixels", cwd=tmp_path)
+    assert result.returncode == 2 and "did you mean worst_pixel" in result.stderr
 
 
 def test_a_stack_of_it_is_refused_clearly(forked: Command, tmp_path: Path) -> None:

@@ -117,7 +117,6 @@ GOOD = {"name": "x", "space": {"a": {"low": 1, "high": 2}}, "objectives": {"o": 
         ({"final": {"seeds": 1}}, "search.final.seeds=1"),
         ({"pruning": {"margin": 1.5}}, "search.pruning.margin=1.5"),
         ({"name": "../x"}, "search.name"),
-        ({"objectives": {"o": {"metric": "mze"}}}, "did you mean mse"),
         ({"objectives": {"o": {"goal": "up"}}}, "goal of search.objectives.o"),
         ({"guess": {"by": "weight"}}, "search.guess.by"),
         ({"trails": 4}, "trails"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gradroute.commands.help import help_text
-from gradroute.config.compose import conf_dir, use_code_of, without_config_dirs
+from gradroute.config.compose import conf_dir, use_code_of, without_config_dirs, without_replaced
 from gradroute.config.overrides import plain, prepared
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
@@ -72,11 +72,12 @@ def _composed_jobs(plan: Plan, makes: bool) -> Callable[[], None]:
         for source in hydra_config.runtime.config_sources:
             if source.provider == "command-line":
                 use_code_of(Path(source.path))
+        given = [*hydra_config.overrides.hydra, *hydra_config.overrides.task]
         made = Job(plain(hydra_config.overrides.task))
         if hydra_config.mode == RunMode.MULTIRUN:
             plan.folder, made.number = Path(hydra_config.sweep.dir), int(hydra_config.job.num)
         try:
-            made.configs = one_by_seed(from_mapping(composed))
+            made.configs = one_by_seed(from_mapping(without_replaced(composed, given)))
         except UserError as error:  # a sweep goes on with its other runs
             made.outcomes = [error]
         if plan.folder and makes and not str(hydra_config.launcher._target_).endswith(".BasicLauncher"):

@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from gradroute.config.build import from_mapping
+from gradroute.config.doors import TARGET, foreign
 from gradroute.config.overrides import prepared
 from gradroute.config.schema import Config
 from gradroute.config.targets import add_code_folder
 from gradroute.errors import UserError
 
+REPLACEABLE = ("dataset", "model", "task", "ablation", "tracker")  # groups whose options are one component each
 CONFIG_DIR = ("--config-dir", "-cd")
 
 
@@ -40,6 +43,23 @@ def without_config_dirs(arguments: Sequence[str], names: Sequence[str] = CONFIG_
     return rest, folders
 
 
+def without_replaced(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Compose again without the options whose component is replaced by one of the user's own.
+
+    Hydra merges `model: {_target_: mine.Net, width: 8}` with the keys of the option selected for `model`, which are
+    arguments of another model. `overrides` are those that `config` was composed of.
+    """
+    replaced = []
+    for group in REPLACEABLE:
+        if isinstance(config.get(group), DictConfig) and foreign(OmegaConf.to_container(config[group])):
+            try:
+                rest = compose("config", [*overrides, f"~{group}"]).get(group)
+            except HydraException:  # no option is selected
+                continue
+            replaced += [f"~{group}"] if isinstance(rest, DictConfig) and TARGET in rest else []
+    return compose("config", [*overrides, *replaced]) if replaced else config
+
+
 def composed(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
     """The configuration with overrides; `folder` is one more to look for groups in, as `--config-dir` names it."""
     searched = []
@@ -47,7 +67,8 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> DictConfig
         use_code_of(folder)
         searched = [f"hydra.searchpath=[file://{folder.resolve()}]"]
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        return compose("config", [*searched, *prepared(overrides)])
+        given = [*searched, *prepared(overrides)]
+        return without_replaced(compose("config", given), given)
 
 
 def configuration(overrides: Sequence[str], folder: Path | None = None) -> Config:

@@ -171,3 +171,16 @@ def test_batch_norm_of_ones_own_is_not_taken_in_parts(tmp_path: Path, change: st
     setattr(given.trainer, key.partition(".")[2], int(value) if value.isdigit() else True)
     with pytest.raises(UserError, match=f"{key}=.*batch norm"):
         create(given)
+
+
+def test_a_model_named_in_place_of_the_selected_one_gets_its_own_arguments_only(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    model = "{_target_: test_own_models.plain_classifier, width: 4}"
+    lines = ["# @package _global_", "defaults: [class_split]", "name: mine", f"model: {model}"]
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("\n".join(lines) + "\n")
+    regions = [f"routing.regions.{name}.units={units}" for name, units in (("top", "0:2"), ("bottom", "2:4"))]
+    expected = {"_target_": "test_own_models.plain_classifier", "width": 4}
+    assert configuration(["experiment=mine", *regions], tmp_path / "conf").model == expected
+    assert configuration(["experiment=class_split", f"model={model}", *regions]).model == expected
+    changed = configuration(["experiment=mine", "model.width=6", *regions], tmp_path / "conf")
+    assert changed.model == expected | {"width": 6}

@@ -1,4 +1,4 @@
-"""The pages in a real browser: Debian's Chromium, headless, wide and narrow, in light and dark."""
+"""Check the pages in a real browser: Debian's Chromium, headless, wide and narrow, in light and dark."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from checks import SEARCHED, call
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
-LANGUAGE = (  # next to no sizes
+LANGUAGE = (  # tiny sizes
     "experiment=stories_era", "trainer=smoke", "dataset.stories=100", "dataset.test_stories=40",
     "dataset.length=48", "model.layers=2", "model.expand=[0,1]",
     "model.width=16", "model.heads=2",
@@ -20,7 +20,7 @@ LANGUAGE = (  # next to no sizes
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The pages of a smoke run, of a language model's, of their comparisons, of token weights, and of a search."""
+    """Make the pages of a smoke run, a language model's run, their comparisons, token weights, and a search."""
     cwd = tmp_path_factory.mktemp("pages")
     call("gradroute-run", "trainer=smoke", cwd=cwd)
     call("gradroute-run", *LANGUAGE, cwd=cwd)
@@ -47,7 +47,7 @@ LAST_COLUMN = """[...[...document.querySelectorAll("tbody")].at(-1).rows].map(
 
 
 def watch(page: Page) -> list[str]:
-    """What goes wrong on a page as it is shown: console messages, exceptions, requests to a network."""
+    """Return a list that collects a page's faults: console messages, exceptions, and requests to a network."""
     faults: list[str] = []
     page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: faults.append(str(error)))

@@ -1,4 +1,4 @@
-"""What CI checks beside the tests: linters, types, the README's commands, every experiment, and a wheel install."""
+"""What CI checks besides the tests: linters, types, the README's commands, every experiment, and a wheel install."""
 
 import ast
 import os
@@ -13,13 +13,13 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "conf" / "experiment"
-DOWNLOADED = {"cifar100_split"}  # their data need a network; tests run them on data of the tests' own
-FILES = [path for path in FOLDER.rglob("*.yaml") if not path.name.startswith("_")]  # those are what others share
+DOWNLOADED = {"cifar100_split"}  # these download data; the tests run them on small data of their own
+FILES = [path for path in FOLDER.rglob("*.yaml") if not path.name.startswith("_")]  # those are shared by others
 EXPERIMENTS = sorted({path.relative_to(FOLDER).with_suffix("").as_posix() for path in FILES} - DOWNLOADED)
 
 
 def call(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
-    """Run a command; on failure, fail with everything it printed."""
+    """Run a command and return what it printed; if the command fails, raise AssertionError with the output."""
     result = subprocess.run(
         command, cwd=cwd, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -28,11 +28,11 @@ def call(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
 
 
 PAGES = ("README.md", "conf/README.md", "gradroute/README.md", "outputs/README.md", "scripts/README.md")
-NEEDS = ("RUN", "FOLDER", "my_conf", "photos", "--help", "resume=", "rerun=")  # an earlier run, or the user's own files
+NEEDS = ("RUN", "FOLDER", "photos", "--help", "resume=", "rerun=")  # an earlier run, or the user's own files
 
 
 def readme_commands(name: str = "gradroute-run") -> list[str]:
-    """Every line with a command that a README prints, except those that need an earlier run or a download."""
+    """Return the READMEs' lines that call a command, except those that need an earlier run or the user's own files."""
     text = "".join((ROOT / page).read_text() for page in PAGES)
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
@@ -41,14 +41,14 @@ def readme_commands(name: str = "gradroute-run") -> list[str]:
 
 
 def own_files() -> dict[str, str]:
-    """The files that the READMEs show, by the path on their first line."""
+    """Return the files that the READMEs show, by the path on their first line."""
     text = "".join((ROOT / page).read_text() for page in PAGES)
     return dict(re.findall(r"```(?:yaml|python)\n# (\S+/\S+)\n(.*?)```", text, re.DOTALL))
 
 
 @pytest.fixture
 def user(tmp_path: Path) -> Path:
-    """The folder of a user who has written all files that the READMEs show."""
+    """Write all files that the READMEs show into a folder, as a user would, and return the folder."""
     for path, text in own_files().items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)

@@ -1,4 +1,4 @@
-"""gradroute: gradient routing experiments and the library under them.
+"""gradroute: gradient routing experiments, and the library that they are built on.
 
 Names are imported on first use, so that `import gradroute` and the command line start without torch.
 """

@@ -1,4 +1,4 @@
-"""`python -m gradroute` is `gradroute-run`."""
+"""Run `gradroute-run` as `python -m gradroute`."""
 
 from gradroute.commands.run import main
 

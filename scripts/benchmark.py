@@ -1,9 +1,9 @@
-"""How fast training is, measured in one go: beside the textbook form and beside what the machine can multiply.
+"""Measure the speed of training, compared with the textbook form and with the machine's peak matrix-product rate.
 
-Prints a table of every part and writes all numbers as JSON. What is compared is interleaved, round by round, so that a
-busy machine slows both alike: medians, with the smallest and largest of the rounds. The textbook form is written here
-from the published description (GR App. B): float32, one decoder pass per group, `detach` for the mask, unfused Adam,
-every loss read with `.item()`.
+Prints a table for every part, and writes all numbers as JSON with `--json`. Every round times all variants in turn, so
+that a busy machine slows them alike; the tables give the median, smallest and largest over the rounds. The textbook
+form is written here from the published description (GR App. B): float32, one decoder pass per group, `detach` for the
+mask, unfused Adam, every loss read with `.item()`.
 
 usage: python scripts/benchmark.py [--device cuda] [--rounds 3] [--only epoch,stack] [--json FILE]
 """
@@ -42,18 +42,18 @@ Step = Callable[[], None]
 
 
 def configured(*overrides: str) -> Config:
-    """A checked configuration."""
+    """Return a checked configuration."""
     return configuration(list(overrides))
 
 
 def waited(device: str) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def timed(what: dict[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every step in every round, interleaved; one round before them warms up."""
+    """Return the seconds of every step in every round, the steps in turn, after one round of warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in what}
     for number in range(rounds + 1):
         for name, step in what.items():
@@ -66,19 +66,19 @@ def timed(what: dict[str, Step], rounds: int, device: str) -> dict[str, list[flo
 
 
 def spread(values: list[float], digits: int = 3) -> str:
-    """Median, with the smallest and the largest."""
+    """Return the median, the smallest and the largest value as text."""
     low, middle, high = (f"{v:.{digits}g}" for v in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high})"
 
 
 def read(config: Config, device: str) -> Images:
-    """All data of a configuration, on the device."""
+    """Load all data of a configuration onto the device."""
     images: Images = build(config.dataset, "dataset").tensors()
     return images.to(torch.device(device))
 
 
 def textbook(data: Images, config: Config, device: str) -> Step:
-    """One epoch as published: two decoder passes with `detach`."""
+    """Return a function that trains one epoch as published: two decoder passes with `detach`."""
     parts = create(config, data).parts
     model, certificates = parts.model, parts.certificates
     assert isinstance(model, Autoencoder)
@@ -109,7 +109,7 @@ def textbook(data: Images, config: Config, device: str) -> Step:
 
 
 def ours(data: Images, configs: list[Config], updates: int | None = None, ledger: bool = False) -> Step:
-    """One epoch, or so many updates, of these configurations trained together."""
+    """Return a function that trains configurations together, for one epoch or for `updates` updates."""
     tasks = [create(config, data) for config in configs]
     trainer = replace(configs[0].trainer, epochs=1)
     points = min(len(data.train_images), updates * trainer.batch_size) if updates else len(data.train_images)
@@ -129,7 +129,7 @@ def ours(data: Images, configs: list[Config], updates: int | None = None, ledger
 
 
 def ceiling(precision: str, device: str, rounds: int) -> float:
-    """The best rate of a square product of 1024 to 4096, in FLOP per second."""
+    """Return the best rate of a product of square matrices, of sizes 1024 to 4096, in FLOP per second."""
     best, dtype = 0.0, torch.bfloat16 if precision == "bfloat16" else torch.float32
     for n in (1024, 1536, 2048, 3072, 4096):
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
@@ -145,7 +145,7 @@ def ceiling(precision: str, device: str, rounds: int) -> float:
 
 
 def epochs(device: str, rounds: int) -> list[Row]:
-    """Seconds of an epoch: textbook, paper, paper in float32, unrouted, fast; shares of the ceiling."""
+    """Measure seconds per epoch for the textbook form and several presets, and their shares of the ceiling."""
     overrides = {
         "paper": ["trainer=paper"],
         "paper, unrouted": ["trainer=paper", "routing=none"],
@@ -180,7 +180,7 @@ def epochs(device: str, rounds: int) -> list[Row]:
 
 
 def stacks(device: str, rounds: int) -> list[Row]:
-    """Runs per hour against the number of runs trained together, without evaluation and folders."""
+    """Measure runs per hour against the number of runs trained together, without evaluation and run folders."""
     rows = []
     sizes = (1, 2, 4) if device == "cpu" else (1, 2, 4, 8, 16, 20, 32)
     for preset in ("paper", "fast"):
@@ -196,7 +196,7 @@ def stacks(device: str, rounds: int) -> list[Row]:
 
 
 def growth(device: str, rounds: int) -> list[Row]:
-    """Seconds of an update against width and batch size."""
+    """Measure seconds per update against width and batch size."""
     variants = {f"width {w}": [f"model.hidden=[{w},{w // 4}]"] for w in (512, 1024, 2048, 4096)}
     variants |= {f"batch {b}": [f"trainer.batch_size={b}"] for b in (128, 512, 2048, 8192)}
     configs = {n: configured("trainer=paper", f"trainer.device={device}", *given) for n, given in variants.items()}
@@ -208,12 +208,12 @@ def growth(device: str, rounds: int) -> list[Row]:
 
 
 def _peak_until_end(process: "subprocess.Popen[bytes]") -> float:
-    """The process's peak memory in GiB, looked at while it runs: `ru_maxrss` would begin with this process's own."""
+    """Return the process's peak memory in GiB, polled while it runs: `ru_maxrss` would include this process's peak."""
     peak = 0
     while process.poll() is None:
         try:
             found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-        except OSError:  # it has just ended, or this is no Linux
+        except OSError:  # it has just ended, or this is not Linux
             found = None
         peak = max(peak, int(found[1])) if found else peak
         time.sleep(0.02)
@@ -221,7 +221,7 @@ def _peak_until_end(process: "subprocess.Popen[bytes]") -> float:
 
 
 def commands(device: str, rounds: int) -> list[Row]:
-    """Start-up and peak memory of the command line."""
+    """Measure start-up time and peak memory of the command line."""
     script, rows = Path(sys.executable).parent / "gradroute-run", list[Row]()
     calls = {"start: gradroute-run --help": ["--help"]}
     for preset in ("fast", "paper"):
@@ -249,13 +249,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"comma-separated parts of {','.join(PARTS)}")
     parser.add_argument("--json", type=Path, metavar="FILE")
     a = parser.parse_args()
     if unknown := set(a.only.split(",")) - set(PARTS):
-        parser.error(f"--only: {', '.join(unknown)}: give some of {','.join(PARTS)}")
+        parser.error(f"--only: unknown parts: {', '.join(unknown)}; use some of {','.join(PARTS)}")
     if a.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no GPU here that torch can use")
+        parser.error("--device cuda: torch finds no GPU; use --device cpu")
     name = torch.cuda.get_device_name() if a.device == "cuda" else hardware()["processor"]
     facts = {"date": time.strftime("%Y-%m-%d"), "device": name, **hardware(), "torch": torch.__version__}
     console, measured = Console(width=160), dict[str, list[Row]]()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A classifier split by class (GR appendix B.1), and its unrouted control, for SEEDS seeds (default 3), side by side: the
-# difference of their decoders is the accuracy that routing costs. Further arguments are overrides of every run.
+# Train a classifier split by class (GR appendix B.1) and its unrouted control, for SEEDS seeds (default 3), and compare
+# them: the difference of their decoders is the accuracy that routing costs. Further arguments are overrides of every run.
 # usage: SEEDS=3 scripts/class_split.sh [dataset=fashion_mnist dataset.root=FOLDER …]
 set -euo pipefail
 seeds=$(seq -s, 0 $((${SEEDS:-3} - 1)))

@@ -1,9 +1,9 @@
-"""What many runs cost: disk by run, and what compares and finds them and shows a sweep, over COUNT synthetic runs.
+"""Measure COUNT synthetic runs: disk space per run, and the time to compare them, find one and show a sweep's table.
 
 python scripts/compare_scale.py --count 10000
 
-The folders are made by what writes real ones, with the metrics of a main job and no weights, plots or page; settings
-and seeds differ. Prints one line of JSON. On a file system in memory the reading is not the disk's.
+The folders are made by the code that writes real ones, with the metrics of a main job and no weights, plots or page;
+settings and seeds differ. Prints one line of JSON. On a file system in memory, reading times are not those of a disk.
 """
 
 import argparse
@@ -28,7 +28,7 @@ KEPT: tuple[tuple[str, ...], ...] = ((), ("checkpoint.keep=none",), ("checkpoint
 
 
 def _like(run: Path, count: int, folder: Path) -> None:
-    """Make `count` run folders with the numbers of a real one, moved by up to a hundredth."""
+    """Make `count` run folders with the numbers of a real one, scaled by up to 1 %."""
     rows, headline = read_metrics(run), json.loads((run / "summary.json").read_text())["headline"]
     generator = random.Random(0)
     facts = {"dataset_sha256": "0" * 64, "hardware": provenance.hardware(), "device": "cpu", "stacked": 1}
@@ -45,7 +45,7 @@ def _like(run: Path, count: int, folder: Path) -> None:
 
 
 def _seconds(what: Callable[[], object]) -> list[float]:
-    """What three calls of it took, in order."""
+    """Return the seconds of three calls, in order."""
     found = []
     for _ in range(3):
         began = time.perf_counter()
@@ -55,7 +55,7 @@ def _seconds(what: Callable[[], object]) -> list[float]:
 
 
 def _index(sweep: Path, count: int) -> Path:
-    """The index of a sweep of as many finished jobs."""
+    """Write the index of a sweep of `count` finished jobs; return its folder."""
     index = Index(sweep)
     for number in range(count):
         index.note(Job([f"seed={number}", "trainer=smoke"], number=number), "finished")
@@ -63,7 +63,7 @@ def _index(sweep: Path, count: int) -> Path:
 
 
 def _made(place: Path, overrides: Iterable[str]) -> Path:
-    """A run in a folder of its own."""
+    """Make a run in a folder of its own; return the run's folder."""
     place.mkdir()
     subprocess.run(["gradroute-run", "trainer=smoke", *overrides], cwd=place, check=True, capture_output=True)
     (run,) = (place / "outputs" / "mnist_split").iterdir()
@@ -76,7 +76,7 @@ def _size(run: Path) -> tuple[int, int]:
 
 
 def _measured(command: list[str], output: Path) -> tuple[float, float]:
-    """Seconds and the most MiB of memory that a command took; what it prints goes to `output`."""
+    """Run a command with its output in `output`; return its seconds and its peak memory in MiB."""
     began = time.perf_counter()
     with output.open("w") as file, subprocess.Popen(command, stdout=file) as process:
         _, status, usage = os.wait4(process.pid, 0)
@@ -87,7 +87,7 @@ def _measured(command: list[str], output: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Make the folders, compare them, print what it took."""
+    """Make the folders, compare them, and print the measurements."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=10_000)
     count = parser.parse_args().count

@@ -1,7 +1,7 @@
-"""Tokens a second of training a language model, routed as configured with the ledger on, and with routing removed.
+"""Measure a language model's training tokens per second, routed with the ledger on and unrouted, compiled and not.
 
-The same model, data, batches and optimizer, each kind also compiled, in random order within every round. Prints the
-ratios to the model without routing as `routing_overhead.py` does, and writes them as JSON if asked.
+All four kinds have the same model, data, batches and optimizer, and take turns in random order within every round.
+Prints the ratios to the unrouted step as `routing_overhead.py` does, and writes them as JSON with `--json`.
 
 usage: python scripts/language_throughput.py [--pairs 60] [--json FILE] [override ...]
 """
@@ -28,7 +28,7 @@ from gradroute.training.gradients import Single
 
 
 def kind(config: Config, routed: bool, opened: ExitStack | None) -> tuple[Step, int]:
-    """One step of a training of its own, and its tokens; compiled if `opened` takes what closes the compiler."""
+    """Return a training step and its number of tokens; compiled if `opened` is given, which closes the compiler."""
     task = LanguageModelling(config)
     model, trainer = task.model, config.trainer
     plain = NextTokenObjective(model, task.names, config.losses, bool((task.labelled == -1).any()))
@@ -39,7 +39,7 @@ def kind(config: Config, routed: bool, opened: ExitStack | None) -> tuple[Step, 
     order, number = torch.Generator().manual_seed(0), iter(range(10**9))
     if opened is not None and routed:
         opened.enter_context(compiled(objective))
-    elif opened is not None:  # not by the same function: its programs are looked up by that, and would be mixed up
+    elif opened is not None:  # with another function, since torch looks programs up by function and would mix them up
         objective.program = torch.compile(model.forward, dynamic=False)
 
     def step() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--json", default=None)
-    parser.add_argument("overrides", nargs="*", help="as of gradroute-run; experiment=stories_era if none names one")
+    parser.add_argument("overrides", nargs="*", help="of gradroute-run; experiment=stories_era by default")
     a = parser.parse_args()
     random.seed(0)
     named = any(given.startswith("experiment=") for given in a.overrides)
@@ -81,7 +81,7 @@ def main() -> None:
         found = measure("tokens", {name: step for name, (step, _) in steps.items()}, a.pairs)
     for name, (_, tokens) in steps.items():
         found[name]["tokens_per_second"] = rate = 1e3 * tokens / found[name]["milliseconds"]
-        print(f"{name:18} {rate:9.0f} tokens a second, median")
+        print(f"{name:18} {rate:9.0f} tokens per second, median")
     if a.json:
         with open(a.json, "w") as file:
             json.dump(facts | found, file, indent=2)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every row of GR table 2 for SEEDS seeds (default 3), then the table. Further arguments are overrides of every run.
-# On a CPU, JOBS=2 processes that share the cores are faster than one; given again, it goes on where it was.
+# Run every row of GR table 2 for SEEDS seeds (default 3), then print the table. Further arguments are overrides of every
+# run. On a CPU, JOBS=2 processes that share the cores are faster than one. The same command resumes interrupted runs.
 # usage: SEEDS=3 JOBS=2 scripts/mnist_table2.sh [trainer=paper …]
 set -euo pipefail
 seeds=$(seq -s, 0 $((${SEEDS:-3} - 1)))

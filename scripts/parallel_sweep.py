@@ -1,7 +1,7 @@
-"""A sweep one run after the other, and in as many joblib processes as there are cores: how much sooner it ends.
+"""Measure how much faster a sweep is in one joblib process per core than with one run after the other.
 
-Each round makes both, in random order, in fresh output folders. Prints one line of JSON: the seconds of each, and the
-median ratio with its smallest and largest.
+Each round runs both sweeps, in random order, in fresh output folders. Prints one line of JSON: the seconds of each, and
+the median, smallest and largest ratio.
 
 usage: python scripts/parallel_sweep.py [--rounds 3] [--jobs 8] [trainer=smoke …]
 """
@@ -25,11 +25,11 @@ def _seconds(command: list[str], place: Path) -> float:
 
 
 def main() -> None:
-    """Time both kinds of sweep, print what came out."""
+    """Time both kinds of sweep and print the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=8)
-    parser.add_argument("overrides", nargs="*", help="of every run")
+    parser.add_argument("overrides", nargs="*", help="overrides of every run")
     given = parser.parse_args()
     machine, order = hardware(), random.Random(0)
     seeds = ",".join(str(seed) for seed in range(given.jobs))

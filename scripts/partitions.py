@@ -1,4 +1,4 @@
-"""The split by other partitions of the labels: the table in outputs/measured/README.md, in Markdown.
+"""Split by other partitions of the labels, for the table in outputs/measured/README.md.
 
 python scripts/partitions.py                              every partition of MNIST, one seed each
 python scripts/partitions.py --fashion FOLDER             Fashion-MNIST as well, from a folder in torchvision's layout
@@ -30,12 +30,12 @@ PARTITIONS = {
 
 
 def spread(values: list[float]) -> str:
-    """Mean, smallest and largest."""
+    """Return the mean, smallest and largest value as text."""
     return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def row(run: Path, dataset: str) -> str:
-    """A run's line of the table."""
+    """Return a run's row of the table."""
     manifest = read_manifest(run)
     config = read_config(run, manifest)
     found = {
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--fashion", help="a folder with FashionMNIST/raw in it")
     parser.add_argument("--figures", type=Path, help="a folder to copy the pictures of the encodings to")
-    parser.add_argument("--only", type=int, action="append", help="a partition by its number, from 0")
+    parser.add_argument("--only", type=int, action="append", help="number of a partition, from 0; repeatable")
     parser.add_argument("overrides", nargs="*", help="overrides of every run, such as trainer.epochs=1")
     arguments = parser.parse_args()
     wanted: list[tuple[str, list[list[int]], list[str]]] = [("mnist", groups, []) for groups in PARTITIONS["mnist"]]

@@ -1,10 +1,10 @@
-"""What the tests try at a reduced count, in full: kills, damage, generated configurations, load, hostile folders.
+"""Run the tests' robustness cases at full count: kills, damage, generated configurations, load, hostile folders.
 
 python scripts/robustness.py                                  everything; about half an hour on two cores
 python scripts/robustness.py --only corruption --count 50     one part, with another count
 
-Prints a line for each part: cases tried, how many ended right or were refused in one clear line, how many were lost or
-wrong; then what was wrong. Exit status 1 if anything was.
+Prints a line for each part: cases tried, how many ended right, were refused in one clear line, or were lost or wrong.
+The lost or wrong cases follow; with any, the exit status is 1.
 """
 
 import argparse
@@ -27,7 +27,7 @@ Part = Callable[[int, Path], Tally]
 
 
 def _smoke(folder: Path) -> Path:
-    """A finished smoke run in `folder`."""
+    """Make a finished smoke run in `folder` and return its path."""
     tally = test_load.run(1, folder / "sound", [])
     if tally.wrong:
         raise SystemExit(f"the smoke run itself failed: {tally.wrong}")
@@ -35,7 +35,7 @@ def _smoke(folder: Path) -> Path:
     return manifest.parent
 
 
-# a part's name, its full count, and what tries that many cases in a folder of its own
+# by name: the full count of a part, and a function that tries so many cases in a folder of their own
 PARTS: dict[str, tuple[int, Part]] = {
     "kill": (100, test_kill.run),
     "corruption": (500, lambda count, folder: test_corruption.run(count, _smoke(folder), folder)),
@@ -51,7 +51,7 @@ PARTS: dict[str, tuple[int, Part]] = {
 
 
 def main() -> None:
-    """Run the parts asked for and print one table."""
+    """Run the chosen parts and print one table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", action="append", choices=list(PARTS), help="a part; may be given several times")
     parser.add_argument("--count", type=int, help="cases of each part, instead of the full count")

@@ -1,9 +1,9 @@
-"""What routing costs: seconds of a training step unrouted, routed with the ledger on, and by the textbook `detach`.
+"""Measure the cost of routing: a training step unrouted, routed with the ledger on, and with the textbook `detach`.
 
 Two models: the MNIST autoencoder with all its losses at batch 2048, and a 6-layer, width-384 transformer with the MLPs
 of five layers routed by sequence. One model and one optimizer take all kinds of steps in turn, in random order, so that
 a busy machine slows all alike. Prints, for each kind, the median ratio to the unrouted step of the same round with its
-95 % interval from order statistics, and the ratio of the total times; writes them as JSON if asked.
+95 % interval from order statistics, and the ratio of the total times; writes them as JSON with `--json`.
 
 usage: python scripts/routing_overhead.py [--pairs 200] [--json FILE]
 """
@@ -36,12 +36,12 @@ WINDOW, EVERY = 100, 10  # the ledger's defaults
 
 
 def ledger_of(router: Router, group: torch.Tensor) -> Ledger:
-    """The ledger as a run keeps it."""
+    """Return a ledger as a run keeps it."""
     return Ledger(router, ParameterRouter(router.model, {}, router.groups, {}), group, WINDOW, EVERY)
 
 
 def textbook(router: Router, group: torch.Tensor) -> ExitStack:
-    """Hooks that write `m * a + (1 - m) * a.detach()` at every site."""
+    """Attach hooks that compute `m * a + (1 - m) * a.detach()` at every site, until the stack is closed."""
 
     def hook(mask: torch.Tensor) -> Callable[[nn.Module, Any, Any], torch.Tensor]:
         def detach(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ def textbook(router: Router, group: torch.Tensor) -> ExitStack:
 
 
 def autoencoder() -> dict[str, Step]:
-    """The main job's training step with the paper's preset, in the precision that `auto` picks."""
+    """Return the main job's training step of each kind, with the paper's preset in the precision that `auto` picks."""
     task = Reconstruction(configuration(["trainer=paper", "trainer.train_limit=2048"]))
     model: Any = task.model
     images, group, objective = task.data.train_images, task.routed, task.objective()
@@ -71,7 +71,7 @@ def autoencoder() -> dict[str, Step]:
         optimizer.step()
 
     def by_hand(mask: torch.Tensor | None) -> None:
-        """The same losses without hooks; with a mask, the textbook form."""
+        """Train on the same losses without hooks; with a mask, in the textbook form."""
         with autocast:
             loss = losses(mask)
         finish(loss)
@@ -103,7 +103,7 @@ def autoencoder() -> dict[str, Step]:
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model of PyTorch's own layers: 6 layers, width 384."""
+    """A decoder-only language model built from PyTorch's layers: 6 layers, width 384."""
 
     def __init__(self, vocabulary: int = 2048, width: int = 384, tokens: int = 128) -> None:
         super().__init__()
@@ -113,13 +113,13 @@ class Transformer(nn.Module):
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(tokens))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits `(batch, tokens, vocabulary)`."""
+        """Return logits `(batch, tokens, vocabulary)`."""
         logits: torch.Tensor = self.head(self.blocks(self.embed(tokens), mask=self.mask, is_causal=True))
         return logits
 
 
 def transformer() -> dict[str, Step]:
-    """Next-token loss in float32 on 8 sequences of 128 tokens; half of each routed MLP is closed to one group."""
+    """Return each kind of step, float32, 8 sequences of 128 tokens; half of each routed MLP is closed to one group."""
     torch.manual_seed(0)
     model, tokens = Transformer(), torch.randint(2048, (8, 129))
     group = torch.arange(8) % 2
@@ -148,14 +148,14 @@ def transformer() -> dict[str, Step]:
 
 
 def median_interval(values: list[float]) -> tuple[float, float]:
-    """95 % interval of the median from order statistics (normal approximation of the binomial)."""
+    """Return the 95 % interval of the median from order statistics (normal approximation of the binomial)."""
     ordered, n = sorted(values), len(values)
     reach = 1.96 * math.sqrt(n) / 2
     return ordered[max(0, math.floor(n / 2 - reach))], ordered[min(n - 1, math.ceil(n / 2 + reach))]
 
 
 def measure(name: str, steps: dict[str, Step], pairs: int) -> dict[str, Any]:
-    """Time the steps in rounds, each kind once a round, and print the ratios to the unrouted one."""
+    """Time every kind of step once per round; print and return the ratios to the unrouted step."""
     seconds: dict[str, list[float]] = {kind: [] for kind in steps}
     for number in range(pairs + 5):
         for kind in random.sample(list(steps), len(steps)):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Steering by one scalar, routed and not, for SEEDS seeds (default 3), then the runs side by side. Further arguments are
-# overrides of every run; given again, it goes on where it was.
+# Run steering by one scalar, routed and unrouted, for SEEDS seeds (default 3), then compare the runs. Further arguments
+# are overrides of every run. The same command resumes interrupted runs.
 # usage: SEEDS=3 JOBS=2 scripts/steering_scalar.sh [trainer=paper …]
 set -euo pipefail
 seeds=$(seq -s, 0 $((${SEEDS:-3} - 1)))

@@ -1,4 +1,4 @@
-"""What the methods of unlearning did to the stories: the README's table, and what is asked of Expand, Route, Ablate.
+"""Print the losses of every unlearning method on the stories, and test claims about Expand, Route, Ablate.
 
 python scripts/stories_table.py 'outputs/stories_*' 'outputs/slow_*'              prints two Markdown tables
 python scripts/stories_table.py 'outputs/stories_*' 'outputs/slow_*' --csv FILE   and writes every number to a file
@@ -31,7 +31,7 @@ CELLS += [("slow", group) for group in ("forget", "retain")]
 
 
 def loss_of(read: Read, metric: str = "cross_entropy") -> Loss:
-    """A run's losses; `end` is the head of the last step before relearning."""
+    """Return a run's losses; `end` is the head of the last step before relearning."""
     found = {(r["head"], r["group"]): r["value"] for r in read.rows if r["metric"] == metric}
     if read.settings["name"].startswith("slow_"):
         return {("slow", group): value for (head, group), value in found.items() if head == "model_relearned_64"}
@@ -40,13 +40,13 @@ def loss_of(read: Read, metric: str = "cross_entropy") -> Loss:
 
 
 def shown(values: Sequence[float]) -> str:
-    """Mean and half-width, the latter where there are several."""
+    """Return the mean as text, with the half-width if there are several values."""
     half = interval(values)
     return f"{mean(values):.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
 def by_method(reads: Sequence[Read]) -> dict[tuple[str, float], dict[int, Loss]]:
-    """Losses by method and labelled fraction, then seed."""
+    """Return losses by method and labelled fraction, then by seed."""
     found: dict[tuple[str, float], dict[int, Loss]] = {}
     for read in reads:
         if read.left_out is None:
@@ -56,12 +56,12 @@ def by_method(reads: Sequence[Read]) -> dict[tuple[str, float], dict[int, Loss]]
 
 
 def paired(ours: dict[int, Loss], other: dict[int, Loss], of: Callable[[Loss], float]) -> list[float]:
-    """Differences between two methods, seed by seed."""
+    """Return the differences between two methods, seed by seed."""
     return [of(ours[seed]) - of(other[seed]) for seed in sorted(ours.keys() & other.keys())]
 
 
 def claims(found: dict[tuple[str, float], dict[int, Loss]]) -> list[tuple[str, str, bool]]:
-    """What is asked: a sentence, the measured value, and whether it holds by more than the interval."""
+    """Return each claim, its measured value, and whether it holds by more than the interval."""
     lines = []
 
     def claim(what: str, values: list[float], least: float = 0.0) -> None:
@@ -109,7 +109,7 @@ def main() -> None:
         cells = [[run[cell] for run in runs.values() if cell in run] for cell in CELLS]
         labels = "none" if method in ("base", "control") else f"{fraction:.0%}"
         print(f"| {NAMES[method]} | {labels} | {len(runs)} | {' | '.join(shown(c) if c else '' for c in cells)} |")
-    print("\n| asked | measured | holds |\n|---|---|---|")
+    print("\n| claim | measured | holds |\n|---|---|---|")
     for what, value, holds in claims(found):
         print(f"| {what} | {value} | {'yes' if holds else '**no**'} |")
     if a.csv:
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def write(path: Path, reads: Sequence[Read]) -> None:
-    """Every final loss of every run."""
+    """Write every final loss of every run as CSV."""
     columns = ("name", FRACTION, "seed", "head", "group", "metric", "value")
     rows: list[dict[str, Any]] = []
     for read in (read for read in reads if read.left_out is None):

@@ -1,1 +1,1 @@
-"""Runs side by side, read from disk. Never imports torch."""
+"""Compare runs, read from disk. Never imports torch."""

@@ -1,4 +1,4 @@
-"""Runs side by side, seeds put together, read from disk without torch."""
+"""Compare runs from disk, averaged over seeds, without torch."""
 
 import math
 import sys
@@ -25,8 +25,8 @@ HIDDEN = (
     "ledger",
     "checkpoint",
     "completions",
-)  # never why results differ
-USUAL = ("mse", "accuracy", "cross_entropy")  # what is compared where nothing is said
+)  # these never explain a difference in results
+USUAL = ("mse", "accuracy", "cross_entropy")  # the default metric is the first that the runs have
 
 
 def _where(reads: list[Read], conditions: list[str]) -> list[Read]:
@@ -44,7 +44,10 @@ def _where(reads: list[Read], conditions: list[str]) -> list[Read]:
 
 
 def varying(reads: list[Read]) -> list[str]:
-    """The settings in which runs of one experiment differ, but for seed and paths; what its name says is left out."""
+    """Return the settings in which runs of one experiment differ, without those in `HIDDEN`.
+
+    What differs only between experiments is left out: their names stand for it.
+    """
     keys = dict.fromkeys(key for read in reads for key in read.settings)
     shown = [k for k in keys if not any(k == h or k.startswith(f"{h}.") for h in ("name", *HIDDEN))]
     experiments = by_experiment(reads).values()
@@ -52,19 +55,19 @@ def varying(reads: list[Read]) -> list[str]:
 
 
 def independent(reads: list[Read], keys: list[str]) -> dict[str, list[str]]:
-    """Of keys that always change together the first, each with the others: a sweep of one knob is one setting."""
+    """Return the first of keys that always change together, with the others: a sweep of one knob is one setting."""
     patterns: dict[tuple[int, ...], list[str]] = {}
     for key in keys:
-        first: dict[str, int] = {}  # where each value is met first
+        first: dict[str, int] = {}  # the first run that has each value
         pattern = tuple(first.setdefault(repr(read.settings.get(key)), i) for i, read in enumerate(reads))
         patterns.setdefault(pattern, []).append(key)
     return {key: others for key, *others in patterns.values()}
 
 
 def aggregate(reads: list[Read], metric: str, keys: list[str]) -> "pd.DataFrame":
-    """One row per setting, head, region and group: mean over seeds, half-width, n, and the published value.
+    """Return one row per setting, head, region and group: mean over seeds, half-width, n, and the published value.
 
-    `keys`: the settings that have a column.
+    `keys`: the settings that get a column.
 
     Raises: UserError for an unknown metric, or runs of different data sets.
     """
@@ -101,7 +104,7 @@ def aggregate(reads: list[Read], metric: str, keys: list[str]) -> "pd.DataFrame"
 
 
 def _usual(reads: list[Read]) -> str:
-    """What runs are compared by where nothing is said: the error that their task has."""
+    """Return the default metric: the error of the runs' task."""
     found = {row["metric"] for read in reads for row in read.rows}
     return next((metric for metric in USUAL if metric in found), USUAL[0])
 
@@ -115,9 +118,11 @@ def compare(
     out: Path | None = None,
     failed: bool = True,
 ) -> None:
-    """Print the comparison, and what was left out and why; with `out`, write it there in every form and as a page.
+    """Print the comparison, and what was left out and why; with `out`, also write it there in every form and as a page.
 
-    `failed`: also print the jobs of a sweep that failed; `gradroute-run` has its own list of them.
+    `failed`: also print the failed jobs of a sweep; `gradroute-run` lists them itself.
+
+    Raises: UserError for paths without finished runs, and for an unknown metric, key or column.
     """
     reads = [read_run(path) for path in find_runs(paths)]
     finished = [read for read in reads if read.left_out is None]
@@ -133,7 +138,7 @@ def compare(
             raise unknown("column of --sort:", sort, table.columns)
         table = table.sort_values(sort, kind="stable")
     out_of_it = left_out(reads, paths)
-    notes = [f"with {k} also change: {', '.join(o)}" for k, o in keys.items() if o]
+    notes = [f"these always change together with {k}: {', '.join(o)}" for k, o in keys.items() if o]
     commits = sorted({read.commit[:12] for read in chosen})
     if again:
         names = ", ".join(str(read.path) for read in again)

@@ -1,11 +1,11 @@
-"""The interval that every mean over runs has."""
+"""The confidence interval of a mean over runs."""
 
 import math
 from collections.abc import Sequence
 
 
 def interval(values: Sequence[float]) -> float:
-    """Half-width of the 95 % t-interval of the mean over independent runs; nan for one run."""
+    """Return the half-width of the 95 % t-interval of the mean over independent runs; nan for one run."""
     from scipy.special import stdtrit
 
     n = len(values)

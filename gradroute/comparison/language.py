@@ -1,7 +1,7 @@
-"""What a comparison shows of language models beside its table: losses by stage and method, relearning, completions.
+"""What a comparison of language models shows besides its table: losses by stage and method, relearning, completions.
 
-After GR figures 5, 10, 11 and 12. A method is a run's `name`, and where runs of one name differ in more than the
-labelled fraction, what they differ in; its runs differ in seed only.
+The figures follow GR figures 5, 10, 11 and 12. A method is a run's `name` and, if runs of that name differ in settings
+other than the seed and the labelled fraction, those settings.
 """
 
 import math
@@ -34,13 +34,13 @@ WORDS = {
     "model_finetuned": "fine-tuned",
 }
 MARKERS = "os^vD"
-GROUPS, PANELS = 4, 8  # more would not be read
+GROUPS, PANELS = 4, 8  # more would be unreadable
 Stage = tuple[str, str]  # head and region
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in seed only, the last one of each seed, in the order of the seeds."""
+    """Runs that differ in seed only, in the order of their seeds; of each seed the last run."""
 
     method: str
     fraction: float
@@ -48,7 +48,7 @@ class Setting:
 
 
 def settings_of(reads: Iterable[Read], keys: Sequence[str]) -> list[Setting]:
-    """The settings of language models; `keys` are those in which runs of one experiment differ."""
+    """Return the settings of language models; `keys` are the keys in which runs of one experiment differ."""
     found: dict[tuple[str, float], dict[int, Read]] = {}
     own = [read for read in reads if any(row["metric"] == "cross_entropy" for row in read.rows)]
     experiments = by_experiment(own).items()
@@ -66,7 +66,7 @@ def _fraction(read: Read) -> float:
 
 
 def _uses_labels(read: Read) -> bool:
-    """Whether anything that is routed, weighed or unlearned depends on which documents carry a label."""
+    """Return whether anything that is routed, weighted or unlearned depends on which documents are labelled."""
     given = ("routing.routes.", "losses.groups.", "unlearn.")
     return any(key.startswith(given) for key in read.settings)
 
@@ -85,14 +85,14 @@ def _title(stage: Stage, stages: Sequence[Stage]) -> str:
 
 
 def _values(setting: Setting, stage: Stage, group: str) -> list[float]:
-    """The test loss of each run that has this stage."""
+    """Return the test loss of each run that has this stage."""
     key = (*stage, group, "cross_entropy")
     rows = [row for read in setting.reads for row in read.rows]
     return [row["value"] for row in rows if (row["head"], row["region"], row["group"], row["metric"]) == key]
 
 
 def _point(axes: Axes, at: Sequence[float], values: Sequence[Sequence[float]], number: int, label: str) -> None:
-    """Means with their intervals, in the colour of a method; joined by a line where `at` is a scale."""
+    """Draw means with their intervals, in the colour of a method, joined by a line."""
     halves = [0.0 if math.isnan(half := interval(own)) else half for own in values]
     axes.errorbar(at, [mean(own) for own in values], yerr=halves, label=label, **_look(number), capsize=3)
 
@@ -102,7 +102,7 @@ def _look(number: int) -> dict[str, Any]:
 
 
 def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
-    """One legend of all panels, each method once."""
+    """Draw one legend for all panels, with each method once."""
     found: dict[str, Any] = {}
     for panel in axes:
         found = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True)) | found
@@ -118,7 +118,7 @@ def _grid(rows: int, columns: int, width: float = 3.2) -> tuple[Figure, Any]:
 
 
 def by_stage(settings: Sequence[Setting], methods: list[str], groups: list[str], stages: list[Stage]) -> Figure:
-    """Each group's test loss at each stage, one colour a method (GR figure 10)."""
+    """Draw each group's test loss at each stage, one colour per method (GR figure 10)."""
     figure, grid = _grid(len(groups), 1, max(5.0, 1.2 * len(stages)))
     for axes, group in zip(grid[:, 0], groups, strict=True):
         for i, setting in enumerate(settings):
@@ -136,7 +136,7 @@ def by_stage(settings: Sequence[Setting], methods: list[str], groups: list[str],
 
 
 def by_fraction(settings: Sequence[Setting], methods: list[str], groups: list[str], stages: list[Stage]) -> Figure:
-    """Each group's loss at each stage against the labelled fraction, one line a method (GR figures 5 and 11)."""
+    """Draw each group's loss at each stage against the labelled fraction, a line per method (GR figures 5 and 11)."""
     figure, grid = _grid(len(groups), len(stages))
     places = sorted({setting.fraction for setting in settings})
     for row, group in zip(grid, groups, strict=True):
@@ -160,7 +160,7 @@ def by_fraction(settings: Sequence[Setting], methods: list[str], groups: list[st
 
 
 def _curves(setting: Setting) -> dict[tuple[str, str], dict[int, list[float]]]:
-    """By head and group, then step: each run's validation loss while it relearns, the mean over its samples."""
+    """Return each run's validation loss during relearning, mean over its samples, by head and group, then step."""
     found: dict[tuple[str, str], dict[int, list[float]]] = {}
     for read in setting.reads:
         samples: dict[tuple[str, str, int], list[float]] = {}
@@ -173,7 +173,7 @@ def _curves(setting: Setting) -> dict[tuple[str, str], dict[int, list[float]]]:
 
 
 def relearning(settings: Sequence[Setting], methods: list[str], groups: list[str]) -> Figure | None:
-    """Each group's loss against the update of relearning, one line a method with its interval (GR figure 12)."""
+    """Draw each group's loss over the updates of relearning, a line with interval per method (GR figure 12)."""
     curves = [(setting.method, _curves(setting)) for setting in settings]
     heads = sorted({head for _, own in curves for head, _ in own}, key=natural)[:PANELS]
     if not heads:
@@ -199,7 +199,7 @@ def relearning(settings: Sequence[Setting], methods: list[str], groups: list[str
 
 
 def draw(settings: Sequence[Setting]) -> dict[str, bytes]:
-    """PNG images by name: stages and relearning, of each labelled fraction if they differ, and then against it."""
+    """Return PNG images by name: stages and relearning for each labelled fraction, and losses against the fraction."""
     found: dict[str, bytes] = {}
     losses = [row for s in settings for read in s.reads for row in read.rows if row["metric"] == "cross_entropy"]
     groups = list(dict.fromkeys(row["group"] for row in losses))[:GROUPS]
@@ -218,7 +218,7 @@ def draw(settings: Sequence[Setting]) -> dict[str, bytes]:
 
 
 def completions(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
-    """Column names and rows: the final stage's completions of the first seed's run of each setting, side by side."""
+    """Return column names and rows: the last stage's completions of each setting's first seed, side by side."""
     several = len({setting.fraction for setting in settings}) > 1
     columns = {}
     for setting in settings:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # no screen is needed, nor asked for
+matplotlib.use("Agg")  # draw to files; no display is needed
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,10 +16,10 @@ from gradroute.comparison.runs import natural
 if TYPE_CHECKING:
     import pandas as pd
 
-matplotlib.rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
+matplotlib.rcParams["text.parse_math"] = False  # show a dollar sign in a name as it is
 
 FIXED = ("head", "region", "group", "mean", "half_width", "n", "published", "agrees")
-PANELS = 24  # more would not be read
+PANELS = 24  # more would be unreadable
 
 
 def _number(text: str) -> float | str:
@@ -30,12 +30,12 @@ def _number(text: str) -> float | str:
 
 
 def short(key: str) -> str:
-    """The end of a dotted key, to fit below an axis."""
+    """Return the end of a dotted key, short enough for an axis."""
     return ".".join(key.split(".")[-2:])
 
 
 def png(figure: Figure) -> bytes:
-    """The image of a figure, which is closed."""
+    """Return a figure as PNG, and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     plt.close(figure)
@@ -43,12 +43,12 @@ def png(figure: Figure) -> bytes:
 
 
 def _against_one(axes: Axes, rows: list[dict[str, Any]], key: str) -> None:
-    """Means with their intervals, against the one setting that was swept."""
+    """Draw means with their intervals against the one swept setting."""
     rows = sorted(rows, key=lambda row: natural(row[key]))
     places = [_number(row[key]) for row in rows]
     line = "-"
     if any(isinstance(place, str) for place in places):
-        line = "none"  # between names there is nothing
+        line = "none"  # names are not on a scale
         axes.set_xticks(range(len(rows)), [row[key] for row in rows], rotation=30, ha="right", fontsize=8)
         places = list(range(len(rows)))
     halves = [0 if math.isnan(row["half_width"]) else row["half_width"] for row in rows]
@@ -60,7 +60,7 @@ def _against_one(axes: Axes, rows: list[dict[str, Any]], key: str) -> None:
 
 
 def _against_two(axes: Axes, rows: list[dict[str, Any]], keys: list[str]) -> None:
-    """A heat map over the two settings that were swept."""
+    """Draw a heat map of the means over the two swept settings."""
     labels = [sorted({row[key] for row in rows}, key=natural) for key in keys]
     grid = [[math.nan] * len(labels[0]) for _ in labels[1]]
     for row in rows:
@@ -74,10 +74,10 @@ def _against_two(axes: Axes, rows: list[dict[str, Any]], keys: list[str]) -> Non
 
 
 def draw(table: "pd.DataFrame", metric: str) -> dict[str, bytes]:
-    """PNG images by name: small multiples over one swept setting, heat maps over two; of more, all as one."""
+    """Return PNG images by name: small multiples over one swept setting, heat maps over two; more are joined to one."""
     swept = [str(column) for column in table.columns if column not in FIXED]
     keys = [key for key in swept if table[key].nunique() > 1] or ["experiment"]
-    if "experiment" in keys and len(keys) > 1:  # its name says what its settings are
+    if "experiment" in keys and len(keys) > 1:  # the experiment's name stands for its settings
         keys = ["experiment"]
     elif len(keys) > 2:
         joined = table[keys].astype(str).agg(", ".join, axis=1)

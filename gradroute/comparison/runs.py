@@ -1,4 +1,4 @@
-"""The runs that a comparison is of: found, read and checked, without torch."""
+"""Find, read and check the runs to compare, without torch."""
 
 import glob
 import math
@@ -17,13 +17,13 @@ from gradroute.records.safe_reading import read_bytes, read_json, read_yaml
 from gradroute.records.tables import read_summary
 from gradroute.reporting.published import setting
 
-KEYS = ("head", "region", "group", "metric")  # of a measurement
-SWEEP_FILE = "runs.json"  # of a sweep: its runs, relative to its folder, and the jobs that failed
+KEYS = ("head", "region", "group", "metric")  # these identify a measurement
+SWEEP_FILE = "runs.json"  # a sweep's runs, relative to its folder, and its failed jobs
 
 
 @dataclass(frozen=True)
 class Read:
-    """A run as it is on disk: its flat configuration and its headline measurements, or why it has none."""
+    """A run on disk: its flat configuration and headline measurements, or the reason why it is left out."""
 
     path: Path
     settings: dict[str, Any]
@@ -35,12 +35,12 @@ class Read:
 
     @property
     def numbers(self) -> tuple[Any, ...]:
-        """Every number that it measured: two runs with the same to the bit are one sample."""
+        """Every number that the run measured. Runs whose numbers are equal to the bit are one sample."""
         return tuple(sorted((*(row[key] for key in KEYS), row["value"]) for row in self.rows))
 
 
 def natural(text: str) -> tuple[Any, ...]:
-    """A key to sort by: numbers by their value, also inside of names, so that `row10` comes after `row9`."""
+    """Return a sort key that orders numbers by value, also inside names, so that `row10` comes after `row9`."""
     try:
         return 0, float(text)
     except ValueError:
@@ -48,7 +48,7 @@ def natural(text: str) -> tuple[Any, ...]:
 
 
 def find_runs(paths: Iterable[str]) -> list[Path]:
-    """Run folders that paths mean: a run, a glob, or a folder with runs in it. Raises: UserError for one without."""
+    """Return the run folders of paths: runs, globs, or folders of runs. Raises: UserError for a path without a run."""
     found: list[Path] = []
     for path in paths:
         places = [Path(p) for p in sorted(glob.glob(path), key=natural)] if glob.has_magic(path) else [Path(path)]
@@ -64,18 +64,21 @@ def find_runs(paths: Iterable[str]) -> list[Path]:
 
 
 def _runs_in(place: Path) -> list[Path]:
-    """The runs below a folder, or those that a sweep's list names, none outside of the output folder it is in."""
+    """Return the runs below a folder; for a sweep's folder, those on its list.
+
+    Raises: UserError if the list names a run outside the output folder.
+    """
     if not (place / SWEEP_FILE).is_file():
         return [path.parent for path in sorted(place.rglob("manifest.json"))]
     listed, output_dir = _read_sweep(place)["runs"], place.resolve().parent.parent
     for run in listed:
         if Path(run).is_absolute() or not (place / run).resolve().is_relative_to(output_dir):
-            raise UserError(f"{place / SWEEP_FILE}: {run} is outside of {output_dir}; give the run folders themselves")
+            raise UserError(f"{place / SWEEP_FILE}: {run} is outside {output_dir}; give the run folders themselves")
     return [Path(os.path.normpath(place / run)) for run in listed]
 
 
 def _read_sweep(place: Path) -> dict[str, list[Any]]:
-    """A sweep's runs and its failed jobs. Raises: UserError if they cannot be read."""
+    """Return a sweep's runs and failed jobs. Raises: UserError if they cannot be read."""
     where = place / SWEEP_FILE
     found = read_json(read_bytes(place, SWEEP_FILE), where)
     try:
@@ -88,7 +91,7 @@ def _read_sweep(place: Path) -> dict[str, list[Any]]:
 
 
 def distinct(reads: Iterable[Read]) -> tuple[list[Read], list[Read]]:
-    """Runs without those that have the same settings and numbers as another, which are no further sample; and these."""
+    """Return the distinct runs, and those that repeat another seed's settings and numbers: they are no new samples."""
     seen: dict[tuple[Any, ...], Read] = {}
     again: list[Read] = []
     for read in reads:
@@ -102,7 +105,7 @@ def distinct(reads: Iterable[Read]) -> tuple[list[Read], list[Read]]:
 
 
 def by_experiment(reads: Iterable[Read]) -> dict[str, list[Read]]:
-    """Runs by the name of their experiment."""
+    """Return the runs of each experiment, by its name."""
     found: dict[str, list[Read]] = {}
     for read in reads:
         found.setdefault(read.settings["name"], []).append(read)
@@ -110,19 +113,19 @@ def by_experiment(reads: Iterable[Read]) -> dict[str, list[Read]]:
 
 
 def differ(reads: Iterable[Read], key: str) -> bool:
-    """Whether runs differ in a setting."""
+    """Return whether runs differ in a setting."""
     return len({repr(read.settings.get(key)) for read in reads}) > 1
 
 
 def left_out(reads: list[Read], paths: list[str]) -> list[tuple[str, str]]:
-    """What is not in the table, and why: runs that are not finished, and jobs that a sweep says have failed."""
+    """Return what is not in the table, and why: unfinished runs, and failed jobs of a sweep."""
     places = [Path(path) for path in paths if (Path(path) / SWEEP_FILE).is_file()]
     failed = [entry for place in places for entry in _read_sweep(place)["failed"]]
     return [(str(read.path), read.left_out) for read in reads if read.left_out] + failed
 
 
 def read_run(run: Path) -> Read:
-    """A run's settings and headline. Raises: UserError if a file of a finished run is damaged."""
+    """Return a run's settings and headline measurements. Raises: UserError if a file of a finished run is damaged."""
     manifest = read_manifest(run)
     if manifest["state"] != "finished":
         return Read(run, {}, [], f"not finished ({state(run, manifest)})")

@@ -1,4 +1,4 @@
-"""A comparison's table on the terminal, in text formats, and in a folder of its own."""
+"""Print a comparison's table, render it in text formats, and write it to a folder."""
 
 import shlex
 from pathlib import Path
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
     from gradroute.comparison.language import Setting
 
-SAID = "Of each setting the run of the first seed; prompts as in its configuration."
+SAID = "From each setting's run of the first seed, with the prompts of its configuration."
 
 
 def print_table(table: "pd.DataFrame", title: str) -> None:
-    """Print the table on the terminal, as wide as it is where output is piped."""
+    """Print the table, as wide as the terminal, or as wide as its columns need in a pipe."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -45,9 +45,11 @@ def write_comparison(
     left_out: list[tuple[str, str]],
     language: "list[Setting]",
 ) -> None:
-    """Write `comparison` as CSV, Markdown, LaTeX, plot and page into a folder.
+    """Write `comparison` to a folder as CSV, Markdown, LaTeX, plot and page.
 
-    notes: lines about the runs. left_out: what is not in the table, and why. language: those that are language models.
+    notes: lines about the runs. left_out: what is not in the table, and why. language: settings of language models.
+
+    Raises: UserError if the folder cannot be written.
     """
     from gradroute.comparison.language import completions
     from gradroute.comparison.language import draw as draw_language
@@ -70,18 +72,18 @@ def write_comparison(
     rows = [[cell.item() if hasattr(cell, "item") else cell for cell in row] for row in table.values]
     shown = Table(f"{metric} on the test data", [str(column) for column in table.columns], rows, note)
     judged = [word for word in table["agrees"] if word]
-    words = [f"{judged.count('yes')} of {len(judged)} published values agree within 0.02 and our half-width."]
+    words = [f"{judged.count('yes')} of {len(judged)} published values agree within 0.02 plus our half-width."]
     words = [*(words if judged else []), *notes]
-    missing = Table("Not in the table", ["run or job", "why"], left_out, "Continue a sweep by its command.")
+    missing = Table("Not in the table", ["run or job", "why"], left_out, "To resume a sweep, give its command again.")
     title = f"Comparison of {len(set(table['experiment']))} experiments"
     again = "gradroute-compare " + shlex.join(paths)
     tables = [shown, *([missing] if left_out else []), *([completed] if completed.rows else [])]
-    page = Page(title, words, tables, list(figures.items()), [("How to make it again", again)])
+    page = Page(title, words, tables, list(figures.items()), [("How to repeat this comparison", again)])
     write_atomically(out / "comparison.html", page.html())
 
 
 def render(table: "pd.DataFrame", form: str) -> str:
-    """The table in Markdown or LaTeX, special characters escaped."""
+    """Return the table in Markdown or LaTeX, with special characters escaped."""
     text = [[str(c) for c in table.columns]]
     text += [["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row] for row in table.values]
     if form == "markdown":

@@ -1,4 +1,4 @@
-"""Units added to an MLP, drawn like its other ones."""
+"""Add units to an MLP, initialised like its existing ones."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from gradroute.routing.expansion import Layer, expand
 
 @torch.no_grad()
 def add_units(model: nn.Module, layer: Layer, added: int, made: float, read: float) -> None:
-    """Expand an MLP; new rows and columns are normal with standard deviations `made` and `read`, new biases 0."""
+    """Add units to an MLP: new rows and columns are normal with deviations `made` and `read`, new biases 0."""
     new = list(expand(model, layer, added))
     for name in layer.producers:
         producer: Any = model.get_submodule(name)

@@ -1,4 +1,4 @@
-"""The autoencoder of GR App. B: an encoder without bias in its last layer, and one decoder or several."""
+"""The autoencoder of GR App. B: an encoder without bias in its last layer, and one or more decoders."""
 
 import math
 from collections import OrderedDict
@@ -20,10 +20,10 @@ class Autoencoder(nn.Module):
     With several decoders, `decoder` is the first and `more_decoders` the others (GR table 2, separate decoders).
 
     Args:
-        shape: of an image; the run supplies it.
+        shape: shape of an image; the run supplies it.
         hidden: widths of the encoder's hidden layers; the decoder has them in reverse.
         encoding: units of the code.
-        decoders: 1, or the number of groups: one for each group's images.
+        decoders: 1, or the number of groups, for one decoder per group.
     """
 
     flat_inputs = True  # images are passed as (batch, pixels)
@@ -40,7 +40,7 @@ class Autoencoder(nn.Module):
         self.encoder = perceptron([pixels, *hidden, encoding], last_bias=False)
         self.decoder = perceptron(widths)
         self.more_decoders = nn.ModuleList(perceptron(widths) for _ in range(decoders - 1))
-        self.fixed_shapes = False  # decode every image by every decoder and choose: for vmap, which cannot pick rows
+        self.fixed_shapes = False  # decode every image by every decoder and select: vmap cannot pick rows
 
     @property
     def takes_groups(self) -> bool:
@@ -49,11 +49,11 @@ class Autoencoder(nn.Module):
 
     @staticmethod
     def encoding_units(**arguments: Any) -> tuple[str, int, int | None]:
-        """Which setting says how many units the site `encoder` has, how many, and on which axis (None: the last)."""
+        """Return the setting for the number of units of the site `encoder`, the number, and their axis (None: last)."""
         return "model.encoding", int(arguments["encoding"]), None
 
     def certificate(self, seen: Sequence[int], outputs: int) -> nn.Module:
-        """A decoder that sees `(…, units)` of an image."""
+        """Return a decoder that sees `(…, units)` of an image."""
         layers = perceptron([math.prod(seen), *reversed(self.hidden), outputs])
         return nn.Sequential(OrderedDict(flatten=nn.Flatten(), **dict(layers.named_children())))
 

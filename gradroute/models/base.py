@@ -1,4 +1,4 @@
-"""How a run's model is made: from any class or function that returns a module, or from a plan of its own."""
+"""Build a run's model from any class or function that returns a module, or from a plan."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,47 +17,47 @@ from gradroute.config.targets import arguments_of, build, construct, locate
 from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.errors import UserError, first_line
 
-HIDDEN = 512  # units of a certificate of a model that does not make its own
+HIDDEN = 512  # hidden units of a certificate that the model does not make itself
 
 
 class ModelPlan(ABC):
     """A model before it is built. Subclass it only where a module's constructor does not suffice.
 
-    Attributes: `tokenizer`, which gives the model's own, or None; `smaller`, what to do if the model is too large.
+    Attributes: `tokenizer`, which returns the model's own, or None; `smaller`, what to do if the model is too large.
     """
 
     tokenizer: Callable[[], Tokenizer] | None = None
     smaller: str = "choose a smaller model"
 
     def fetch(self) -> None:  # noqa: B027  # most plans need nothing
-        """Get what a new run begins with, but for the weights. Raises: UserError."""
+        """Fetch what a new run needs, except the weights. Raises: UserError."""
 
     def read_back(self, run: Path) -> None:  # noqa: B027
-        """Get it from a run's folder instead, which a stranger may have made: nothing else is asked, no code is run."""
+        """Read it from a run's folder, which may be untrusted, instead: use no other source and run no code."""
 
     @abstractmethod
     def build(self, **found: Any) -> nn.Module:
-        """The model as it begins.
+        """Return the initial model.
 
         Args:
-            found: what the run found out: `shape` of an image and the number of `classes`, or the size of the
-                `vocabulary` and the `context`, tokens of a row; and the names of the `groups`.
+            found: what the run supplies: `shape` of an image and the number of `classes`, or the size of the
+                `vocabulary` and the `context`, tokens per row; and the names of the `groups`.
 
-        Raises: UserError if they do not fit the model.
+        Raises: UserError if these do not fit the model.
         """
 
     def outline(self, **found: Any) -> nn.Module:
-        """The same with shapes and no numbers, on the meta device."""
+        """Return the same model on the meta device, with shapes and no numbers."""
         with torch.device("meta"):
             return self.build(**found)
 
     def kept(self, tokenizer: Tokenizer) -> dict[str, str]:
-        """Files that a run keeps to read the model back from, where its configuration does not suffice."""
+        """Return the files that a run keeps to rebuild the model, if its configuration does not suffice."""
         return {}
 
 
 class Constructed(ModelPlan):
-    """A model that a class or function makes from its arguments, and from what the run found out.
+    """A model that a class or function makes from its arguments and from what the run supplies.
 
     The run supplies the parameters called `shape`, `classes`, `vocabulary`, `context` and `groups` if the signature has
     them and the configuration does not give them.
@@ -67,7 +67,7 @@ class Constructed(ModelPlan):
         self.target, self.arguments = target, dict(arguments)
 
     def build(self, **found: Any) -> nn.Module:
-        """Call it. Raises: UserError if it fails, or returns no module."""
+        """Call the target. Raises: UserError if it fails, or does not return a module."""
         name = getattr(self.target, "__qualname__", str(self.target))
         try:
             model = construct(self.target, self.arguments, "model", **found)
@@ -77,12 +77,12 @@ class Constructed(ModelPlan):
             said = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(f"model: {name} cannot be built ({said})") from error
         if not isinstance(model, nn.Module):
-            raise UserError(f"model: {name} returns a {type(model).__name__}; right is a torch.nn.Module")
+            raise UserError(f"model: {name} returns a {type(model).__name__}; return a torch.nn.Module")
         return model
 
 
 def plan_of(component: Mapping[str, Any], run: Path | None = None) -> ModelPlan:
-    """The plan of a configuration's model; with `run`, as that run's folder has it. Raises: UserError."""
+    """Return the plan of a configuration's model; with `run`, read from that run's folder. Raises: UserError."""
     target = locate(component.get(TARGET), "model")
     if not (isclass(target) and issubclass(target, ModelPlan)):
         return Constructed(target, arguments_of(component))
@@ -95,12 +95,12 @@ def plan_of(component: Mapping[str, Any], run: Path | None = None) -> ModelPlan:
 
 
 def takes_flat_images(component: Mapping[str, Any]) -> bool:
-    """Whether a configuration's model takes images `(n, pixels)`, as its attribute `flat_inputs` says."""
+    """Return whether a configuration's model takes images `(n, pixels)`, as its attribute `flat_inputs` says."""
     return bool(getattr(locate(component.get(TARGET), "model"), "flat_inputs", False))
 
 
 def perceptron(widths: Sequence[int], last_bias: bool = True) -> nn.Sequential:
-    """Linear layers `linear0, act0, linear1, …` with ReLU between, the last one linear; PyTorch's default init."""
+    """Return linear layers `linear0, act0, linear1, …` with ReLU between, and PyTorch's default initialisation."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     last = len(widths) - 2
     for i, (inputs, outputs) in enumerate(pairwise(widths)):
@@ -111,10 +111,10 @@ def perceptron(widths: Sequence[int], last_bias: bool = True) -> nn.Sequential:
 
 
 def certificate_of(model: nn.Module, seen: Sequence[int], outputs: int) -> nn.Module:
-    """An untrained certificate, which sees activations `(…, units)` of a region and gives so many outputs.
+    """Return an untrained certificate, which maps activations `(…, units)` of a region to `outputs` numbers.
 
-    It is what the model's own method `certificate(seen, outputs)` makes; without one, a perceptron with one hidden
-    layer. Raises: UserError for what the model's certificates cannot see.
+    The model's own method `certificate(seen, outputs)` makes it; without one, it is a perceptron with one hidden layer.
+    Raises: UserError for activations that the model's certificates cannot see.
     """
     own = getattr(model, "certificate", None)
     if callable(own):

@@ -1,4 +1,4 @@
-"""Completions of a language model, plain or steered."""
+"""Generate completions of a language model, plain or steered."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,16 +20,16 @@ def complete(
     context: int | None = None,
     steer: AbstractContextManager[Any] | None = None,
 ) -> torch.Tensor:
-    """The prompt `(batch, length)` int64 and `tokens` more, one forward pass for each: `(batch, length + tokens)`.
+    """Return the prompt `(batch, length)` int64 and `tokens` more, one forward pass each: `(batch, length + tokens)`.
 
     Args:
-        model: tokens to logits `(batch, length, vocabulary)`; left in the mode in which it was.
+        model: maps tokens to logits `(batch, length, vocabulary)`; its mode does not change.
         generator: draws the tokens, on the device of the logits; not needed at temperature 0.
         temperature: 0 takes the most likely token.
-        context: the model sees at most so many of the last tokens; None for all.
+        context: the model sees at most this many of the last tokens; None means all.
         steer: entered around all forward passes, such as `steered(…)`.
 
-    Raises: UserError for an empty prompt, values outside, or a temperature without generator.
+    Raises: UserError for an empty prompt, values out of range, or a temperature without a generator.
     """
     if prompt.dim() != 2 or not prompt.shape[1]:
         raise UserError(f"complete: a prompt of shape {tuple(prompt.shape)}; give (batch, length), one token or more")
@@ -52,16 +52,17 @@ def complete(
 
 @contextmanager
 def steered(model: nn.Module, site: Site, unit: int, amount: float) -> Iterator[None]:
-    """Add `amount` to one unit of a site's output in the forward passes made inside (GR section 4.2.1).
+    """Add `amount` to one unit of a site's output in the forward passes inside the block (GR section 4.2.1).
 
-    Raises: UserError for an unknown site, or in the forward pass for a unit outside of it.
+    Raises: UserError for an unknown site, or in the forward pass for a unit out of range.
     """
 
     def add(module: nn.Module, inputs: Any, output: Any) -> Any:
         activation = site.read(output).clone()
         units = site.units_last(activation)
         if not 0 <= unit < units.shape[-1]:
-            raise UserError(f"site '{site.name}': unit {unit} is outside; units go from 0 to {units.shape[-1] - 1}")
+            last = units.shape[-1] - 1
+            raise UserError(f"site '{site.name}': unit {unit} is out of range; units go from 0 to {last}")
         units[..., unit] += amount
         return site.replace(output, activation)
 

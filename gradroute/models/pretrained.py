@@ -1,6 +1,6 @@
-"""A causal model of Hugging Face as the model of a run: fetched once, and read back from the run's folder alone.
+"""Use a Hugging Face causal model in a run: fetch it once, and read it back from the run's folder alone.
 
-The folder has `model.json`, the configuration of `transformers` and the name of the end token, and `tokenizer.json`.
+The folder has `model.json`, with the `transformers` configuration and the name of the end token, and `tokenizer.json`.
 """
 
 import json
@@ -24,8 +24,8 @@ from gradroute.routing.expansion import Layer
 
 MODEL, TOKENIZER = "model.json", "tokenizer.json"
 LEFT_OUT = ("dtype", "torch_dtype", "architectures", "transformers_version", "id2label", "label2id")
-NUMBER = 2**31  # the largest one in a configuration
-MANY = 1024  # layers, or experts: each is a module, on any device
+NUMBER = 2**31  # largest number in a configuration
+MANY = 1024  # most layers or experts: each is a module, even on the meta device
 
 
 class HuggingFace(ModelPlan):
@@ -35,8 +35,8 @@ class HuggingFace(ModelPlan):
 
     Args:
         pretrained: its name on the hub, or a local folder.
-        untrained: take its sizes, but random weights by the run's seed.
-        expand: layers whose MLPs get `added` units more (GR section 4.2.2), where they are made of `torch.nn.Linear`.
+        untrained: use its architecture with random weights, drawn by the run's seed.
+        expand: layers whose MLPs get `added` units more (GR section 4.2.2); they must be made of `torch.nn.Linear`.
     """
 
     task = "language"
@@ -51,14 +51,14 @@ class HuggingFace(ModelPlan):
         require(bool(expand) == bool(added), "model.added", added, "more than 0 if, and only if, model.expand names "
                 "layers")  # fmt: skip
         self.config: Any = None
-        self.run: Path | None = None  # the folder that it is read back from
+        self.run: Path | None = None  # the folder to read it back from
         self.manifest: Mapping[str, Any] | None = None
-        self.end = ""  # the token that ends a document, as the folder has it
+        self.end = ""  # the token that ends a document, as stored in the folder
 
     def fetch(self) -> None:
         """Read the configuration from the hub or a local folder; weights are not read yet.
 
-        Raises: UserError if the package is missing, or the model cannot be reached or kept.
+        Raises: UserError if the package is missing, or the model cannot be reached or is not supported.
         """
         what = f"model '{self.source}'"
         transformers = package("transformers", what)
@@ -68,14 +68,14 @@ class HuggingFace(ModelPlan):
         try:
             name = str(place) if place.is_dir() else self.source
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        except Exception as error:  # whatever the hub, the network or the files raise
-            raise UserError(f"{what}: has no configuration that can be read [{reason(error)}]") from None
+        except Exception as error:  # any error of the hub, the network or the files
+            raise UserError(f"{what}: its configuration cannot be read [{reason(error)}]") from None
         if getattr(config, "quantization_config", None) is not None:
-            raise UserError(f"{what}: is quantized and cannot be trained; choose the one it was made from")
+            raise UserError(f"{what}: is quantized and cannot be trained; choose the unquantized model")
         self.config = _checked(_plain(config), what)
 
     def read_back(self, run: Path) -> None:
-        """Read the configuration from a run's folder; the hub is not asked, and no code is run.
+        """Read the configuration from a run's folder, without the hub and without running code.
 
         Raises: UserError if the package is missing, or the file is damaged or of a model that transformers lacks.
         """
@@ -91,27 +91,27 @@ class HuggingFace(ModelPlan):
         """Raise UserError if rows are longer than the model's context, or than the window of its attention."""
         context, window = (getattr(self.config, key, None) for key in ("max_position_embeddings", "sliding_window"))
         for what, most in (("context of '{}' is", context), ("attention of '{}' is over", window)):
-            if most is not None and length > most:  # the masks of packed rows know no window
+            if most is not None and length > most:  # packed rows have masks without a window
                 fits = f"the {what.format(self.source)} {most} tokens"
                 raise UserError(f"dataset.length={length}: {fits}; lower it")
 
     def tokenizer(self) -> Tokenizer:
-        """The model's own tokenizer. Raises: UserError if it has none or its end token is not known."""
+        """Return the model's own tokenizer. Raises: UserError if it has none or its end token is not known."""
         if self.run is not None:
             where = self.run / TOKENIZER
             text = read_text(read_file(self.run, TOKENIZER, self.manifest), where)
             return tokenizing.parse(text, where, self.end)
         path = file_of(self.source, TOKENIZER)
         if path is None:
-            right = "give dataset.tokenizer=, the path of one"
+            right = "set dataset.tokenizer to the path of one"
             raise UserError(f"model '{self.source}' has no {TOKENIZER}; {right}")
-        size, largest = path.stat().st_size, LIMITS[".json"] // 2  # indented, it must still be one that is read back
+        size, largest = path.stat().st_size, LIMITS[".json"] // 2  # the indented file must be within the limit, too
         if size > largest:
             raise UserError(f"{path}: has {size} bytes, and a run keeps at most {largest}; choose another model")
         return tokenizing.load(path, _end(self.source, self.config))
 
     def build(self, **found: Any) -> CausalLM:
-        """The model as it begins; one that is read back has random weights, for its own to be read into.
+        """Return the initial model; one that is read back has random weights until its own are loaded.
 
         Raises: UserError if it cannot be loaded, or does not fit the tokenizer or the rows' length.
         """
@@ -119,7 +119,7 @@ class HuggingFace(ModelPlan):
         self.check_length(length)
         own = int(self.config.vocab_size)
         if vocabulary > own:
-            raise UserError(f"dataset.tokenizer: has {vocabulary} tokens, and '{self.source}' has {own}; give the "
+            raise UserError(f"dataset.tokenizer: has {vocabulary} tokens, and '{self.source}' has {own}; use the "
                             "model's own, dataset.tokenizer=pretrained")  # fmt: skip
         random = self.run is not None or self.untrained
         model = self._random() if random else load(self.source, self.config)
@@ -139,18 +139,18 @@ class HuggingFace(ModelPlan):
         return model
 
     def outline(self, **found: Any) -> CausalLM:
-        """The same on the meta device, with random weights."""
+        """Return the same model on the meta device, with random weights."""
         with torch.device("meta"):
             return self._expanded(self._random())
 
     def kept(self, tokenizer: Tokenizer) -> dict[str, str]:
-        """The model's configuration and the tokenizer."""
+        """Return the files with the model's configuration and the tokenizer."""
         model = json.dumps({"end": tokenizer.end_name, "config": _plain(self.config)}, indent=2) + "\n"
         return {MODEL: model, TOKENIZER: tokenizer.to_json()}
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """The settings that the model's kind has, as plain data; paths and the code of others are none of them."""
+    """Return the settings that the model's kind defines, as plain data; paths and remote code are not among them."""
     known = _known(config.model_type, "model")
     try:
         plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in config.to_dict().items() if k in known}))
@@ -160,7 +160,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def _known(kind: object, where: str) -> set[str]:
-    """Names of the settings of a kind of model. Raises: UserError for one that cannot be the model of a run."""
+    """Return the settings' names of a kind of model. Raises: UserError if it cannot be the model of a run."""
     auto = package("transformers", where).models.auto
     kinds = auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not isinstance(kind, str) or kind not in kinds:
@@ -170,38 +170,38 @@ def _known(kind: object, where: str) -> set[str]:
         if made.sub_configs:
             raise ValueError("it is made of several models")
         return {name for name in made().to_dict() if name[:1] != "_" and name not in LEFT_OUT}
-    except Exception as error:  # a kind that has no defaults, too
+    except Exception as error:  # also of a kind without defaults
         raise UserError(f"{where}: a {kind} cannot be the model of a run [{reason(error)}]") from None
 
 
 def _checked(plain: Mapping[str, Any], where: str) -> Any:
-    """The configuration object of plain settings. Raises: UserError, naming `where`."""
+    """Return the configuration object of plain settings. Raises: UserError, naming `where`."""
     given = dict(plain)
     kind = given.pop("model_type", None)
     if odd := given.keys() - _known(kind, where):
-        raise UserError(f"{where}: '{min(odd)}' is no setting of a {kind}")
+        raise UserError(f"{where}: '{min(odd)}' is not a setting of a {kind}")
     _require_bounded(given, where)
     try:
         config = package("transformers", where).models.auto.configuration_auto.CONFIG_MAPPING[kind](**given)
         if type(config.vocab_size) is not int or config.vocab_size < 1:
             raise ValueError(f"vocab_size={config.vocab_size}")
-    except Exception as error:  # whatever their checks raise
-        raise UserError(f"{where}: its settings are not those of a {kind} [{reason(error)}]") from None
+    except Exception as error:  # any error of their checks
+        raise UserError(f"{where}: its settings are not valid for a {kind} [{reason(error)}]") from None
     return config
 
 
 def _require_bounded(value: Any, where: str, key: str = "") -> None:
-    """Raise UserError for a number that would make more modules or more numbers than any model has."""
+    """Raise UserError for a number that would make more modules or larger tensors than any model has."""
     largest = MANY if "layer" in key or "expert" in key else NUMBER
     if isinstance(value, int) and abs(value) > largest:
-        raise UserError(f"{where}: {key}={value}: at most {largest} is read")
+        raise UserError(f"{where}: {key}={value}: must be at most {largest}")
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, child in children:
         _require_bounded(child, where, str(name) if isinstance(value, dict) else key)
 
 
 def _end(source: str, config: Any) -> str | int:
-    """The token that ends a document: what the tokenizer's settings say, else the model's, else `<|endoftext|>`."""
+    """Return the token that ends a document: by the tokenizer's settings, else the model's, else `<|endoftext|>`."""
     path = file_of(source, "tokenizer_config.json")
     settings = read_json(path.read_bytes(), path) if path is not None else {}
     said = settings.get("eos_token") if isinstance(settings, dict) else None

@@ -13,13 +13,13 @@ from gradroute.config.limits import LAYERS, WIDTH, Between, Items, require, requ
 from gradroute.config.limits import one_of as require_one_of
 from gradroute.errors import UserError
 
-GROUPED = 8  # channels that group norm takes together
+GROUPED = 8  # channels per group of group norm
 Norm = Callable[[int], nn.Module]
 
 
 @dataclass(frozen=True)
 class ResNetSizes:
-    """Sizes of a ResNet, as the arguments of `SplitResNet`."""
+    """Sizes of a ResNet; see the arguments of `SplitResNet`."""
 
     blocks: Sequence[int] = (2, 2, 2, 2)
     width: int = 64
@@ -28,7 +28,7 @@ class ResNetSizes:
 
     @property
     def stage(self) -> int:
-        """The number of the stage with the split, from 1."""
+        """The number of the stage that ends at the split, from 1."""
         return int(self.split.removeprefix("layer"))
 
     @property
@@ -37,16 +37,16 @@ class ResNetSizes:
         return int(self.width * 2 ** (self.stage - 1))
 
     def check(self) -> None:
-        """Raise UserError for sizes that make no ResNet."""
+        """Raise UserError for sizes that do not make a ResNet."""
         require_number("model.width", self.width, GROUPED, WIDTH >> (len(self.blocks) - 1), int)
-        right = f"a multiple of {GROUPED}: halves are of whole channels, and group norm takes {GROUPED} together"
+        right = f"a multiple of {GROUPED}: group norm takes {GROUPED} channels together, and halves need whole ones"
         require(self.width % GROUPED == 0, "model.width", self.width, right)
         stages = tuple(f"layer{number + 1}" for number in range(len(self.blocks)))
         require_one_of("model.split", self.split, stages)
 
 
 def _norm(name: str) -> Norm:
-    """The norm of so many channels: over an image's own positions, or over those of the batch."""
+    """Return a function from channels to their norm, over one image's positions or over those of the batch."""
     return nn.BatchNorm2d if name == "batch" else lambda channels: nn.GroupNorm(channels // GROUPED, channels)
 
 
@@ -55,7 +55,7 @@ def _widths(sizes: ResNetSizes) -> list[int]:
 
 
 def _stage(sizes: ResNetSizes, number: int) -> nn.Sequential:
-    """Stage `number`, from 1; all but the first halve the side and double the channels."""
+    """Build stage `number`, from 1; all but the first halve the side and double the channels."""
     norm, widths, blocks = _norm(sizes.norm), _widths(sizes), sizes.blocks[number - 1]
     if number == 1:
         return nn.Sequential(*(BasicBlock(widths[0], widths[0], norm_layer=norm) for _ in range(blocks)))
@@ -66,7 +66,7 @@ def _stage(sizes: ResNetSizes, number: int) -> nn.Sequential:
 
 
 def _drawn(module: nn.Module) -> nn.Module:
-    """Convolutions drawn anew, as torchvision's ResNet draws them."""
+    """Initialise convolutions as torchvision's ResNet does; return the module."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
@@ -74,7 +74,7 @@ def _drawn(module: nn.Module) -> nn.Module:
 
 
 class Normalise(nn.Module):
-    """Pixels less their mean, over their standard deviation, of each channel; 0 and 1 until `fit`."""
+    """Standardisation of pixels by each channel's mean and standard deviation; they are 0 and 1 until `fit`."""
 
     mean: torch.Tensor
     deviation: torch.Tensor
@@ -85,28 +85,29 @@ class Normalise(nn.Module):
         self.register_buffer("deviation", torch.ones(channels, 1, 1))
 
     def fit(self, images: torch.Tensor) -> None:
-        """Take both from images `(n, channels, height, width)`."""
+        """Compute both from images `(n, channels, height, width)`."""
         deviation, mean = torch.std_mean(images, (0, 2, 3), keepdim=True)
         self.mean.copy_(mean[0])
         self.deviation.copy_(deviation[0].clamp(min=1e-6))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images of the same shape."""
+        """Return standardised images of the same shape."""
         return (images - self.mean) / self.deviation
 
 
 class SplitResNet(nn.Module):
-    """`encoder` to `(batch, channels, height, width)`, `decoder` to logits; blocks and stem for small images.
+    """ResNet for small images: `encoder` to `(batch, channels, height, width)`, `decoder` to logits.
 
-    The encoding is the output of the stage `split`. If more stages follow, which would carry it on beside their
-    convolutions, a 1x1 convolution before it and one after it break the residual path (GR App. B.1).
+    The encoding is the output of the stage `split`. If more stages follow, a 1x1 convolution before it and one
+    after it break the residual path, which would carry it past their convolutions (GR App. B.1).
 
     Args:
-        shape: of an image; the run supplies it. classes: the number of labels; the run supplies it.
-        blocks: of torchvision's basic blocks in each stage; each further stage has half the side.
-        width: channels of the first stage; each further stage has twice as many.
+        shape: shape of an image; the run supplies it.
+        classes: the number of labels; the run supplies it.
+        blocks: number of torchvision's basic blocks in each stage; each further stage halves the side.
+        width: channels of the first stage; each further stage doubles them.
         split: the stage, `layer1` to `layerN`, whose output is the encoding.
-        norm: `group`, by groups of 8 channels, or `batch`, which takes a pass for each group of the data.
+        norm: `group`, over groups of 8 channels, or `batch`, which needs a pass for each group of the data.
 
     Raises: UserError for sizes that do not fit together.
     """
@@ -136,33 +137,33 @@ class SplitResNet(nn.Module):
 
     @staticmethod
     def encoding_units(**arguments: Any) -> tuple[str, int, int | None]:
-        """Which setting says how many channels the site `encoder` has, how many, and on which axis."""
+        """Return the name for the number of channels of the site `encoder`, the number, and their axis."""
         sizes = ResNetSizes(arguments["blocks"], arguments["width"], arguments["split"])
         sizes.check()
         return "channels of the encoding", sizes.encoding, 1
 
     def certificate(self, seen: Sequence[int], outputs: int) -> nn.Module:
-        """A decoder that sees `(height, width, units)` of an image. Raises: UserError for anything else."""
+        """Return a decoder that sees `(height, width, units)` of an image. Raises: UserError for other shapes."""
         if len(seen) != 3:
             right = "give it channels of a convolution, such as site: encoder, axis: 1"
-            fault = f"a region shows {list(seen)} of an image, no (height, width, units)"
+            fault = f"a region has shape {list(seen)} per image, not (height, width, units)"
             raise UserError(f"losses.certificates: {fault}; {right}")
         return build_certificate(self.sizes, seen, outputs)
 
     def fit(self, images: torch.Tensor) -> None:
-        """Take the normalisation from the training images `(n, channels, height, width)`."""
+        """Fit the normalisation to the training images `(n, channels, height, width)`."""
         self.normalise.fit(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `(batch, classes)` of images `(batch, channels, height, width)` in [-1, 1]."""
+        """Return logits `(batch, classes)` of images `(batch, channels, height, width)` in [-1, 1]."""
         logits: torch.Tensor = self.decoder(self.encoder(self.normalise(images)))
         return logits
 
 
 def build_decoder(sizes: ResNetSizes, units: int, classes: int) -> nn.Sequential:
-    """What makes logits from `units` channels at the split: the stages that are left, the mean over positions, linear.
+    """Return the layers from `units` channels at the split to logits: remaining stages, mean over positions, linear.
 
-    Without stages left that is a linear classifier of each channel's mean.
+    Without remaining stages, this is a linear classifier of the channels' means.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     left = range(sizes.stage + 1, len(sizes.blocks) + 1)
@@ -183,6 +184,6 @@ class _ChannelsFirst(nn.Module):
 
 
 def build_certificate(sizes: ResNetSizes, seen: Sequence[int], classes: int) -> nn.Sequential:
-    """A decoder of the model's kind that sees `(batch, height, width, units)` of an image, `seen` without the batch."""
+    """Return a decoder like the model's that sees `(batch, height, width, units)`; `seen` is without the batch."""
     decoder = build_decoder(sizes, seen[-1], classes)
     return nn.Sequential(OrderedDict(view=_ChannelsFirst(), **dict(decoder.named_children())))

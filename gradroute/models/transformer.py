@@ -1,7 +1,7 @@
 """A small decoder-only transformer, pre-norm. Its sites are its modules' names.
 
 `blocks.3` is the residual stream after layer 3, `blocks.3.mlp.act` the hidden activations of its MLP,
-`blocks.3.attn.heads` its heads' results side by side, before they are mixed into `blocks.3.attn`.
+`blocks.3.attn.heads` its heads' results, concatenated, before they are mixed into `blocks.3.attn`.
 """
 
 import math
@@ -24,9 +24,9 @@ Rotation = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, (batch or 1, 1,
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes and kinds; checked when it is made. Raises: UserError for values outside, or that do not fit together.
+    """Sizes and kinds, checked on creation. Raises: UserError for values out of range, or that do not fit together.
 
-    hidden: units of each MLP; None is 4 widths for `gelu`, 8/3 rounded up to a multiple of 8 for `swiglu`.
+    hidden: units of each MLP; None is 4 × width for `gelu`, 8/3 × width rounded up to a multiple of 8 for `swiglu`.
     context: the longest sequence, in tokens.
     """
 
@@ -63,13 +63,13 @@ class TransformerConfig:
 
 
 def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Turn pairs of features, `(batch, heads, length, head width)`; i and i + half are a pair (Su et al. 2021)."""
+    """Rotate pairs of features, `(batch, heads, length, head width)`; i and i + half are a pair (Su et al. 2021)."""
     (cos, sin), (left, right) = rotation, x.chunk(2, -1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], -1).to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Causal self-attention; queries, keys and values are layers of their own, so that heads can be added."""
+    """Causal self-attention; queries, keys and values have separate layers, so that heads can be added."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         self.heads = nn.Identity()
 
     def forward(self, x: torch.Tensor, rotation: Rotation | None, mask: torch.Tensor | None) -> torch.Tensor:
-        """Map `(batch, length, width)` to the same; `mask` is true where a position may look, None is causal."""
+        """Map `(batch, length, width)` to the same; `mask` is true where a position may attend, None is causal."""
         size = (*x.shape[:2], self.num_heads, self.head_width)
         query, key, value = (layer(x).view(size).transpose(1, 2) for layer in (self.query, self.key, self.value))
         if rotation is not None:
@@ -99,7 +99,7 @@ class Gated(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with GELU between, or three as SwiGLU; `act` has the hidden activations."""
+    """Two layers with GELU between, or three as SwiGLU; `act` outputs the hidden activations."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Decoder-only transformer; weights are normal with deviation 0.02, layers that add to the stream less (GPT-2)."""
+    """Decoder-only transformer; weights are normal with std 0.02, less in layers that add to the stream (GPT-2)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -150,25 +150,25 @@ class Transformer(nn.Module):
 
     @property
     def unembedding(self) -> torch.Tensor:
-        """The matrix that makes logits, `(vocabulary, width)`; the embedding's own if tied."""
+        """The matrix that maps to logits, `(vocabulary, width)`; the embedding's own if tied."""
         return self.embed.weight if self.unembed is None else self.unembed.weight
 
     def mlp_layers(self, layer: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Names of the modules that make and that read a layer's MLP units: `Layer(*model.mlp_layers(3))`.
+        """Return names of the modules that make and read a layer's MLP units: `Layer(*model.mlp_layers(3))`.
 
         Raises: UserError if there is no such layer.
         """
         if not 0 <= layer < len(self.blocks):
-            raise UserError(f"layer {layer} is beyond the model: layers go from 0 to {len(self.blocks) - 1}")
+            raise UserError(f"layer {layer} is out of range; layers go from 0 to {len(self.blocks) - 1}")
         mlp = f"blocks.{layer}.mlp"
         producers = (f"{mlp}.gate", f"{mlp}.up") if self.config.mlp == "swiglu" else (f"{mlp}.up",)
         return producers, (f"{mlp}.down",)
 
     def forward(self, tokens: torch.Tensor, document_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits `(batch, length, vocabulary)` of the token after each of `tokens`, `(batch, length)` int64.
+        """Return logits `(batch, length, vocabulary)` of the token after each of `tokens`, `(batch, length)` int64.
 
         Args:
-            document_ids: `(batch, length)`; a run of one number is one document: positions start anew in each, and none
+            document_ids: `(batch, length)`; a run of equal numbers is one document: positions restart in each, and none
                 sees another. None: each row is one document.
 
         Raises: UserError if a row is longer than the context.
@@ -197,14 +197,14 @@ class Transformer(nn.Module):
 
 
 def separated(document_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions within each document, `(batch, length)`, and where each may look, `(batch, 1, length, length)` bool.
+    """Return positions in documents, `(batch, length)`, and where each may attend, `(batch, 1, length, length)` bool.
 
-    Documents are runs of one number in `document_ids`, `(batch, length)`.
+    Documents are runs of equal numbers in `document_ids`, `(batch, length)`.
     """
     length = document_ids.shape[1]
     at = torch.arange(length, device=document_ids.device)
     starts = document_ids != document_ids.roll(1, 1)
-    first = torch.where(starts, at, 0).cummax(1).values  # the roll compares the first with the last: either way it is 0
+    first = torch.where(starts, at, 0).cummax(1).values  # the roll compares the first with the last: 0 either way
     mask = (first[:, :, None] == first[:, None, :]) & (at[:, None] >= at)
     return at - first, mask[:, None]
 
@@ -222,10 +222,10 @@ def build_transformer(
     norm: Literal["layernorm", "rmsnorm"] = "layernorm", tied: bool = True, bias: bool = True,
     expand: Sequence[int] = (), added: Annotated[int, Between(0, WIDTH)] = 0,
 ) -> Transformer:  # fmt: skip
-    """The untrained model of a run; added units are drawn as the others are (GR section 4.2.2).
+    """Build an untrained transformer; added units are initialised like the others (GR section 4.2.2).
 
     Args:
-        vocabulary, context: tokens, and the longest sequence; the run supplies both.
+        vocabulary, context: number of tokens, and the longest sequence; the run supplies both.
         expand: layers whose MLPs get `added` units more than `hidden`.
 
     Raises: UserError for sizes that do not fit together.
@@ -240,11 +240,11 @@ def build_transformer(
     return model
 
 
-build_transformer.task = "language"  # type: ignore[attr-defined]  # the task that it is for, as a class says it
+build_transformer.task = "language"  # type: ignore[attr-defined]  # its task, as a class states it
 
 
 def check_expansion(expand: Sequence[int], added: int, layers: int) -> None:
-    """Raise UserError for layers that are not there, or layers without units or the reverse."""
+    """Raise UserError for layers out of range, layers without added units, or added units without layers."""
     for layer in expand:
         require(0 <= layer < layers, "model.expand", layer, f"from 0 to {layers - 1}")
     require(bool(expand) == bool(added), "model.added", added, "more than 0 if, and only if, model.expand names layers")

@@ -1,6 +1,6 @@
-"""What the page of a language model says beside tables of errors: words, token weights, documents, completions.
+"""What a language model's page shows besides errors: sentences, token weights, documents and completions.
 
-Read from a run's folder, which a stranger may have made; tables are returned as title, columns, rows and a note.
+All of it is read from a run's folder, which may come from a stranger. A table is a title, columns, rows and a note.
 """
 
 import math
@@ -17,9 +17,9 @@ from gradroute.reporting.page import Coloured
 TOKENS, COMPLETIONS = "tokens.json", "completions.json"
 DONE = {"model_ablated": "ablation", "model_unlearned": "unlearning", "model_finetuned": "fine-tuning"}
 STAGES = ("model", *DONE)  # in the order of the steps
-LONGEST = 100_000  # characters of one text
-MANY = 10_000  # rows and tokens that a page shows
-SAME = 0.0005  # nats; less is not shown by three digits
+LONGEST = 100_000  # most characters of one text
+MANY = 10_000  # most rows, or tokens of a document
+SAME = 0.0005  # nats; a smaller change rounds to 0.000
 Titled = tuple[str, list[str], list[list[Any]], str]
 
 
@@ -36,7 +36,10 @@ def _rows(value: Any) -> bool:
 
 
 def read_checked(run: Path, name: str, manifest: Mapping[str, Any], holds: Any, right: str) -> Any:
-    """A JSON file of a run for which `holds`; `right` says what it must have. Raises: UserError if it is damaged."""
+    """Return a run's JSON file if `holds` accepts its content.
+
+    `right` says in the message what the file lacks. Raises: UserError if it is damaged.
+    """
     found = read_json(read_file(run, name, manifest), run / name)
     try:
         if holds(found):
@@ -47,7 +50,7 @@ def read_checked(run: Path, name: str, manifest: Mapping[str, Any], holds: Any, 
 
 
 def read_tokens(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `language_texts.token_weights` gave, if the run weighs tokens. Raises: UserError if it is damaged."""
+    """Return what `language_texts.token_weights` gave; None if the file is missing. Raises: UserError if damaged."""
 
     def row(group: Any, kind: Any, token: Any, count: Any, weight: Any) -> bool:
         return _text(group) and kind in ("most", "least") and _text(token) and type(count) is int and _share(weight)
@@ -63,12 +66,12 @@ def read_tokens(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None
 
     if not (run / TOKENS).is_file():
         return None
-    right = "no rows of group, most or least, token, count and weight, and documents"
+    right = "no rows of group, most or least, token, count and weight, or no documents"
     return dict(read_checked(run, TOKENS, manifest, holds, right))
 
 
 def read_completions(run: Path, manifest: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Rows of prompt, group, head and text; none if the run has no completions. Raises: UserError if it is damaged."""
+    """Return rows of prompt, group, head and text; [] if there are no completions. Raises: UserError if damaged."""
     keys = ("prompt", "group", "head", "text")
 
     def holds(found: Any) -> bool:
@@ -81,12 +84,12 @@ def read_completions(run: Path, manifest: Mapping[str, Any]) -> list[dict[str, s
 
 
 def token_table(found: Mapping[str, Any]) -> Titled:
-    """The most and the least routed tokens, as in GR table 3; a space is shown as `␣`."""
+    """Return the most and the least routed tokens, as in GR table 3; a space is shown as `␣`."""
     rows = [
         [group, kind, _visible(token), count, float(weight)] for group, kind, token, count, weight in found["tokens"]
     ]
-    note = "How often a token is in the labelled documents of its group, and its mean weight there: 0 is fully routed, "
-    note += "1 not at all. ␣ is a space."
+    note = "Count and mean weight of a token in the labelled documents of its group. Weight 0: fully routed; weight 1: "
+    note += "not routed. ␣ is a space."
     return "The most and the least routed tokens", ["group", "routed", "token", "count", "weight"], rows, note
 
 
@@ -95,7 +98,7 @@ def _visible(token: str) -> str:
 
 
 def coloured_documents(found: Mapping[str, Any]) -> list[Coloured]:
-    """A few documents of each group, each token with how much of it is routed."""
+    """Return a few documents of each group, each token with the share of it that is routed, 0 to 1."""
     return [
         (f"Document {given['number']}, {given['group']}", [(token, share) for token, share in given["tokens"]])
         for given in found["documents"]
@@ -103,7 +106,7 @@ def coloured_documents(found: Mapping[str, Any]) -> list[Coloured]:
 
 
 def side_by_side(columns: Mapping[str, Sequence[Mapping[str, str]]]) -> tuple[list[str], list[list[Any]]]:
-    """Column names and rows of completions: one row for each prompt's first, second, … completion, a cell by column."""
+    """Return the columns and rows of a table: the first, second, … completion of a prompt in a row of its own."""
     cells: dict[tuple[str, str, int], dict[str, str]] = {}
     for column, rows in columns.items():
         seen: dict[tuple[str, str], int] = {}
@@ -116,17 +119,17 @@ def side_by_side(columns: Mapping[str, Sequence[Mapping[str, str]]]) -> tuple[li
 
 
 def completion_table(rows: Sequence[Mapping[str, str]]) -> Titled:
-    """A run's completions: a row for each prompt, a column for each stage, or whatever else its heads are."""
+    """Return a run's completions: one row for each completion of a prompt, one column for each head."""
     heads = dict.fromkeys(row["head"] for row in rows)
     columns, table = side_by_side({head: [row for row in rows if row["head"] == head] for head in heads})
-    note = "All stages draw with the same random numbers; what differs is the model."
+    note = "All columns are sampled with the same random numbers; only the model differs."
     return "Completions", columns, table, note
 
 
 def final_stage(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """The completions of the last stage that there is: fine-tuned, else ablated, else trained, else the last head's.
+    """Return the completions of the run's last stage, in the order of `STAGES`; without stages, of the last head.
 
-    Of several ablations, each by itself, none is the last.
+    Separate ablations of several regions count only if the run has no other stage.
     """
     heads = list(dict.fromkeys(row["head"] for row in rows))
     known = [head for stage in STAGES for head in heads if head == stage or head.startswith(f"{stage}, ")]
@@ -135,7 +138,7 @@ def final_stage(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
 
 
 def _forgotten(config: Any) -> str | None:
-    """The group that a run is to forget: the one that it relearns, else the first that has routes."""
+    """Return the group to forget: the one that the run relearns, else the first that has routes."""
     relearn, routing = (config.get(key) if isinstance(config, dict) else None for key in ("relearn", "routing"))
     if isinstance(relearn, dict):
         return str(relearn.get("group"))
@@ -144,10 +147,10 @@ def _forgotten(config: Any) -> str | None:
 
 
 def verdict(rows: Sequence[Mapping[str, Any]], config: Any) -> list[str]:
-    """What a language model's final rows say, in words (the measures of GR section 4.2.2).
+    """Return sentences about a language model's final rows, with the measures of GR section 4.2.2.
 
-    Unlearning is the rise of the forgotten group's loss after the steps that follow the training, robust unlearning
-    what is left of it after relearning, the cost the rise of the other groups' loss. Nothing without such steps.
+    Unlearning is the rise of the forgotten group's loss over the steps after training, robust unlearning the part of
+    it that is left after relearning, and the cost the rise of the other groups' loss. Without such steps, return [].
     """
     losses: dict[tuple[str, str], float] = {}
     for row in rows:

@@ -12,7 +12,7 @@ Coloured = tuple[str, list[tuple[str, float]]]  # a title, and tokens with their
 
 @dataclass
 class Table:
-    """A table whose columns sort; cells are text or numbers. long: its texts have several lines."""
+    """A table with sortable columns; cells are text or numbers. long: its texts span several lines."""
 
     title: str
     columns: Sequence[str]
@@ -23,11 +23,9 @@ class Table:
 
 @dataclass
 class Page:
-    """What a page shows, from the top: words and lead figures, tables, documents, figures, listings, folded texts.
+    """The content of a page, from the top: verdict, lead figures, tables, documents, figures, listings, folded texts.
 
-    A figure is a title and a PNG.
-
-    A document is a title, and tokens with their shares, from 0 to 1, which colour them.
+    A figure is a title and a PNG. A document is a title and tokens with their shares, from 0 to 1, which colour them.
     """
 
     title: str
@@ -40,7 +38,7 @@ class Page:
     lead: list[tuple[str, bytes]] = field(default_factory=list)
 
     def html(self) -> str:
-        """The page as one HTML document."""
+        """Return the page as one HTML document."""
         import jinja2
 
         loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")

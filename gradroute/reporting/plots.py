@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # no screen is needed, nor asked for
+matplotlib.use("Agg")  # draw to files; no display is needed
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -18,52 +18,50 @@ from gradroute.errors import UserError
 from gradroute.reporting import plots_common
 from gradroute.reporting.run_data import RunData
 
-matplotlib.rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
+matplotlib.rcParams["text.parse_math"] = False  # show a dollar sign in a name as it is
 
 
 class Plot(ABC):
-    """A plot with arguments of its own. A function `(run: RunData, …) -> Figure` does as well.
+    """A plot with arguments of its own. A function `(run: RunData, …) -> Figure | None` works as well.
 
     The file is named after the class or function, and the first line of its docstring is the caption on the page.
     """
 
     @abstractmethod
     def __call__(self, run: RunData) -> Figure | None:
-        """Draw it from what the run left; None if this run has nothing to draw."""
+        """Return the figure, or None if this run has nothing to draw."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A plot to draw, and the arguments that the configuration gives it."""
+    """A plot to draw, with the arguments that the configuration gives it."""
 
     plot: Any
     arguments: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        """The name of its file."""
+        """The name of its file, without the suffix."""
         return str(self.plot.__name__)
 
     @property
     def caption(self) -> str:
-        """What the page says of it."""
+        """The caption on the page."""
         return (inspect.getdoc(self.plot) or self.name).partition("\n")[0].rstrip(".")
 
     def draw(self, run: RunData, key: str) -> Figure | None:
-        """The figure. Raises: UserError if it is none, or cannot be drawn."""
+        """Return the figure, or None. Raises: UserError if the plot returns anything else or cannot be drawn."""
         if inspect.isclass(self.plot):
             drawn = construct(self.plot, self.arguments, key)(run)
         else:
             drawn = construct(self.plot, self.arguments, key, run=run)
         if drawn is not None and not isinstance(drawn, Figure):
-            raise UserError(
-                f"{key}: {self.name} returns a {type(drawn).__name__}; right is a matplotlib Figure or None"
-            )
+            raise UserError(f"{key}: {self.name} returns a {type(drawn).__name__}; return a matplotlib Figure or None")
         return drawn
 
 
 def _common(run: RunData) -> dict[str, Callable[[], Figure]]:
-    """The plots that every run has, by name."""
+    """Return functions that draw the plots of every run, by name."""
     found: dict[str, Callable[[], Figure]] = {}
     if run.ledger:
         found["ledger"] = lambda: plots_common.ledger(run)
@@ -74,7 +72,7 @@ def _common(run: RunData) -> dict[str, Callable[[], Figure]]:
 
 
 def draw(folder: Path, drawings: Sequence[Drawing]) -> dict[str, str]:
-    """Write plots into `plots/`; returns the captions by name of those that were drawn.
+    """Write plots to `plots/`; return the captions, by name, of the given plots that had something to draw.
 
     Raises: UserError if the run's files are damaged, or two plots have one name.
     """
@@ -84,7 +82,7 @@ def draw(folder: Path, drawings: Sequence[Drawing]) -> dict[str, str]:
     common = _common(run)
     for number, drawing in enumerate(drawings):
         if drawing.name in captions or drawing.name in common:
-            raise UserError(f"plots: two are called {drawing.name}; give each another name")
+            raise UserError(f"plots: two plots are called {drawing.name}; give each its own name")
         figure = drawing.draw(run, f"plots.{number}")
         if figure is not None:
             _save(figure, place, drawing.name)
@@ -96,6 +94,6 @@ def draw(folder: Path, drawings: Sequence[Drawing]) -> dict[str, str]:
 
 def _save(figure: Figure, folder: Path, name: str) -> None:
     figure.savefig(folder / f"{name}.png", dpi=130)
-    figure.set_layout_engine("none")  # it is laid out by now
+    figure.set_layout_engine("none")  # keep the layout of the PNG
     figure.savefig(folder / f"{name}.svg")
     plt.close(figure)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from gradroute.reporting.run_data import LINE_STYLES, RunData
 
-MANY = 20  # labels; more are drawn as points, without names
+MANY = 20  # labels; a run with more has points, without names
 HEADS = ("decoder", "certificate")
 ACCURACY = "test accuracy"
 
@@ -36,9 +36,9 @@ def accuracy_per_label(run: RunData) -> Figure:
     shown = list(names) if many else range(len(labels))
     axes.set_xticks(shown, [names.get(at, str(labels[at])) for at in shown], ha="left" if many else "center")
     axes.set_ylim(0, 1)
-    axes.set_xlabel(f"{run.noun}, with its group below the group's first")
+    axes.set_xlabel(f"{run.noun} (below: the group that starts there)")
     axes.set_ylabel(ACCURACY)
-    axes.set_title(f"Accuracy by {run.noun}; lines: of a whole group")
+    axes.set_title(f"Accuracy by {run.noun}; dashed lines: whole groups")
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 
@@ -51,7 +51,7 @@ def _group_lines(axes: Axes, groups: dict[str, list[int]], heights: list[float],
 
 
 def confusion(run: RunData) -> Figure:
-    """Of every head, which share of a label's test images it takes for which label."""
+    """Confusion matrix of every head: the share of a label's test images that it takes for each label."""
     keys = [key for key in run.arrays if key.startswith("confusion/")]
     groups = list(run.names["labels"].values())
     order = [label for own in groups for label in own]
@@ -72,14 +72,14 @@ def confusion(run: RunData) -> Figure:
             axes.set_xticks(range(len(order)), [str(label) for label in order], fontsize=7)
             axes.set_yticks(range(len(order)), [str(label) for label in order], fontsize=7)
         axes.set_title(run.title(*key.split("/")[1:]), fontsize=9)
-        axes.set_xlabel(f"named {run.noun}", fontsize=8)
+        axes.set_xlabel(f"predicted {run.noun}", fontsize=8)
         axes.set_ylabel(f"true {run.noun}", fontsize=8)
     figure.colorbar(shown, ax=grid, label=f"share of the true {run.noun}'s images")
     return figure
 
 
 def training_curves(run: RunData) -> Figure:
-    """Training losses by epoch, and the test accuracy of each group on the way."""
+    """Training losses by epoch, and the test accuracy of each group during training."""
     figure, both = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     groups = run.names["groups"]
     error, label = run.trained_on("cross_entropy", "cross-entropy (nats per image)")

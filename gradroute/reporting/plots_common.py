@@ -1,4 +1,4 @@
-"""The plots that every run has: what units encode, the mask, and the ledger."""
+"""Draw the plots of every run: what units encode, the mask, and the ledger."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from gradroute.reporting.run_data import LINE_STYLES, RunData
 
 
 def encoding(run: RunData, site: str) -> Figure:
-    """A site's activations, one row per test image, sorted by label; regions marked above."""
+    """Draw a site's activations, one row per test image, sorted by label, with the regions marked above."""
     values, labels = run.arrays[f"encoding/{site}"], run.arrays["encoding_labels"]
     values = values.reshape(len(values), -1, values.shape[-1]).mean(1)
     limit = float(np.quantile(np.abs(values), 0.99)) or 1.0
     figure, axes = plt.subplots(figsize=(8, 6.5), layout="constrained")
     norm = TwoSlopeNorm(0, -limit, limit)
     shown = axes.imshow(values, aspect="auto", cmap="RdBu_r", norm=norm, interpolation="nearest")
-    figure.colorbar(shown, label="activation (colours end at the 99 % quantile)", extend="both")
+    figure.colorbar(shown, label="activation (colours clipped at the 99 % quantile)", extend="both")
     starts = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)]
     ends = [*starts[1:], len(labels)]
     middles = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
@@ -30,7 +30,7 @@ def encoding(run: RunData, site: str) -> Figure:
     axes.set_ylabel(f"test images sorted by {run.noun}")
     axes.set_xlabel(f"unit of {site}")
     regions = run.names["regions"]
-    crowded = max(map(len, regions)) * len(regions) > 70  # names beside each other would overlap
+    crowded = max(map(len, regions)) * len(regions) > 70  # names side by side would overlap
     names: dict[str, Any] = {"ha": "left", "rotation": 40, "fontsize": 8} if crowded else {"ha": "center"}
     for region, place in regions.items():
         if site in place["sites"]:
@@ -57,7 +57,7 @@ def encoding(run: RunData, site: str) -> Figure:
 
 
 def mask(run: RunData) -> Figure:
-    """The gradient weight of every group in every unit of every site."""
+    """Draw the gradient weight of every group at every unit of every site."""
     sites = [key.removeprefix("mask/") for key in run.arrays if key.startswith("mask/")]
     groups = run.names["groups"]
     figure, grid = plt.subplots(
@@ -84,7 +84,7 @@ def mask(run: RunData) -> Figure:
 
 
 def ledger(run: RunData) -> Figure:
-    """What reached each region from each group through the mask, and how far its parameters moved, by window."""
+    """Draw, by window, what reached each region from each group through the mask, and how far its parameters moved."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     groups = list(dict.fromkeys(r["group"] for r in run.ledger if r["group"] != "all"))
     came = [r for r in run.ledger if r["routed"] is not None]
@@ -96,11 +96,11 @@ def ledger(run: RunData) -> Figure:
     for region in dict.fromkeys(r["region"] for r in moved):
         _windows(right, [r for r in moved if r["region"] == region], "moved", run.colour(region), "-", region)
     left.set_ylabel("gradient through the mask (L2 norm)")
-    right.set_ylabel("change of the parameters in a window (L2 norm)")
+    right.set_ylabel("parameter change in a window (L2 norm)")
     left.set_ylim(bottom=-0.03 * left.get_ylim()[1])  # a line at exactly 0 stays visible
     if all(r["moved"] > 0 for r in moved):
         right.set_yscale("log")
-        right.yaxis.set_major_formatter(LogFormatter())  # the default one writes mathematics
+        right.yaxis.set_major_formatter(LogFormatter())  # the default formatter writes mathtext
         right.yaxis.set_minor_formatter(LogFormatter())
     for axes in (left, right):
         axes.set_xlabel("optimizer step at the window's end")
@@ -108,7 +108,7 @@ def ledger(run: RunData) -> Figure:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8, ncols=2, frameon=False)
     if not came:
         left.text(0.5, 0.5, "no region: nothing is routed", ha="center", transform=left.transAxes)
-    figure.suptitle("Ledger: whose gradients arrived where, and what moved")
+    figure.suptitle("Ledger: which group's gradients reached which region, and how far it moved")
     return figure
 
 

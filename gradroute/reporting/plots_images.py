@@ -25,7 +25,7 @@ def loss_per_label(run: RunData) -> Figure:
         f"{label}\n{run.group_of(label)}" if _starts(run, labels, i) else str(label) for i, label in enumerate(labels)
     ]
     axes.set_xticks(range(len(labels)), ticks)
-    axes.set_xlabel(f"{run.noun}, with its group below the group's first")
+    axes.set_xlabel(f"{run.noun} (below: the group that starts there)")
     axes.set_ylabel("test MSE (squared pixel, pixels in [−1, 1])")
     axes.set_title(f"Reconstruction error by {run.noun}")
     figure.legend(loc="outside right upper", frameon=False)
@@ -63,7 +63,7 @@ def reconstructions(run: RunData) -> Figure:
 
 
 def training_curves(run: RunData) -> Figure:
-    """Training losses by epoch, and the test MSE of each group on the way."""
+    """Training losses by epoch, and the test MSE of each group during training."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     groups = run.names["groups"]
     train = [r for r in run.rows if r["split"] == "train" and r["head"] in ("decoder", "certificate")]

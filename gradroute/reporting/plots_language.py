@@ -17,7 +17,7 @@ def _colour(run: RunData, group: str) -> str:
 
 
 def stages(run: RunData) -> Figure:
-    """Each group's test loss after each step; of relearning the lowest."""
+    """Each group's test loss after each step; for relearning, the lowest."""
     order = ["model", "model_ablated", "model_unlearned", "model_finetuned"]
     heads = sorted(run.heads, key=lambda head: (order.index(head[0]) if head[0] in order else len(order), head))
     values = {(r["head"], r["region"], r["group"]): r["value"] for r in run.final if r["metric"] == "cross_entropy"}
@@ -33,7 +33,7 @@ def stages(run: RunData) -> Figure:
     finite = [value for value in values.values() if np.isfinite(value)]
     axes.set_ylim(bottom=0.9 * min(finite, default=0.0))
     axes.set_ylabel(NATS)
-    axes.set_title("Loss on the test documents, of relearning the lowest\n(the axis does not begin at 0)", fontsize=10)
+    axes.set_title("Test loss; for relearning, the lowest\n(the axis does not start at 0)", fontsize=10)
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 
@@ -43,7 +43,7 @@ def _rows(run: RunData, split: str, metric: str = "cross_entropy") -> list[dict[
 
 
 def relearning(run: RunData) -> Figure | None:
-    """Each group's validation loss while the model is fine-tuned and relearns, mean over the samples."""
+    """Each group's validation loss during fine-tuning and relearning, mean over the samples."""
     rows = _rows(run, "validation")
     if not rows:
         return None
@@ -65,7 +65,7 @@ def relearning(run: RunData) -> Figure | None:
 
 
 def training_curves(run: RunData) -> Figure:
-    """Each group's loss in training, and on the test documents on the way."""
+    """Each group's training loss, and its loss on the test documents during training."""
     error, label = run.trained_on("cross_entropy", NATS)
     panels = 1 if error == "cross_entropy" else 2  # another error has an axis of its own
     figure, grid = plt.subplots(1, panels, figsize=(7 * panels, 4.2), layout="constrained", squeeze=False)
@@ -84,7 +84,7 @@ def training_curves(run: RunData) -> Figure:
 
 
 def steering(run: RunData) -> Figure | None:
-    """How often routed words, and related ones, come in texts, against what is added to the dimension."""
+    """Frequency of routed words and of related ones in generated texts, against the value added to the dimension."""
     if not any(row["metric"] == "related_frequency" for row in run.final):
         return None
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -92,10 +92,10 @@ def steering(run: RunData) -> Figure | None:
         own = [(float(r["region"]), r["value"]) for r in run.final if r["metric"] == f"{kind}_frequency"]
         label = "related words, held out" if kind == "related" else "routed words"
         axes.plot(*zip(*sorted(own), strict=True), linestyle=style, marker="o", color="C0", label=label)
-    axes.set_xlabel("added to the dimension, in the direction of the routed words")
+    axes.set_xlabel("value added to the dimension, towards the routed words")
     axes.set_ylabel("share of a text's tokens")
     axes.set_ylim(bottom=0)
     axes.axvline(0, color="#888888", linewidth=0.8)
     axes.legend(frameon=False)
-    axes.set_title("Words in texts, by what is added")
+    axes.set_title("Frequency of words in texts, by the added value")
     return figure

@@ -1,4 +1,4 @@
-"""What the papers report, to stand beside what we measure in the very same setting."""
+"""The papers' results, to compare with measurements in the same setting."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # GR (arXiv 2410.04332) table 2: bottom-half certificate, test set, mean of 20 runs and 95 % interval. The paper calls
-# the column MAE; the numbers are mean squared errors. By `setting`: rows 1 to 10.
+# the column MAE; the numbers are mean squared errors. Rows 1 to 10, by `setting`.
 _TABLE2 = {
     "dc3318b5": ((0.32, 0.02), (0.08, 0.00)),
     "0e6f9731": ((0.33, 0.02), (0.07, 0.00)),
@@ -19,10 +19,10 @@ _TABLE2 = {
     "8d4d2dd9": ((0.13, 0.01), (0.13, 0.01)),
     "95ef059a": ((0.08, 0.01), (0.09, 0.00)),
 }
-TOLERANCE = 0.02  # a mean agrees within this and its own half-width
+TOLERANCE = 0.02  # a mean may be off by this plus its own half-width
 Key = tuple[str, str, str, str]  # head, region, group, metric
 
-# setting to measurement to (value, half-width of the 95 % interval)
+# by setting, then by measurement: (value, half-width of the 95 % interval)
 PUBLISHED: dict[str, dict[Key, tuple[float, float]]] = {
     row: {
         ("certificate", "bottom", group, "mse"): value
@@ -33,9 +33,9 @@ PUBLISHED: dict[str, dict[Key, tuple[float, float]]] = {
 
 
 def setting(config: Mapping[str, Any]) -> str:
-    """Eight hex digits of what a published number depends on: data set, model, routing and losses.
+    """Return eight hex digits for what a published number depends on: data set, model, routing and losses.
 
-    Not of the seed and the trainer, in which runs may differ and still be of one setting. `config`: nested, as saved.
+    Runs of one setting may differ in seed and trainer. `config`: nested, as saved.
     """
     data = config.get("dataset")
     parts = {key: config.get(key) for key in ("model", "routing", "losses")}
@@ -44,7 +44,7 @@ def setting(config: Mapping[str, Any]) -> str:
 
 
 def _said(value: Any) -> Any:
-    """Without what says nothing, so that a setting stays the same when there are new things to say."""
+    """Drop keys with empty values, so that new optional keys do not change an old configuration's setting."""
     if not isinstance(value, Mapping):
         return value
     silent = [key for key, inner in value.items() if inner is None or inner is False or inner in ([], {}, "all")]

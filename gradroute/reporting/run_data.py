@@ -1,4 +1,4 @@
-"""What the plots of a run draw from: its rows, arrays and names, and one colour for one thing."""
+"""The data that plots draw from: a run's rows, arrays and names, and a fixed colour for each region."""
 
 import io
 from pathlib import Path
@@ -29,12 +29,12 @@ Array = npt.NDArray[Any]
 
 
 class RunData:
-    """What plots draw from: a run, read from its folder alone. Raises: UserError if it cannot be read.
+    """The data of one run for plots, read from its folder alone. Raises: UserError if it cannot be read.
 
     Attributes:
         rows: of `metrics.csv`. final: the test rows of the last step. ledger: rows of `ledger.csv`.
         names: `figures.json`: groups, regions, labels and more. arrays: `samples.npz`, by name.
-        heads: head and region of everything that has an error. noun: what one label is called.
+        heads: head and region of everything that has a test error. noun: the word for a label, such as digit.
     """
 
     def __init__(self, run: Path) -> None:
@@ -51,7 +51,7 @@ class RunData:
         self.noun: str = self.names.get("label_noun", "")
 
     def trained_on(self, usual: str, label: str) -> tuple[str, str]:
-        """The metric that the model was trained on, and what an axis says of it; `label`, if it is the `usual` one."""
+        """Return the metric that the model was trained on and its axis label: `label` for the `usual` metric."""
         heads = ("decoder", "model")
         first = next((r for r in self.rows if r["split"] == "train" and r["head"] in heads), None)
         if first is None or first["metric"] == usual:
@@ -59,12 +59,12 @@ class RunData:
         return first["metric"], f"{first['metric']} ({first['unit']})"
 
     def colour(self, region: str) -> str:
-        """A region's colour; the whole decoder's is grey."""
+        """Return a region's colour; the whole decoder is grey."""
         regions = list(self.names["regions"])
         return REGION_COLOURS[regions.index(region) % 10] if region in regions else DECODER_COLOUR
 
     def title(self, head: str, region: str) -> str:
-        """How a head is called in legends."""
+        """Return a head's name for legends."""
         kinds = {
             "decoder": "decoder",
             "certificate": f"certificate {region}",
@@ -75,5 +75,5 @@ class RunData:
         return kinds.get(head, head.removeprefix("model_").replace("_", " "))
 
     def group_of(self, label: int) -> str:
-        """The group that a label belongs to."""
+        """Return the group that a label belongs to, or "several groups"."""
         return next((g for g, labels in self.names["labels"].items() if label in labels), "several groups")

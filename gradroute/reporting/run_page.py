@@ -1,4 +1,4 @@
-"""The page of a run, from what is in its folder."""
+"""Write the page of a run, from its folder alone."""
 
 import json
 import math
@@ -20,25 +20,25 @@ FIGURES = {
     "reconstructions": "Reconstructions: inputs, decoder, certificates, ablations",
     "loss_per_label": "Error by label",
     "accuracy_per_label": "Accuracy by label",
-    "confusion": "Confusion: which label is taken for which",
+    "confusion": "Confusion: share of each label's images that is taken for each label",
     "mask": "Mask: which group's gradients reach which units",
-    "ledger": "Ledger: whose gradients arrived where, and what moved",
+    "ledger": "Ledger: which group's gradients reached which region, and how far it moved",
     "training_curves": "Training",
     "stages": "Loss of each group after each step",
-    "relearning": "Relearning, and fine-tuning",
-    "steering": "Words in texts, by what is added to the dimension",
+    "relearning": "Loss during fine-tuning and relearning",
+    "steering": "Frequency of words in texts, by the value added to the dimension",
 }
 
 
 def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
-    """What the final rows of a run say, in words; `published` is its `setting`."""
+    """Return sentences about a run's final rows; `published` is the run's `setting`."""
     scores = {r["group"]: r["value"] for r in rows if r["metric"] == "localization"}
     lines = []
     if scores:
         least = scores.get("all", math.nan)
-        word = "split cleanly" if least >= 0.8 else "split in part" if least >= 0.3 else "not split"
+        word = "split cleanly" if least >= 0.8 else "partly split" if least >= 0.3 else "not split"
         each = ", ".join(f"{group} {value:.2f}" for group, value in scores.items() if group != "all")
-        scale = "0: other regions hold a group as much as its own; 1: its own alone"
+        scale = "0: the other regions hold as much of a group as its own; 1: they hold nothing of it"
         lines.append(f"The groups are {word}: localization {each} ({scale}).")
     for (head, region, group, metric), (value, half) in PUBLISHED.get(published, {}).items():
         ours = [
@@ -53,15 +53,15 @@ def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
     return lines
 
 
-LEADING = ("reconstructions", "accuracy_per_label", "stages", "encoding_")  # the first that there is leads the page
+LEADING = ("reconstructions", "accuracy_per_label", "stages", "encoding_")  # the first that the run has leads the page
 NORMS = {
-    "group": "Group norm looks at one image at a time: one pass, each image under its own mask, is gradient routing.",
-    "batch": "Batch norm lets a group's loss reach other images, so that every group had a pass of its own.",
+    "group": "Group norm looks at one image at a time, so one pass suffices, with each image under its own mask.",
+    "batch": "Batch norm lets a group's loss reach other images, so every group had a pass of its own.",
 }
 
 
 def classified(rows: list[dict[str, Any]], names: Mapping[str, Any]) -> list[str]:
-    """What a classifier's final rows say, in words: what each region's certificate knows of which group."""
+    """Return sentences about a classifier's final rows: the accuracy of each region's certificate on each group."""
     values = {(r["head"], r["region"], r["group"]): r["value"] for r in rows if r["metric"] == "accuracy"}
     lines = []
     for region in dict.fromkeys(region for head, region, _ in values if head == "certificate"):
@@ -75,7 +75,7 @@ def classified(rows: list[dict[str, Any]], names: Mapping[str, Any]) -> list[str
 
 
 def _language(run: Path, manifest: dict[str, Any]) -> tuple[list[Table], list[Coloured]]:
-    """Token weights, completions and steering of a language model, what the run has of them, and coloured documents."""
+    """Return the tables of token weights, completions and steering that the run has, and its coloured documents."""
     weights, completed = language_tables.read_tokens(run, manifest), language_tables.read_completions(run, manifest)
     tables = [Table(*language_tables.token_table(weights))] if weights else []
     tables += [Table(*language_tables.completion_table(completed), long=True)] if completed else []
@@ -87,7 +87,7 @@ def _language(run: Path, manifest: dict[str, Any]) -> tuple[list[Table], list[Co
 
 
 def _figures(run: Path, manifest: Mapping[str, Any], captions: Mapping[str, str]) -> dict[str, tuple[str, bytes]]:
-    """Title and PNG of each plot in the folder that is ours or has a caption, by name."""
+    """Return title and PNG, by name, of each plot in the folder that is built in or has a caption."""
     plots = run / "plots"
     found = FIGURES | {p.stem: f"Encoding at {p.stem.removeprefix('encoding_')}" for p in plots.glob("encoding_*.png")}
     titles = {**found, **{name: caption for name, caption in captions.items() if name not in FIGURES}}
@@ -99,7 +99,7 @@ def _figures(run: Path, manifest: Mapping[str, Any], captions: Mapping[str, str]
 
 
 def _errors(rows: list[dict[str, Any]], groups: list[str]) -> Table:
-    """The errors of every head on each group."""
+    """Return the error of every head on each group."""
     known = [r for r in rows if r["group"] in groups and r["head"] not in ("monitor", "score", "nearest", "steered")]
     shown = [r for r in known if r["metric"] in ERRORS or r["split"] == "test"]
     values = {(r["head"], r["region"], r["metric"], r["group"]): r["value"] for r in shown}
@@ -110,9 +110,9 @@ def _errors(rows: list[dict[str, Any]], groups: list[str]) -> Table:
 
 
 def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
-    """Write `report.html` of a run from what is in its folder: the result first, then tables, plots and the rest.
+    """Write a run's `report.html` from its folder and return its path: the result first, then tables, plots, the rest.
 
-    captions: of plots that are not ours, by name. Raises: UserError if the folder is damaged.
+    captions: of plots that are not built in, by name. Raises: UserError if the folder is damaged.
     """
     manifest = read_manifest(run)
     rows = final_rows(read_metrics(run, manifest))

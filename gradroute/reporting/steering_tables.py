@@ -1,4 +1,4 @@
-"""What a run's page shows of steering by one scalar, read from its folder, which a stranger may have made."""
+"""What a run's page shows about steering by one scalar, read from its folder, which may come from a stranger."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,34 +25,34 @@ def _holds(found: Any) -> bool:
 
 
 def read_steering(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `steering.steering` wrote, if the run steers. Raises: UserError if it is damaged."""
+    """Return what the step `steer` wrote; None if the run does not steer. Raises: UserError if it is damaged."""
     if not (run / FILE).is_file():
         return None
-    right = "no unit, nearest tokens with cosine and kind, and completions with prompt and strength"
+    right = "no unit, nearest tokens with cosine and kind, or completions with prompt and strength"
     return dict(read_checked(run, FILE, manifest, _holds, right))
 
 
 def steering_tables(found: Mapping[str, Any]) -> list[Titled]:
-    """The words nearest to the dimension, and what each prompt goes on with at each strength."""
+    """Return the tokens nearest to the dimension, and each prompt's completions at each strength."""
     unit = found["unit"]
     rows = [
         [n, token.replace(" ", "␣"), cosine, KINDS[kind]] for n, (token, cosine, kind) in enumerate(found["nearest"], 1)
     ]
-    note = "By |cosine| of the unembedding's rows with the dimension; the sign is the row's."
+    note = "Ranked by the absolute cosine between a token's row of the unembedding and the dimension."
     nearest = (f"Tokens nearest to dimension {unit}", ["rank", "token", "cosine", "kind"], rows, note)
     by_strength: dict[str, list[Mapping[str, str]]] = {}
     for prompt, strength, text in found["completions"]:
         by_strength.setdefault(f"{strength:+g}", []).append({"group": "", "prompt": prompt, "text": text})
     columns, table = side_by_side(by_strength)
-    note = "In the direction in which the routed words lie; all strengths draw with the same random numbers."
+    note = "Positive values point towards the routed words. All columns are sampled with the same random numbers."
     return [
         nearest,
-        (f"Completions, with so much added to dimension {unit}", columns[1:], [r[1:] for r in table], note),
+        (f"Completions by the value added to dimension {unit}", columns[1:], [r[1:] for r in table], note),
     ]
 
 
 def steering_verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a run's final rows say of steering, in words; nothing if it does not steer."""
+    """Return sentences about steering from a run's final rows; [] if the run does not steer."""
     nearest = {row["region"]: row["value"] for row in rows if row["metric"] == "related_share"}
     own = [(region, value) for region, value in nearest.items() if region.startswith("dimension_")]
     steered = {row["region"]: row["value"] for row in rows if row["metric"] == "related_frequency"}
@@ -60,12 +60,12 @@ def steering_verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if own:
         region, value = own[0]
         chance = nearest.get("random_dimensions")
-        beside = "" if chance is None else f"; of random dimensions {chance:.0%}"
+        beside = "" if chance is None else f"; for random dimensions {chance:.0%}"
         lines.append(
             f"Of the tokens nearest to {region.replace('_', ' ')}, {value:.0%} are held-out related words{beside}."
         )
     if steered:
         most, plain = max(steered, key=lambda region: steered[region]), steered.get("+0")
-        times = f", {steered[most] / plain:.1f} times that without" if plain else ""
+        times = f", {steered[most] / plain:.1f} times the share without" if plain else ""
         lines.append(f"Related words are {steered[most]:.1%} of a text's tokens with {most} added{times}.")
     return lines

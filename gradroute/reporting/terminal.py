@@ -1,4 +1,4 @@
-"""Tables and lines on the terminal, or in a pipe, by rich."""
+"""Print tables and lines to a terminal or a pipe, with rich."""
 
 import sys
 
@@ -6,13 +6,13 @@ from rich.console import Console
 
 
 class Terminal(Console):
-    """rich's console, but for a pipe that nobody reads any more: that raises BrokenPipeError, as `print` does."""
+    """A rich console that raises BrokenPipeError if nobody reads its pipe any more, as `print` does."""
 
     def on_broken_pipe(self) -> None:
-        """Do not exit with status 1: `gradroute.running.exit_status` has another for it."""
+        """Raise BrokenPipeError, for which `gradroute.running.exit_status` has a status; rich would exit with 1."""
         raise BrokenPipeError
 
 
 def terminal(piped: int) -> Terminal:
-    """As wide as the terminal; `piped` columns where the output is none."""
+    """Return a console as wide as the terminal, or `piped` columns wide if the output is not a terminal."""
     return Terminal() if sys.stdout.isatty() else Terminal(width=piped)

@@ -1,6 +1,6 @@
 """Gradient routing: which data trains which part of a network (GR section 3).
 
-Names are imported on first use: route schedules are read where torch is not, such as in configurations.
+Names are imported on first use, so that configurations can read route schedules without importing torch.
 """
 
 import importlib

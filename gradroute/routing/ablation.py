@@ -1,4 +1,4 @@
-"""Ablations: take a region out of a model, from outside, and give it back."""
+"""Ablate a region of a model from outside, and restore the model afterwards."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +19,10 @@ Applied = Callable[[nn.Module], AbstractContextManager[nn.Module]]
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is done to the region called `name`.
+    """An ablation of the region called `name`.
 
-    `applied(model)` is a context that yields the ablated model: `model` itself, changed while inside and as before to
-    the bit afterwards, or a smaller copy. Contexts nest, so ablations compose; see `together`.
+    `applied(model)` is a context manager that yields the ablated model: `model` itself, changed inside the block and
+    restored to the bit afterwards, or a smaller copy. Contexts nest, so ablations compose; see `together`.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Ablation:
 
 
 def together(ablations: list[Ablation]) -> Ablation:
-    """Several ablations at once, named `a+b`."""
+    """Combine several ablations into one, named `a+b`."""
 
     @contextmanager
     def applied(model: nn.Module) -> Iterator[nn.Module]:
@@ -43,7 +43,7 @@ def together(ablations: list[Ablation]) -> Ablation:
 
 
 def replaced(region: Region, values: Callable[[Site, torch.Tensor], torch.Tensor]) -> Applied:
-    """Replace the region's activations `(batch, …, units)` at every site by what `values` gives for them."""
+    """Return a context that replaces the region's activations `(batch, …, units)` at every site by `values`."""
 
     @contextmanager
     def applied(model: nn.Module) -> Iterator[nn.Module]:
@@ -64,24 +64,25 @@ def replaced(region: Region, values: Callable[[Site, torch.Tensor], torch.Tensor
 
 
 def zero(name: str, router: Router | ParameterRouter) -> Ablation:
-    """The region's activations are 0, or its parameters (SGTM's removal)."""
+    """Ablate by setting the region's activations, or its parameters, to 0 (SGTM's removal)."""
     if isinstance(router, ParameterRouter):
         return Ablation(name, overwritten(router, name, lambda parameter, module: torch.zeros_like(parameter)))
     return Ablation(name, replaced(router.regions[name], lambda site, activation: torch.zeros(())))
 
 
 def mean(name: str, router: Router, activations: Mapping[str, torch.Tensor]) -> Ablation:
-    """The region's activations are each unit's mean over `activations`, by site name, over data and positions."""
+    """Ablate by replacing each unit by its mean over data and positions in `activations`, by site name."""
     region = router.regions[name]
     means = {site.name: region.at(activations[site.name], site).flatten(0, -2).mean(0) for site in region.sites}
     return Ablation(name, replaced(region, lambda site, activation: means[site.name].to(activation.device)))
 
 
 def resample(name: str, router: Router, activations: Mapping[str, torch.Tensor], seed: int) -> Ablation:
-    """The region's activations are those of other data points, drawn with replacement from `activations`, by site name.
+    """Ablate by replacing activations by those of data points drawn with replacement from `activations`.
 
-    All sites of one forward pass take the same points; every use of the ablation draws the same sequence.
-    Raises: UserError in the forward pass if shapes beside the batch differ.
+    `activations` are by site name. All sites of one forward pass take the same points, and every use of the ablation
+    draws the same sequence.
+    Raises: UserError in the forward pass if shapes differ in another axis than the batch.
     """
     region = router.regions[name]
     bank = {site.name: region.at(activations[site.name], site) for site in region.sites}
@@ -93,8 +94,8 @@ def resample(name: str, router: Router, activations: Mapping[str, torch.Tensor],
         def values(site: Site, activation: torch.Tensor) -> torch.Tensor:
             here, stored = region.at(activation, site), bank[site.name]
             if here.shape[1:] != stored.shape[1:]:
-                shapes = f"{tuple(here.shape[1:])}, the stored ones {tuple(stored.shape[1:])}"
-                raise UserError(f"resample: activations at '{site.name}' have shape {shapes}; give data of one shape")
+                shapes = f"{tuple(here.shape[1:])}, stored ones {tuple(stored.shape[1:])}"
+                raise UserError(f"resample: activations at '{site.name}' have shape {shapes}; use data of one shape")
             rows = torch.randint(len(stored), (len(here),), generator=draws[site])
             return stored[rows.to(stored.device)].to(activation.device)
 
@@ -105,15 +106,16 @@ def resample(name: str, router: Router, activations: Mapping[str, torch.Tensor],
 
 
 def reinitialise(name: str, router: Router | ParameterRouter, seed: int) -> Ablation:
-    """The region's parameters (rows of the layer that makes its units, or slices) are drawn anew as modules draw them.
+    """Ablate by drawing the region's parameters anew, with their modules' `reset_parameters`.
 
+    These are rows of the layer that makes the region's units, or the slices of a parameter region.
     Raises: UserError when applied if no such layer was found, or a module has no `reset_parameters`.
     """
 
     def fresh(parameter: nn.Parameter, module: nn.Module) -> torch.Tensor:
         twin: Any = copy.deepcopy(module)
         if not hasattr(twin, "reset_parameters"):
-            raise UserError(f"reinitialise '{name}': a {type(module).__name__} has no reset_parameters; give it one")
+            raise UserError(f"reinitialise '{name}': a {type(module).__name__} has no reset_parameters; add it")
         own = next(key for key, value in module.named_parameters(recurse=False) if value is parameter)
         with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []):
             torch.manual_seed(seed)
@@ -125,7 +127,7 @@ def reinitialise(name: str, router: Router | ParameterRouter, seed: int) -> Abla
 
 
 def remove(name: str, router: Router, example: torch.Tensor) -> Ablation:
-    """The region's units are taken out of the structure: a smaller copy of the model, checked on `example`."""
+    """Ablate by removing the region's units from a smaller copy of the model, checked on `example`."""
     region = router.regions[name]
 
     @contextmanager
@@ -140,7 +142,7 @@ def remove(name: str, router: Router, example: torch.Tensor) -> Ablation:
 def overwritten(
     router: Router | ParameterRouter, name: str, values: Callable[[nn.Parameter, nn.Module], torch.Tensor]
 ) -> Applied:
-    """What gives a region's parameters other values: `values` of a parameter and its module, of its whole shape."""
+    """Return a context that sets a region's parameters to `values(parameter, module)`, of the parameter's shape."""
 
     @contextmanager
     def applied(model: nn.Module) -> Iterator[nn.Module]:

@@ -1,6 +1,6 @@
-"""Expand and contract: add units to named layers of a model, remove units structurally.
+"""Expand and contract: add units to named layers of a model, or remove them from its structure.
 
-The first and last step of Expand, Route, Ablate (GR section 4.2.2; Cloud et al. 2024, arXiv 2410.04332). Everything is
+The first and last steps of Expand, Route, Ablate (GR section 4.2.2; Cloud et al. 2024, arXiv 2410.04332). Everything is
 checked before anything is changed: a UserError leaves the model as it was.
 """
 
@@ -26,11 +26,11 @@ INTO = ("in_features", "in_channels")
 
 @dataclass(frozen=True)
 class Layer:
-    """Where a layer's units are made, passed and read: dotted names of modules."""
+    """The modules that make, pass on and read a layer's units, by dotted name."""
 
     producers: tuple[str, ...]  # Linear or Conv1d/2d/3d whose output features are the units; for attention q, k and v
-    consumers: tuple[str, ...]  # Linear or Conv that read them; a Linear also as torch.flatten gives channels
-    between: tuple[str, ...] = ()  # with an entry per unit: BatchNorm, LayerNorm or RMSNorm over the units, PReLU
+    consumers: tuple[str, ...]  # Linear or Conv that read them; a Linear may read flattened channels
+    between: tuple[str, ...] = ()  # with one entry per unit: BatchNorm, LayerNorm or RMSNorm over the units, PReLU
     width: int = 1  # features per unit: a head's width, 1 for neurons and channels
     count: tuple[str, ...] = ()  # dotted attributes that hold the number of units: "blocks.0.attention.heads"
 
@@ -38,20 +38,20 @@ class Layer:
         roles = (self.producers, self.consumers, self.between, self.count)
         if any(isinstance(names, str) for names in roles) or not all(roles[:2]) or self.width < 1:
             raise UserError(
-                f"{self}: right is tuples of names, at least one producer and consumer, and width 1 or more"
+                f"{self}: give tuples of names, at least one producer and consumer, and a width of 1 or more"
             )
 
 
 @dataclass
 class _Part:
-    """A module that changes: the entries a unit has on axis 0 (`out`) and on axis 1 (`into`) of its tensors."""
+    """A module to resize, and the entries per unit on axis 0 (`out`) and axis 1 (`into`) of its tensors."""
 
     module: nn.Module
     out: int = 0
     into: int = 0
 
     def grown(self, n: int, silent: bool, generator: torch.Generator | None) -> Iterator[torch.Tensor]:
-        """The tensors with `n` more units: made whole, then the old entries copied in."""
+        """Yield the tensors with `n` more units: created at their new size, then the old entries copied in."""
         for name, old in _own(self.module).items():
             shape = [size + n * more for size, more in zip(old.shape, (self.out, self.into, 0, 0, 0), strict=False)]
             if isinstance(self.module, LAYERS):
@@ -67,7 +67,7 @@ class _Part:
             yield new
 
     def kept(self, keep: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The tensors with only the units where `keep`, `(units,)` bool, is true."""
+        """Yield the tensors with only the units where `keep`, `(units,)` bool, is true."""
         for tensor in _own(self.module).values():
             rows = tensor[keep.repeat_interleave(self.out)] if self.out and tensor.dim() else tensor
             yield rows[:, keep.repeat_interleave(self.into)] if self.into and tensor.dim() > 1 else rows
@@ -77,9 +77,9 @@ class _Part:
 def expand(
     model: nn.Module, layer: Layer, n: int, init: str = "default", generator: torch.Generator | None = None
 ) -> tuple[int, ...]:
-    """Append `n` units to `layer` in place and return their numbers; existing weights stay the same to the bit.
+    """Append `n` units to `layer` in place and return their indices; existing weights stay the same to the bit.
 
-    Parameters that grow become new objects without gradients: make the optimizer after this call.
+    Parameters that grow become new objects without gradients: create the optimizer after this call.
 
     Args:
         init: `default` draws new rows, columns and biases as PyTorch does for a layer of the new size, uniform within
@@ -101,9 +101,9 @@ def expand(
 
 @torch.no_grad()
 def contract(model: nn.Module, layer: Layer, units: Sequence[int]) -> None:
-    """Remove `units` of `layer` in place; the others keep their order. Make the optimizer after this call.
+    """Remove `units` of `layer` in place; the others keep their order. Create the optimizer after this call.
 
-    The model then computes what it did with those units at 0 where they are read; a norm over units, over those left.
+    The model then computes what it did with those units at 0 where they are read; norms are over the units left.
 
     Raises: UserError, before any change, for units out of range, repeated, none or all, and where `expand` does.
     """
@@ -115,13 +115,13 @@ def contract(model: nn.Module, layer: Layer, units: Sequence[int]) -> None:
 
 @torch.no_grad()
 def removed(model: nn.Module, site: str, units: Sequence[int], example: torch.Tensor) -> nn.Module:
-    """A deep copy of `model` without `units` of module `site`'s output, `(…, units)` or of a Conv `(batch, units, …)`.
+    """Return a deep copy of `model` without `units` of `site`'s output, `(…, units)` or for a Conv `(batch, units, …)`.
 
-    The layers are those that run last before the site's end and first after it; two make a gated MLP's units, both
-    before the site's end or one on either side. On `example`, in eval mode, the copy must compute what the model does
-    with those activations at 0 (rtol 1e-4, atol 1e-5); choose one that excites the units. `model` itself is never run.
+    The layers found are the last that runs before the site returns, and the first after it; a gated MLP has two
+    producers, both before or one on either side. On `example`, in eval mode, the copy must compute what the model does
+    with those activations at 0 (rtol 1e-4, atol 1e-5); choose one that activates them. `model` itself is never run.
 
-    Raises: UserError for an unknown site, units outside it, or where layers cannot be found so.
+    Raises: UserError for an unknown site, units out of range, or if the layers cannot be found this way.
     """
     probe = copy.deepcopy(model).eval()
     modules = dict(probe.named_modules(remove_duplicate=False))
@@ -157,7 +157,7 @@ def removed(model: nn.Module, site: str, units: Sequence[int], example: torch.Te
             contract(smaller, Layer(producers, (names[ran[reader]],), between), units)
             torch.testing.assert_close(copy.deepcopy(smaller).eval()(example), expected, rtol=1e-4, atol=1e-5)
             return smaller
-        except Exception as error:  # whatever a model raises whose parts do not fit
+        except Exception as error:  # any error of a model whose parts do not fit
             fault = error
     raise unclear from fault
 
@@ -167,7 +167,7 @@ def _own(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _sizes(module: nn.Module) -> set[tuple[int, ...]]:
-    """Shapes of the module's tensors, scalars left out, and the size that it states for its output."""
+    """Return the shapes of the module's tensors, except scalars, and the output size that it declares."""
     stated = [getattr(module, name) for name in OUT if name in vars(module)]
     shapes = [(size,) if isinstance(size, int) else size for size in stated]
     return {tuple(shape) for shape in [*shapes, *(tensor.shape for tensor in _own(module).values())] if shape}
@@ -176,7 +176,7 @@ def _sizes(module: nn.Module) -> set[tuple[int, ...]]:
 def _checked_units(units: Sequence[int], total: int, where: str) -> list[int]:
     gone = list(units)
     if not 0 < len(set(gone)) == len(gone) < total or not set(gone) <= set(range(total)):
-        raise UserError(f"{where}: units={gone}; name at least one of 0 to {total - 1}, each once, and not all")
+        raise UserError(f"{where}: units={gone}; name at least one unit from 0 to {total - 1}, each once, and not all")
     return gone
 
 
@@ -191,9 +191,9 @@ def _checked_module(modules: dict[str, nn.Module], role: str, name: str) -> nn.M
     plain = own.keys() <= FILL.keys() and not [*module.children()] and not isinstance(module, LazyModuleMixin)
     faults = {
         "its heads are embed_dim / num_heads wide; write attention with q, k and v as Linear": module in attention,
-        "it has units in groups; right is a Conv with groups=1, or a norm per unit": grouped,
-        "right is Linear, Conv1d, Conv2d or Conv3d": role != "between" and not layer,
-        f"right is a plain one, with no tensors but {', '.join(FILL)}": not plain,
+        "it has units in groups; use a Conv with groups=1, or a norm per unit": grouped,
+        "use Linear, Conv1d, Conv2d or Conv3d": role != "between" and not layer,
+        f"use a plain one, with no tensors but {', '.join(FILL)}": not plain,
         "it shares a tied parameter; give each module its own": any(uses[id(tensor)] > 1 for tensor in own.values()),
     }
     for fault in [fault for fault, present in faults.items() if present]:
@@ -202,13 +202,13 @@ def _checked_module(modules: dict[str, nn.Module], role: str, name: str) -> nn.M
 
 
 def _plan(model: nn.Module, layer: Layer, silent: bool = False) -> tuple[int, list[_Part], list[tuple[nn.Module, str]]]:
-    """Check everything; the number of units, the modules that change, and the attributes that count units."""
+    """Check everything; return the number of units, the modules to resize, and the attributes that count units."""
     modules = dict(model.named_modules(remove_duplicate=False))
     producers = {name: _checked_module(modules, "producer", name) for name in layer.producers}
     features = {name: len(_own(module)["weight"]) for name, module in producers.items()}
     total, units = min(features.values()), min(features.values()) // layer.width
     if max(features.values()) != total or total % layer.width:
-        raise UserError(f"producers make {features} features; right is one multiple of width={layer.width} for all")
+        raise UserError(f"producers make {features} features; use one multiple of width={layer.width} for all")
     parts = {module: _Part(module, out=layer.width) for module in producers.values()}
     flat = not any(isinstance(module, nn.Linear) for module in parts)
     for name in layer.consumers:
@@ -216,13 +216,13 @@ def _plan(model: nn.Module, layer: Layer, silent: bool = False) -> tuple[int, li
         size, several = _own(module)["weight"].shape[1], flat and isinstance(module, nn.Linear)
         if size != total and (size % total or not several):
             right = f"{total} or, flattened, a multiple of it" if several else total
-            raise UserError(f"consumer '{name}' reads {size} features, the producers make {total}; right is {right}")
+            raise UserError(f"consumer '{name}' reads {size} features, the producers make {total}; read {right}")
         parts.setdefault(module, _Part(module)).into = size // units
     for name in layer.between:
         module = _checked_module(modules, "between", name)
         what, sizes = f"between '{name}' is a {type(module).__name__}", _sizes(module)
         if module in parts or sizes not in ({(units,)}, {(total,)}):
-            raise UserError(f"{what} over {sorted(sizes)}; right is a norm or PReLU over ({total},), named once")
+            raise UserError(f"{what} over {sorted(sizes)}; use a norm or PReLU over ({total},), named once")
         if silent and not isinstance(module, _NormBase | nn.PReLU):
             raise UserError(f"init=silent: {what}, and new units change its statistics; use init=default")
         parts[module] = _Part(module, out=min(sizes)[0] // units)

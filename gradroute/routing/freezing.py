@@ -1,4 +1,4 @@
-"""Keep a slice of a parameter, and of its optimizer's state, as it is over an update; and check that it was."""
+"""Freeze a slice of a parameter and of its optimizer state during an update, and check that it did not change."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,24 +10,24 @@ from torch import nn, optim
 
 from gradroute.errors import UserError
 
-_WHOLE_ONLY = {"Adafactor", "Muon", "Rprop"}  # they mix or factor elements, or start a state at another value than 0
+_WHOLE_ONLY = {"Adafactor", "Muon", "Rprop"}  # they mix or factor elements, or state does not start at 0
 
 
 def _state(optimizer: optim.Optimizer, parameter: nn.Parameter, name: str) -> dict[str, torch.Tensor]:
-    """State tensors of the parameter's shape. Raises: UserError for an optimizer that cannot be split."""
+    """Return state tensors of the parameter's shape. Raises: UserError if the optimizer's state cannot be sliced."""
     state = optimizer.state.get(parameter, {})
     alike = {key: value for key, value in state.items() if getattr(value, "shape", None) == parameter.shape}
     rest = [value for key, value in state.items() if key not in alike]
     odd = [v for v in rest if isinstance(v, list) or (isinstance(v, torch.Tensor) and v.numel() > 1)]
     if odd or _WHOLE_ONLY & {base.__name__ for base in type(optimizer).__mro__}:
-        fault = f"{type(optimizer).__name__} cannot keep a slice of '{name}' still, its state is not by element"
+        fault = f"{type(optimizer).__name__} cannot freeze a slice of '{name}', its state is not elementwise"
         raise UserError(f"updating: {fault}; route whole parameters, or use SGD, RMSprop, Adam or AdamW")
     return alike
 
 
 @contextmanager
 def still(optimizer: optim.Optimizer, parameter: nn.Parameter, name: str, frozen: torch.Tensor) -> Iterator[None]:
-    """Put the frozen slice of a parameter and of its state back after a step; state that it makes becomes 0 there."""
+    """Restore the frozen slice of a parameter and its state after a step; set newly created state to 0 there."""
     wide = [axis for axis, size in enumerate(frozen.shape) if size > 1]
     if len(wide) == 1:  # one index per row is enough
         index: tuple[Any, ...] = (*[slice(None)] * wide[0], frozen.flatten().nonzero().flatten().to(parameter.device))
@@ -45,15 +45,15 @@ def still(optimizer: optim.Optimizer, parameter: nn.Parameter, name: str, frozen
 
 
 def refuse_closure(optimizer: optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """A step hook: an optimizer that calls the loss itself cannot be told which groups came. Raises: UserError."""
+    """Refuse, as a step hook, an optimizer that calls the loss itself: its groups are unknown. Raises: UserError."""
     if isinstance(optimizer, optim.LBFGS) or kwargs.get("closure") is not None or any(map(callable, args[1:])):
         raise UserError(f"updating: {type(optimizer).__name__} steps by a closure; use SGD or Adam(W) and plain step()")
 
 
 def refuse_processes() -> None:
-    """Processes with different groups would freeze different slices and drift apart. Raises: UserError."""
+    """Refuse several processes: they would freeze different slices and drift apart. Raises: UserError."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        raise UserError("updating: parameter routes work in one process only; route activations, which DDP can share")
+        raise UserError("updating: parameter routes work in one process only; use one, or route activations")
 
 
 @contextmanager
@@ -64,12 +64,12 @@ def shift(
     regions: Mapping[str, torch.Tensor],
     largest: dict[str, float],
 ) -> Iterator[None]:
-    """Compare bits around an update, from outside of what keeps them: a receipt, not a mechanism.
+    """Compare frozen slices before and after an update, independently of the code that freezes them.
 
     Args:
-        frozen: where the parameter and its state must stay, a bool mask that broadcasts to it.
+        frozen: bool mask, broadcastable to the parameter, of what must not change in it and in its state.
         regions: each region's mask of the parameter.
-        largest: takes the largest change in each region of what had to stay; state that the update makes counts from 0.
+        largest: filled with each region's largest change of a frozen element; newly created state counts from 0.
     """
 
     def values() -> dict[str, torch.Tensor]:

@@ -25,8 +25,8 @@ class _MaskGradient(torch.autograd.Function):
 def mask_gradient(activation: torch.Tensor, mask: torch.Tensor, copy: bool = False) -> torch.Tensor:
     """Return `activation` unchanged to the bit; multiply the gradient that flows back through it by `mask`.
 
-    Equal in gradient to the published `mask * a + (1 - mask) * a.detach()`, without its rounding of the forward
-    value and without its extra passes (GR section 3).
+    The gradient equals that of the published `mask * a + (1 - mask) * a.detach()`, without rounding the forward value
+    and without extra passes (GR section 3).
 
     Args:
         activation: any float tensor.

@@ -1,4 +1,4 @@
-"""Norms of activations and of the gradients that arrive, per group and region."""
+"""Measure norms of activations and of the gradients that reach them, per group and region."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,13 @@ SUMS = ("points", "activation", "routed", "unrouted")
 
 @dataclass(frozen=True)
 class Norms:
-    """What was measured of one group in one region.
+    """Measurements of one group in one region.
 
-    points: data points, or tokens where membership is per token; a mix counts each share.
+    points: data points, or tokens where membership is per token; a mixed one counts for each group by its share.
     activation: root mean square over points of the L2 norm of the region's activations.
     routed: root mean square over passes of the L2 norm, over all of the group's points in the batch, of the gradient
-        that came through the mask, which is the task loss's. unrouted: of all that came beside the mask: penalties.
+        through the mask, which is that of the task loss.
+    unrouted: the same of the gradients that bypass the mask, which are those of penalties.
     """
 
     group: str
@@ -33,46 +34,46 @@ class Norms:
 
 
 class Watched:
-    """Notes what a `Monitor` would watch, for monitors outside of `torch.func.vmap` to `attach` to; see `seen`."""
+    """Recorder for use inside `torch.func.vmap`; monitors outside `attach` to the tensors in `seen`."""
 
     def __init__(self) -> None:
         self.seen: dict[Site, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def watch(self, site: Site, activation: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
-        """Note activation, branch and membership; returns the branch, which the rest of the model must use."""
+        """Record activation, branch and membership; return the branch, which the rest of the model must use."""
         branch = activation.view_as(activation)
         self.seen[site] = (activation, branch, membership)
         return branch
 
 
 class OneGroup:
-    """Notes for a `Monitor` a pass of data points of all groups, of which the loss of one alone counts.
+    """Adapter to a `Monitor` for a pass over data points of all groups in which the loss of one group counts.
 
     Args:
-        membership: the groups of the data points, whose activations are noted by them.
-        first: of the passes of an update; activations, which are the same in each, are noted once.
+        membership: the data points' groups, by which activations are recorded.
+        first: whether this is the update's first pass; activations, equal in all passes, are recorded only then.
     """
 
     def __init__(self, monitor: "Monitor", membership: torch.Tensor, first: bool) -> None:
         self.monitor, self.membership, self.first = monitor, membership, first
 
     def watch(self, site: Site, activation: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
-        """As of a `Monitor`; what arrives through the mask is noted by `membership`, which is whose loss counts."""
+        """Watch as a `Monitor` does; gradients through the mask count for `membership`, the group of the loss."""
         branch = activation.view_as(activation)
         self.monitor.attach(site, activation, branch, self.membership, loss=membership, first=self.first)
         return branch
 
 
 class Monitor:
-    """Sums that a `Router` fills when it is given to `route`. They stay on the device until `norms` is called.
+    """Sums that a `Router` fills if the monitor is passed to `route`. They stay on the device until `norms` is called.
 
-    Of a region with several sites the norms are over all of them, the points those of the first.
+    In a region with several sites, norms are over all of them and points are counted at the first.
 
     Args:
         regions: resolved regions, as `Router.regions`.
         groups: the groups' names, as `Router.groups`.
 
-    `continues`: the next pass is of a further part of the last one's batch, whose gradients are accumulated.
+    `continues`: whether the next pass is over a further part of the same batch, as in gradient accumulation.
     """
 
     def __init__(self, regions: Mapping[str, Region], groups: Sequence[str]) -> None:
@@ -81,7 +82,7 @@ class Monitor:
         self._passes = dict.fromkeys(self.regions, 0)
 
     def watch(self, site: Site, activation: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
-        """Add a site's activation now and its gradients when they come; returns what the rest of the model must use."""
+        """Add an activation now and its gradients when they arrive; return what the rest of the model must use."""
         branch = activation.view_as(activation)
         self.attach(site, activation, branch, membership)
         return branch
@@ -90,9 +91,9 @@ class Monitor:
         self, site: Site, activation: torch.Tensor, branch: torch.Tensor, membership: torch.Tensor,
         replica: int | None = None, loss: torch.Tensor | None = None, first: bool = True,
     ) -> None:  # fmt: skip
-        """Add an activation, and when they come the gradients of it and of `branch`, the view that leads to the mask.
+        """Add an activation, and when they arrive its gradients and those of `branch`, the view that leads to the mask.
 
-        With `replica`, both tensors are a stack's, and only that one's part is added. `loss` and `first`: see
+        With `replica`, both tensors are stacked, and only that replica's part is added. `loss` and `first`: see
         `OneGroup`.
         """
         arrived: list[torch.Tensor] = []
@@ -104,7 +105,7 @@ class Monitor:
             arrived.append(own(gradient))
             self._add("routed", site, arrived[0], membership if loss is None else loss)
 
-        def total(gradient: torch.Tensor) -> None:  # comes after `routed`, of which it is the sum with all others
+        def total(gradient: torch.Tensor) -> None:  # runs after `routed`; its gradient is the sum of all
             mine = own(gradient)
             self._add("unrouted", site, mine - arrived.pop() if arrived else mine, membership)
 
@@ -119,16 +120,16 @@ class Monitor:
     def _add(self, what: str, site: Site, tensor: torch.Tensor, membership: torch.Tensor) -> None:
         for name, region in self.regions.items():
             if site in region.sites:
-                squares = region.at(tensor, site).double().square().sum(-1)  # double: a square must not vanish
+                squares = region.at(tensor, site).double().square().sum(-1)  # double: squares must not underflow
                 self._count(what, name, squares, membership)
                 if what == "activation" and site == region.sites[0]:
                     self._count("points", name, torch.ones_like(squares), membership)
 
     def _count(self, what: str, region: str, values: torch.Tensor, membership: torch.Tensor) -> None:
-        """Add values `(batch, …)` up by group; points count one for each membership, not for each position."""
+        """Sum values `(batch, …)` by group; a point counts once for each membership, not for each position."""
         groups, mixed = len(self.groups), membership.is_floating_point()
         membership = membership.to(values.device)
-        if membership.dim() == int(mixed):  # the whole batch's
+        if membership.dim() == int(mixed):  # one for the whole batch
             membership = membership.expand(len(values), *membership.shape)
         axes = membership.dim() - int(mixed)
         if values.dim() > axes:
@@ -145,7 +146,7 @@ class Monitor:
             self._sums[what, region] = sums
 
     def norms(self) -> Iterator[Norms]:
-        """What was measured so far, for every region and every group that came."""
+        """Yield the norms so far, for every region and every group that occurred."""
         none = torch.zeros(len(self.groups) + 1)
         for region in self.regions:
             points, *sums = (self._sums.get((what, region), none).tolist() for what in SUMS)
@@ -156,20 +157,20 @@ class Monitor:
                     yield Norms(name, region, n, *roots)
 
     def take(self, device: torch.device) -> torch.Tensor:
-        """All sums so far, `(4, regions, groups + 1)`, which this monitor then has no more: for `put`."""
+        """Remove and return all sums so far, `(4, regions, groups + 1)` float64, for `put`."""
         none = torch.zeros(len(self.groups) + 1, dtype=torch.float64, device=device)
         sums = [self._sums.pop((what, region), none) for what in SUMS for region in self.regions]
         return torch.stack(sums).view(len(SUMS), len(self.regions), -1)
 
     def put(self, sums: torch.Tensor) -> None:
-        """Have sums such as `take` gives."""
+        """Set the sums to those that `take` returned."""
         for what, own in zip(SUMS, sums, strict=True):
             self._sums |= {(what, region): row.clone() for region, row in zip(self.regions, own, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        """What was summed so far, to go on from."""
+        """Return the sums so far, for a checkpoint."""
         return {"sums": dict(self._sums), "passes": dict(self._passes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._sums, self._passes = dict(state["sums"]), dict(state["passes"])

@@ -14,27 +14,27 @@ from gradroute.routing.freezing import refuse_closure, refuse_processes, shift, 
 from gradroute.routing.regions import matching, parse_units
 from gradroute.routing.routes import Routes, read_routes
 
-_Weights = tuple[float, ...]  # of the regions, in their order; groups with the same ones share a backward pass
+_Weights = tuple[float, ...]  # one for each region, in order; groups with equal weights share a backward pass
 _NOWHERE = torch.tensor(False)
 _Tensors = dict[nn.Parameter, torch.Tensor]  # masks or weights, broadcastable to their parameter
 
 
 @dataclass(frozen=True)
 class ParameterRegion:
-    """Parameters, or slices of them along one axis; what several patterns match belongs with the union."""
+    """Parameters, or slices of them along one axis; where several patterns match, their units are united."""
 
-    parameters: Mapping[str, object]  # glob over their names to units, as `parse_units` reads them; None is whole
+    parameters: Mapping[str, object]  # glob over their names to units, as `parse_units` reads them; None is all
     axis: int = 0
 
 
 def _mask(parameter: nn.Parameter, spec: object, axis: int, where: str) -> torch.Tensor:
-    """The slice as a bool tensor on the CPU, with the parameter's number of axes, of size 1 where not sliced."""
+    """Return the slice as a bool mask on the CPU, with the parameter's number of axes, of size 1 where not sliced."""
     if not parameter.requires_grad:
         raise UserError(f"{where}: it has requires_grad=False and cannot be routed; set it, or narrow the pattern")
     shape = [1] * parameter.dim()
     if spec is not None:
         if not -len(shape) <= axis < len(shape):
-            raise UserError(f"{where}: shape {tuple(parameter.shape)} has no axis {axis} to slice; give one it has")
+            raise UserError(f"{where}: shape {tuple(parameter.shape)} has no axis {axis} to slice; give another")
         shape[axis] = parameter.shape[axis]
     mask = torch.zeros(math.prod(shape), dtype=torch.bool)
     mask[list(parse_units(spec, len(mask), where))] = True
@@ -42,25 +42,26 @@ def _mask(parameter: nn.Parameter, spec: object, axis: int, where: str) -> torch
 
 
 class ParameterRouter:
-    """Weights of every group's gradient in every region of parameters, and freezing where they are all 0.
+    """Weights of each group's gradient in each region of parameters, and freezing where they are all 0.
 
-    A gradient of 0 does not keep a parameter still: Adam's moments, momentum and weight decay go on moving it. So a
-    step goes inside `updating`, which leaves what no group present may touch as it was, optimizer state included:
+    A gradient of 0 does not freeze a parameter: Adam's moments, momentum and weight decay still move it. Step inside
+    `updating`, which keeps what no group in the batch may touch unchanged, optimizer state included:
 
         router.backward({"retain": retain_loss, "forget": forget_loss, None: penalty})
         with router.updating(optimizer):
             optimizer.step()
 
-    Cost: one more backward pass over the retained graph for each further distinct weight assignment in the batch; for
-    a batch of a single group nothing extra but a multiply of the routed gradients and a copy of the frozen slices.
-    Build it when the model is complete: it keeps hold of the parameters. One that is frozen as a whole is hidden from
-    the optimizer. Of one that is frozen in part the 0-dimensional `step` counter advances, so Adam's bias correction
-    counts the updates of the whole parameter, and state that the step itself makes is left at 0 in the frozen slice.
+    Cost: one backward pass over the retained graph for each distinct weight assignment in the batch; for a batch of a
+    single group, no more than a multiplication of the routed gradients and a copy of the frozen slices.
+    Create it when the model is complete: it refers to the parameters. One that is frozen as a whole is hidden from the
+    optimizer. For one that is frozen in part the 0-dimensional `step` counter advances, so Adam's bias correction
+    counts the updates of the whole parameter, and state that the step creates stays at 0 in the frozen slice.
 
     `routes`: group to region to weight or `Route`; 1 where not named. Where regions overlap, weights multiply.
-    `measure`: if set, `backward` fills `last_norms`, (group or None, region) to the L2 norm of the weighted gradient
-    that came in the group's pass, of all calls since the update; groups that share a pass show their joint gradient's.
-    Raises: UserError for names that do not exist, slices empty or outside, weights not finite, requires_grad=False.
+    `measure`: if set, `backward` fills `last_norms`: (group or None, region) to the L2 norm of the weighted gradient
+    of the group's pass, over all calls since the update; groups that share a pass have the norm of their sum.
+    Raises: UserError for unknown names, slices that are empty or out of range, weights that are not finite, or
+        requires_grad=False.
     """
 
     def __init__(
@@ -74,12 +75,12 @@ class ParameterRouter:
         self.routes = read_routes(routes, groups, regions)
         for (group, name), route in self.routes.items():
             if route.forward != 1:
-                raise UserError(f"routes.{group}.{name}.forward={route.forward}: '{name}' is parameters, which have no "
+                raise UserError(f"routes.{group}.{name}.forward={route.forward}: '{name}' has parameters and no "
                                 "activations; set it on a region with a site")  # fmt: skip
         self._values: dict[tuple[str, str], float] = {}
         self._tables: dict[_Weights, _Tensors] = {}
-        self._arrived: dict[_Weights, _Tensors] = {}  # since the update, if it is measured
-        self._seen: dict[nn.Parameter, list[torch.Tensor]] = {}  # where weights are 0, of every pass since the update
+        self._arrived: dict[_Weights, _Tensors] = {}  # since the last update, if measured
+        self._seen: dict[nn.Parameter, list[torch.Tensor]] = {}  # where weights are 0, in each pass since the update
         self.at_step(0)
 
     def at_step(self, step: int) -> None:
@@ -94,11 +95,11 @@ class ParameterRouter:
         self._zero = {weights: {p: w == 0 for p, w in table.items()} for weights, table in self._tables.items()}
 
     def weight(self, group: str | None, region: str) -> float:
-        """The weight now in force for a group in a region; None is what is not routed."""
+        """Return the current weight of a group in a region; the group None stands for losses that are not routed."""
         return self._values.get((group, region), 1.0) if group is not None else 1.0
 
     def parts(self, region: str) -> dict[nn.Parameter, torch.Tensor]:
-        """A region's parameters, each with a bool mask that broadcasts to it."""
+        """Return a region's parameters, each with a bool mask that broadcasts to it."""
         return dict(self._masks[region])
 
     def _find(self, model: nn.Module, region_name: str, region: ParameterRegion) -> _Tensors:
@@ -114,7 +115,7 @@ class ParameterRouter:
         return masks
 
     def _table(self, weights: _Weights) -> _Tensors:
-        """The product of the regions' weights at every element; a parameter with all weights 1 is left out."""
+        """Return the product of the regions' weights at every element; a parameter with all weights 1 is left out."""
         table: _Tensors = {}
         for masks, weight in zip(self._masks.values(), weights, strict=True):
             for parameter, mask in masks.items():
@@ -124,10 +125,10 @@ class ParameterRouter:
         return {parameter: weight for parameter, weight in table.items() if bool((weight != 1).any())}
 
     def backward(self, losses: Mapping[str | None, torch.Tensor]) -> None:
-        """Add the sum of weight times gradient to `.grad` wherever the losses lead, also outside regions and model.
+        """Add the sum of weight times gradient to `.grad` of all that the losses depend on, also outside the model.
 
-        `losses`: scalar loss of each group in the batch; under None what is not routed. Several calls before one
-        update accumulate; a batch that you drop afterwards, without `updating`, still counts as having come.
+        `losses`: scalar loss of each group in the batch; under None, losses that are not routed. Several calls before
+        one update accumulate; a batch that you drop afterwards, without `updating`, still counts for freezing.
         Raises: UserError for an unknown group, no losses at all, or a loss that is not scalar or has no gradient.
         """
         passes: dict[_Weights, list[str | None]] = {}
@@ -136,7 +137,7 @@ class ParameterRouter:
                 raise unknown("group in losses:", group, self._weights)
             if loss.numel() != 1 or not loss.requires_grad:
                 fault = f"has shape {tuple(loss.shape)} and requires_grad={loss.requires_grad}"
-                raise UserError(f"loss of {group!r} {fault}; give scalars with a gradient, leave absent groups out")
+                raise UserError(f"loss of {group!r} {fault}; give scalars with a gradient, leave out absent groups")
             passes.setdefault(self._weights[group], []).append(group)
         if not passes:
             raise UserError("backward: got no losses; give the loss of every group in the batch")
@@ -145,12 +146,12 @@ class ParameterRouter:
             self._pass(weights, {group: losses[group] for group in groups}, retain=number < len(passes))
 
     def _pass(self, weights: _Weights, losses: dict[str | None, torch.Tensor], retain: bool) -> None:
-        """One backward pass of all `losses`; hooks weigh each parameter's gradient before it is added to `.grad`."""
+        """Run one backward pass of all `losses`; hooks weigh each gradient before it is added to `.grad`."""
         table, arrived, came = self._tables[weights], self._arrived.setdefault(weights, {}), set[nn.Parameter]()
 
         def weigh(parameter: nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
             if parameter in table:
-                weight = table[parameter] = table[parameter].to(gradient.device)  # where it stays
+                weight = table[parameter] = table[parameter].to(gradient.device)  # moved once
                 gradient = (gradient * weight).masked_fill(weight == 0, 0).to(gradient.dtype)  # 0, even from inf
             came.add(parameter)
             if self.measure:
@@ -163,7 +164,7 @@ class ParameterRouter:
             torch.autograd.backward(list(losses.values()), retain_graph=retain)
         for parameter in self._names:
             seen = self._seen.setdefault(parameter, [])
-            if losses.keys() != {None} or parameter in came:  # a penalty may lead elsewhere
+            if losses.keys() != {None} or parameter in came:  # a penalty need not depend on it
                 seen.append(self._zero[weights].get(parameter, _NOWHERE))
         for region, masks in self._masks.items() if self.measure else ():
             norms = [g.masked_fill(~masks[p].to(g.device), 0).norm().item() for p, g in arrived.items() if p in masks]
@@ -171,12 +172,12 @@ class ParameterRouter:
 
     @contextmanager
     def updating(self, optimizer: optim.Optimizer) -> Iterator[None]:
-        """Wrap `optimizer.step()`: elements in which every group since the last update has weight 0 do not move.
+        """Wrap `optimizer.step()`: elements where every group since the last update has weight 0 do not move.
 
-        They are bit-identical after the block, in the parameters and in state tensors of a parameter's shape. Of
-        several optimizers, each gets its own block, for the parameters it holds.
-        Raises: UserError before the step: no `backward` came, no routed parameter, a closure, state not by element,
-            several processes.
+        They are bit-identical after the block, in the parameters and in state tensors of a parameter's shape. With
+        several optimizers, wrap each one's step in its own block.
+        Raises: UserError, before the step, if no `backward` came before it, the optimizer holds no routed parameter,
+            steps by a closure or has state that is not elementwise, or several processes train.
         """
         held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         routed = [parameter for parameter in self._names if parameter in held]
@@ -186,7 +187,7 @@ class ParameterRouter:
             raise UserError("updating: no backward since the last update; call ParameterRouter.backward before it")
         refuse_processes()
         self._arrived = {}
-        # torch's fused SGD fails once only some parameters have momentum: hide none of them from it
+        # torch's fused SGD fails if only some parameters have momentum, so hide none of them from it
         fused_sgd = isinstance(optimizer, optim.SGD) and any(group["fused"] for group in optimizer.param_groups)
         self.last_shift = {}
         with ExitStack() as stack:

@@ -23,8 +23,8 @@ class Region:
     site: a module's dotted name, a glob over names (`blocks.*.mlp.act`), or several of either.
     units: None for all, `"0:16"`, `"16:"` to the last, `"0:32:2"`, a list, a mask of one bool per unit, or heads of an
         attention layer, `{"heads": [3, 7], "of": 12}`; see `parse_units`. The same at every site.
-    axis: the units' axis, such as 1 for the channels of a convolution. `batch_axis`: the data points'.
-    output: which output, of modules that return several: a number of a tuple, or a key of a mapping.
+    axis: the units' axis, such as 1 for the channels of a convolution. `batch_axis`: the axis of the data points.
+    output: which output of a module that returns several: an index of a tuple, or a key of a mapping.
     """
 
     site: str | Sequence[str]
@@ -35,30 +35,30 @@ class Region:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites by name; of a region of a `Router`, globs are resolved."""
+        """The region's sites; in `Router.regions`, globs are resolved to names."""
         names = [self.site] if isinstance(self.site, str) else self.site
         return tuple(Site(name, self.axis, self.output, self.batch_axis) for name in names)
 
     @property
     def width(self) -> int:
-        """The number of units over all sites, of a region of a `Router`."""
+        """The number of units over all sites, for a region of `Router.regions`."""
         return len(self.units) * len(self.sites)
 
     def at(self, activation: torch.Tensor, site: Site) -> torch.Tensor:
-        """The region's part of one site's activation, `(batch, …, units)`; a view where the units are a range."""
+        """Return the region's part of one site's activation, `(batch, …, units)`; a view if the units are a range."""
         return self.take(site.units_last(activation))
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
-        """The region's part of what has a site's units on the last axis; a view where the units are a range."""
+        """Return the region's part of a tensor with a site's units on its last axis; a view if they are a range."""
         first, count = self.units[0], len(self.units)
         if tuple(self.units) == tuple(range(first, first + count)):
             return values[..., first : first + count]
         return values[..., list(self.units)]
 
     def select(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The region's activations, `(batch, …, units)`, sites one after the other.
+        """Return the region's activations, `(batch, …, units)`, concatenated over its sites.
 
-        Raises: UserError if its sites' activations differ in an axis other than the units'.
+        Raises: UserError if the sites' activations differ in another axis than the units'.
         """
         parts = [self.at(activations[site.name], site) for site in self.sites]
         if len({part.shape[:-1] for part in parts}) > 1:
@@ -68,7 +68,7 @@ class Region:
 
 
 def _heads(spec: Mapping[str, Any], width: int, default: int | None, where: str) -> list[int]:
-    """Units of attention heads; `parts` is 3 where queries, keys and values are one output."""
+    """Return the units of attention heads; `parts` is 3 if one output holds queries, keys and values."""
     of, parts = spec.get("of", default), spec.get("parts", 1)
     right = "{heads: [3, 7], of: number of heads, parts: 3 for a fused query-key-value output}"
     if set(spec) - {"heads", "of", "parts"} or not all(type(n) is int and n > 0 for n in (of, parts)):
@@ -80,16 +80,16 @@ def _heads(spec: Mapping[str, Any], width: int, default: int | None, where: str)
 
 
 def parse_units(spec: object, width: int, where: str, heads: int | None = None) -> tuple[int, ...]:
-    """Unit numbers, ascending, of an axis of size `width`.
+    """Return the indices, ascending, of units on an axis of size `width`.
 
     Args:
         spec: None for all, `"start:stop"`, `"start:"`, `"start:stop:step"`, a list of numbers or of `width` bools, a
             bool tensor, or `{"heads": [3, 7], "of": 12}`: heads lie one after the other along the axis; `"parts": 3` if
             it holds queries, keys and values.
-        where: what the error names.
-        heads: the number of heads where `of` is not given.
+        where: the place that error messages name.
+        heads: the number of heads if `of` is not given.
 
-    Raises: UserError if it cannot be read, is empty, repeats a unit or is outside.
+    Raises: UserError if `spec` cannot be read, is empty, repeats a unit or is out of range.
     """
     units: Sequence[int]
     right = f'null for all, a range in quotes like "0:{width}", a list like [0, 3] or {{heads: [1], of: 8}}'
@@ -99,7 +99,7 @@ def parse_units(spec: object, width: int, where: str, heads: int | None = None) 
         units = range(width)
     elif isinstance(spec, int):
         raise UserError(
-            f"{where}: {spec}: a bare number is no range (YAML reads an unquoted 16:32 as 992); give {right}"
+            f"{where}: {spec}: a bare number is not a range (YAML reads an unquoted 16:32 as 992); give {right}"
         )
     elif isinstance(spec, str) and re.fullmatch(r"[0-9]+:[0-9]*(:0*[1-9][0-9]*)?", spec) and len(spec) <= RANGE_LENGTH:
         first, stop, *step = spec.split(":")
@@ -114,16 +114,16 @@ def parse_units(spec: object, width: int, where: str, heads: int | None = None) 
         raise UserError(f"{where}: {spec!r} cannot be read as units; give {right}")
     if not units:
         raise UserError(f"{where}: {spec!r}: the region is empty; give {right}")
-    if units[0] < 0 or units[-1] >= width:  # before a range becomes numbers, of which there could be billions
+    if units[0] < 0 or units[-1] >= width:  # before a range, which could have billions, is expanded
         outside = units[0] if units[0] < 0 else units[-1]
-        raise UserError(f"{where}: unit {outside} is outside; units go from 0 to {width - 1}")
+        raise UserError(f"{where}: unit {outside} is out of range; units go from 0 to {width - 1}")
     if len(set(units)) < len(units):
-        raise UserError(f"{where}: {spec!r}: units must be each named once")
+        raise UserError(f"{where}: {spec!r}: name each unit once")
     return tuple(units)
 
 
 def matching(pattern: str, names: Sequence[str], what: str) -> list[str]:
-    """The names that a name or glob means. Raises: UserError, with the nearest ones, if there is none."""
+    """Return the names that match a name or glob. Raises: UserError, with the nearest ones, if there is none."""
     matched = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
     if not matched:
         raise unknown(what, pattern, names)
@@ -133,12 +133,12 @@ def matching(pattern: str, names: Sequence[str], what: str) -> list[str]:
 def resolve(
     model: nn.Module, regions: Mapping[str, Region], example: Any
 ) -> tuple[dict[str, Region], dict[str, Found]]:
-    """Regions with names for globs and numbers for units, and what a forward pass of `example` shows of their sites.
+    """Resolve globs to names and units to indices; also return what a forward pass of `example` shows of the sites.
 
-    The pass is made in evaluation mode; nothing of the model changes.
+    The pass runs in evaluation mode and does not change the model.
 
-    Raises: UserError for a site that is no module of the model or is not reached, a pattern that matches nothing, units
-        outside the site, or a region whose sites differ in width.
+    Raises: UserError for a site that is not a module of the model or is not reached, a pattern that matches nothing,
+        units out of range, or a region whose sites differ in width.
     """
     modules = [name for name in dict(model.named_modules()) if name]
     named: dict[str, Region] = {}
@@ -153,7 +153,7 @@ def resolve(
         shapes = {site: found[site.name].activation.shape for site in region.sites}
         widths = {site.name: shape[site.axis] for site, shape in shapes.items()}
         if len(set(widths.values())) > 1:
-            raise UserError(f"region '{name}' is shared by sites of different width: {widths}; name one for each width")
+            raise UserError(f"region '{name}' has sites of different widths: {widths}; use one region for each width")
         site, shape = next(iter(shapes.items()))
         where = f"region '{name}', site '{site.name}' of shape {tuple(shape)}"
         units = parse_units(region.units, shape[site.axis], where, _head_count(model, site.module))
@@ -162,7 +162,7 @@ def resolve(
 
 
 def _head_count(model: nn.Module, module: str) -> int | None:
-    """The number of heads that the module, or the nearest one around it, states."""
+    """Return the number of heads that the module, or the nearest one around it, declares."""
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         around = model.get_submodule(".".join(parts[:length]))

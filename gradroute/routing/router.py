@@ -1,4 +1,4 @@
-"""Attach routes to a model from outside, for one forward pass, and leave it as it was found."""
+"""Attach routes to a model from outside for a forward pass, and restore the model afterwards."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,18 +19,18 @@ Tables = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # weights and forward 
 
 
 class Router:
-    """Gradient weights of every group in every region of a model, set on its activations (GR section 3).
+    """Weights of each group's gradient in each region of a model, set on its activations (GR section 3).
 
     Args:
         model: any module; its sites are its submodules' names.
         regions: name to region.
-        groups: the groups' names; data points carry their position in this list.
+        groups: the groups' names; a data point's group is its index in this list.
         routes: group to region to weight or `Route`; a pair that is not named has weight 1. Where regions overlap,
             weights multiply.
-        example: an input of the model (a tuple of several, a mapping of keyword arguments), to find the sites.
+        example: an input of the model (a tuple of several, a mapping of keyword arguments), used to find the sites.
 
-    Attributes: `regions`, resolved to names and numbers; `found`, what the example showed of every site.
-    Raises: UserError for names that do not exist, sites not reached, units outside, weights that are not finite.
+    Attributes: `regions`, resolved to names and indices; `found`, what the example showed of every site.
+    Raises: UserError for unknown names, sites not reached, units out of range, or weights that are not finite.
     """
 
     def __init__(
@@ -63,17 +63,17 @@ class Router:
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """The gradient weights now in force at every site, by its name, `(groups, units)`."""
+        """The current gradient weights at every site, `(groups, units)`, by site name."""
         return {name: table.weight[:-1] for name, table in self._tables.items()}
 
     def weight(self, group: str, region: str) -> float:
-        """The weight now in force for a group in a region, from that route alone."""
+        """Return the current weight of a group in a region, from that route alone."""
         return self._values.get((group, region), (1.0, 1.0))[0]
 
     def parts(self, region: str) -> dict[nn.Parameter, torch.Tensor]:
-        """A region's rows of the layers that make its units: parameters, each with a bool mask that broadcasts to it.
+        """Return a region's rows of the layers that make its units, as bool masks that broadcast to the parameters.
 
-        Empty where no such layer was found.
+        Empty if no such layer was found.
         """
         owned: dict[nn.Parameter, torch.Tensor] = {}
         for site in self.regions[region].sites:
@@ -103,12 +103,12 @@ class Router:
             table.forward.copy_(forward)
 
     def tables(self) -> Tables:
-        """Weights and forward factors now in force at every site, each `(groups + 1, units)`; the last row is 1."""
+        """Return the current weights and forward factors of every site, each `(groups + 1, units)`, the last row 1."""
         return {name: (table.weight, table.forward) for name, table in self._tables.items()}
 
     @contextmanager
     def using(self, tables: Tables) -> Iterator[None]:
-        """Route by these tables instead of the router's own, such as one replica's of a stack inside `vmap`."""
+        """Route by other tables than the router's own, such as those of one replica of a stack inside `vmap`."""
         kept, self._replica = self._tables, True
         every = tuple(range(len(self.groups)))
         self._tables = {
@@ -121,7 +121,7 @@ class Router:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Keep the hooks on the model for all `route`s inside: needed around `torch.compile`, which freezes hooks."""
+        """Keep the hooks on the model for all `route` blocks inside; `torch.compile` needs it, as it freezes hooks."""
         if not self._attached:
             hooks = {module: self._hook(sites) for module, sites in by_module(self.sites).items()}
             self._hooks.enter_context(hooked(self.model, hooks))
@@ -137,23 +137,23 @@ class Router:
     def route(
         self, membership: torch.Tensor | int | str, monitor: Monitor | OneGroup | Watched | None = None
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """Route the forward passes made inside; `backward` may come after.
+        """Route the forward passes inside the block; `backward` may run after it.
 
-        Yields the sites' activations by name, as they are *before* the mask, filled in by the forward pass: penalties
-        read them, so that only what is computed from the model's own output is routed. Routes on one site, of this
-        router or of another, multiply.
+        Yields the sites' activations by name, *before* the mask, filled in by the forward pass. Penalties read these,
+        so that they are not routed; only losses of the model's output are. Routes on one site, of this router or of
+        another, multiply.
 
         Args:
             membership: the group of each data point, int64 `(batch,)` or, per token, `(batch, tokens)`; -1 is the
-                default route, all weights 1. One number or name is the whole batch's. Floats `(batch, groups)` or
-                `(batch, tokens, groups)` mix the groups' weights; what is missing to 1 is the default route's share.
+                default route, all weights 1. One number or name is for the whole batch. Floats `(batch, groups)` or
+                `(batch, tokens, groups)` mix the groups' weights; the rest up to 1 is the default route's share.
             monitor: measures norms at every region in this pass and in its backward pass.
 
-        Raises: UserError if gradients are off, the membership does not fit, a site is not reached or needs no gradient,
-            or a masked activation is modified in place.
+        Raises: UserError if gradients are disabled, the membership does not fit, a site is not reached or requires no
+            gradient, or a masked activation is modified in place.
         """
         if not torch.is_grad_enabled():
-            raise UserError("route: gradients are off here (no_grad or inference mode), so nothing would be routed")
+            raise UserError("route: gradients are disabled, so nothing is routed; leave no_grad or inference mode")
         entry = Pass(self._checked(membership), monitor)
         self._active.append(entry)
         try:
@@ -169,7 +169,7 @@ class Router:
             if "_MaskGradient" in str(error) and "inplace" in str(error):
                 right = "for module in model.modules(): module.inplace = False"
                 fault = "an activation was modified in place after its mask"
-                raise UserError(f"{fault}; before routing, {right}") from error
+                raise UserError(f"{fault}; before routing, run: {right}") from error
             raise
         finally:
             self._active = [other for other in self._active if other is not entry]
@@ -187,10 +187,10 @@ class Router:
         valid = given.isfinite() if mixed else (given >= -1) & (given < groups)
         try:
             fits = bool(valid.all())
-        except RuntimeError:  # inside vmap no value can be looked at
+        except RuntimeError:  # inside vmap, values cannot be read
             fits = True
         if not fits:
-            raise UserError(f"membership with values outside: give {right}")
+            raise UserError(f"membership has values out of range: give {right}")
         return given
 
     def _hook(self, sites: list[Site]) -> Callable[[nn.Module, Any, Any], Any]:
@@ -205,14 +205,14 @@ class Router:
         table, masked, changed = self._tables[site.name], activation, self.found[site.name].changed
         if not torch.is_grad_enabled():
             raise UserError(
-                f"site '{site.name}': gradients were switched off inside route; evaluate outside of it, and checkpoint "
+                f"site '{site.name}': gradients were disabled inside route; evaluate outside of it, and checkpoint "
                 "activations with use_reentrant=False"
             )
         for entry in self._active:
             entry.activations[site.name] = activation
-            # inside vmap a tensor does not say that it requires a gradient
+            # inside vmap, a tensor does not report that it requires a gradient
             if (table.routed or entry.monitor) and not (activation.requires_grad or self._replica):
-                raise UserError(f"site '{site.name}': its output needs no gradient; is all before it frozen?")
+                raise UserError(f"site '{site.name}': its output requires no gradient; unfreeze a parameter before it")
             if entry.monitor:
                 masked = entry.monitor.watch(site, masked, entry.membership)
             if table.forwarded:

@@ -1,11 +1,11 @@
-"""A route: the weight of a group's gradients in a region, and when it holds."""
+"""Routes: the weight of a group's gradients in a region, and the updates at which it applies."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from gradroute.errors import UserError, unknown
 
-LARGEST = 10**6  # a weight; more would leave float32's range within a few layers
+LARGEST = 10**6  # of a weight; more would leave float32's range within a few layers
 STEPS = 10**9  # updates
 RIGHT = "a finite number from -1000000 to 1000000, or {weight: number, forward: number, start: step, ramp: …, stop: …}"
 
@@ -17,8 +17,8 @@ class Route:
     weight: multiplies the group's gradients there, any finite real (GR section 3); 1 leaves them as they are.
     forward: multiplies the group's activations there in the forward pass too; 0 is SGTM's masking of reserved units for
         retain data (arXiv 2512.05648). Any value but 1 changes the forward pass.
-    start, ramp, stop: updates, counted from 0. Both numbers are 1 before `start`, go linearly to their value over
-        `ramp` updates, and are 1 again from `stop` on; None is never.
+    start, ramp, stop: updates, counted from 0. Both factors are 1 before `start`, change linearly to their values
+        over `ramp` updates, and are 1 again from `stop` on; None means never.
     """
 
     weight: float
@@ -28,7 +28,7 @@ class Route:
     stop: int | None = None
 
     def at(self, step: int) -> tuple[float, float]:
-        """Weight and forward factor at update `step`."""
+        """Return the weight and the forward factor at update `step`."""
         if step < self.start or (self.stop is not None and step >= self.stop):
             return 1.0, 1.0
         if step >= self.start + self.ramp:
@@ -42,7 +42,7 @@ def _is_number(value: object) -> bool:
 
 
 def read_route(spec: object, where: str) -> Route:
-    """The route that a number, a mapping of `Route`'s fields or a `Route` stands for. Raises: UserError."""
+    """Return the `Route` for a number, a mapping of its fields or a `Route`. Raises: UserError for invalid values."""
     if _is_number(spec):
         return Route(float(spec))  # type: ignore[arg-type]
     if isinstance(spec, Route):
@@ -68,7 +68,7 @@ Routes = Mapping[str, Mapping[str, float | Route | Mapping[str, float | int | No
 
 
 def read_routes(routes: Routes, groups: Iterable[str], regions: Iterable[str]) -> dict[tuple[str, str], Route]:
-    """Every named (group, region) with its route. Raises: UserError for names that do not exist and bad routes."""
+    """Return the route of every named (group, region). Raises: UserError for unknown names and invalid routes."""
     groups, regions = list(groups), list(regions)
     read: dict[tuple[str, str], Route] = {}
     for group, row in routes.items():
@@ -82,6 +82,6 @@ def read_routes(routes: Routes, groups: Iterable[str], regions: Iterable[str]) -
 
 
 def owned(routes: Mapping[tuple[str, str], Route], group: str, regions: Sequence[str]) -> int | None:
-    """Place of the region where a group's gradients weigh most; None if no one region has the highest weight."""
+    """Return the index of the region where a group has its highest weight, or None if several regions share it."""
     weights = [routes[group, region].weight if (group, region) in routes else 1.0 for region in regions]
     return weights.index(max(weights)) if weights.count(max(weights)) == 1 else None

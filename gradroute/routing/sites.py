@@ -1,4 +1,4 @@
-"""Sites: where in a model a mask can sit, and what one forward pass shows of them."""
+"""Sites: the places in a model where a mask can be set, and what a forward pass shows of them."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from gradroute.errors import UserError, unknown
 class Site:
     """One output of the module called `module`; its units lie on `axis`, its data points on `batch_axis`.
 
-    output: which one, of a module that returns several: a number of a tuple, or a key of a mapping.
+    output: which output of a module that returns several: an index of a tuple, or a key of a mapping.
     """
 
     module: str
@@ -26,12 +26,12 @@ class Site:
 
     @property
     def name(self) -> str:
-        """How the site is called in results: `encoder`, `lstm[0]` for an output of several, `conv@1` for an axis."""
+        """The site's name in results: `encoder`, `lstm[0]` for one of several outputs, `conv@1` for an axis."""
         name = self.module if self.output is None else f"{self.module}[{self.output}]"
         return name if self.axis == -1 else f"{name}@{self.axis}"
 
     def read(self, output: Any) -> torch.Tensor:
-        """The site's activation in what its module returned. Raises: UserError if there is none."""
+        """Return the site's activation from its module's output. Raises: UserError if there is none."""
         if isinstance(output, Mapping):
             if self.output not in output:
                 what, right = f"a {type(output).__name__}", " or ".join(f"output={key}" for key in output)
@@ -44,18 +44,18 @@ class Site:
                 raise UserError(f"site '{self.module}', output={self.output}: {what}")
             output = output[self.output]
         elif self.output is not None:
-            what = f"the module returns one {type(output).__name__}; give no output="
+            what = f"the module returns one {type(output).__name__}; leave output= out"
             raise UserError(f"site '{self.module}', output={self.output}: {what}")
         if not isinstance(output, torch.Tensor) or not output.is_floating_point() or output.dim() < 1:
             raise UserError(f"site '{self.name}': its output is a {type(output).__name__}, not a tensor of floats")
         return output
 
     def replace(self, output: Any, activation: torch.Tensor) -> Any:
-        """What the module returned, with `activation` in the site's place."""
+        """Return the module's output with `activation` in the site's place."""
         if self.output is None:
             return activation
         if isinstance(output, Mapping):
-            changed: Any = copy.copy(output)  # also a mapping of its own kind, such as transformers' outputs
+            changed: Any = copy.copy(output)  # of the same type, such as transformers' outputs
             changed[self.output] = activation
             return changed
         assert isinstance(self.output, int)  # or `read` would have raised
@@ -64,12 +64,12 @@ class Site:
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
     def units_last(self, activation: torch.Tensor) -> torch.Tensor:
-        """A view with the data points on the first axis and the units on the last: `(batch, …, units)`."""
+        """Return a view with the data points on the first axis and the units on the last: `(batch, …, units)`."""
         batch, unit = self.batch_axis % activation.dim(), self.axis % activation.dim()
         return activation.movedim((batch, unit), (0, -1)) if activation.dim() > 1 else activation
 
     def spread(self, rows: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """Weights `(units,)`, `(batch, units)` or `(batch, tokens, units)`, laid out to broadcast to `shape`.
+        """Reshape weights `(units,)`, `(batch, units)` or `(batch, tokens, units)` to broadcast to `shape`.
 
         Tokens are the first axis that is neither the batch's nor the units'. Raises: UserError if the sizes disagree.
         """
@@ -88,7 +88,7 @@ class Site:
 
 @contextmanager
 def hooked(model: nn.Module, hooks: Mapping[str, Callable[[nn.Module, Any, Any], Any]]) -> Iterator[None]:
-    """Forward hooks on modules by name, for the passes made inside; others' hooks are not touched."""
+    """Register forward hooks on modules, by name, inside the block; other hooks are not touched."""
     modules = dict(model.named_modules(remove_duplicate=False))
     with ExitStack() as stack:
         for name, hook in hooks.items():
@@ -99,7 +99,7 @@ def hooked(model: nn.Module, hooks: Mapping[str, Callable[[nn.Module, Any, Any],
 
 
 def by_module(sites: Iterable[Site]) -> dict[str, list[Site]]:
-    """The sites at each module."""
+    """Return the sites at each module, by its name."""
     modules: dict[str, list[Site]] = {}
     for site in dict.fromkeys(sites):
         modules.setdefault(site.module, []).append(site)
@@ -110,9 +110,9 @@ def by_module(sites: Iterable[Site]) -> dict[str, list[Site]]:
 def observed(
     model: nn.Module, sites: Iterable[Site], copies: bool = False
 ) -> Iterator[dict[str, torch.Tensor]]:  # fmt: skip
-    """The activations at `sites`, by site name, of the last forward pass made inside.
+    """Yield the activations at `sites`, by site name, of the last forward pass inside the block.
 
-    copies: take copies outside of the graph, which stay as they were if the next module changes them in place.
+    copies: store detached copies, which stay the same if the next module changes the activation in place.
     """
     activations: dict[str, torch.Tensor] = {}
 
@@ -129,12 +129,12 @@ def observed(
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a forward pass made inside, that leaves modes, buffers and random generators as they were."""
+    """Use evaluation mode inside the block, and leave modes, buffers and random generators as they were."""
     modes = {module: module.training for module in model.modules()}
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     model.eval()
     try:
-        with torch.random.fork_rng(list(devices)), torch.enable_grad():  # no_grad has shortcuts past some modules
+        with torch.random.fork_rng(list(devices)), torch.enable_grad():  # no_grad has fast paths that skip some modules
             yield
     finally:
         for module, mode in modes.items():
@@ -142,7 +142,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def call(model: nn.Module, example: Any) -> Any:
-    """`model` on one input, on several as a tuple, or on keyword arguments as a mapping."""
+    """Call `model` on one input, on several as a tuple, or on keyword arguments as a mapping."""
     if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, tuple | list) else model(example)
@@ -161,7 +161,7 @@ class Found:
 
 
 def survey(model: nn.Module, sites: Iterable[Site], example: Any) -> dict[str, Found]:
-    """Every site as a forward pass of `example` shows it, by site name.
+    """Return what a forward pass of `example` shows of every site, by site name.
 
     The producer is the last Linear, Conv or attention output that ran before the site's module returned; None if its
     rows are not the site's units. Raises: UserError for a site that the pass does not reach.

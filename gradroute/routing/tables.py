@@ -1,4 +1,4 @@
-"""What one pass routes by: the weights of every group at a site, and each data point's row or mix of them."""
+"""Tables of one pass: every group's weights at a site, and each data point's row or mix of rows."""
 
 from dataclasses import dataclass, field
 
@@ -13,30 +13,30 @@ class Table:
 
     weight: torch.Tensor
     forward: torch.Tensor
-    moved: tuple[tuple[int, ...], ...] = ((), ())  # groups whose row of either may not be all 1
+    moved: tuple[tuple[int, ...], ...] = ((), ())  # groups whose row of `weight`, and of `forward`, may differ from 1
 
     @property
     def routed(self) -> bool:
-        """Whether any gradient is weighed."""
+        """Whether any gradient is weighted."""
         return bool(self.moved[0])
 
     @property
     def forwarded(self) -> bool:
-        """Whether any activation is."""
+        """Whether any activation is multiplied by a factor."""
         return bool(self.moved[1])
 
 
 @dataclass
 class Pass:
-    """What one `route` holds: who the data points are, what the sites showed, who measures."""
+    """State of one `route` block: memberships, the sites' activations, and what measures them."""
 
     membership: torch.Tensor
     monitor: Monitor | OneGroup | Watched | None
     activations: dict[str, torch.Tensor] = field(default_factory=dict)
-    rows: dict[tuple[Table, bool], torch.Tensor] = field(default_factory=dict)  # by table: most sites share theirs
+    rows: dict[tuple[Table, bool], torch.Tensor] = field(default_factory=dict)  # by table, which most sites share
 
     def of(self, table: Table, forward: bool = False) -> torch.Tensor:
-        """Each data point's weights, or forward factors, `(…, units)`."""
+        """Return each data point's weights, or forward factors, `(…, units)`."""
         key = (table, forward)
         if key not in self.rows:
             values = table.forward if forward else table.weight
@@ -45,9 +45,9 @@ class Pass:
 
 
 def rows_of(table: torch.Tensor, membership: torch.Tensor, moved: tuple[int, ...]) -> torch.Tensor:
-    """Each data point's row of the table, or mix of rows: `(units,)`, `(batch, units)` or `(batch, tokens, units)`.
+    """Return each data point's row, or mix of rows: `(units,)`, `(batch, units)` or `(batch, tokens, units)`.
 
-    moved: the groups that may make a difference to a mix.
+    moved: the groups whose rows may differ from 1.
     """
     membership = membership.to(table.device)
     if not membership.is_floating_point():

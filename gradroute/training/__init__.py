@@ -1,1 +1,1 @@
-"""The one training loop, its gradients, objectives, ledger and devices."""
+"""The training loop, its gradients, objectives, ledger and devices."""

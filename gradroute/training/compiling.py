@@ -1,4 +1,4 @@
-"""A model compiled by `torch.compile` while it trains, with its routes on it."""
+"""Train a model compiled by `torch.compile`, with its routes attached."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,7 +11,7 @@ from gradroute.training.objectives import Objective
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """What the compiler raises, in one line that says what to do. Its own caches end with the block."""
+    """Report the compiler's errors in one line with the fix, and clear its caches at the end of the block."""
     try:
         yield
     except Exception as error:
@@ -23,22 +23,22 @@ def _told() -> Iterator[None]:
             f"trainer.compile=true: torch.compile fails here ({reason}); set trainer.compile=false"
         ) from None
     finally:
-        torch.compiler.reset()  # it keeps few programs of one function, over all models of a process
+        torch.compiler.reset()  # its cache holds few programs per function, for all models of a process
 
 
 def require_compiler(device: torch.device) -> None:
-    """Compile one addition. Raises: UserError if that cannot be done: it must be said before anything is trained."""
+    """Compile one addition, to find out before any training. Raises: UserError if it cannot be compiled."""
     with _told():
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
 
 
 @contextmanager
 def compiled(objective: Objective) -> Iterator[None]:
-    """Have the objective call its model compiled inside; the model itself, and the names in it, stay as they are.
+    """Have the objective call its model compiled inside the block; the model itself and its names do not change.
 
-    Each size of batch is compiled by itself: a program for several sizes would round differently before and after a run
-    that goes on. On a CPU only algorithms that give the same bits every time are used: the compiled gradient of an
-    embedding adds up in any order. Raises: UserError for a model that cannot be compiled.
+    Each batch size is compiled separately: a program for several sizes would round differently in a resumed run. On a
+    CPU only deterministic algorithms are used, since the compiled gradient of an embedding is summed in any order.
+    Raises: UserError for a model that cannot be compiled.
     """
     model = objective.model
     with _told(), objective.router.attached() if objective.router else nullcontext():

@@ -1,4 +1,4 @@
-"""Where and in which precision to compute."""
+"""Choose the device and the precision to compute with."""
 
 import os
 import socket
@@ -14,9 +14,9 @@ from gradroute.training import distributed
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `trainer.device` names; `auto` takes a GPU if there is one. Raises: UserError.
+    """Return the device that `trainer.device` names; `auto` is a GPU if there is one. Raises: UserError.
 
-    Of several processes each takes the GPU of its number.
+    Each of several processes gets the GPU of its local rank.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,18 +27,18 @@ def pick_device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"trainer.device={name}: cannot be used here ({reason}); auto, cpu or cuda:N") from None
+        raise UserError(f"trainer.device={name}: cannot be used here ({reason}); use auto, cpu or cuda:N") from None
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """The precision that `trainer.precision` names: `float32`, `tf32` or `bfloat16`.
+    """Return the precision that `trainer.precision` names: `float32`, `tf32` or `bfloat16`.
 
-    `auto` is bfloat16 where the processor or GPU multiplies it natively, else float32. Raises: UserError for tf32 where
-    there is none.
+    `auto` is bfloat16 if the processor or GPU supports it natively, else float32.
+    Raises: UserError for tf32 on a device without it.
     """
     if name == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
-        raise UserError(f"trainer.precision=tf32: {device} has none, an NVIDIA GPU from Ampere on has; use float32 or "
-                        "bfloat16")  # fmt: skip
+        raise UserError(f"trainer.precision=tf32: {device} does not support it; use an NVIDIA GPU from Ampere on, or "
+                        "float32 or bfloat16")  # fmt: skip
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -51,7 +51,7 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 @contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """Have modules compute in a precision inside: by autocast to bfloat16, or with TF32 in matrix products."""
+    """Compute in a precision inside the block: by autocast to bfloat16, or with TF32 in matrix products."""
     before = torch.get_float32_matmul_precision()
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")
@@ -62,14 +62,14 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-_OWN: list[int] = []  # what keeps the lock of this process's GPU
+_OWN: list[int] = []  # file descriptor that holds the lock of this process's GPU
 
 
 def own_gpu(sweep: Path) -> None:
-    """Where there are several GPUs, have one that no other process of the sweep here has, while there is one.
+    """If there are several GPUs, reserve one that no other process of the sweep on this machine has, if one is free.
 
-    sweep: a folder that they share. To be called before CUDA is used. Schedulers that hand out GPUs show each process
-    its own only.
+    sweep: a folder that these processes share. Call this before CUDA is used. It does nothing under a scheduler that
+    shows each process only its own GPU.
     """
     count = torch.cuda.device_count()
     if count < 2 or _OWN:

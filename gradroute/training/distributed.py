@@ -1,6 +1,7 @@
-"""Several processes that train one run together, as torchrun starts them: the first one leads and writes, others help.
+"""Train one run in several processes, as torchrun starts them: rank 0 leads and writes, the others help.
 
-Each takes its share of a batch's parts; what it finds is summed up, so that all make the update that one would make.
+Each process takes its share of a batch's parts. Gradients and terms are summed over processes, so that all make the
+update that a single process would make.
 """
 
 import os
@@ -19,41 +20,39 @@ from gradroute.training import signals
 
 
 def size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     launched = dist.is_available() and dist.is_torchelastic_launched()
     return dist.get_world_size() if launched and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which one this is; 0 leads."""
+    """Return the rank of this process; 0 leads."""
     return dist.get_rank() if size() > 1 else 0
 
 
 def local() -> int:
-    """Which one this is of those on its machine, and so which GPU is its own."""
+    """Return the rank of this process on its machine, which is the number of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0
 
 
 def require_one(configs: Sequence[Config], indivisible: str | None) -> None:
-    """Raise UserError if these are not one run that several processes can train.
+    """Raise UserError unless `configs` is one run that several processes can train.
 
-    indivisible: what takes a batch of it as a whole, if anything does.
+    indivisible: what needs the whole batch at once in this run, or None.
     """
     if len(configs) != 1:
-        fault = f"{len(configs)} runs are asked for, and its processes train one together"
-        raise UserError(f"torchrun: {fault}; leave torchrun out, or seeds= and -m")
+        fault = f"{len(configs)} runs were requested, but its processes train one run together"
+        raise UserError(f"torchrun: {fault}; run without torchrun, or without seeds= and -m")
     regions = configs[0].routing.regions
     if owned := [name for name, region in regions.items() if region.parameters is not None]:
-        raise UserError(f"routing.regions.{owned[0]}: parameters are frozen in one process only; leave torchrun out")
+        raise UserError(f"routing.regions.{owned[0]}: parameters are frozen in one process only; run without torchrun")
     if indivisible:
-        raise UserError(
-            f"torchrun: {indivisible} takes a batch as a whole, and processes parts of it; leave torchrun out"
-        )
+        raise UserError(f"torchrun: {indivisible} needs the whole batch in one process; run without torchrun")
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Inside, be one of the processes that torchrun started, if it did."""
+    """Join the process group inside the block, if torchrun started this process."""
     started = dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
     if not started or dist.is_initialized():
         yield
@@ -71,21 +70,21 @@ def joined() -> Iterator[None]:
 
 
 class _Now:
-    """Whether the processes that help were told what to do, and whether updates are made together."""
+    """Whether the helping processes were told what to train, and whether updates are made together."""
 
     told: bool = False
     sharing: bool = False
 
 
 def tell(what: Mapping[str, Any] | None) -> None:
-    """Tell those that help what to train; None: nothing."""
+    """Tell the helping processes what to train; None means nothing."""
     if size() > 1:
         _Now.told = True
         dist.broadcast_object_list([what])
 
 
 def hear() -> Mapping[str, Any] | None:
-    """Wait for what the leading process tells."""
+    """Wait for what the leading process tells, and return it."""
     told: list[Mapping[str, Any] | None] = [None]
     dist.broadcast_object_list(told)
     return told[0]
@@ -93,7 +92,7 @@ def hear() -> Mapping[str, Any] | None:
 
 @contextmanager
 def in_step() -> Iterator[None]:
-    """Inside, updates are made together: a signal that came to one ends all of them after the same one."""
+    """Make updates together inside the block: a signal to one process ends all of them after the same update."""
     if size() == 1:
         yield
         return
@@ -106,19 +105,19 @@ def in_step() -> Iterator[None]:
 
 
 def share() -> tuple[int, int]:
-    """Which of how many shares of an update is this process's: (0, 1), all of it, outside of `in_step`."""
+    """Return this process's share of an update and the number of shares; (0, 1), all of it, outside of `in_step`."""
     return (rank(), size()) if _Now.sharing else (0, 1)
 
 
 def _flags(flags: Sequence[int]) -> list[int]:
-    """The greatest value of each flag in any process; on the CPU, so that no device has to wait."""
+    """Return the greatest value of each flag in any process; on the CPU, so that no device has to wait."""
     given = torch.tensor(flags)
     dist.all_reduce(given, dist.ReduceOp.MAX)
     return given.tolist()
 
 
 def add_up(parameters: Sequence[nn.Parameter], numbers: torch.Tensor) -> torch.Tensor:
-    """Sum gradients in place, and `numbers`, which are returned, over all processes."""
+    """Sum gradients and `numbers` in place over all processes, and return `numbers`."""
     signal, *came = _flags([signals.number(), *(int(p.grad is not None) for p in parameters)])
     signals.agree(signal)
     own = [p for p, some in zip(parameters, came, strict=True) if some]
@@ -126,14 +125,14 @@ def add_up(parameters: Sequence[nn.Parameter], numbers: torch.Tensor) -> torch.T
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     for parameter, gradient, total in zip(own, gradients, flat.split([p.numel() for p in own]), strict=True):
-        parameter.grad = gradient.copy_(total.view_as(gradient))  # in place: its order in memory is the parameter's
+        parameter.grad = gradient.copy_(total.view_as(gradient))  # in place: keeps the parameter's memory layout
     dist.all_reduce(numbers)
     return numbers
 
 
 @contextmanager
 def watching(monitor: Monitor | None, device: torch.device) -> Iterator[None]:
-    """Have every process's monitor see what all of them see inside; within `in_step` only."""
+    """Sum what the monitors of all processes see inside the block; for use within `in_step`."""
     if monitor is None or not monitor.regions or not _Now.sharing:
         yield
         return

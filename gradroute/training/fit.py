@@ -1,4 +1,4 @@
-"""The one training loop: any objectives that return named terms, one alone or several in lockstep."""
+"""The training loop, for any objectives that return named terms: one alone, or several in lockstep."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from gradroute.training.stack import Stack
 
 
 def learning_rate(trainer: PresetConfig, step: int, steps: int) -> float:
-    """The rate of update `step` (from 0) out of `steps`: linear warm-up, and constant or cosine to `end_rate` of it."""
+    """Return the rate of update `step` (from 0) of `steps`: linear warm-up; constant, or cosine to `end_rate` × lr."""
     warmup = min(1.0, (step + 1) / trainer.warmup_steps) if trainer.warmup_steps else 1.0
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps)) if trainer.schedule == "cosine" else 1.0
     return trainer.lr * warmup * (trainer.end_rate + (1 - trainer.end_rate) * cosine)
@@ -31,7 +31,7 @@ def learning_rate(trainer: PresetConfig, step: int, steps: int) -> float:
 def batches(
     points: int, size: int, generator: torch.Generator, group_index: torch.Tensor | None = None
 ) -> Iterator[torch.Tensor]:
-    """The row numbers of one epoch's batches, shuffled; each of one group if `group_index` `(points,)` is given."""
+    """Yield the row numbers of an epoch's shuffled batches; each of one group if `group_index` `(points,)` is given."""
     order = torch.randperm(points, generator=generator)
     if group_index is None:
         yield from order.split(size)
@@ -43,34 +43,34 @@ def batches(
 
 
 class Stateful(Protocol):
-    """What has a state to go on from."""
+    """An object whose state is saved in checkpoints."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, of plain data and tensors."""
+        """Return the state, of plain data and tensors."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore a state."""
         ...
 
 
 @dataclass
 class Training:
-    """What is trained on what: an objective, its data, their order, and who looks on.
+    """One training: an objective, its data, their order, and callbacks.
 
-    title: what it is called while it runs.
+    title: its name while it runs.
     objective: called with a batch, returns `Terms`; all of its parameters are trained.
-    batch: takes the row numbers `(batch,)` of data points, on the device, and returns what the objective takes.
+    batch: takes the row numbers `(batch,)` of data points, on the device, and returns the objective's arguments.
     points: the number of data points.
     trainer: the resolved configuration.
-    order: a CPU generator that alone decides the order of the data.
+    order: a CPU generator, which alone determines the order of the data.
     on_epoch: called with the epoch (from 1), the number of updates so far, and each term's mean over the epoch.
     before_update: called with the number of updates so far and the batch's row numbers.
-    parameter_router: weighs the terms' gradients by their group, and freezes what no group present may touch.
-    group_index: group numbers `(points,)` if batches are to be of one group each.
-    compiled: call its model compiled, see `gradroute.training.compiling`.
-    shared: all processes of a run train it together, see `gradroute.training.distributed`.
-    watcher: what else goes on from update to update, and must be kept to go on from.
+    parameter_router: weighs the terms' gradients by their group, and freezes what no group in the batch may touch.
+    group_index: group numbers `(points,)` if each batch is to hold one group.
+    compiled: whether to compile the model, see `gradroute.training.compiling`.
+    shared: whether all processes of a run train it together, see `gradroute.training.distributed`.
+    watcher: further state that changes at every update and belongs in a checkpoint.
     """
 
     title: str
@@ -94,23 +94,23 @@ def _named(term: Term) -> str:
 
 @dataclass
 class Fit:
-    """Minimises trainings' terms with Adam (coupled L2) over shuffled batches; the last, smaller batch is kept.
+    """The training loop, which minimises terms over shuffled batches; the last, smaller batch is kept.
 
-    Several trainings go in lockstep as one batched program, each with its own initialisation, order of data and
-    optimizer state; they must agree in everything but numbers (see `gradroute.training.stacking`).
+    Several trainings run in lockstep as one batched program, each with its own initialisation, order of data and
+    optimizer state; they may differ in numbers only (see `gradroute.training.stacking`).
 
-    `precision` is one of `gradroute.training.devices`. `failed` has the trainings, by number, whose losses or gradients
-    became infinite or nan, or that `fail` was told of; the others of a stack go on.
+    `precision`: see `gradroute.training.devices.pick_precision`. `failed`: the errors of trainings, by number, whose
+    losses or gradients became infinite or nan, or that `fail` was called for; the others of a stack continue.
     """
 
     trainings: Sequence[Training]
     precision: str
     device: torch.device
-    epoch: int = 0  # finished ones
+    epoch: int = 0  # finished epochs
     update: int = 0  # updates made in this epoch
     step: int = 0  # updates made
     failed: dict[int, Exception] = field(default_factory=dict)
-    _starts: list[torch.Tensor] = field(default_factory=list)  # the orders' states when this epoch began
+    _starts: list[torch.Tensor] = field(default_factory=list)  # states of `order` at the start of this epoch
 
     def __post_init__(self) -> None:
         first, trainers = self.trainings[0], [training.trainer for training in self.trainings]
@@ -121,15 +121,15 @@ class Fit:
         else:
             self.program = Stack([training.objective for training in self.trainings], trainers, self.computing)
         numbers = batches(first.points, first.trainer.batch_size, torch.Generator(), first.group_index)
-        self.updates = sum(1 for _ in numbers)  # of an epoch
+        self.updates = sum(1 for _ in numbers)  # per epoch
         self.steps = first.trainer.epochs * self.updates
         self._seen = self._record()
 
     def run(self, after_update: Callable[[], None] = lambda: None) -> None:
-        """Train to the last epoch; `after_update` is called after every update.
+        """Train to the last epoch; call `after_update` after every update.
 
-        Raises: FloatingPointError, naming the term, if every training has failed: at once on a CPU, and elsewhere at
-            the end of the epoch, since looking at it would make the device wait.
+        Raises: FloatingPointError, naming the term, if every training has failed: at once on a CPU, on other devices
+            at the end of the epoch, since a check at every update would make them wait.
         """
         first = self.trainings[0]
         with (
@@ -146,7 +146,7 @@ class Fit:
             for rows in islice(zip(*plans, strict=True), self.update, None):
                 self._update([chosen.to(self.device) for chosen in rows])
                 after_update()
-            if self.device.type != "cpu":  # there it was done at every update
+            if self.device.type != "cpu":  # on a CPU, every update was checked
                 for update in range(len(self._seen)):
                     self._check(update)
             means, self._seen = self._seen.means(), self._record()
@@ -156,7 +156,7 @@ class Fit:
                     training.on_epoch(self.epoch, self.step, own)
 
     def _update(self, chosen: list[torch.Tensor]) -> None:
-        """One optimizer update of every training."""
+        """Make one optimizer update of every training."""
         for training, rows in zip(self.trainings, chosen, strict=True):
             training.before_update(self.step, rows)
         self.program.set_rates([learning_rate(training.trainer, self.step, self.steps) for training in self.trainings])
@@ -171,9 +171,9 @@ class Fit:
         return EpochTerms(self.program.terms, self.updates, len(self.trainings), self.device, self.program.absent)
 
     def _check(self, update: int, data: Sequence[Batch] = ()) -> None:
-        """Note the trainings of which a term of an update of this epoch, or its gradient, is not finite.
+        """Record the trainings where a term of an update of this epoch, or its gradient, is not finite.
 
-        `data`: its batches, if it is the present one.
+        `data`: the update's batches, if it is the current one.
         """
         for number, fault in self._seen.faults(update).items():
             if fault:
@@ -188,7 +188,7 @@ class Fit:
         return culprit(training.objective, batch, training.trainer.accumulate, self.computing)
 
     def check_parameters(self) -> None:
-        """Note the trainings of which a parameter is not finite: what must not be kept. Raises: FloatingPointError."""
+        """Record trainings with a parameter that is not finite, which must not be saved. Raises: FloatingPointError."""
         for number, training in enumerate(self.trainings):
             if not all(bool(parameter.isfinite().all()) for parameter in training.objective.parameters()):
                 self._diverged(number, self.step, "a parameter is not finite")
@@ -198,13 +198,13 @@ class Fit:
         self.fail(number, FloatingPointError(f"update {step}, epoch {self.epoch + 1}: {what}; {advice}"))
 
     def fail(self, number: int, error: Exception) -> None:
-        """Leave a training out from now on; raises its first error when no other is left."""
+        """Leave a training out from now on; raise the first training's error if no other is left."""
         self.failed.setdefault(number, error)
         if len(self.failed) == len(self.trainings):
             raise self.failed[0]
 
     def states(self) -> list[dict[str, Any]]:
-        """Of every training, after an update, what `load_states` goes on from; its parameters are not in it."""
+        """Return the state of every training after an update, without its parameters, for `load_states`."""
         position = {"epoch": self.epoch, "update": self.update, "step": self.step}
         return [
             position
@@ -220,7 +220,7 @@ class Fit:
         ]
 
     def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on where trainings were, all at one update, when `states` was called."""
+        """Restore what `states` returned, for trainings that were all at one update."""
         self.epoch, self.update, self.step = (states[0][key] for key in ("epoch", "update", "step"))
         self._seen.load([state["seen"] for state in states])
         self.program.set_moments([state["moments"] for state in states])

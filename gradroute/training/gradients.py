@@ -18,7 +18,7 @@ Moments = dict[str, dict[str, torch.Tensor]]  # the optimizer's state, by the pa
 
 
 def make_optimizer(groups: Sequence[list[nn.Parameter]], trainers: Sequence[TrainerConfig]) -> torch.optim.Optimizer:
-    """The optimizer that the configurations name, fused, with a parameter group for each."""
+    """Return the optimizer that the configurations name, fused, with a parameter group for each."""
     kind = trainers[0].optimizer
     settings = [
         {"params": group, "lr": t.lr, "weight_decay": t.weight_decay}
@@ -33,27 +33,27 @@ def make_optimizer(groups: Sequence[list[nn.Parameter]], trainers: Sequence[Trai
 
 
 def total(terms: Terms) -> torch.Tensor:
-    """The sum of weight × value."""
+    """Return the sum of weight × value."""
     return torch.stack([value * weight for value, weight in terms.values()]).sum()
 
 
 def backward(terms: Terms, router: ParameterRouter | None) -> None:
-    """Add the gradients of the sum of weight × value; with parameter routes, each group's terms by its own weights."""
+    """Add the gradients of the sum of weight × value; with parameter routes, weigh each group's terms."""
     if router is None:
         total(terms).backward()
         return
     losses: dict[str | None, torch.Tensor] = {}
     for term, (value, weight) in terms.items():
-        group = term.group if term.group in router.groups else None  # None: what no group's route applies to
+        group = term.group if term.group in router.groups else None  # None: no group's route applies
         losses[group] = losses[group] + value * weight if group in losses else value * weight
     router.backward(losses)
 
 
 def finite(gradients: Sequence[torch.Tensor | None], stacked: int = 0) -> torch.Tensor:
-    """Whether gradients are finite, by their first column, `(1,)` or, of a stack, `(stacked,)`.
+    """Return whether gradients are finite, `(1,)` bool or, for a stack, `(stacked,)`, judged by their first columns.
 
-    Where the gradient that arrives at a unit is not, neither is any number in the row of its weights; looking at all
-    of them took as long as half an update.
+    If the gradient that arrives at a unit is not finite, no number in the row of its weights is. Checking all numbers
+    took half as long as an update.
     """
     own = [g.reshape(stacked or 1, g.shape[1 if stacked else 0] if g.dim() > bool(stacked) else 1, -1)[..., 0]
            for g in gradients if g is not None]  # fmt: skip
@@ -61,7 +61,7 @@ def finite(gradients: Sequence[torch.Tensor | None], stacked: int = 0) -> torch.
 
 
 def culprit(objective: Objective, batch: Batch, parts: int, computing: Computing) -> Term | None:
-    """The first term whose gradient alone is not finite, of a batch taken in so many parts; slow."""
+    """Return the first term whose own gradient is not finite, for a batch in `parts` parts; slow."""
     parameters = list(objective.parameters())
     for part in objective.parts(batch, parts):
         with computing():
@@ -75,7 +75,7 @@ def culprit(objective: Objective, batch: Batch, parts: int, computing: Computing
 
 
 class Single:
-    """One objective, as it is."""
+    """The program of a single objective; `gradroute.training.stack.Stack` is that of several."""
 
     def __init__(
         self, objective: Objective, trainer: TrainerConfig, computing: Computing, router: ParameterRouter | None
@@ -91,7 +91,7 @@ class Single:
         self.optimizer.param_groups[0]["lr"] = rates[0]
 
     def gradients(self, data: Sequence[Batch]) -> UpdateTerms:
-        """Fill the parameters' `.grad` from one batch, in parts, those of all processes; returns its terms."""
+        """Fill the parameters' `.grad` from one batch, in parts that all processes share; return its terms."""
         self.optimizer.zero_grad()
         found: dict[Term, torch.Tensor] = {}
         monitor = self.objective.monitor if isinstance(self.objective.monitor, Monitor) else None
@@ -114,16 +114,16 @@ class Single:
         return UpdateTerms(tuple(found), numbers, finite([p.grad for p in parameters]))
 
     def update(self) -> None:
-        """Move the parameters; what no group present may touch stays."""
+        """Update the parameters, except what no group in the batch may touch."""
         with self.router.updating(self.optimizer) if self.router else nullcontext():
             self.optimizer.step()
 
     def moments(self) -> list[Moments]:
-        """The optimizer's state of every parameter that it has moved."""
+        """Return the optimizer's state of every parameter that it has updated."""
         known = self.optimizer.state
         return [{name: dict(known[p]) for name, p in self.parameters.items() if p in known}]
 
     def set_moments(self, given: Sequence[Moments]) -> None:
-        """Go on from what `moments` gave."""
+        """Restore what `moments` returned."""
         for name, state in given[0].items():
             self.optimizer.state[self.parameters[name]] = dict(state)

@@ -1,4 +1,4 @@
-"""Buffer loss terms on the device, and copy them to the host once per epoch, or when they are asked for."""
+"""Buffer loss terms on the device, and copy them to the host once per epoch, or on request."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from gradroute.training.objectives import Term
 
 @dataclass(frozen=True)
 class UpdateTerms:
-    """The terms of one update: `numbers` `(terms, tasks)`, and whether a task's gradients are finite, `(tasks,)`."""
+    """The terms of one update: `numbers` `(terms, tasks)`, and `sound`, whether gradients are finite, `(tasks,)`."""
 
     terms: tuple[Term, ...]
     numbers: torch.Tensor
@@ -20,14 +20,13 @@ class UpdateTerms:
 
 
 class EpochTerms:
-    """What the updates of an epoch gave, in one piece of memory.
+    """The terms of an epoch's updates, in one block of memory.
 
-    Small tensors that stay, one an update, would each keep the memory around it from being used again for large ones: a
-    run of a thousand updates grew by a gigabyte.
+    One small tensor for each update would fragment the memory: a run of a thousand updates grew by a gigabyte.
 
     Args:
-        terms: every term that an update can give.
-        absent: what a task of a stack does not have.
+        terms: every term that an update can have.
+        absent: terms that a task of a stack lacks, each with the task's number.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class EpochTerms:
         return len(self._given)
 
     def add(self, values: UpdateTerms) -> None:
-        """Add an update."""
+        """Add the terms of an update."""
         row = self._numbers[len(self)]
         if values.terms == self.terms:
             row.copy_(values.numbers)
@@ -54,7 +53,7 @@ class EpochTerms:
         self._given.append(values.terms)
 
     def by_task(self, update: int) -> list[dict[Term, float]]:
-        """Each task's terms of an update; waits for the device."""
+        """Return each task's terms of an update; waits for the device."""
         tasks = self._numbers[update].T.tolist()
         return [
             {t: own[self._place[t]] for t in self._given[update] if (t, i) not in self.absent}
@@ -62,9 +61,9 @@ class EpochTerms:
         ]
 
     def faults(self, update: int) -> dict[int, tuple[Term, float] | None]:
-        """Each faulty task's first value that is not finite, with its term, by its number; waits for the device.
+        """Return each faulty task's first term that is not finite, with its value, by task; waits for the device.
 
-        None where the values are finite and only a gradient is not.
+        None stands for finite values of which only a gradient is not finite.
         """
         if bool(self._numbers[update].isfinite().all()) and bool(self._sound[update].all()):
             return {}
@@ -76,7 +75,7 @@ class EpochTerms:
         }
 
     def means(self) -> list[dict[Term, float]]:
-        """Each task's terms' means over the updates that gave them; waits for the device."""
+        """Return the mean of each task's terms over the updates that had them; waits for the device."""
         found: list[dict[Term, list[float]]] = [{} for _ in range(self._numbers.shape[2])]
         for update in range(len(self)):
             for own, values in zip(self.by_task(update), found, strict=True):
@@ -85,7 +84,7 @@ class EpochTerms:
         return [{term: sum(values) / len(values) for term, values in own.items()} for own in found]
 
     def state(self, task: int) -> dict[str, Any]:
-        """One task's part, to go on from."""
+        """Return one task's part, for a checkpoint."""
         return {
             "terms": [astuple(term) for term in self.terms],
             "given": [[self._place[t] for t in given if (t, task) not in self.absent] for given in self._given],
@@ -93,7 +92,7 @@ class EpochTerms:
         }
 
     def load(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from every task's `state`."""
+        """Restore every task's `state`."""
         updates = len(states[0]["given"])
         for update in range(updates):
             given: dict[Term, None] = {}

@@ -1,7 +1,7 @@
-"""The ledger: per window of updates, which group's points came, what gradient reached a region, what moved.
+"""The ledger: per window of updates, each group's points, the gradients that reached each region, and what moved.
 
-Three meanings of "this group never trained this region" differ (mask 0, gradient 0, parameters still), so each has its
-own column. The columns are explained in `outputs/README.md`.
+"This group never trained this region" can mean three things (mask 0, gradient 0, parameters unchanged), so each has its
+own column. `outputs/README.md` explains the columns.
 """
 
 import math
@@ -14,23 +14,23 @@ from gradroute.records.metrics import LEDGER_COLUMNS
 from gradroute.routing import Monitor, ParameterRouter, Router
 from gradroute.routing.monitor import DEFAULT
 
-ALL, SHARED = "all", "shared"  # every group; every parameter of the model that no region owns
+ALL, SHARED = "all", "shared"  # all groups; all parameters of the model that no region owns
 
 
 def _square(tensor: torch.Tensor) -> float:
-    """The square of the L2 norm, summed in double without a copy in double."""
+    """Return the square of the L2 norm, summed in double without a copy in double."""
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 
 class Ledger:
-    """Watches a training loop: `begin` before every update, from 0, and `close` after the last; `rows` fills by window.
+    """Recorder of a training loop, in `rows`: call `begin` before every update, from 0, and `close` after the last.
 
-    An activation region owns its rows of the layer that makes its units, a parameter region its slices.
+    An activation region owns its rows of the layer that makes its units; a parameter region owns its slices.
 
     Args:
         present: the memberships that occur in the data, of any shape.
-        window: updates to one set of rows.
-        every: norms are measured at updates that this divides, and where a group comes for the first time in a window.
+        window: number of updates in one set of rows.
+        every: norms are measured at multiples of this number, and where a group comes for the first time in a window.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Ledger:
         self._before: dict[torch.nn.Parameter, torch.Tensor] = {}
 
     def begin(self, step: int, membership: torch.Tensor) -> Monitor | None:
-        """Note the points of update `step` and the weights in force; returns a monitor if it is to be measured."""
+        """Record the points and weights of update `step`; return a monitor if it is to be measured."""
         if step % self.window == 0:
             if step:
                 self.close(step)
@@ -68,7 +68,7 @@ class Ledger:
         return self._monitor if measured else None
 
     def _first_seen(self, counts: torch.Tensor) -> bool:
-        """Whether a group comes for the first time in the window; asked, and waited for, only until all have come."""
+        """Return whether a group is new in the window; it waits for the device, so call it only until all have come."""
         came = {group for group, count in zip(self._groups, counts.tolist(), strict=True) if count}
         new = bool(came & self._unseen)
         self._unseen -= came
@@ -86,11 +86,11 @@ class Ledger:
         self._monitor = Monitor(self.router.regions, self.router.groups)
         self._squares: dict[tuple[str, str], float] = {}  # of parameter regions
         self._shift: dict[str, float] = {}
-        for parameter in self._model.parameters():  # into the same memory every time
+        for parameter in self._model.parameters():  # reuse the same memory
             self._before.setdefault(parameter, torch.empty_like(parameter)).copy_(parameter.detach())
 
     def _harvest(self) -> None:
-        """Take what the parameter router measured in the update that has just ended."""
+        """Collect what the parameter router measured in the last update."""
         if self.parameter_router.measure:
             for (group, region), norm in self.parameter_router.last_norms.items():
                 key = (group or DEFAULT, region)
@@ -101,7 +101,7 @@ class Ledger:
 
     @torch.no_grad()
     def _moved(self) -> dict[str, float]:
-        """L2 norm of the change of every region's parameters since the window began, and of the shared ones'."""
+        """Return the L2 norm of the change in each region's parameters, and the shared ones, since the window began."""
         squares = dict.fromkeys([*self._owned, SHARED], 0.0)
         for parameter, before in self._before.items():
             change = parameter - before
@@ -114,7 +114,7 @@ class Ledger:
         return {region: math.sqrt(square) for region, square in squares.items()}
 
     def close(self, step: int) -> None:
-        """Write the rows of the window that ends before update `step`."""
+        """Add the rows of the window that ends before update `step`."""
         self._harvest()
         norms = {(n.group, n.region): n for n in self._monitor.norms()}
         points = dict(zip(self._groups, self._points.tolist(), strict=True))
@@ -136,7 +136,7 @@ class Ledger:
         self.rows.append({column: (row | cells).get(column, "") for column in LEDGER_COLUMNS})
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far and the open window, after an update."""
+        """Return the rows so far and the open window; call it after an update."""
         self._harvest()
         names = {parameter: name for name, parameter in self._model.named_parameters()}
         return {
@@ -147,7 +147,7 @@ class Ledger:
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, as if the update had just been made."""
+        """Restore what `state_dict` returned, as if the update had just been made."""
         self._open(state["start"], state["points"].device)
         self.rows, self._measured, self._unseen = list(state["rows"]), state["measured"], set(state["unseen"])
         self._points, self._weights = state["points"], state["weights"]

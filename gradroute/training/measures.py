@@ -1,4 +1,4 @@
-"""Measures: a name, a unit and a function of outputs and targets, kept together."""
+"""Measures: each keeps a name, a unit and a function of outputs and targets together."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -8,15 +8,15 @@ from torch import nn
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    """`values` in float32 if they came in less, such as from autocast; float64 stays."""
+    """Return `values` in float32 if their precision is lower, such as from autocast; float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class Measure(ABC):
-    """What is measured of a model's outputs; the mean over the points of a group is reported.
+    """A measure of a model's outputs; the mean over the points of a group is reported.
 
-    Also the error that a task minimises, by `losses.error`. A constructor may have the parameters `shape`, of an image,
-    and `classes`, which the run supplies.
+    It can also be the error that a task minimises, as `losses.error`. The run supplies the constructor's parameters
+    `shape`, of an image, and `classes`, if it has them.
 
     Attributes: `name`, in the metrics; `unit`; `higher_is_better`.
     """
@@ -27,11 +27,11 @@ class Measure(ABC):
 
     @abstractmethod
     def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The value for each point, `(n,)`.
+        """Return the value for each point, `(n,)`.
 
         Args:
-            outputs, targets: of an autoencoder `(n, pixels)` both, pixels in [-1, 1]; of a classifier logits
-                `(n, classes)` and labels `(n,)`; of a language model logits `(n, vocabulary)` and tokens `(n,)`.
+            outputs, targets: for an autoencoder both `(n, pixels)`, pixels in [-1, 1]; for a classifier logits
+                `(n, classes)` and labels `(n,)`; for a language model logits `(n, vocabulary)` and tokens `(n,)`.
         """
 
 

@@ -16,7 +16,7 @@ CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 
 def machine_memory(device: torch.device) -> int:
-    """Bytes that a process may have there at all, used or not: of a GPU, or the least of the machine's limits."""
+    """Return the bytes that a process may use in all, free or not: of a GPU, or the least of the machine's limits."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     found = [2**63]
@@ -34,7 +34,7 @@ def machine_memory(device: torch.device) -> int:
 
 
 def activation_numbers(model: nn.Module, *inputs: torch.Tensor) -> int:
-    """Numbers in the outputs of all modules without children, for inputs on the meta device; 0 where it cannot run."""
+    """Count the numbers in the outputs of all leaf modules, for inputs on the meta device; 0 if the pass fails."""
     counted: list[int] = []
 
     def count(module: nn.Module, given: object, output: Any) -> None:
@@ -45,25 +45,25 @@ def activation_numbers(model: nn.Module, *inputs: torch.Tensor) -> int:
     try:
         with hooked(model, dict.fromkeys(leaves, count)), torch.no_grad():
             model(*inputs)
-    except Exception:  # a model that looks at values, which there are none of
+    except Exception:  # a model that reads values, which the meta device lacks
         return 0
     return sum(counted)
 
 
 def parameter_numbers(*modules: nn.Module) -> int:
-    """Numbers in the parameters of modules."""
+    """Count the numbers in the parameters of modules."""
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def require_memory(
     parameters: int, batch: int, device: torch.device, model_key: str, smaller: str, batch_key: str, lower: str
 ) -> None:
-    """Raise UserError, naming the key to lower, if so much cannot fit the machine's memory.
+    """Raise UserError, naming the key to lower, if parameters and batch cannot fit the machine's memory.
 
     Args:
-        parameters, batch: bytes that the parameters, with what training keeps beside them, and one batch take.
-        model_key, smaller: where the configuration has the model's sizes, and what to do if these are too large.
-        batch_key, lower: the same of the batch.
+        parameters, batch: bytes of the parameters, with their gradients and optimizer state, and of one batch.
+        model_key, smaller: the key of the model's sizes, and what to do if they are too large.
+        batch_key, lower: the same for the batch.
     """
     limit = machine_memory(device)
     if parameters + batch > limit:

@@ -1,4 +1,4 @@
-"""Objectives: losses as named terms, so that each can be recorded, weighed and claimed about."""
+"""Objectives: losses as named terms, so that each can be recorded, weighted and verified."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -15,7 +15,7 @@ from gradroute.routing.router import Tables
 
 @dataclass(frozen=True)
 class Term:
-    """One measurement's identity: which head, on which group, for which region, by which function."""
+    """The identity of one measurement: its head, group, region and metric."""
 
     head: str
     group: str
@@ -25,16 +25,16 @@ class Term:
 
 Terms = dict[Term, tuple[torch.Tensor, float | torch.Tensor]]  # value and weight of each
 Batch = tuple[torch.Tensor, ...]
-Part = tuple[Any, ...]  # rows of a batch, and what it takes for the parts' terms to add up to the batch's
+Part = tuple[Any, ...]  # rows of a batch, and what makes the parts' terms add up to the batch's
 UNLABELLED = "unlabelled"
 
 
 def group_means(
     values: torch.Tensor, group_index: torch.Tensor, groups: int, counts: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean of `values` `(batch,)` within each group, `(groups,)`; an empty group contributes 0.
+    """Return the mean of `values` `(batch,)` within each group, `(groups,)`; 0 for an empty group.
 
-    Of a part of a batch, `counts` `(groups,)` are those of the whole.
+    For a part of a batch, `counts` `(groups,)` are those of the whole batch.
     """
     zeros = values.new_zeros(groups)
     sums = zeros.index_add(0, group_index, values)
@@ -43,10 +43,10 @@ def group_means(
 
 
 class Objective(nn.Module):
-    """What is trained: called with a batch it returns `Terms`, whose weighted sum is the loss.
+    """Base class of objectives: called with a batch, it returns `Terms`, whose weighted sum is the loss.
 
-    Attributes: `weights`, of every term it can give (in a stack, tensors of one replica); `router`, the routes on its
-    model; `monitor`, if the next batch is to be measured; `program`, its compiled model.
+    Attributes: `weights`, of every term it can return (in a stack, tensors of one replica); `router`, the routes on
+    its model; `monitor`, if the next batch is to be measured; `program`, its compiled model.
     """
 
     model: nn.Module
@@ -59,14 +59,14 @@ class Objective(nn.Module):
         self.program: Callable[..., torch.Tensor] | None = None
 
     def output(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """The model's output, compiled where it is and nothing is measured: a monitor would break the program."""
+        """Return the model's output, by the compiled program unless a monitor is set, which would break it."""
         program = None if self.monitor else self.program
         output: torch.Tensor = (program or self.model)(*inputs)
         return output
 
     @contextmanager
     def set_to(self, weights: Mapping[Term, torch.Tensor], tables: Tables, monitor: Watched | None) -> Iterator[None]:
-        """Have other weights, masks and monitor inside: those of one replica of a stack."""
+        """Use other weights, masks and monitor inside the block: those of one replica of a stack."""
         kept, self.weights, self.monitor = (self.weights, self.monitor), weights, monitor
         try:
             with self.router.using(tables) if self.router else nullcontext():
@@ -75,13 +75,13 @@ class Objective(nn.Module):
             self.weights, self.monitor = kept
 
     def parts(self, batch: Batch, number: int) -> Iterator[Part]:
-        """A batch in `number` parts, or fewer if it has fewer rows: the values of their terms add up to the batch's.
+        """Yield a batch in `number` parts, or fewer if it has fewer rows; their terms add up to the batch's.
 
-        Here it is one whole: most losses are not sums over data points.
+        The default is one part: most losses are not sums over data points.
         """
         yield batch
 
 
 def in_parts(batch: Batch, number: int) -> Iterator[Batch]:
-    """The rows of a batch in parts as equal as can be, none empty."""
+    """Yield the rows of a batch in parts of nearly equal size, none of them empty."""
     yield from zip(*(rows.tensor_split(min(number, len(batch[0]))) for rows in batch), strict=True)

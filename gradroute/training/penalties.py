@@ -1,4 +1,4 @@
-"""Penalties on the activations of regions, which no route weighs (GR App. B)."""
+"""Penalties on the activations of regions; their gradients are not routed (GR App. B)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ Weight = Annotated[float, Between(0, WEIGHT)]
 class Penalty(ABC):
     """A term of the loss that reads activations before the mask, so that it is not routed.
 
-    Attributes: `name`, in the metrics; `unit`; `weight`, which multiplies it; `region`, what the metrics say it is of;
-    `whole_batch`, whether it is no mean over points, so that a batch cannot be split into parts.
+    Attributes: `name`, in the metrics; `unit`; `weight`, which multiplies it; `region`, the one that the metrics name;
+    `whole_batch`, whether it is not a mean over points, so that a batch cannot be split into parts.
     """
 
     name: ClassVar[str]
@@ -33,7 +33,7 @@ class Penalty(ABC):
 
     @abstractmethod
     def __call__(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The penalty, a scalar, from every region's activations `(points, units)`, float32."""
+        """Return the penalty, a scalar, from every region's activations `(points, units)`, float32."""
 
 
 class L1(Penalty):
@@ -59,34 +59,34 @@ class Correlation(Penalty):
 
 
 def penalties_of(losses: LossesConfig, own_l1: bool = False) -> list[Penalty]:
-    """The penalties that a configuration asks for, those of weight 0 left out; L1 not where a task has its `own_l1`.
+    """Return a configuration's penalties without those of weight 0, and without L1 if a task has its `own_l1`.
 
-    Raises: UserError for two of one name and region.
+    Raises: UserError for two penalties with the same name and region.
     """
     found: list[Penalty] = [] if own_l1 else [L1(name, weight) for name, weight in losses.l1.items() if weight]
     found += [Correlation(losses.correlation)] if losses.correlation else []
     found += [build(entry, f"losses.penalties.{place}") for place, entry in enumerate(losses.penalties)]
     names = [(penalty.name, penalty.region) for penalty in found]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"losses.penalties: '{twice[0][0]}' of region '{twice[0][1]}' is there twice; name one")
+        raise UserError(f"losses.penalties: '{twice[0][0]}' of region '{twice[0][1]}' occurs twice; keep one")
     return [penalty for penalty in found if penalty.weight]
 
 
 def l1_penalty(activation: torch.Tensor) -> torch.Tensor:
-    """Mean over images of the L1 norm of `(batch, units)`."""
+    """Return the mean over images of the L1 norm of `(batch, units)`."""
     return activation.abs().sum(-1).mean()
 
 
 def l1_by_unit(activation: torch.Tensor) -> torch.Tensor:
-    """Each unit's mean |activation|, `(units,)`, of `(batch, …, units)`: their sum is the L1 penalty.
+    """Return each unit's mean |activation|, `(units,)`, of `(batch, …, units)`: their sum is the L1 penalty.
 
-    Regions are taken from that: slices of the activations would each get a gradient of the whole's size.
+    Take regions from this result: each slice of the activations would have a gradient of their full size.
     """
     return at_least_float32(activation).flatten(0, -2).abs().mean(0)
 
 
 def correlation_penalty(activations: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Mean |correlation| over all pairs of units in different regions; each region `(batch, units)`.
+    """Return the mean |correlation| over all pairs of units in different regions; each region `(batch, units)`.
 
     Units are standardised with the unbiased standard deviation and the products divided by the batch size, as
     published; a constant unit, or a batch of one image, contributes 0.

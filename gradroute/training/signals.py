@@ -1,7 +1,7 @@
-"""Signals that end a run: at once where that loses nothing, else after the update that is being made.
+"""End a run on a signal: at once if nothing is lost by it, else after the current update.
 
 SIGINT ends with status 130; SIGTERM, SIGHUP (a closed terminal), SIGUSR1 (which Slurm can send before it takes a
-machine away) and the others with 128 and their number. A second SIGINT ends at once.
+machine away) and the others with 128 plus their number. A second SIGINT ends at once.
 """
 
 import signal
@@ -14,7 +14,7 @@ SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 class _Asked:
-    """What was asked for: the first signal that came, and whether it has to wait."""
+    """The first signal that came, and whether it has to wait."""
 
     signal: int | None = None
     held: bool = False
@@ -33,13 +33,13 @@ def _come(number: int, frame: FrameType | None) -> None:
 
 
 def _unwanted(number: int) -> bool:
-    """Whether whoever started the process has it ignore a closed terminal, as nohup does."""
+    """Return whether the process was started to ignore a closed terminal, as by nohup."""
     return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN
 
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Hear the signals inside; where that is not the main thread, only the system does."""
+    """Handle the signals inside the block; outside the main thread, leave them to the system."""
     try:
         before = {number: signal.signal(number, _come) for number in SIGNALS if not _unwanted(number)}
     except ValueError:
@@ -55,7 +55,7 @@ def heard() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Inside, a signal waits until `end` is called, at the latest to the end."""
+    """Defer signals inside the block until `end` is called, at the latest to the end of the block."""
     before, _Asked.held = _Asked.held, True
     try:
         yield
@@ -67,7 +67,7 @@ def held() -> Iterator[None]:
 
 @contextmanager
 def agreed() -> Iterator[None]:
-    """Inside, a signal counts once `agree` was told of it: by then all processes have been."""
+    """Defer signals inside the block until `agree` was called, which all processes do together."""
     _Asked.together, _Asked.agreed = True, False
     try:
         yield
@@ -76,23 +76,23 @@ def agreed() -> Iterator[None]:
 
 
 def number() -> int:
-    """The signal that came to this process, 0 for none."""
+    """Return the signal that came to this process, 0 for none."""
     return _Asked.signal or 0
 
 
 def agree(signal: int) -> None:
-    """Take the signal that came to any process, 0 for none, as one's own."""
+    """Adopt the signal that came to any process, 0 for none."""
     if signal:
         _Asked.signal, _Asked.agreed = signal, True
 
 
 def asked() -> bool:
-    """Whether a signal came and waits."""
+    """Return whether a signal came that the run is to end by."""
     return _Asked.signal is not None and (_Asked.agreed or not _Asked.together)
 
 
 def end() -> None:
-    """If a signal came, end as it wants it, by KeyboardInterrupt or SystemExit."""
+    """If a signal came, raise KeyboardInterrupt for SIGINT, SystemExit for others."""
     if not asked():
         return
     if _Asked.signal == signal.SIGINT:

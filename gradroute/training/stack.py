@@ -19,8 +19,8 @@ from gradroute.training.objectives import Batch, Objective, Term, Terms
 class Stack:
     """Several objectives of one shape as one batched program (`torch.func.vmap` over stacked parameters).
 
-    The objectives' modules keep their parameters, which from now on are views of the stacked ones, so that each can be
-    evaluated and saved as ever. They may differ in weights of losses, in masks and in the optimizer's numbers.
+    The objectives' parameters become views of the stacked ones, so that each can be evaluated and saved as before. The
+    objectives may differ in loss weights, in masks and in the optimizer's numbers.
     """
 
     def __init__(
@@ -35,17 +35,17 @@ class Stack:
         self.terms = tuple(dict.fromkeys(term for objective in objectives for term in objective.weights))
         self.absent = frozenset((t, i) for i, o in enumerate(objectives) for t in self.terms if t not in o.weights)
         like = next(iter(self.parameters.values()))
-        self.weights = {  # a term that a task does not have weighs nothing there
+        self.weights = {  # a term that a task lacks has weight 0 there
             term: like.detach().new_tensor([o.weights.get(term, 0.0) for o in objectives]) for term in self.terms
         }
         alike = len({(t.lr, *t.betas, t.momentum, t.weight_decay) for t in trainers}) == 1
-        self._slices: list[dict[str, nn.Parameter]] = []  # by task, where their optimizers' numbers differ
+        self._slices: list[dict[str, nn.Parameter]] = []  # by task, if their optimizers' numbers differ
         if not alike:
             numbers = range(len(objectives))
             self._slices = [{k: nn.Parameter(p.data[i]) for k, p in self.parameters.items()} for i in numbers]
         groups = [list(own.values()) for own in self._slices or [self.parameters]]
         self.optimizer = make_optimizer(groups, trainers[: len(groups)])
-        if hasattr(objectives[0], "penalties"):  # the first one computes those of all
+        if hasattr(objectives[0], "penalties"):  # the first objective computes those of all
             every = [getattr(objective, "penalties", {}) for objective in reversed(objectives)]
             setattr(objectives[0], "penalties", {term: p for own in every for term, p in own.items()})  # noqa: B010
         for module in objectives[0].modules():
@@ -58,7 +58,7 @@ class Stack:
             group["lr"] = rate
 
     def gradients(self, data: Sequence[Batch]) -> UpdateTerms:
-        """Fill the stacked parameters' `.grad` from one batch of each task; returns their terms."""
+        """Fill the stacked parameters' `.grad` from one batch of each task; return their terms."""
         base = self.objectives[0]
         monitors = [o.monitor if isinstance(o.monitor, Monitor) else None for o in self.objectives]
         watched = Watched() if any(monitors) else None
@@ -85,7 +85,7 @@ class Stack:
         return UpdateTerms(self.terms, values.detach().T, sound)
 
     def _tables(self) -> Tables:
-        """Every site's weights and forward factors, stacked over tasks."""
+        """Return every site's weights and forward factors, stacked over tasks."""
         routers = [objective.router for objective in self.objectives]
         if routers[0] is None:
             return {}
@@ -94,7 +94,7 @@ class Stack:
         return {site: (weights[site], factors[site]) for site in weights}
 
     def update(self) -> None:
-        """Move the parameters of every task."""
+        """Update the parameters of every task."""
         for i, own in enumerate(self._slices):
             for name, parameter in own.items():
                 gradient = self.parameters[name].grad
@@ -105,12 +105,12 @@ class Stack:
                 parameter.grad = None
 
     def moments(self) -> list[Moments]:
-        """Each task's part of the optimizer's state, as a task alone would have it."""
+        """Return each task's part of the optimizer's state, as a task alone would have it."""
         known = self.optimizer.state
         if self._slices:
             return [{name: dict(known[p]) for name, p in own.items() if p in known} for own in self._slices]
         return [
-            {  # cloned: a saved view would bring the whole stack along
+            {  # cloned: saving a view would save the whole stack
                 name: {k: v[i].clone() if v.dim() else v for k, v in known[p].items()}
                 for name, p in self.parameters.items() if p in known
             }
@@ -118,7 +118,7 @@ class Stack:
         ]  # fmt: skip
 
     def set_moments(self, given: Sequence[Moments]) -> None:
-        """Go on from what `moments` gave."""
+        """Restore what `moments` returned."""
         for number, own in enumerate(self._slices or [self.parameters]):
             each = [given[number]] if self._slices else list(given)
             for name, state in each[0].items():

@@ -1,4 +1,4 @@
-"""Which runs can be trained together as one batched program: those that differ in numbers only."""
+"""Find the runs that can be trained together as one batched program: those that differ in numbers only."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,13 +10,13 @@ from gradroute.config.schema import Config
 from gradroute.config.targets import locate
 from gradroute.errors import UserError
 
-AUTO = {"cuda": 32, "cpu": 1}  # replicas at once; on two cores stacking was measured to be slower (README)
+AUTO = {"cuda": 32, "cpu": 1}  # replicas at once; on two cores stacking is slower (README)
 
 
 def shape_of(config: Config) -> str:
-    """What runs must share to be stacked: all but seed, name, weights of losses and masks, and the optimizer's numbers.
+    """Return what runs must share to be stacked: all but seed, name, loss and mask weights, and optimizer numbers.
 
-    Which terms and routes there are may differ too: what one lacks has weight 0 or 1 there.
+    Terms and routes may differ too: a term that a run lacks has weight 0 there, a route weight 1.
     """
     mapping: dict[str, Any] = to_mapping(config)
     for key in ("seed", "name", "output_dir"):
@@ -26,12 +26,12 @@ def shape_of(config: Config) -> str:
     mapping["losses"] = {"certificates": config.losses.certificates, "error": config.losses.error}
     routes = config.routing.routes.items()
     timed = {f"{g} {r}": v for g, row in routes for r, v in row.items() if isinstance(v, dict)}
-    mapping["routing"]["routes"] = timed  # a plain weight is a number like the others
+    mapping["routing"]["routes"] = timed  # plain weights are numbers, which may differ
     return json.dumps(mapping, sort_keys=True)
 
 
 def obstacle(config: Config) -> str | None:
-    """Why a run can only be trained alone, or None."""
+    """Return why a run can only be trained alone, or None."""
     if config.trainer.batches == "by_group":
         return "trainer.batches=by_group: its batches differ in size from run to run"
     if config.trainer.accumulate > 1:
@@ -46,17 +46,17 @@ def obstacle(config: Config) -> str | None:
         return f"{others[0]}: a loss that is not gradroute's is trained alone"
     parameters = [name for name, region in config.routing.regions.items() if region.parameters is not None]
     if parameters:
-        return f"region '{parameters[0]}' is parameters, which are frozen in one model at a time"
+        return f"region '{parameters[0]}' has parameters, which are frozen in one model at a time"
     return None
 
 
 def together(
     configs: Sequence[Config], device: str, position: Callable[[Config], str] = lambda config: ""
 ) -> list[list[Config]]:
-    """The runs in the order given, those that can be trained together in one list, at most `stack` of them.
+    """Group the runs, in the order given, into lists that can be trained together, each of at most `stack` runs.
 
-    `device` is the type that `stack: auto` decides by. `position` tells how far a run is: only runs that are equally
-    far go together. Raises: UserError if `stack` is a number and a run cannot be.
+    `device` is the device type, by which `stack: auto` decides. `position` tells how far a run has come: only runs at
+    the same position go together. Raises: UserError if `stack` is a number and a run cannot be stacked.
     """
     stacks: list[list[Config]] = []
     open_ones: dict[str, list[Config]] = {}  # by shape, the stack that has room
@@ -64,7 +64,7 @@ def together(
         size = AUTO.get(device, 1) if config.stack == "auto" else int(config.stack)
         reason = obstacle(config)
         if reason and config.stack != "auto" and size > 1:
-            raise UserError(f"stack={config.stack}: cannot be done with {reason}; set stack=1 or auto")
+            raise UserError(f"stack={config.stack}: cannot be used with {reason}; set stack=1 or auto")
         shape = shape_of(config) + position(config) if size > 1 and not reason else None
         room = open_ones.get(shape, []) if shape else []
         if room and len(room) < size:

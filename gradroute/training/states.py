@@ -1,4 +1,4 @@
-"""Write and read what is in a checkpoint: weights, and the state of everything else, without executing code."""
+"""Write checkpoints, which hold weights and the state of everything else, and read them without executing code."""
 
 import zipfile
 from collections.abc import Mapping
@@ -26,15 +26,15 @@ def save_state(run: Path, position: str, state: Mapping[str, Any], weights: Mapp
 
 
 def read_state(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """All but the weights of a checkpoint. Raises: UserError if it is not what we write."""
+    """Return all but the weights of a checkpoint. Raises: UserError if it is damaged."""
     path = safe_reading.place(checkpoint.run, f"{checkpoint.name}/{STATE}")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch stores plainly: what is packed could unpack to any size
+        with zipfile.ZipFile(path) as archive:  # torch does not compress: what is compressed could expand to any size
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("packed")
+                raise ValueError("compressed")
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds
         raise UserError(f"{path}: damaged ({safe_reading.reason(error)})") from None
     if not isinstance(state, dict):
-        raise UserError(f"{path}: damaged (no mapping)")
+        raise UserError(f"{path}: damaged (not a mapping)")
     return state

@@ -1,4 +1,4 @@
-"""Weights of modules in safetensors files: names, shapes and types are compared before anything is loaded."""
+"""Read modules' weights from safetensors files; names, shapes and types are checked before anything is loaded."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ TYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch
 
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The module's tensors by name; of parameters that are tied, one name only: a file has each once."""
+    """Return the module's tensors by name; tied parameters under one name only, as a file has each once."""
     found: dict[int, tuple[str, torch.Tensor]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         found.setdefault(id(tensor), (name, tensor.detach()))
@@ -24,12 +24,12 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _compare(file: safe_open, modules: Mapping[str, nn.Module]) -> None:
-    """Raise ValueError for a tensor that is missing, of no module, or of another shape or type."""
+    """Raise ValueError for a tensor that is missing, belongs to no module, or has another shape or type."""
     found = set(file.keys())
     for prefix, module in modules.items():
         wanted = {f"{prefix}.{key}": tensor for key, tensor in own_tensors(module).items()}
         if odd := {key for key in found if key.startswith(f"{prefix}.")} ^ wanted.keys():
-            raise ValueError(f"{min(odd)} is {'missing' if min(odd) in wanted else 'of no module'}")
+            raise ValueError(f"{min(odd)} is {'missing' if min(odd) in wanted else 'not part of the module'}")
         for key, tensor in wanted.items():
             slice_, kind = file.get_slice(key), TYPES.get(tensor.dtype)
             if slice_.get_shape() != list(tensor.shape) or slice_.get_dtype() != kind:
@@ -38,9 +38,9 @@ def _compare(file: safe_open, modules: Mapping[str, nn.Module]) -> None:
 
 
 def read_weights(run: Path, modules: Mapping[str, nn.Module], load: bool = True, name: str = WEIGHTS) -> None:
-    """Load weights of a run folder into modules by their prefix, once every shape is known to fit.
+    """Load weights of a run folder into modules by their prefix, after checking that every shape fits.
 
-    Without `load` only names, shapes and types are compared, and no tensor is read; modules may be on the meta device.
+    With `load=False`, compare names, shapes and types only and read no tensor; modules may be on the meta device.
     Raises: UserError if they do not fit.
     """
     path = place(run, name)
@@ -50,7 +50,7 @@ def read_weights(run: Path, modules: Mapping[str, nn.Module], load: bool = True,
             _compare(file, modules)
             for prefix, module in modules.items() if load else ():
                 own = {name: file.get_tensor(f"{prefix}.{name}") for name in own_tensors(module)}
-                module.load_state_dict(own, strict=False)  # names are compared; what is tied has none of its own
+                module.load_state_dict(own, strict=False)  # names were compared; of tied parameters, the file has one
     except (SafetensorError, RuntimeError, ValueError, KeyError, OSError, MemoryError) as error:
         reason = plain_text(str(error).splitlines()[0])
         raise UserError(f"{run}: the weights do not fit the run's configuration ({reason})") from None

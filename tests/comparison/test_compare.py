@@ -1,4 +1,4 @@
-"""`gradroute-compare`: seeds put together, published values beside ours, mistakes in one line."""
+"""`gradroute-compare` averages over seeds, shows published values and refuses mistakes in one line."""
 
 import csv
 import hashlib
@@ -30,7 +30,7 @@ def fake_run(
     data: str = "d" * 64,
     **settings: Any,
 ) -> Path:
-    """A run folder as small as `compare` can read."""
+    """Make the smallest run folder that `compare` can read."""
     run = folder / name / "_".join(["run", *map(str, settings.values()), str(seed)]).replace("/", "")
     run.mkdir(parents=True)
     config = {"name": name, "seed": seed, "output_dir": "outputs", "trainer": {"lr": 0.1, "device": "cpu"}, **settings}
@@ -73,7 +73,7 @@ def test_seeds_are_put_together_and_settings_are_not(
     for seed, value in enumerate((0.30, 0.32, 0.34)):
         fake_run(tmp_path, seed, value)
     fake_run(tmp_path, 0, 0.1, size=5)
-    fake_run(tmp_path, 1, 0.1, size=5, losses={"correlation": 1.0})  # another setting than the published one
+    fake_run(tmp_path, 1, 0.1, size=5, losses={"correlation": 1.0})  # not the published setting
     rows = printed(capsys, tmp_path)
     low = {(row["size"], row["losses.correlation"]): row for row in rows if row["group"] == "digits_0_4"}
     plain, other, foreign = low["None", "None"], low["5", "None"], low["5", "1.0"]
@@ -132,7 +132,7 @@ def test_settings_that_change_together_are_one(tmp_path: Path, capsys: pytest.Ca
         ("1", "1"),
     }
     compare([str(tmp_path)])
-    assert "with a also change: b" in capsys.readouterr().out
+    assert "these always change together with a: b" in capsys.readouterr().out
 
 
 def test_unfinished_runs_are_named_and_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +161,7 @@ def test_a_sweep_says_what_failed_and_what_is_not_finished(tmp_path: Path, capsy
 def test_runs_with_the_same_numbers_but_another_seed_count_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Such runs are no samples of their own: the interval would come out too narrow."""
+    """They are not independent samples: counting them would make the interval too narrow."""
     for seed, value in enumerate((0.3, 0.4, 0.3, 0.3, 0.30000000000000004)):
         fake_run(tmp_path, seed, value)
     fake_run(tmp_path, 5, 0.3, size=2)  # a setting of its own
@@ -181,7 +181,7 @@ def test_runs_with_the_same_numbers_but_another_seed_count_once(
 
 
 def test_a_run_that_was_made_again_is_none_of_another_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The later one of the same seed counts, and nothing is said."""
+    """Of two runs of one seed the later counts, without a note."""
     for folder in ("a", "b"):
         fake_run(tmp_path / folder, 0, 0.3)
     compare([str(tmp_path)], form="csv")

@@ -1,4 +1,4 @@
-"""Comparisons of language models: methods, their losses with intervals, relearning, completions side by side."""
+"""Comparisons of language models: methods, losses with intervals, relearning, completions side by side."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ EVIL = "<script>alert('x')</script>"
 
 
 def fake_run(folder: Path, name: str, seed: int, fraction: float = 1.0, offset: float = 0.0, **settings: Any) -> Path:
-    """A language model's run folder as small as `compare` can read; `stories_base` has no ablation."""
+    """Make the smallest language model's run folder that `compare` can read; `stories_base` has no ablation."""
     run = folder / name / f"run_{seed}_{fraction}_{len(settings)}"
     run.mkdir(parents=True)
     config = {"name": name, "seed": seed, "routing": {"labelled_fraction": fraction}, **settings}
@@ -75,7 +75,7 @@ def test_a_method_without_labels_is_the_same_at_every_fraction(tmp_path: Path) -
 
 
 def test_means_and_intervals_are_those_over_seeds(tmp_path: Path) -> None:
-    """What the figures draw, read back from them, against the means by hand; a stage that is not there has no point."""
+    """The values drawn in the figures equal means computed by hand; a missing stage has no point."""
     runs = [fake_run(tmp_path, name, seed, fraction, 0.5 * (name == "stories_era"))
             for name in ("stories_era", "stories_base") for seed in (0, 1, 3) for fraction in (0.1, 1.0)]  # fmt: skip
     settings = made(runs)

@@ -89,8 +89,8 @@ def test_a_local_folder_is_loaded(tmp_path: Path) -> None:
 @needs_transformers
 def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path: Path) -> None:
     for source, message in (
-        (str(tmp_path), f"model '{tmp_path}': is no causal"),
-        (3, "model from a int: is no causal"),
+        (str(tmp_path), f"model '{tmp_path}': cannot be loaded as a causal"),
+        (3, "model from a int: cannot be loaded as a causal"),
     ):
         with pytest.raises(UserError) as error:
             load(source)

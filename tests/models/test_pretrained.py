@@ -226,16 +226,16 @@ MISTAKES = [
     ("gpt_neox", ["dataset.tokenizer=words"], "dataset.tokenizer=words: must be pretrained, or the path of"),
     ("gpt_neox", ["dataset.length=65"], r"dataset.length=65: the context of '.*gpt_neox' is 64 tokens"),
     ("gpt_neox", ["dataset.vocabulary=99"], "dataset.vocabulary=99: the tokenizer pretrained has its own"),
-    ("gpt_neox", ["model.expand=[0,2]"], "layer 2 is beyond the model: layers go from 0 to 1"),
+    ("gpt_neox", ["model.expand=[0,2]"], "layer 2 is out of range; layers go from 0 to 1"),
     ("gpt_neox", ["model.added=0"], "model.added=0: must be more than 0 if, and only if"),
     ("gpt_neox", ["routing.regions.added.units='24:40'"], "units go from 0 to 31"),
     ("gpt_neox", ["model.pretrained=''"], "model.pretrained='': must be the name of a model"),
     ("gpt_neox", ["model.pretrained=/no/where"], "model.pretrained=/no/where: no such folder"),
-    ("gpt_neox", ["stack=2"], "stack=2: cannot be done with model gradroute.models.pretrained.HuggingFace"),
+    ("gpt_neox", ["stack=2"], "stack=2: cannot be used with model gradroute.models.pretrained.HuggingFace"),
     ("gpt_neox", ["model.layers=2"], "unknown key 'model.layers'; HuggingFace takes: pretrained, untrained, expand"),
     ("gpt2", ["model.expand=[0]", "model.added=8"], "layer 0: 'c_fc' of its MLP is a Conv1D; units can be added"),
     ("gpt2", ["ablation=remove"], "the layers around it could not be found"),
-    ("mamba", [], r"the model .* of attention alone"),
+    ("mamba", [], r"the model .* attention-only"),
 ]  # fmt: skip
 
 
@@ -262,14 +262,16 @@ def lack_weights(folder: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no_tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json; give dataset.tokenizer="),
+    "no_tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json; set dataset.tokenizer"),
     "no_end": (lambda f: (f / "tokenizer_config.json").write_text('{"eos_token": "<stop>"}'), "has no token <stop>"),
     "small_vocabulary": (
         lambda f: edit(f / "config.json", lambda c: c.update(vocab_size=700)),
-        r"has 7\d\d tokens, and '.*' has 700; give the model's own",
+        r"has 7\d\d tokens, and '.*' has 700; use the model's own",
     ),
-    "no_config": (lambda f: (f / "config.json").unlink(), "has no configuration that can be read"),
-    "unknown_kind": (lambda f: edit(f / "config.json", lambda c: c.update(model_type="new")), "has no configuration"),
+    "no_config": (lambda f: (f / "config.json").unlink(), "its configuration cannot be read"),
+    "unknown_kind": (
+        lambda f: edit(f / "config.json", lambda c: c.update(model_type="new")), "its configuration cannot be read"
+    ),
     "no_language_model": (
         lambda f: edit(f / "config.json", lambda c: c.update(model_type="vit")), "unknown kind of causal"
     ),
@@ -281,10 +283,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: save_model(f, "mistral", sliding_window=32),
         r"dataset.length=48: the attention of '.*' is over 32 tokens; lower it",
     ),
-    "no_weights": (lambda f: (f / "model.safetensors").unlink(), "is no causal language model that can be loaded"),
-    "weights_missing": (lack_weights, "its weights have no gpt_neox.layers.1.mlp.dense_h_to_4h.weight"),
+    "no_weights": (lambda f: (f / "model.safetensors").unlink(), "cannot be loaded as a causal language model"),
+    "weights_missing": (lack_weights, "its weights lack gpt_neox.layers.1.mlp.dense_h_to_4h.weight"),
     "weights_of_another_shape": (
-        lambda f: edit(f / "config.json", lambda c: c.update(intermediate_size=32)), "that can be loaded"
+        lambda f: edit(f / "config.json", lambda c: c.update(intermediate_size=32)), "cannot be loaded"
     ),
     "too_large": (
         lambda f: edit(f / "config.json", lambda c: c.update(hidden_size=2**16, intermediate_size=2**26)),
@@ -315,7 +317,7 @@ def test_code_that_comes_with_a_model_is_not_run(models: Path, tmp_path: Path, m
     made = LanguageModelling(own)  # of a kind that transformers has, without the folder's code
     assert "auto_map" not in made.kept()["model.json"]
     edit(folder / "config.json", lambda c: c.update(model_type="new"))
-    with pytest.raises(UserError, match="has no configuration that can be read"):
+    with pytest.raises(UserError, match="its configuration cannot be read"):
         LanguageModelling(own)
     assert not (tmp_path / "executed").exists()
 
@@ -377,7 +379,7 @@ def test_a_model_that_cannot_be_reached_ends_with_status_2(
     command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = unreachable(command, tmp_path, monkeypatch, *SMALL, "model.pretrained=nobody/nothing")
-    assert said.startswith("error: model 'nobody/nothing': has no configuration that can be read [")
+    assert said.startswith("error: model 'nobody/nothing': its configuration cannot be read [")
 
 
 def test_a_model_is_found_by_its_name_in_the_cache_of_the_hub(

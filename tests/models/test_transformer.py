@@ -201,7 +201,7 @@ def test_what_is_beyond_the_model_is_refused() -> None:
     model = model_of(GPT)
     with pytest.raises(UserError, match="a sequence of 13 tokens is longer than the model's context=12"):
         model(tokens_of(1, 13))
-    with pytest.raises(UserError, match="layer 3 is beyond the model: layers go from 0 to 2"):
+    with pytest.raises(UserError, match="layer 3 is out of range; layers go from 0 to 2"):
         model.mlp_layers(3)
 
 
@@ -374,7 +374,7 @@ def test_steering_adds_to_one_unit_of_the_stream() -> None:
         ({"temperature": -1.0}, "temperature=-1.0, tokens=2, context=None: must be 0 or more"),
         ({"temperature": 1.0}, "give a generator, or temperature=0"),
         ({"steer": "nowhere"}, "unknown site 'blocks.9'"),
-        ({"steer": "outside"}, "site 'blocks.1': unit 16 is outside; units go from 0 to 15"),
+        ({"steer": "outside"}, "site 'blocks.1': unit 16 is out of range; units go from 0 to 15"),
     ],
 )
 def test_mistakes_of_completions_are_refused(options: dict[str, Any], message: str) -> None:

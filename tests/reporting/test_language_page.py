@@ -1,4 +1,4 @@
-"""What the page of a language model says in words, and that nothing that is shown is trusted."""
+"""Sentences on a language model's page; untrusted content is refused or escaped."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ ROW = {"prompt": EVIL, "group": EVIL, "head": "model, dimension 0 +10", "text": 
 
 
 def rows(**losses: tuple[float, float]) -> list[dict[str, Any]]:
-    """Final rows by head: the loss on forget and on retain."""
+    """Return final rows from the loss on forget and on retain of each head."""
     return [
         {"head": head, "group": group, "metric": "cross_entropy", "value": value}
         for head, pair in losses.items()

@@ -1,4 +1,4 @@
-"""Pages: whole, self-contained, and everything in them escaped; the localization score."""
+"""Pages are complete, self-contained and escaped; the localization score."""
 
 import re
 import shutil
@@ -44,11 +44,11 @@ def test_a_runs_page_has_its_parts_and_needs_no_network(smoke: Path, tmp_path: P
     ("advantages", "baseline", "score"),
     [
         ([0.3, 0.0], 0.4, 1.0),
-        ([0.3, -0.1], 0.4, 1.0),  # worse than the mean image is no better than nothing
+        ([0.3, -0.1], 0.4, 1.0),  # worse than the mean image counts as holding nothing
         ([0.3, 0.3], 0.4, 0.0),
         ([0.1, 0.4], 0.5, 0.75),
         ([0.4, 0.0, 0.2], 0.5, 0.75),
-        ([0.01, 0.0], 0.4, 0.0),  # nothing is held anywhere: a collapse is no split
+        ([0.01, 0.0], 0.4, 0.0),  # no region holds anything: a collapse is not a split
     ],
 )
 def test_localization_is_bounded_and_means_what_it_says(advantages: list[float], baseline: float, score: float) -> None:
@@ -88,5 +88,5 @@ def test_the_verdict_uses_words() -> None:
     ]
     assert verdict(rows, "mine") == [
         "The groups are split cleanly: localization a 0.90 "
-        "(0: other regions hold a group as much as its own; 1: its own alone)."
+        "(0: the other regions hold as much of a group as its own; 1: they hold nothing of it)."
     ]

@@ -278,10 +278,10 @@ REFUSED = [
     (Region("blocks.*.mlp"), "unknown site of region 'r': 'blocks.*.mlp'"),
     (Region(()), "names no site"),
     (Region("lstm"), "the module returns 2 values; give output=0 to 1"),
-    (Region("conv", output=1), "the module returns one Tensor; give no output="),
+    (Region("conv", output=1), "the module returns one Tensor; leave output= out"),
     (Region("conv", axis=4), "of shape (1, 6, 7) has no axis 4"),
-    (Region("conv", [6], axis=1), "unit 6 is outside; units go from 0 to 5"),
-    (Region(("conv", "idle"), axis=1), "is shared by sites of different width: {'conv@1': 6, 'idle@1': 7}"),
+    (Region("conv", [6], axis=1), "unit 6 is out of range; units go from 0 to 5"),
+    (Region(("conv", "idle"), axis=1), "has sites of different widths: {'conv@1': 6, 'idle@1': 7}"),
 ]
 
 
@@ -295,18 +295,18 @@ def test_bad_sites_are_refused(region: Region, message: str) -> None:
 def test_passes_that_would_not_be_routed_are_refused() -> None:
     model, x = Several(), torch.randn(2, 4, 7)
     router = Router(model, {"r": Region("idle", [0])}, ["g"], {"g": {"r": 0.0}}, x[:1])
-    with pytest.raises(UserError, match="gradients are off"), torch.no_grad(), router.route("g"):
+    with pytest.raises(UserError, match="gradients are disabled"), torch.no_grad(), router.route("g"):
         model(x)
-    with pytest.raises(UserError, match="gradients are off"), torch.inference_mode(), router.route("g"):
+    with pytest.raises(UserError, match="gradients are disabled"), torch.inference_mode(), router.route("g"):
         model(x)
-    with pytest.raises(UserError, match="switched off inside route"), router.route("g"), torch.no_grad():
+    with pytest.raises(UserError, match="disabled inside route"), router.route("g"), torch.no_grad():
         model(x)
     model.use = False
     with pytest.raises(UserError, match="'idle' was not reached"), router.route("g"):
         model(x)
     model.use = True
     model.requires_grad_(False)
-    with pytest.raises(UserError, match="needs no gradient"), router.route("g"):
+    with pytest.raises(UserError, match="requires no gradient"), router.route("g"):
         model(x)
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -324,9 +324,9 @@ def test_changing_a_masked_activation_in_place_where_the_example_did_not_is_refu
 @pytest.mark.parametrize(
     ("membership", "message"),
     [
-        (torch.full((8,), 2), "values outside"),
-        (torch.full((8,), -2), "values outside"),
-        (torch.full((8, 2), torch.nan), "values outside"),
+        (torch.full((8,), 2), "values out of range"),
+        (torch.full((8,), -2), "values out of range"),
+        (torch.full((8, 2), torch.nan), "values out of range"),
         (torch.zeros(8, 3), "shape (8, 3): give"),
         (torch.zeros(8, dtype=torch.bool), "torch.bool"),
         (torch.zeros(7, dtype=torch.long), "a membership of shape (7,) does not fit"),

@@ -278,27 +278,27 @@ UNFIT: dict[str, tuple[Callable[[], nn.Module], Layer, str]] = {
     "itself": (MLP, Layer(("",), ("linear1",)), "unknown producer ''"),
     "attribute": (Attention, Layer(HEADS.producers, ("out",), (), 2, ("head",)), "holds 3 units.*did you mean heads"),
     "another count": (Attention, Layer(HEADS.producers, ("out",), (), 2, ("width",)), "holds 3 units.*'width'"),
-    "type": (MLP, Layer(("act0",), ("linear1",)), "producer 'act0' is a ReLU: right is Linear, Conv1d"),
-    "transposed": (sequence(nn.ConvTranspose1d(4, 4, 1), linear), ENDS, "'0' is a ConvTranspose1d: right is Linear"),
-    "grouped": (sequence(nn.Conv1d(4, 4, 1, groups=2), linear), ENDS, "'0' is a Conv1d.*right is a Conv with groups=1"),
+    "type": (MLP, Layer(("act0",), ("linear1",)), "producer 'act0' is a ReLU: use Linear, Conv1d"),
+    "transposed": (sequence(nn.ConvTranspose1d(4, 4, 1), linear), ENDS, "'0' is a ConvTranspose1d: use Linear"),
+    "grouped": (sequence(nn.Conv1d(4, 4, 1, groups=2), linear), ENDS, "'0' is a Conv1d.*use a Conv with groups=1"),
     "group norm": (sequence(linear, nn.GroupNorm(1, 4), linear), LINE, "'1' is a GroupNorm.*norm per unit"),
     "attention": (sequence(nn.MultiheadAttention(4, 2), linear), ENDS, "embed_dim / num_heads.*q, k and v"),
     "inside": (sequence(linear, nn.MultiheadAttention(4, 2)), Layer(("0",), ("1.out_proj",)), "embed_dim / num_heads"),
-    "lazy": (sequence(linear, nn.LazyLinear(4)), ENDS, "consumer '1' is a LazyLinear: right is a plain one"),
-    "extra tensor": (pruned, HIDDEN, "'linear0' is a Linear: right is a plain one"),
+    "lazy": (sequence(linear, nn.LazyLinear(4)), ENDS, "consumer '1' is a LazyLinear: use a plain one"),
+    "extra tensor": (pruned, HIDDEN, "'linear0' is a Linear: use a plain one"),
     "tied": (tied, HIDDEN, "'linear0' is a Linear: it shares a tied parameter"),
     "wrong width": (Attention, Layer(HEADS.producers, ("out",), width=4), "multiple of width=4"),
-    "producers differ": (Recurrent, Layer(("first", "out"), ("again",)), "'first': 4, 'out': 2.*right is one"),
-    "reads more": (sequence(nn.Linear(2, 4), nn.Linear(8, 2)), ENDS, "'1' reads 8 features, .* make 4; right is 4"),
+    "producers differ": (Recurrent, Layer(("first", "out"), ("again",)), "'first': 4, 'out': 2.*use one"),
+    "reads more": (sequence(nn.Linear(2, 4), nn.Linear(8, 2)), ENDS, "'1' reads 8 features, .* make 4; read 4"),
     "flattened": (lambda: convolutional(2)[:1].append(nn.Linear(9, 2)), ENDS, "'1' reads 9.*a multiple of it"),
-    "no entries": (MLP, Layer(("linear0",), ("linear1",), ("act0",)), r"ReLU over \[\]; right is a norm .* \(6,\)"),
+    "no entries": (MLP, Layer(("linear0",), ("linear1",), ("act0",)), r"ReLU over \[\]; use a norm .* \(6,\)"),
     "positions": (
         sequence(linear, nn.LayerNorm((4, 3)), linear),
         LINE,
-        r"LayerNorm over \[\(4, 3\)\]; right is .* \(4,\)",
+        r"LayerNorm over \[\(4, 3\)\]; use .* \(4,\)",
     ),
-    "more": (sequence(linear, nn.LayerNorm(12), linear), LINE, r"LayerNorm over \[\(12,\)\]; right is a norm"),
-    "shared slope": (sequence(linear, nn.PReLU(), linear), LINE, r"PReLU over \[\(1,\)\]; right is a norm"),
+    "more": (sequence(linear, nn.LayerNorm(12), linear), LINE, r"LayerNorm over \[\(12,\)\]; use a norm"),
+    "shared slope": (sequence(linear, nn.PReLU(), linear), LINE, r"PReLU over \[\(1,\)\]; use a norm"),
     "twice": (convolutional, Layer(("0",), ("4",), ("1", "1")), "named once"),
 }
 
@@ -342,7 +342,7 @@ def test_silent_is_refused_over_a_norm_of_the_units() -> None:
 
 def test_a_layer_is_checked_when_it_is_made() -> None:
     for arguments in (("a", ("b",)), ((), ("b",)), (("a",), ()), (("a",), ("b",), (), 0)):
-        with pytest.raises(UserError, match="right is tuples of names"):
+        with pytest.raises(UserError, match="give tuples of names"):
             Layer(*arguments)
 
 
@@ -440,5 +440,5 @@ def test_removed_refuses_unknown_sites_and_units_outside() -> None:
     model = Autoencoder([5], [7], 6)
     with pytest.raises(UserError, match="unknown site 'encodr'; did you mean encoder"):
         removed(model, "encodr", [1], torch.randn(2, 5))
-    with pytest.raises(UserError, match=r"site 'encoder': units=\[6\]; name at least one of 0 to 5"):
+    with pytest.raises(UserError, match=r"site 'encoder': units=\[6\]; name at least one unit from 0 to 5"):
         removed(model, "encoder", [6], torch.randn(2, 5))

@@ -280,8 +280,8 @@ class Factored(optim.SGD):
 @pytest.mark.parametrize(
     ("optimizer_class", "message"),
     [
-        (optim.Adafactor, "Adafactor cannot keep a slice of '0.weight' still"),
-        (optim.Rprop, "Rprop cannot keep a slice"),
+        (optim.Adafactor, "Adafactor cannot freeze a slice of '0.weight'"),
+        (optim.Rprop, "Rprop cannot freeze a slice"),
         (optim.LBFGS, "LBFGS steps by a closure"),
         (optim.SGD, "SGD steps by a closure"),
     ],
@@ -301,7 +301,7 @@ def test_state_that_turns_out_not_to_split_is_refused_and_the_slice_kept() -> No
     router, optimizer = router_of(model), Factored(model.parameters(), lr=0.1, weight_decay=0.1)
     router.backward({"a": loss_of(model)})
     before = model[0].weight.detach().clone()
-    with pytest.raises(UserError, match="Factored cannot keep a slice"), router.updating(optimizer):
+    with pytest.raises(UserError, match="Factored cannot freeze a slice"), router.updating(optimizer):
         optimizer.step()
     assert torch.equal(before[:2], model[0].weight[:2])
 
@@ -320,15 +320,15 @@ def test_whole_regions_work_with_an_optimizer_that_does_not_split() -> None:
     ("patterns", "axis", "message"),
     [
         ({"0.wieght": None}, 0, "unknown parameter of region 'r': '0.wieght'; did you mean 0.weight"),
-        ({"0.weight": "0:5"}, 0, "region 'r', parameter '0.weight': unit 4 is outside; units go from 0 to 3"),
-        ({"*.bias": [0, 3]}, 0, "parameter '2.bias': unit 3 is outside; units go from 0 to 1"),
-        ({"0.weight": [-1]}, 0, "outside"),
+        ({"0.weight": "0:5"}, 0, "region 'r', parameter '0.weight': unit 4 is out of range; units go from 0 to 3"),
+        ({"*.bias": [0, 3]}, 0, "parameter '2.bias': unit 3 is out of range; units go from 0 to 1"),
+        ({"0.weight": [-1]}, 0, "out of range"),
         ({"0.weight": "2:2"}, 0, "'2:2': the region is empty"),
         ({"0.weight": []}, 0, "empty"),
         (
             {"0.weight": 992},
             0,
-            "parameter '0.weight': 992: a bare number is no range (YAML reads an unquoted 16:32 as 992)",
+            "parameter '0.weight': 992: a bare number is not a range (YAML reads an unquoted 16:32 as 992)",
         ),
         ({"0.weight": "0:4:0"}, 0, "cannot be read as units"),
         ({"0.weight": [0.5]}, 0, "cannot be read as units"),

@@ -140,7 +140,7 @@ def test_mask_gradient_works_under_vmap() -> None:
         (Region("encodr", (0,)), "unknown site of region 'r': 'encodr'; did you mean encoder"),
         (
             Region("encoder", (4, 6)),
-            "region 'r', site 'encoder' of shape (1, 6): unit 6 is outside; units go from 0 to 5",
+            "region 'r', site 'encoder' of shape (1, 6): unit 6 is out of range; units go from 0 to 5",
         ),
     ],
 )
@@ -175,10 +175,11 @@ def test_unit_ranges_and_lists_agree(start: int, length: int, step: int) -> None
 @pytest.mark.parametrize(
     ("spec", "message"),
     [(992, "bare number"), ("5:5", "empty"), ([], "empty"), ("-1:3", "cannot be read"), ("a:b", "cannot be read"),
-     ([1, 1], "each named once"), ([-1], "unit -1 is outside"), ({"head": [1]}, "cannot be read"),
+     ([1, 1], "name each unit once"), ([-1], "unit -1 is out of range"), ({"head": [1]}, "cannot be read"),
      ("0:9:0", "cannot be read"), ({"heads": [0]}, "cannot be read as heads"), ([0.5], "cannot be read"),
      ({"heads": [0], "of": 7}, "not 1 x 7 heads"),
-     ({"heads": [4], "of": 4}, "heads: unit 4 is outside"), ([True, False], "cannot be read"), ([False] * 16, "empty")],
+     ({"heads": [4], "of": 4}, "heads: unit 4 is out of range"), ([True, False], "cannot be read"),
+     ([False] * 16, "empty")],
 )  # fmt: skip
 def test_bad_units_are_refused(spec: object, message: str) -> None:
     with pytest.raises(UserError, match=message):

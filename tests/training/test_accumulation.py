@@ -102,9 +102,9 @@ def test_a_run_in_parts_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.M
     [
         (["experiment=stories_era", "trainer=smoke", "trainer.accumulate=17"],
          "trainer.accumulate=17: must be at most trainer.batch_size=16"),
-        (["trainer.accumulate=2"], "trainer.accumulate=2: must be 1: losses.correlation takes a batch as a whole"),
+        (["trainer.accumulate=2"], "trainer.accumulate=2: must be 1: losses.correlation needs the whole batch at once"),
         (["experiment=class_split", "model.norm=batch", "losses.correlation=0", "trainer.accumulate=2"],
-         "trainer.accumulate=2: must be 1: batch norm (model.norm) takes a batch as a whole"),
+         "trainer.accumulate=2: must be 1: batch norm (model.norm) needs the whole batch at once"),
         (["trainer.accumulate=0"], "trainer.accumulate=0: must be from 1 to 1000000"),
     ],
 )  # fmt: skip

@@ -93,8 +93,8 @@ def test_a_signal_ends_all_processes_and_the_run_goes_on_to_the_bit(tmp_path: Pa
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["trainer=smoke"], "torchrun: losses.correlation takes a batch as a whole"),
-        (era("seeds=2"), "torchrun: 2 runs are asked for"),
+        (["trainer=smoke"], "torchrun: losses.correlation needs the whole batch"),
+        (era("seeds=2"), "torchrun: 2 runs were requested"),
         (["experiment=stories_era/sgtm", "trainer=smoke"], "parameters are frozen in one process only"),
     ],
 )

@@ -105,7 +105,7 @@ def test_what_cannot_be_stacked_is_trained_alone_or_refused() -> None:
     by_group = [config(f"seed={i}", "trainer.batches=by_group") for i in (1, 2)]
     assert [len(s) for s in together(by_group, "cuda")] == [1, 1]
     by_group[0].stack = 2
-    with pytest.raises(UserError, match=r"stack=2: cannot be done with trainer.batches=by_group"):
+    with pytest.raises(UserError, match=r"stack=2: cannot be used with trainer.batches=by_group"):
         together(by_group, "cuda")
     shapes = [config(), config("model.encoding=16", "routing.regions.bottom.units=8:16"), config("seed=5")]
     assert [[c.seed for c in s] for s in together(shapes, "cuda")] == [[0, 5], [0]]

@@ -84,7 +84,7 @@ def test_device_and_precision_are_resolved_or_refused() -> None:
     cpu = pick_device("cpu")
     assert pick_precision("float32", cpu) == "float32"
     assert pick_precision("auto", cpu) in ("float32", "bfloat16")
-    with pytest.raises(UserError, match=r"trainer.precision=tf32: cpu has none"):
+    with pytest.raises(UserError, match=r"trainer.precision=tf32: cpu does not support it"):
         pick_precision("tf32", cpu)
     with pytest.raises(UserError, match=r"trainer.device=nonsense"):
         pick_device("nonsense")

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, written atomically and read safely. Never imports torch."""
+"""A run's records on disk: write them atomically, read them safely. Never imports torch."""

@@ -1,8 +1,8 @@
 """Checkpoints: written atomically, the last two kept, verified before loading.
 
 A checkpoint is a folder `checkpoints/NUMBER` of a run with `weights.safetensors`, `state.pt` (all other state) and
-`checkpoint.json` (how far the run is, and the SHA-256 of the other two). `gradroute.training.states` writes and reads
-what is in the first two.
+`checkpoint.json` (the run's progress, and the SHA-256 of the other two). `gradroute.training.states` writes and reads
+the first two.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ ASIDE = ".writing"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: `position` is how far the run is, alike for runs that can be resumed together."""
+    """A verified checkpoint. Runs with the same `position`, a text of their progress, can resume in one stack."""
 
     run: Path
     name: str
@@ -35,14 +35,18 @@ class Checkpoint:
 
 
 def save(run: Path, position: str, files: Mapping[str, Callable[[BinaryIO], None]]) -> None:
-    """Write a checkpoint and remove all but the last `KEPT`; raises OSError, and leaves the older ones, if it fails.
+    """Write a checkpoint and remove all but the last `KEPT`.
 
-    files: what writes `WEIGHTS` and what writes `STATE`.
+    Args:
+        position: the run's progress; see `Checkpoint`.
+        files: functions that write `WEIGHTS` and `STATE`, by file name.
+
+    Raises: OSError if the checkpoint cannot be written; the older ones stay.
     """
     folder = run / CHECKPOINTS
     folder.mkdir(exist_ok=True)
     aside = folder / ASIDE
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed while it wrote
+    shutil.rmtree(aside, ignore_errors=True)  # left by a run that was killed while writing
     aside.mkdir()
     try:
         for name, write in files.items():
@@ -56,7 +60,7 @@ def save(run: Path, position: str, files: Mapping[str, Callable[[BinaryIO], None
         _flush(folder)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # how torch says it
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # torch wraps the OSError
             raise error.__context__ from None
         raise
     for number in numbers[: 1 - KEPT]:
@@ -64,22 +68,22 @@ def save(run: Path, position: str, files: Mapping[str, Callable[[BinaryIO], None
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """The last checkpoint that is whole, None if the run has none. Raises: UserError if all that there are damaged."""
+    """Return the last intact checkpoint, or None if the run has none. Raises: UserError if all are damaged."""
     damage: list[str] = []
     for number in reversed(_numbers(run)):
         name = f"{CHECKPOINTS}/{number:06d}"
         try:
             about = safe_reading.read_json(safe_reading.read_bytes(run, f"{name}/{ABOUT}"), run / name / ABOUT)
             if not isinstance(about, dict) or sealed(about)[SEAL] != about.get(SEAL):
-                raise UserError(f"{run / name / ABOUT}: damaged (its SHA-256 is not the one in it)")
+                raise UserError(f"{run / name / ABOUT}: damaged (its SHA-256 differs from the one in it)")
             for file in (WEIGHTS, STATE):
                 if safe_reading.read_sha256(run, f"{name}/{file}") != about["sha256"][file]:
-                    raise UserError(f"{run / name / file}: damaged (its SHA-256 is not the checkpoint's)")
+                    raise UserError(f"{run / name / file}: damaged (its SHA-256 differs from the checkpoint's)")
             return Checkpoint(run, name, str(about["position"]))
         except (UserError, KeyError, TypeError) as error:
             damage.append(str(error) if isinstance(error, UserError) else f"{run / name}: damaged")
     if damage:
-        raise UserError(f"{damage[0]}; the run has no other checkpoint that is whole")
+        raise UserError(f"{damage[0]}; the run has no intact checkpoint")
     return None
 
 
@@ -103,7 +107,7 @@ def _sum_and_flush(path: Path) -> str:
 
 
 def _flush(folder: Path) -> None:
-    """Have the names in a folder on disk, where the system can."""
+    """Flush the entries of a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""One process at a time in a run folder; the system lets go of the lock however the process ends.
+"""Lock a run folder for one process; the system releases the lock however the process ends.
 
-Where the system or the file system has no such locks, a folder counts as free.
+Without file locks in the system or the file system, every folder counts as free.
 """
 
 import os
@@ -15,11 +15,11 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
-TRIES = 5  # somebody may just be asking, as `in_use` does
+TRIES = 5  # `in_use` of another process holds the lock for a moment
 
 
 def take(run: Path) -> int | None:
-    """Take a run folder; returns what `release` needs. Raises: UserError if another process has it."""
+    """Lock a run folder and return what `release` needs. Raises: UserError if another process holds it."""
     if fcntl is None:
         return None
     for _ in range(TRIES):
@@ -30,12 +30,12 @@ def take(run: Path) -> int | None:
             os.close(descriptor)
             time.sleep(0.05)
             continue
-        except OSError:  # no locks here
+        except OSError:  # the file system has no locks
             return descriptor
         if _is_there(descriptor, run / NAME):
             return descriptor
-        os.close(descriptor)  # the file that it is a lock of was removed in between
-    raise UserError(f"{run}: another process is at work in this run folder; wait for it, or stop it")
+        os.close(descriptor)  # the lock file was removed in the meantime
+    raise UserError(f"{run}: another process is using this run folder; wait for it, or stop it")
 
 
 def _is_there(descriptor: int, path: Path) -> bool:
@@ -46,14 +46,14 @@ def _is_there(descriptor: int, path: Path) -> bool:
 
 
 def release(run: Path, taken: int | None) -> None:
-    """Give back what `take` took; the file goes too."""
+    """Release the lock that `take` returned, and remove its file."""
     if taken is not None:
         (run / NAME).unlink(missing_ok=True)
         os.close(taken)
 
 
 def in_use(run: Path) -> bool:
-    """Whether a process has the run folder."""
+    """Return whether a process holds the run folder."""
     if fcntl is None:
         return False
     try:

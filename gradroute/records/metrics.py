@@ -1,4 +1,4 @@
-"""The columns of `metrics.csv` and `ledger.csv`, and the units of our metrics."""
+"""The columns of `metrics.csv` and `ledger.csv`, and the units of the built-in metrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,11 +25,11 @@ UNITS = {
     "activation_norm": "L2 norm per image, root mean square",
     "gradient_norm": "L2 norm per image of the gradient of its mae or cross_entropy, root mean square",
 }
-ERRORS = ("mse", "mae", "accuracy", "cross_entropy", "cross_entropy_unrouted")  # of heads, on the test data
-RELEARNED = "model_relearned_"  # and the number of documents: the head of a model that was relearned
+ERRORS = ("mse", "mae", "accuracy", "cross_entropy", "cross_entropy_unrouted")  # errors of heads on the test data
+RELEARNED = "model_relearned_"  # head of a relearned model; the number of documents follows
 
 
 def final_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The test rows of the last step."""
+    """Return the test rows of the last step."""
     last = max((row["step"] for row in rows), default=0)
     return [row for row in rows if row["split"] == "test" and row["step"] == last]

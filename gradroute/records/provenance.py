@@ -11,9 +11,9 @@ from typing import Any
 PACKAGES = ("gradroute", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "matplotlib")
 
 
-@cache  # it is looked up by reading files, for every run of a sweep
+@cache  # each look-up reads files, for every run of a sweep
 def version(package: str) -> str | None:
-    """The installed version of a package, or None."""
+    """Return the installed version of a package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -21,7 +21,7 @@ def version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, or None if it is installed."""
+    """Return the commit of the checkout that this package runs from, or None if it is installed."""
     home = Path(__file__).parents[2]
     if not (home / ".git").exists():
         return None
@@ -33,7 +33,7 @@ def git_commit() -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor name and the number of cores this process may use."""
+    """Return the processor's name and the number of cores that this process may use."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

@@ -1,4 +1,4 @@
-"""The folder of a run while it is written; `gradroute.records.run_reader` reads it."""
+"""Write the folder of a run; `gradroute.records.run_reader` reads it."""
 
 import csv
 import hashlib
@@ -30,28 +30,28 @@ Listener = Callable[[Mapping[str, Any]], None]  # called with every row of the m
 
 
 class RunFolder:
-    """A run folder being written: configuration, manifest, metrics and whatever else the steps add.
+    """A run folder that this process writes: configuration, manifest, metrics and the files of the steps.
 
-    It is this process's until `finish`.
+    The folder is locked until `finish` or `release`.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
-        """Take a folder. Raises: UserError if another process has it, or if writing there may lead elsewhere."""
+        """Lock a folder. Raises: UserError if another process holds it, or if it contains a symbolic link."""
         self.path, self.manifest, self.units = path, dict(manifest), dict(UNITS)
         self.rows: list[dict[str, Any]] = []
         self.listeners: list[Listener] = []
         found = list(path.rglob("*"))
         if links := [file for file in found if file.is_symlink()]:
-            raise UserError(f"{links[0]}: is a link; a run is not gone on with in a folder that has one")
+            raise UserError(f"{links[0]}: is a symbolic link; a run folder with links cannot be resumed")
         self._lock = locks.take(path)
         for file in found:
             if file.name.startswith(".") and file.name != locks.NAME and file.is_file():
-                file.unlink()  # of a process that was killed while it wrote
+                file.unlink()  # left by a process that was killed while writing
         self._started = time.monotonic()
 
     @classmethod
     def create(cls, config: Config, facts: Mapping[str, Any]) -> "RunFolder":
-        """Make the folder. Raises: UserError if it cannot be made."""
+        """Create a new run's folder; `facts` are added to its manifest. Raises: UserError if it cannot be created."""
         manifest = {
             "state": "running",
             "experiment": config.name,
@@ -72,14 +72,14 @@ class RunFolder:
         return folder
 
     def keep(self, texts: Mapping[str, str]) -> None:
-        """Write files that a run is read back from, and their checksums at once: one that is killed has them, too."""
+        """Write files and record their checksums at once, so that a killed run can be read back."""
         for name, text in texts.items():
             self.write(name, text)
             self.manifest["files"][name] = hashlib.sha256(text.encode()).hexdigest()
         self._write_manifest()
 
     def resume(self, seconds: float, rows: Sequence[Mapping[str, Any]], step: int) -> None:
-        """Go on after `seconds` with the metrics so far."""
+        """Resume a run after `seconds` and `step` updates, with the metrics so far."""
         self.rows, self._started = [dict(row) for row in rows], time.monotonic() - seconds
         self.manifest["state"] = "running"
         self.manifest.setdefault("resumed", []).append(
@@ -89,7 +89,7 @@ class RunFolder:
 
     @property
     def seconds(self) -> float:
-        """What the run has taken so far."""
+        """Wall time of the run so far, in seconds."""
         return time.monotonic() - self._started
 
     def add(self, step: int, split: str, group: str, head: str, region: str, metric: str, value: float) -> None:
@@ -100,7 +100,7 @@ class RunFolder:
             listener(self.rows[-1])
 
     def write_metrics(self) -> None:
-        """Write every row so far to `metrics.csv`."""
+        """Write all rows so far to `metrics.csv`."""
         lines = [",".join(COLUMNS)]
         for row in self.rows:
             cells = [f'"{row[c]}"' if c == "unit" else str(row[c]) for c in COLUMNS[:-1]]
@@ -108,7 +108,7 @@ class RunFolder:
         self.write("metrics.csv", "\n".join(lines) + "\n")
 
     def write_ledger(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write every row so far to `ledger.csv`."""
+        """Write the rows of the ledger to `ledger.csv`."""
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, LEDGER_COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -130,9 +130,10 @@ class RunFolder:
             file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
     def finish(self, state: str) -> None:
-        """Record the end state and the wall time, and of a finished run the checksum of every file but checkpoints.
+        """Record the end state, the wall time and, if finished, the checksum of every file except checkpoints.
 
-        One that may be gone on with keeps the checksums of what it is read back from: the others will change.
+        An unfinished run keeps only the checksums of the files needed to resume it: the others may still change. The
+        folder is released.
         """
         self.manifest["state"] = state
         self.manifest["wall_seconds"] = round(self.seconds, 3)
@@ -148,7 +149,7 @@ class RunFolder:
         self.release()
 
     def release(self) -> None:
-        """Let other processes have the folder."""
+        """Release the folder to other processes."""
         locks.release(self.path, self._lock)
 
     def _write_manifest(self) -> None:
@@ -156,7 +157,7 @@ class RunFolder:
 
 
 class Unwritten(RunFolder):
-    """The folder of a run that another process leads and writes: nothing is written."""
+    """The folder of a run that another process leads: this process writes nothing."""
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         self.path, self.manifest, self.rows = path, dict(manifest), list[dict[str, Any]]()
@@ -164,16 +165,16 @@ class Unwritten(RunFolder):
         self._started = time.monotonic()
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def log(self, line: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def finish(self, state: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def release(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def _make_folder(config: Config) -> Path:
@@ -191,6 +192,6 @@ def _make_folder(config: Config) -> Path:
     except OSError as error:
         raise UserError(
             f"output_dir={config.output_dir}: {parent} cannot be written ({error.strerror}); "
-            "choose another with output_dir="
+            "set output_dir= to another folder"
         ) from None
-    raise UserError(f"{parent / base}: the name is taken a thousand times over")
+    raise UserError(f"{parent / base}: 999 folders of this name exist; set output_dir= to another folder")

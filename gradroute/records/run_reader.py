@@ -1,4 +1,4 @@
-"""Reading a run folder, which a stranger may have made: manifest, configuration, metrics, ledger."""
+"""Read the folder of a run that may come from a stranger: manifest, configuration, checksums, names."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,11 +16,11 @@ from gradroute.records.provenance import version
 from gradroute.records.run_folder import CHECKPOINTS
 from gradroute.records.seal import SEAL, sealed
 
-RUN_CODE = "run_code=true"  # what the user says to run code that a folder names
-SIDE = 4096  # largest height and width of an image
+RUN_CODE = "run_code=true"  # how the user allows code that a folder names
+SIDE = 4096  # largest height or width of an image, in pixels
 CLASSES = 100_000
 VOCABULARY = 10_000_000
-MANIFEST_TYPES: dict[str, tuple[type, ...]] = {  # of what readers use
+MANIFEST_TYPES: dict[str, tuple[type, ...]] = {  # of the entries that readers use
     "state": (str,), "experiment": (str,), "config_hash": (str,), "seed": (int,), "started": (str,),
     "packages": (dict,), "files": (dict,), "dataset_sha256": (str, type(None)),
 }  # fmt: skip
@@ -35,20 +35,20 @@ def _require_run(run: Path, name: str) -> None:
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
-    """The manifest of a run folder; `files` and `packages` are in it.
+    """Return the manifest of a run folder; it always has `files` and `packages`.
 
-    Raises: UserError if the folder is no run, or its manifest is damaged or names files outside of the folder.
+    Raises: UserError if the folder is not a run, or its manifest is damaged or names files outside of the folder.
     """
     path = run / "manifest.json"
     _require_run(run, path.name)
     manifest = safe_reading.read_json(safe_reading.read_bytes(run, path.name), path)
     if not isinstance(manifest, dict) or "state" not in manifest:
-        raise UserError(f"{path}: damaged (no state in it)")
+        raise UserError(f"{path}: damaged (it has no state)")
     for key, kinds in MANIFEST_TYPES.items():
         if key in manifest and (not isinstance(manifest[key], kinds) or isinstance(manifest[key], bool)):
             raise UserError(f"{path}: damaged ({key} is a {type(manifest[key]).__name__})")
     if sealed(manifest)[SEAL] != manifest.get(SEAL):
-        raise UserError(f"{path}: damaged (its SHA-256 is not the one in it)")
+        raise UserError(f"{path}: damaged (its SHA-256 differs from the one in it)")
     manifest = {"files": {}, "packages": {}, **manifest}
     for name, sha256 in manifest["files"].items():
         if not isinstance(sha256, str):
@@ -58,18 +58,19 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 
 def check_files(run: Path, manifest: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Compare files of a finished run with the manifest's checksums; raises UserError for one that differs."""
+    """Compare files of a finished run with the manifest's checksums. Raises: UserError if one differs."""
     if manifest["state"] != "finished":
         raise UserError(f"{run}: the run is not finished (state: {state(run, manifest)})")
     for name in names:
         if safe_reading.read_sha256(run, name) != manifest["files"].get(name):
-            raise UserError(f"{run}/{name}: damaged (its SHA-256 is not the manifest's)")
+            raise UserError(f"{run}/{name}: damaged (its SHA-256 differs from the manifest's)")
 
 
 def read_file(run: Path, name: str, manifest: Mapping[str, Any] | None = None) -> bytes:
-    """A file of a run, compared with the manifest's checksum: of a finished run every file has one. Raises: UserError.
+    """Return the content of a run's file, compared with the manifest's checksum. Raises: UserError.
 
-    Without a manifest nothing is compared: for `gradroute-verify`, which says by itself what differs.
+    A file of a finished run must have a checksum. Without a manifest nothing is compared: `gradroute-verify` reports
+    differences itself.
     """
     if manifest is None:
         return safe_reading.read_bytes(run, name)
@@ -79,9 +80,9 @@ def read_file(run: Path, name: str, manifest: Mapping[str, Any] | None = None) -
 
 
 def read_mapping(run: Path, manifest: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The configuration of a run folder as plain data in today's form; `manifest` as in `read_file`.
+    """Return the configuration of a run as plain data in the current format; `manifest` as in `read_file`.
 
-    Raises: UserError, also for an interpolation: what is resolved has none, and one could read the environment.
+    Raises: UserError, also for an interpolation: gradroute writes none, and one could read the environment.
     """
     path = run / "config.yaml"
     _require_run(run, path.name)
@@ -89,16 +90,16 @@ def read_mapping(run: Path, manifest: Mapping[str, Any] | None = None) -> dict[s
     if not isinstance(mapping, dict):
         raise UserError(f"{path}: damaged (not a mapping)")
     if "${" in json.dumps(mapping):
-        raise UserError(f"{path}: has an interpolation, ${{…}}, which is not followed in a run folder")
+        raise UserError(f"{path}: has an interpolation, ${{…}}, which is not allowed in a run folder")
     return migrated(mapping)
 
 
 def read_config(
     run: Path, manifest: Mapping[str, Any] | None = None, run_code: bool = False, consent: str = RUN_CODE
 ) -> Config:
-    """The configuration of a run folder, checked like any other; `manifest` as in `read_file`.
+    """Return the configuration of a run, checked like any other; `manifest` as in `read_file`.
 
-    What it names is imported only if it is ours, or with `run_code`; `consent` is what the user may say to run it.
+    Code that is not part of gradroute is imported only with `run_code`; `consent` is the option that allows it.
     Raises: UserError.
     """
     mapping = read_mapping(run, manifest)
@@ -108,28 +109,28 @@ def read_config(
 
 
 def refuse_code(run: Path, named: Mapping[str, str], consent: str = RUN_CODE) -> None:
-    """Raise UserError if a folder names code that is not ours; `consent` is what the user may say to run it."""
+    """Raise UserError if a folder names code that is not part of gradroute; `consent` is the option that allows it."""
     if named:
         names = ", ".join(dict.fromkeys(named.values()))
-        raise UserError(f"{run}: is made with code that is not part of gradroute, {names}; {consent} runs it, if you "
+        raise UserError(f"{run}: names code that is not part of gradroute, {names}; give {consent} to run it, if you "
                         "trust it")  # fmt: skip
 
 
 def predicates(config: Config) -> dict[str, str]:
-    """The import paths that the groups of a configuration name, by key."""
+    """Return the import paths of the predicates of a configuration's groups, by key."""
     rules = config.routing.groups.items()
     return {f"routing.groups.{name}.predicate": rule.predicate for name, rule in rules if rule.predicate}
 
 
 def read_rerun(run: Path, given: Iterable[str] = (), run_code: bool = False) -> Config:
-    """The configuration to repeat a run by.
+    """Return the configuration for repeating a run.
 
     Args:
-        given: the keys that the user changes, such as `output_dir`: they need no trust in the folder.
+        given: the keys that the user changes, such as `output_dir`: the folder's values do not count there.
         run_code: whether code that the folder names may run.
 
-    Raises: UserError if the folder is no run or is damaged; if it names code; or if it would write outside of the
-        current folder, where the user has not said so.
+    Raises: UserError if the folder is not a run or is damaged; if it names code and `run_code` is false; or if it
+        would write outside of the current folder and the user has not given `output_dir`.
     """
     config, given = read_config(run, read_manifest(run), run_code), set(given)
     if not run_code:
@@ -142,9 +143,10 @@ def read_rerun(run: Path, given: Iterable[str] = (), run_code: bool = False) -> 
 
 
 def twin(config: Config) -> tuple[Path, bool] | None:
-    """A run of this version with the same configuration, seed included, in the same output folder; is it finished?
+    """Find a run of this version with the same configuration and seed in the same output folder.
 
-    One that is not finished can be resumed: no process is at work in it, and it has checkpoints.
+    Returns: its folder, and whether it is finished; or None. An unfinished run is returned only if it can be resumed:
+        it has checkpoints, and no process is using it.
     """
     wanted, unfinished = run_identity(to_mapping(config)), list[Path]()
     pattern = f"*_{config_hash(config)}_seed{config.seed}*"
@@ -164,7 +166,7 @@ def twin(config: Config) -> tuple[Path, bool] | None:
 
 
 def state(run: Path, manifest: Mapping[str, Any]) -> str:
-    """How the run stands; `killed` if it says that it is running and no process is at work in it."""
+    """Return the state of a run: `killed, …` if its manifest says `running` and no process holds its folder."""
     said = str(manifest["state"])
     if said != "running" or locks.in_use(run):
         return said
@@ -172,9 +174,9 @@ def state(run: Path, manifest: Mapping[str, Any]) -> str:
 
 
 def read_names(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What `figures.json` says of a run: the kind of its task, groups, regions, and what it found out.
+    """Return the content of `figures.json`: the kind of task, groups, regions, and sizes of the data.
 
-    Of images that is their `shape` and the number of `classes`, of documents the size of the `vocabulary`.
+    The sizes are the `shape` of images and the number of `classes`, or the size of the `vocabulary` of documents.
     Raises: UserError.
     """
     path = run / "figures.json"
@@ -182,16 +184,17 @@ def read_names(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     found = names if isinstance(names, dict) else {}
     groups, regions, shape = (found.get(key) for key in ("groups", "regions", "shape"))
     if not isinstance(groups, list) or not all(isinstance(g, str) for g in groups) or not isinstance(regions, dict):
-        raise UserError(f"{path}: damaged (no names of groups and regions)")
+        raise UserError(f"{path}: damaged (it has no names of groups and regions)")
     vocabulary, classes = found.get("vocabulary", 1), found.get("classes", 1)
     if type(vocabulary) is not int or not 1 <= vocabulary <= VOCABULARY:
         raise UserError(f"{path}: damaged (vocabulary={vocabulary}: must be from 1 to {VOCABULARY})")
     if shape is not None or "vocabulary" not in found:
         sides = shape[-2:] if isinstance(shape, list) and (len(shape) == 2 or shape[:-2] == [3]) else []
         if len(sides) != 2 or not all(type(n) is int and 1 <= n <= SIDE for n in sides):
-            raise UserError(f"{path}: damaged (shape={shape}: must be two numbers from 1 to {SIDE}, or 3 and these)")
+            right = f"[height, width] or [3, height, width], from 1 to {SIDE}"
+            raise UserError(f"{path}: damaged (shape={shape}: must be {right})")
     if type(classes) is not int or not 1 <= classes <= CLASSES:
         raise UserError(f"{path}: damaged (classes={classes}: must be from 1 to {CLASSES})")
-    # runs of version 0.1 do not say of which kind they are
+    # runs of version 0.1 do not state their kind
     old = "language" if "vocabulary" in found else "classification" if "classes" in found else "reconstruction"
     return {"kind": old, **found}

@@ -1,4 +1,4 @@
-"""Reading the tables of a run folder: metrics and ledger."""
+"""Read the tables of a run folder: metrics, ledger and summary."""
 
 import csv
 import io
@@ -11,14 +11,14 @@ from gradroute.records.metrics import COLUMNS, LEDGER_COLUMNS
 from gradroute.records.run_reader import read_file
 from gradroute.records.safe_reading import read_json, read_text
 
-NAMES = ("group", "head", "region", "metric")  # of a row of the summary
-LONGEST = 500  # characters of one
+NAMES = ("group", "head", "region", "metric")  # the names in a row of the summary
+LONGEST = 500  # characters; a name must have fewer
 
 
 def read_ledger(run: Path, manifest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The rows of `ledger.csv`, numbers as numbers and empty cells as None; `manifest` as in `read_file`.
+    """Return the rows of `ledger.csv`, numbers as numbers and empty cells as None; `manifest` as in `read_file`.
 
-    Raises: UserError if it is damaged.
+    Raises: UserError if the file is damaged.
     """
 
     def read(column: str, cell: str) -> Any:
@@ -29,23 +29,23 @@ def read_ledger(run: Path, manifest: Mapping[str, Any] | None = None) -> list[di
     rows = _read_table(run, "ledger.csv", manifest, LEDGER_COLUMNS, read)
     for number, row in enumerate(rows, 2):
         if row["from_step"] is None or row["to_step"] is None or row["from_step"] >= row["to_step"]:
-            raise UserError(f"{run}/ledger.csv: damaged (line {number}: its steps are no window)")
+            raise UserError(f"{run}/ledger.csv: damaged (line {number}: from_step must be below to_step)")
     return rows
 
 
 def read_metrics(run: Path, manifest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The rows of `metrics.csv` with `step` and `value` as numbers; `manifest` as in `read_file`.
+    """Return the rows of `metrics.csv` with `step` and `value` as numbers; `manifest` as in `read_file`.
 
-    Raises: UserError if it is damaged.
+    Raises: UserError if the file is damaged.
     """
     kinds: dict[str, Callable[[str], Any]] = {"step": _step, "value": float}
     return _read_table(run, "metrics.csv", manifest, COLUMNS, lambda column, cell: kinds.get(column, str)(cell))
 
 
 def read_summary(run: Path, manifest: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The rows of `summary.json`, the last measurements of each group; `manifest` as in `read_file`.
+    """Return the rows of `summary.json`, the last measurements of each group; `manifest` as in `read_file`.
 
-    Raises: UserError if it is damaged, or has none.
+    Raises: UserError if the file is damaged or has no rows.
     """
     path = run / "summary.json"
     summary = read_json(read_file(run, path.name, manifest), path)

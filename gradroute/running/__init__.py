@@ -1,1 +1,1 @@
-"""One run or many, from checked configurations to their folders."""
+"""Make one run or many from checked configurations; resume, verify and track them."""

@@ -1,4 +1,4 @@
-"""How a command ends: mistakes in one line, and the exit status that says whose they were."""
+"""End a command: report an error in one line, and choose the exit status."""
 
 import os
 import re
@@ -10,13 +10,13 @@ from typing import Any, get_type_hints
 from gradroute.config.schema import Config
 from gradroute.errors import UserError, nearest, plain_text, unknown
 
-LONGEST = 1000  # characters of a message; what was given may be longer
-CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell has it
-READERS = ("hydra", "omegaconf", "antlr4", "yaml")  # packages that read what the user wrote
+LONGEST = 1000  # characters of a message, which may quote long input
+CLOSED_PIPE = 141  # 128 + SIGPIPE, as in a shell
+READERS = ("hydra", "omegaconf", "antlr4", "yaml")  # packages that parse the user's input
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line; of Hydra's and OmegaConf's, the lines that say most."""
+    """Return an error's message on one line; for Hydra and OmegaConf, only the lines that matter."""
     if said := _of_override(error) or _of_option(error) or _of_yaml(error):
         return said
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -29,7 +29,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _of_override(error: BaseException) -> str | None:
-    """What is wrong with an override that Hydra's grammar cannot read, and how it is quoted."""
+    """Say what is wrong with an override that Hydra cannot parse, and how to quote it; None for another error."""
     from hydra.errors import OverrideParseException
 
     if not isinstance(error, OverrideParseException):
@@ -37,19 +37,19 @@ def _of_override(error: BaseException) -> str | None:
     override = str(error.override).strip("\"'")
     key, equals, value = override.partition("=")
     if not equals:
-        return f"{override}: is no override; give key=value, and a value with spaces in quotes: 'output_dir=my runs'"
+        return f"{override}: is not an override; give key=value, and quote a value with spaces: 'output_dir=my runs'"
     if re.search(r"\s$|^\s", key) or not key:
-        return f"{override}: is no override; write key=value without spaces around ="
+        return f"{override}: is not an override; give key=value without spaces around ="
     bare = value.strip("\"'").replace("\\", "\\\\").replace('"', '\\"')
-    return f"{override}: the value cannot be read; a text with special characters needs quotes: '{key}=\"{bare}\"'"
+    return f"{override}: the value cannot be read; quote a text with special characters: '{key}=\"{bare}\"'"
 
 
 def _of_option(error: BaseException) -> str | None:
-    """What there is instead of an option that a group of configurations does not have."""
+    """Suggest an option if the one given is not in its group of configurations; None for another error."""
     from hydra.errors import MissingConfigException
 
     found = re.search(r"In '(.+)': .*\n+Available options in '(.+)':", str(error))
-    if not isinstance(error, MissingConfigException) or not found or found[2] == "hydra/launcher":  # see `_suggest`
+    if not isinstance(error, MissingConfigException) or not found or found[2] == "hydra/launcher":  # left to `_suggest`
         return None
     option = str(error.missing_cfg_file).removeprefix(f"{found[2]}/")
     what = unknown(f"value of {found[2]}:", option, [name for name in error.options or () if name[0] != "_"])
@@ -57,7 +57,7 @@ def _of_option(error: BaseException) -> str | None:
 
 
 def _of_yaml(error: BaseException) -> str | None:
-    """What is wrong with a YAML file, and where."""
+    """Say what is wrong with a YAML file, and where; None for another error."""
     import yaml
 
     if not isinstance(error, yaml.YAMLError):
@@ -66,11 +66,11 @@ def _of_yaml(error: BaseException) -> str | None:
     where = f"{mark.name}, line {mark.line + 1}: " if mark is not None else ""
     problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
     hint = "; indent with spaces, not tabs" if "\\t" in problem else ""
-    return f"{where}is no YAML ({problem}){hint}"
+    return f"{where}is not valid YAML ({problem}){hint}"
 
 
 def _known_keys(kind: Any, prefix: str = "", depth: int = 3) -> list[str]:
-    """Every key of a dataclass of the schema, and of those in it."""
+    """Return every key of a dataclass of the schema, nested ones included."""
     found = []
     for entry, hint in ((entry, get_type_hints(kind)[entry.name]) for entry in fields(kind)):
         found.append(f"{prefix}{entry.name}")
@@ -83,16 +83,16 @@ def _suggest(message: str) -> str:
     """Add the nearest valid key to Hydra's report of an unknown one."""
     if launcher := re.search(r"Could not find 'hydra/launcher/((joblib|submitit|ray)\w*)'", message):
         extra = {"submitit": "slurm"}.get(launcher[2], launcher[2])
-        return f"hydra/launcher={launcher[1]}: its package is not installed: pip install 'gradroute[{extra}]'"
+        return f"hydra/launcher={launcher[1]}: its package is not installed; use pip install 'gradroute[{extra}]'"
     found = re.search(r"Could not override '([^']+)'", message)
     if not found:
         return message
     near = nearest(found[1], _known_keys(Config))
-    return f"unknown key '{found[1]}'; " + (f"did you mean {' or '.join(near)}?" if near else "see --cfg job")
+    return f"unknown key '{found[1]}'; " + (f"did you mean {' or '.join(near)}?" if near else "use --cfg job")
 
 
 def _while_reading(error: BaseException) -> bool:
-    """Whether it was raised while Hydra read files and overrides, and not in code of ours that Hydra called."""
+    """Return whether Hydra raised the error while it read files and overrides, not our code that it called."""
     trace, last = error.__traceback__, ""
     while trace is not None:
         package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
@@ -102,7 +102,7 @@ def _while_reading(error: BaseException) -> bool:
 
 
 def report_failure(error: Exception) -> int:
-    """Print an error in one line; returns the exit status it stands for."""
+    """Print an error in one line and return the exit status for it."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -110,12 +110,12 @@ def report_failure(error: Exception) -> int:
     line = plain_text(_suggest(one_line(error)))
     print(f"error: {line if len(line) <= LONGEST else line[:LONGEST] + ' …'}", file=sys.stderr)
     if not mistake:
-        print("(the traceback is shown with HYDRA_FULL_ERROR=1)", file=sys.stderr)
+        print("(set HYDRA_FULL_ERROR=1 to see the traceback)", file=sys.stderr)
     return 2 if mistake else 1
 
 
 def _close_quietly() -> None:
-    """Let nothing more be written to an output that nobody reads, so that no error comes of it at exit."""
+    """Redirect a standard output that nobody reads to the null device, so that exiting raises no error."""
     try:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, sys.stdout.fileno())
@@ -125,21 +125,21 @@ def _close_quietly() -> None:
 
 
 def _open_closed() -> None:
-    """Have what is written to a standard output or error that the shell closed (`>&-`) go nowhere."""
+    """Redirect a standard output or error that the shell closed (`>&-`) to the null device."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 # for as long as the process lives
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 # open until the process ends
 
 
 def guarded(action: Callable[[], None]) -> int:
-    """Run a command; returns its exit status.
+    """Run a command and return its exit status.
 
-    0 is done, 2 the user's mistake, 1 a failure, 130 or 143 interrupted, 141 an output that was closed. A traceback is
-    shown only with `HYDRA_FULL_ERROR=1`.
+    0: done; 1: failed; 2: the user's mistake; 130 or 143: interrupted; 141: the output was closed. A traceback is shown
+    only with `HYDRA_FULL_ERROR=1`.
     """
     _open_closed()
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand errors to us instead of printing them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them
     try:
         action()
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The jobs of a sweep, wherever they are made: one index of what each is at, a table of it, and its headline."""
+"""The jobs of a sweep, in any process: an index of their states, and tables of it."""
 
 import csv
 import io
@@ -26,13 +26,13 @@ FOLDER = "jobs"
 TABLE = "jobs.csv"
 COLUMNS = ("job", "state", "seconds", "headline", "overrides", "error", "host")
 _SEEN: dict[tuple[Path, int], dict[str, Any]] = {}
-SHOWN = 40  # of the latest jobs, on the terminal
+SHOWN = 40  # number of latest jobs shown on the terminal
 MAIN = (("decoder", "mse"), ("decoder", "accuracy"), ("model", "cross_entropy"))
 
 
 @dataclass
 class Job:
-    """What one line of a sweep asked for, and its runs' folders or what went wrong."""
+    """One job of a sweep: its overrides and configurations, and the folder or error of each run."""
 
     overrides: list[str]
     configs: list[Config] = field(default_factory=list)
@@ -40,25 +40,25 @@ class Job:
     number: int = 0
 
     def failures(self) -> list[Exception]:
-        """What went wrong."""
+        """Return the errors of the job's runs."""
         return [outcome for outcome in self.outcomes if isinstance(outcome, Exception)]
 
 
 class Noted(Callback):
-    """Hydra tells it where a sweep begins; that is in the process that is waited for, not in those of the jobs."""
+    """Hydra callback that notes a sweep's folder, in the process that launches the jobs."""
 
     folder: Path | None = None
-    again: bool = False  # jobs that were lost are tried once more
+    again: bool = False  # whether lost jobs are being retried
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remember the folder, and forget what an earlier sweep left in it."""
+        """Note the folder, and remove the index that an earlier sweep left in it."""
         Noted.folder = Path(config.hydra.sweep.dir)
         if not Noted.again:
             shutil.rmtree(Noted.folder / FOLDER, ignore_errors=True)
 
 
 def headline(run: Path) -> str:
-    """What a finished run is about, in a few words: its model's error, mean over groups, and its localization."""
+    """Return a finished run's main results: its model's error, mean over groups, and its localization."""
     rows = read_run(run).rows
     words = []
     for head, metric in MAIN:
@@ -73,13 +73,13 @@ def _seconds(run: Path) -> float:
 
 
 class Index:
-    """One file for each job in the folder of a sweep, written by the process that makes it."""
+    """The index of a sweep: one file per job in its folder, written by the process that makes the job."""
 
     def __init__(self, sweep: Path) -> None:
         self.sweep, self.folder = sweep, sweep / FOLDER
 
     def note(self, job: Job, state: str, began: float = 0.0) -> None:
-        """Write where a job is, and what its finished runs took."""
+        """Write a job's state and the results of its finished runs; `began` is its start in seconds since the epoch."""
         runs = [outcome for outcome in job.outcomes if isinstance(outcome, Path)]
         errors = [one_line(error) for error in job.failures()]
         entry = {
@@ -92,11 +92,11 @@ class Index:
         write_atomically(self.folder / f"{job.number:06}.json", json.dumps(entry, indent=2) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Every job's entry, by number."""
+        """Return the entries of all jobs, by number."""
         return [_entry(path) for path in sorted(self.folder.glob("*.json"))]
 
     def make(self, job: Job) -> None:
-        """Make a job's runs in this process, unless it is settled, and note how it goes."""
+        """Make a job's runs in this process, unless it is settled, and note its state."""
         found = self.folder / f"{job.number:06}.json"
         if found.exists() and _settled(json.loads(found.read_text())):
             return
@@ -106,7 +106,7 @@ class Index:
         try:
             if not job.outcomes:
                 from gradroute.running.runner import execute
-                from gradroute.training.devices import own_gpu  # only now: torch takes seconds
+                from gradroute.training.devices import own_gpu  # imported late: torch takes seconds
 
                 own_gpu(self.folder)
                 job.outcomes = execute(job.configs, reuse=True, watch=lambda step, rows: None)
@@ -115,24 +115,24 @@ class Index:
             self.note(job, state, began)
 
     def lost(self) -> list[dict[str, Any]]:
-        """The jobs that are worth another try: their process is gone, or the machine was the cause."""
+        """Return the entries of jobs to retry: their process is gone, or the machine made them fail."""
         return [entry for entry in self.read() if not _settled(entry)]
 
     def jobs(self) -> list[Job]:
-        """The jobs as they ended; one that did not has its loss as its outcome."""
+        """Return the jobs with their outcomes; a job that did not end has an error as its outcome."""
         found = []
         for entry in self.read():
             job = Job(entry["overrides"], number=entry["job"])
             job.outcomes = [Path(os.path.normpath(self.sweep / run)) for run in entry["runs"]]
             if entry["state"] not in ("finished", "failed"):
-                job.outcomes.append(UserError("its process was lost; give the command again to go on with it"))
+                job.outcomes.append(UserError("its process was lost; give the same command again to resume it"))
             elif entry["error"]:
                 job.outcomes.append(UserError(entry["error"]))
             found.append(job)
         return found
 
     def write_table(self) -> None:
-        """Write `jobs.csv`, all jobs in one table."""
+        """Write all jobs to one table, `jobs.csv`."""
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
@@ -141,8 +141,8 @@ class Index:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    """A job's entry; a settled one, which changes no more, is read once: the live table asks for all every second."""
-    key = (path, path.stat().st_mtime_ns)  # another sweep may come to the same folder
+    """Read a job's entry, a settled one only once: the live table reads all of them every second."""
+    key = (path, path.stat().st_mtime_ns)  # another sweep may use the same folder
     if key in _SEEN:
         return _SEEN[key]
     entry: dict[str, Any] = json.loads(path.read_text())
@@ -156,7 +156,7 @@ def _settled(entry: Mapping[str, Any]) -> bool:
 
 
 def table(folder: Path | None) -> Any:
-    """The index for the terminal: how many jobs are where, and the latest of them."""
+    """Return the index as a table for the terminal: the number of jobs in each state, and the latest jobs."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -179,7 +179,7 @@ def table(folder: Path | None) -> Any:
 
 
 def say(folder: Path) -> None:
-    """Print the index, once all is done."""
+    """Print the index after the last job."""
     from gradroute.reporting.terminal import terminal
 
     terminal(200).print(table(folder))

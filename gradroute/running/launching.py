@@ -1,4 +1,4 @@
-"""Sweeps by a launcher of Hydra in other processes: watched, and what the machine lost tried once more."""
+"""Run sweeps by a Hydra launcher in other processes: show their jobs, and retry those that the machine lost."""
 
 import shutil
 import sys
@@ -13,7 +13,7 @@ from gradroute.running.jobs import Index, Noted, table
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Show the index while jobs are made elsewhere: live on a terminal."""
+    """Show the index live on a terminal while other processes make the jobs."""
     from rich.live import Live
 
     from gradroute.reporting.terminal import Terminal
@@ -27,20 +27,20 @@ def shown() -> Iterator[None]:
 
 
 def launched(sweep: Callable[[], None]) -> None:
-    """Have a launcher make the jobs, and once more those that the machine lost, or had no memory for.
+    """Have a launcher make the jobs, and retry once those whose process was lost or had too little memory.
 
-    Raises: what the launcher does, if it did not begin a job, or lost some a second time.
+    Raises: the launcher's error, if it began no job or if its last attempt ended with one.
     """
     if "hydra/launcher=submitit_slurm" in sys.argv and shutil.which("srun") is None:
-        raise UserError("hydra/launcher=submitit_slurm: this machine has no Slurm (no srun); submitit_local needs none")
+        raise UserError("hydra/launcher=submitit_slurm: this machine has no Slurm (no srun); use submitit_local")
     Noted.folder, Noted.again = None, False
     arguments = list(sys.argv)
     try:
         error = _tried(sweep)
-        folder: Path | None = Noted.folder  # as Hydra told it in between
+        folder: Path | None = Noted.folder  # set by Hydra during the sweep
         if folder and (lost := Index(folder).lost()):
             for entry in lost:
-                print(f"once more: {' '.join(entry['overrides'])} ({entry['error'] or 'lost'})", file=sys.stderr)
+                print(f"retry: {' '.join(entry['overrides'])} ({entry['error'] or 'lost'})", file=sys.stderr)
             Noted.again = True
             sys.argv = [a for a in arguments if not a.startswith("hydra.sweep.dir=")]
             sys.argv.append(f"hydra.sweep.dir={literal(str(folder))}")
@@ -52,7 +52,7 @@ def launched(sweep: Callable[[], None]) -> None:
 
 
 def _tried(sweep: Callable[[], None]) -> Exception | None:
-    """Run a sweep; returns what ended it if jobs were begun, which are in the index then."""
+    """Run a sweep and return the error that ended it, or None. Raises: that error if no job was begun."""
     try:
         with shown():
             sweep()

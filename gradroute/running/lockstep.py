@@ -1,4 +1,4 @@
-"""The steps of one run, or of several in lockstep."""
+"""Make the steps of one run, or of several in lockstep."""
 
 import errno
 import time
@@ -23,7 +23,7 @@ UNWRITABLE = (
 
 
 class Checkpointer:
-    """Saves checkpoints of runs while they train, every few minutes and when a signal came."""
+    """Saves checkpoints of runs in training, every few minutes and when a signal arrives."""
 
     def __init__(self, runs: Sequence[Run], fit: Fit) -> None:
         self.runs, self.fit = runs, fit
@@ -31,7 +31,7 @@ class Checkpointer:
         self.due = time.monotonic() + self.every
 
     def after_update(self) -> None:
-        """Write checkpoints if it is time to, and end if a signal came."""
+        """Write checkpoints if they are due or a signal came; after a signal, end."""
         if not signals.asked() and time.monotonic() < self.due:
             return
         self.fit.check_parameters()
@@ -46,7 +46,7 @@ class Checkpointer:
 
 
 def _train(runs: Sequence[Run], fit: Fit) -> None:
-    """One training of every run, from where it was."""
+    """Make one training of every run, from its checkpoint if it is resumed."""
     keeper = Checkpointer(runs, fit)
     with signals.held():
         if runs[0].fit is not None:
@@ -60,7 +60,7 @@ def _train(runs: Sequence[Run], fit: Fit) -> None:
 
 
 def advance(runs: list[Run], step: str) -> dict[Run, Exception]:
-    """One step of every run, trainings in lockstep; returns the runs that failed alone, which did not end it."""
+    """Make one step of every run, trainings in lockstep; return the errors of runs that failed without the others."""
     failed: dict[Run, Exception] = {}
     made: dict[Run, Iterator[Training]] = {}
 
@@ -95,19 +95,19 @@ def advance(runs: list[Run], step: str) -> dict[Run, Exception]:
 
 
 def explained(error: Exception, run: Path | None, config: Config, stacked: int) -> Exception:
-    """A lack of memory, or a folder that cannot be written, in a line that says what to do; else the error as it is."""
+    """Return an error that says what to do about too little memory or an unwritable folder; else the same error."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
         other = locate(config.task[TARGET], "task").when_out_of_memory(config, stacked)
         return MachineError(f"out of memory: lower trainer.batch_size (now {config.trainer.batch_size}) or {other}")
     if run is not None and isinstance(error, OSError) and error.errno in UNWRITABLE:
         what = error.strerror if run.is_dir() else "the folder is gone"
-        then = f"then gradroute-run resume={run} goes on" if run.is_dir() else "give it to one process only"
+        then = f"when it can, use gradroute-run resume={run}" if run.is_dir() else "let only one process use it"
         return UserError(f"{run}: cannot be written ({what}); {then}")
     return error
 
 
 def make_steps(runs: list[Run]) -> None:
-    """Every step of runs of one shape; what befalls one does not stop the others."""
+    """Make every step of runs of one shape; a run that fails does not stop the others."""
     going, together = list(runs), len(runs)
     try:
         for step in [step for step in runs[0].steps if step not in runs[0].done]:

@@ -1,4 +1,4 @@
-"""What one command is to make: its jobs, their runs, and what is said of them at the end."""
+"""What one command makes: its jobs, their runs, and the report at the end."""
 
 import itertools
 import json
@@ -14,34 +14,34 @@ from gradroute.running.jobs import Index, Job
 
 @dataclass
 class Plan:
-    """The jobs of one command; `folder` is None if it is no sweep, `resumed` the run that its only job goes on with."""
+    """The jobs of one command; `folder` is that of a sweep, or None; `resumed` is the run that its only job resumes."""
 
     folder: Path | None = None
     jobs: list[Job] = field(default_factory=list)
     resumed: Path | None = None
-    elsewhere: bool = False  # its jobs are made in processes of their own
+    elsewhere: bool = False  # whether other processes make its jobs
 
     def execute(self) -> None:
-        """Make the runs that are not made yet: only now, so that those of several jobs can be trained together."""
+        """Make the missing runs, all in one call, so that runs of several jobs can be trained together."""
         todo = [job for job in self.jobs if job.configs and not job.outcomes]
         if not todo:
             return
-        from gradroute.running.runner import execute  # only now, so that --help and mistakes are quick
+        from gradroute.running.runner import execute  # imported late, so that --help and mistakes are quick
 
         outcomes = iter(execute([c for job in todo for c in job.configs], self.folder is not None, self.resumed))
         for job in todo:
             job.outcomes = list(itertools.islice(outcomes, len(job.configs)))
         if self.folder is None:
             return
-        for job in todo:  # what the machine had no room for beside others, once more, alone
+        for job in todo:  # retry alone what ran out of memory beside others
             for place, outcome in enumerate(job.outcomes):
                 if isinstance(outcome, MachineError):
                     report_failure(outcome)
-                    print(f"once more: {' '.join(job.overrides)}", file=sys.stderr)
+                    print(f"retry: {' '.join(job.overrides)}", file=sys.stderr)
                     job.outcomes[place] = execute([replace(job.configs[place], stack=1)], True)[0]
 
     def compare(self) -> None:
-        """Compare the runs, where there are several, on the terminal and in the sweep's folder."""
+        """Compare several runs on the terminal and in the sweep's folder."""
         runs = list(dict.fromkeys(o for job in self.jobs for o in job.outcomes if isinstance(o, Path)))
         if self.folder is None and len(runs) < 2:
             return
@@ -69,11 +69,11 @@ class Plan:
             print(self.folder)
 
     def failures(self) -> list[tuple[Job, Exception]]:
-        """What went wrong, with the job it belongs to."""
+        """Return every error with the job it belongs to."""
         return [(job, failure) for job in self.jobs for failure in job.failures()]
 
     def finish(self) -> None:
-        """Make the runs, compare them, and say what failed; raises the last failure."""
+        """Make the runs, compare them, and report failures. Raises: the last failure."""
         self.execute()
         self.compare()
         failures = self.failures()

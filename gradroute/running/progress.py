@@ -1,4 +1,4 @@
-"""What the terminal shows while a run goes on; plain lines where the output is no terminal."""
+"""Show the progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ TITLES = {
 
 
 def describe(means: dict[Term, float]) -> str:
-    """The losses of an epoch on one line."""
+    """Return the losses of an epoch on one line."""
     return "  ".join(
         f"{term.head} {term.metric} {term.group if term.region == 'all' else term.region} {mean:.4f}"
         for term, mean in means.items()
@@ -30,9 +30,9 @@ def describe(means: dict[Term, float]) -> str:
 
 
 class Progress:
-    """A bar with the time left on a terminal, one line an epoch elsewhere; every line also goes to the log.
+    """A bar with the time left on a terminal, one line per epoch elsewhere; every line also goes to the log.
 
-    With `quiet` only to the log: of runs that are trained together the first one shows its losses.
+    With `quiet`, lines go to the log only: of runs that are trained together, only the first one is shown.
     """
 
     def __init__(self, log: Callable[[str], None], quiet: bool = False) -> None:
@@ -45,7 +45,7 @@ class Progress:
 
     @contextmanager
     def running(self, title: str) -> Iterator[None]:
-        """Show the epochs made inside under `title`."""
+        """Show the epochs inside the context under `title`."""
         self._title = title
         if not self._console.is_terminal:
             yield
@@ -58,7 +58,7 @@ class Progress:
         self._bar = None
 
     def epoch(self, epoch: int, epochs: int, means: dict[Term, float]) -> None:
-        """Show that an epoch ended with these mean losses."""
+        """Show the mean losses of an epoch that ended."""
         line = f"{self._title}: epoch {epoch}/{epochs}  {describe(means)}"
         self._log(line)
         if self._bar:
@@ -67,7 +67,7 @@ class Progress:
             self._print(line)
 
     def _print(self, what: str | Table) -> None:
-        """Print for people; a closed pipe ends the command, and a closed terminal the printing."""
+        """Print to the terminal; a closed pipe ends the command, a closed terminal only the printing."""
         options: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": isinstance(what, str)}
         try:
             self._console.print(what, **options)
@@ -77,7 +77,7 @@ class Progress:
             self._console = Terminal(quiet=True)
 
     def headline(self, path: Path, final: Sequence[dict[str, Any]], groups: Sequence[str]) -> None:
-        """Print the run's headline numbers, one row a head, one column a group, and the folder."""
+        """Print the run's main results, one row per head and one column per group, and its folder."""
         metric = next((m for m in TITLES if any(row["metric"] == m for row in final)), "cross_entropy")
         table = Table()
         table.add_column("head")

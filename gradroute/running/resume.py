@@ -1,4 +1,4 @@
-"""Save a run to a checkpoint in its folder, and restore it from there to the bit."""
+"""Save a run to a checkpoint in its folder, and restore it exactly."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from gradroute.training.weights import read_weights
 
 
 def save_checkpoint(run: RunState, fit: Mapping[str, Any] | None) -> None:
-    """Write a checkpoint: what the run is, and with `fit` where its present training is."""
+    """Write a checkpoint of a run; `fit` is the state of its current training, None between trainings."""
     position = f"{len(run.done)} steps, {run.trainings_done} trainings, {fit['step'] if fit else 0} updates"
     task, cuda = run.task, run.task.device.type == "cuda"
     state = {
@@ -29,16 +29,16 @@ def save_checkpoint(run: RunState, fit: Mapping[str, Any] | None) -> None:
 
 
 def restore(run: RunState, steps: Mapping[str, Step], checkpoint: Checkpoint | None) -> None:
-    """Be what the run was; `steps` are its steps by name.
+    """Restore a run from a checkpoint, or from its beginning without one; `steps` are its steps by name.
 
-    Raises: UserError if the checkpoint is not of this run, or the data set is another.
+    Raises: UserError if the checkpoint is of another run, or if the data set has changed.
     """
     folder, task = run.folder, run.task
     if folder.manifest.get("dataset_sha256") != task.sha256:
         raise UserError(f"{folder.path}: the data set is not the one that the run began with (by its SHA-256)")
     if checkpoint is None:
         folder.resume(0.0, [], 0)
-        folder.log("starts again: there is no checkpoint")
+        folder.log("starts from the beginning: there is no checkpoint")
         return
     state = read_state(checkpoint, task.device)
     try:
@@ -55,7 +55,7 @@ def restore(run: RunState, steps: Mapping[str, Step], checkpoint: Checkpoint | N
         folder.resume(float(state["seconds"]), state["rows"], run.updates)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{folder.path / checkpoint.name}: is no checkpoint of this run ({reason})") from None
+        raise UserError(f"{folder.path / checkpoint.name}: is not a checkpoint of this run ({reason})") from None
     task.at_step(max(0, run.updates - 1))
     for name in run.done:
         steps[name].again(run)
@@ -63,7 +63,7 @@ def restore(run: RunState, steps: Mapping[str, Step], checkpoint: Checkpoint | N
 
 
 def _restore_weights(run: RunState, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
-    """Load the weights of what was trained; those of modules that a step makes wait until it does."""
+    """Load the weights of what was trained; keep those of modules that a step makes until it makes them."""
     for name in state["more"]:
         run.task.make(name)
     file = f"{checkpoint.name}/{checkpoints.WEIGHTS}"
@@ -71,5 +71,5 @@ def _restore_weights(run: RunState, checkpoint: Checkpoint, state: Mapping[str, 
     with safe_open(run.folder.path / file, "pt") as weights:
         for name in state["modules"]:
             prefix = f"steps.{name}."
-            own = [key for key in weights.keys() if key.startswith(prefix)]  # noqa: SIM118 # it is no mapping
+            own = [key for key in weights.keys() if key.startswith(prefix)]  # noqa: SIM118 # not a mapping
             run.saved[name] = {key.removeprefix(prefix): weights.get_tensor(key) for key in own}

@@ -1,4 +1,4 @@
-"""One run in its folder: made, checkpointed, resumed and ended."""
+"""One run in its folder: make, checkpoint, resume and end it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,13 +24,13 @@ from gradroute.training.compiling import require_compiler
 
 
 class Pruned(Exception):
-    """A watcher gave a run up: it is not finished, and is not to be resumed."""
+    """Raised by a watcher that stops a run; the run is neither finished nor resumed."""
 
 
 class Run(RunState):
     """A run in its folder.
 
-    Raises: UserError for every mistake in the configuration or the data, before anything is written.
+    Raises: UserError for a mistake in the configuration or the data, before anything is written.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Run(RunState):
         """Check everything, then make the folder.
 
         Args:
-            data: the data set, if it is at hand. stacked: how many runs are trained together.
+            data: the data set, if it is loaded already. stacked: number of runs that are trained together.
             quiet: write to the log only, not to the terminal.
-            folder, checkpoint: of an unfinished run, to resume it; without a checkpoint it begins again.
-            helps: another process leads the run and alone writes to its folder.
-            watch: called after every evaluation while it trains.
+            folder, checkpoint: those of an unfinished run to resume; without a checkpoint it starts from the beginning.
+            helps: whether another process leads the run, and is the only one to write to its folder.
+            watch: called after every evaluation during training.
         """
         super().__init__()
         begun = folder if checkpoint else None
@@ -79,22 +79,22 @@ class Run(RunState):
 
     @property
     def trains(self) -> bool:
-        """Whether there is a training of its own to do, which other processes can help with."""
+        """Whether the run has a training of its own to do, which other processes can help with."""
         return "train" not in self.done and self.donor is None
 
     def checkpoint(self, fit: Mapping[str, Any] | None = None) -> None:
-        """Save what the run is, and where its present training is, to resume from."""
+        """Save a checkpoint to resume from; `fit` is the state of the current training."""
         if not isinstance(self.folder, Unwritten):
             save_checkpoint(self, fit)
 
     def end_step(self, step: str) -> None:
-        """Note a step as done, and save a checkpoint if there is another."""
+        """Mark a step as done, and save a checkpoint unless it is the last."""
         self.done, self.trainings_done = [*self.done, step], 0
         if step != list(self.steps)[-1]:
             self.checkpoint()
 
     def reuse_training(self, donor: Path) -> None:
-        """Be as if the run had trained as `donor` did. Raises: UserError if that is damaged."""
+        """Take over the training of the run in `donor`. Raises: UserError if that run is damaged."""
         reuse_training(self, donor)
 
     def _facts(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Run(RunState):
         return facts | {"stacked": self.stacked}
 
     def end(self, error: BaseException | None = None) -> None:
-        """Record how the run ended, and the checksum of every file."""
+        """Record how the run ended and, if it finished, the checksum of every file."""
         if self.tracker is not None:
             self.tracker.end(error)
         if error is None:
@@ -123,5 +123,5 @@ class Run(RunState):
                 state = f"pruned ({reason})"
             self.folder.log(f"ended: {reason}")
             self.folder.finish(state)
-        except OSError:  # the folder is full, read-only or gone, which may be why the run ends
+        except OSError:  # the folder is full, read-only or gone, which may be why the run ended
             self.folder.release()

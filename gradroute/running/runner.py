@@ -1,4 +1,4 @@
-"""Runs from checked configurations to their folders: alone, stacked, resumed, or not made again."""
+"""Make runs from checked configurations: alone or stacked, new or resumed; reuse those that are finished."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Outcome = Path | Exception
 
 @dataclass(frozen=True)
 class _Plan:
-    """A run to make: anew, or in the folder of one that was interrupted, from a checkpoint if it has one."""
+    """A run to make: a new one, or an interrupted one to resume in its folder, from a checkpoint if it has one."""
 
     config: Config
     folder: Path | None = None
@@ -30,7 +30,7 @@ class _Plan:
 
 
 def _run_together(plans: Sequence[_Plan], watch: Watch | None) -> list[Outcome]:
-    """Runs of one shape in lockstep, from their configurations to their folders."""
+    """Make runs of one shape in lockstep; return the folder or error of each."""
     outcomes: list[Run | Exception] = []
     runs: list[Run] = []
     for plan in plans:
@@ -50,7 +50,7 @@ def _run_together(plans: Sequence[_Plan], watch: Watch | None) -> list[Outcome]:
 
 
 def _help(config: Config) -> None:
-    """Train with the process that leads, and end when that is done."""
+    """Help the leading process to train, then end this process."""
     told = distributed.hear()
     if told is not None:
         folder = Path(told["folder"])
@@ -64,11 +64,11 @@ def _help(config: Config) -> None:
 
 
 def _resumed(config: Config, folder: Path) -> _Plan | Path:
-    """How to go on with a run. Raises: UserError if it is of another configuration, or no checkpoint is whole."""
+    """Plan to resume a run. Raises: UserError if its configuration differs, or if all checkpoints are damaged."""
     manifest = run_reader.read_manifest(folder)
     if keys := differences(run_reader.read_mapping(folder, manifest), to_mapping(config)):
-        right = f"leave {'them' if len(keys) > 1 else 'it'} out, or begin another run with rerun={folder}"
-        raise UserError(f"{folder}: cannot go on with another {', '.join(keys)}; {right}")
+        right = f"leave {'them' if len(keys) > 1 else 'it'} out, or start another run with rerun={folder}"
+        raise UserError(f"{folder}: cannot be resumed with another {', '.join(keys)}; {right}")
     if manifest["state"] == "finished":
         print(f"already finished: {folder}")
         return folder
@@ -76,7 +76,7 @@ def _resumed(config: Config, folder: Path) -> _Plan | Path:
 
 
 def _plan(config: Config) -> _Plan | Path:
-    """What there is to do for a run that a sweep asks for: nothing if it is there, finished."""
+    """Plan a run of a sweep, or return its folder if it is finished already."""
     found = run_reader.twin(config)
     if found is None:
         return _Plan(config)
@@ -87,9 +87,9 @@ def _plan(config: Config) -> _Plan | Path:
     try:
         checkpoint = checkpoints.newest(folder)
     except UserError as error:
-        print(f"starts again: {error}")
-        checkpoint = None
-    print(f"goes on: {folder}")
+        print(f"starts again: {folder} ({error})")
+        return _Plan(config, folder)
+    print(f"resumes: {folder}")
     return _Plan(config, folder, checkpoint)
 
 
@@ -123,12 +123,13 @@ def _execute(configs: Sequence[Config], reuse: bool, folder: Path | None, watch:
 def execute(
     configs: Sequence[Config], reuse: bool = False, folder: Path | None = None, watch: Watch | None = None
 ) -> list[Outcome]:
-    """Run checked configurations' steps; returns each one's folder, or why there is no finished one.
+    """Make the runs of checked configurations; return each one's folder, or the error that stopped it.
 
-    Those that can be are trained together, as `stack` says. With `reuse`, a run of the same configuration and version
-    is not made again: it is returned if it is finished, and gone on with if it was interrupted. With `folder`, that of
-    an interrupted run, its only configuration is gone on with there. `watch` looks on instead of
-    the terminal, and may raise `Pruned`.
+    Args:
+        configs: runs that can be trained together are, up to `stack` at a time.
+        reuse: return a finished run of the same configuration and version, or resume an interrupted one.
+        folder: of an interrupted run, which the only configuration resumes.
+        watch: called after every evaluation, with nothing shown on the terminal; may raise `Pruned`.
     """
     with signals.heard(), distributed.joined():
         if distributed.size() > 1:

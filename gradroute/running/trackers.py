@@ -1,4 +1,4 @@
-"""Experiment trackers beside the run folder's own records, through the libraries' own clients; off by default."""
+"""Experiment trackers, which add to a run folder's own records through their libraries' clients; off by default."""
 
 import importlib
 import re
@@ -17,34 +17,36 @@ from gradroute.steps.base import RunState
 
 
 class Tracker(ABC):
-    """Where a run's configuration and measurements are also written. Its constructor's arguments are `tracker:`.
+    """Base class of trackers, which also record a run's configuration and measurements.
+
+    The constructor's arguments are the keys of `tracker:`.
 
     Raises: UserError if its package is not installed, before anything is trained.
     """
 
     sends_to = ""
-    """The server that gets the records, if the configuration names one; a run's folder needs consent to name it."""
+    """The server that receives the records, if any; the user must agree to one that only a run folder names."""
 
     @abstractmethod
     def begin(self, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:
-        """A run begins in a folder, or goes on there; `config` has dotted keys."""
+        """Start to track a run in a folder, or to track a resumed one; `config` has dotted keys."""
 
     @abstractmethod
     def log(self, step: int, name: str, value: float) -> None:
-        """A measurement at an update."""
+        """Record a measurement at an update."""
 
     @abstractmethod
     def end(self, error: BaseException | None) -> None:
-        """The run ended, by an error if there is one."""
+        """Record that the run ended, and the error that ended it, if any."""
 
 
 def package(name: str, extra: str) -> ModuleType:
-    """A tracker's package. Raises: UserError if it is not installed."""
+    """Import a tracker's package. Raises: UserError if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        right = f"pip install 'gradroute[{extra}]'"
-        raise UserError(f"tracker={extra}: needs the package {extra} ({error}): {right}") from None
+        right = f"use pip install 'gradroute[{extra}]'"
+        raise UserError(f"tracker={extra}: needs the package {extra} ({error}); {right}") from None
 
 
 class TensorBoard(Tracker):
@@ -71,8 +73,8 @@ class MLflow(Tracker):
     """A run of MLflow.
 
     Args:
-        uri: of the tracking server, or a folder; null: what MLflow's own environment variables say.
-        experiment: its name; null: the run's.
+        uri: the tracking server or a folder; null for that of MLflow's own environment variables.
+        experiment: its name; null for the run's.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class Wandb(Tracker):
     """A run of Weights & Biases.
 
     Args:
-        project: its name. mode: `offline` writes to the folder of the experiment only, `online` also to the server.
+        project: its name. mode: `offline` writes only to the folder of the experiment, `online` also to the server.
     """
 
     def __init__(
@@ -128,12 +130,12 @@ class Wandb(Tracker):
 
 
 def _plain_name(name: str) -> str:
-    """A name as MLflow takes it."""
+    """Replace the characters of a name that MLflow does not allow."""
     return re.sub(r"[^\w./ -]", "_", name)
 
 
 class Tracking:
-    """A tracker at work on a run: every row of its metrics goes there as it is recorded."""
+    """The tracking of one run: every row of its metrics goes to the tracker as it is recorded."""
 
     def __init__(self, tracker: Tracker, run: RunState) -> None:
         self.tracker, self.folder = tracker, run.folder
@@ -142,11 +144,11 @@ class Tracking:
         run.folder.listeners.append(self.log)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Pass a row of the metrics on; where the tracker fails, the run goes on and its log says so."""
+        """Pass on a row of the metrics; if the tracker fails, log the error and stop tracking, not the run."""
         name = "/".join(str(row[key]) for key in ("split", "metric", "head", "region", "group"))
         try:
             self.tracker.log(int(row["step"]), name, float(row["value"]))
-        except Exception as error:  # whatever a client or its server raises: the run's own records are what counts
+        except Exception as error:  # no error of a client or its server may end the run
             self.folder.listeners.remove(self.log)
             self.folder.log(f"tracker: {error}; nothing more is sent")
 
@@ -159,28 +161,28 @@ class Tracking:
 
 
 def tracker_of(config: Config) -> Tracker | None:
-    """The tracker that a configuration names, if it names one. Raises: UserError if its package is not installed."""
+    """Return the tracker of a configuration, or None. Raises: UserError if its package is not installed."""
     return None if config.tracker is None else build(config.tracker, "tracker")
 
 
 def require_consent(config: Config, keys: Iterable[str]) -> None:
-    """Raise UserError if a run's folder names the server that records go to, and no key on the command line does."""
+    """Raise UserError if only a run's folder, and none of the user's `keys`, names the server that receives records."""
     if any(key.partition(".")[0] == "tracker" for key in keys):
         return
     tracker = tracker_of(config)
     if tracker is not None and tracker.sends_to:
         raise UserError(
-            f"tracker: the run's folder sends its records to {tracker.sends_to}; give tracker=null to send nothing, "
+            f"tracker: the run folder sends its records to {tracker.sends_to}; give tracker=null to send nothing, "
             "or repeat its key, such as tracker.uri=…, to agree"
         )
 
 
 def track(tracker: Tracker | None, run: RunState) -> Tracking | None:
-    """Let a tracker begin with a run. Raises: UserError if it cannot."""
+    """Start a tracker for a run; return None without one. Raises: UserError if it cannot start."""
     if tracker is None:
         return None
     try:
         return Tracking(tracker, run)
     except Exception as error:
         run.folder.release()
-        raise UserError(f"tracker: cannot begin ({first_line(error) or type(error).__name__})") from error
+        raise UserError(f"tracker: cannot start ({first_line(error) or type(error).__name__})") from error

@@ -1,4 +1,4 @@
-"""Check a finished run: its files, the ledger's claims, and its metrics computed again from the weights."""
+"""Check a finished run: its files, the ledger's claims, and its metrics, recomputed from the weights."""
 
 import itertools
 import math
@@ -18,13 +18,13 @@ from gradroute.routing.routes import Route, read_route
 if TYPE_CHECKING:
     from gradroute.tasks.base import Task
 
-TOLERANCE = 1e-3  # relative, of a metric computed again: other processors sum in another order
+TOLERANCE = 1e-3  # relative, of a recomputed metric: the order of sums depends on the processor
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One thing that a run says of itself, and what was found."""
+    """A claim that a run makes, whether it holds, and what was found."""
 
     what: str
     holds: bool
@@ -32,7 +32,7 @@ class Claim:
 
 
 def file_claims(run: Path, manifest: dict[str, Any]) -> Iterator[Claim]:
-    """Every file has the checksum that the manifest gives; no file is missing or came later."""
+    """Check that every file has the checksum in the manifest, and that no file was added."""
     listed = manifest["files"]
     damaged = []
     for name in listed:
@@ -49,7 +49,7 @@ def file_claims(run: Path, manifest: dict[str, Any]) -> Iterator[Claim]:
 
 
 def _values_in(route: Route, row: dict[str, Any]) -> list[tuple[float, float]]:
-    """Weight and forward factor at the updates of a ledger's row where they may be extreme: at its ends and kinks."""
+    """Return weight and forward factor at the updates of a ledger row where they may be extreme: its ends and kinks."""
     first, last = row["from_step"], row["to_step"] - 1
     kinks = [first, last, route.start, route.start + route.ramp, last if route.stop is None else route.stop]
     steps = {min(max(kink + offset, first), last) for kink in kinks for offset in (-1, 0, 1)}
@@ -57,13 +57,13 @@ def _values_in(route: Route, row: dict[str, Any]) -> list[tuple[float, float]]:
 
 
 def _weights_in(route: Route, row: dict[str, Any]) -> tuple[float, float]:
-    """Smallest and largest weight that the configuration asks for at the updates of a ledger's row."""
+    """Return the smallest and largest configured weight at the updates of a ledger row."""
     weights = [weight for weight, _ in _values_in(route, row)]
     return min(weights), max(weights)
 
 
 def _closed_in(route: Route, row: dict[str, Any]) -> bool:
-    """Whether no gradient may pass at any update of the row, by the mask or by the forward factor."""
+    """Return whether the mask or the forward factor stops the gradient at every update of the row."""
     return all(0 in values for values in _values_in(route, row))
 
 
@@ -72,9 +72,9 @@ def _close(a: float, b: float) -> bool:
 
 
 def ledger_claims(config: Config, ledger: Rows, points: int) -> Iterator[Claim]:
-    """The ledger says what the configuration asks for: weights, and no routed gradient where the weight is 0.
+    """Check the ledger against the configuration: weights, and no routed gradient where the weight is 0.
 
-    `points`: how many data points training took, counted once an epoch.
+    `points`: number of data points in training, counted once per epoch.
     """
     routing = config.routing
     ends = sorted({(row["from_step"], row["to_step"]) for row in ledger})
@@ -98,11 +98,11 @@ def ledger_claims(config: Config, ledger: Rows, points: int) -> Iterator[Claim]:
 
 
 def _frozen_claim(config: Config, region: str, shifts: list[float]) -> Claim:
-    what = f"'{region}' and its optimizer state stayed to the bit when only groups came that may not touch it"
+    what = f"'{region}' and its optimizer state stayed bit-identical in updates of groups that may not change it"
     if shifts:
         return Claim(what, max(shifts) == 0, f"largest change {max(shifts):g}")
     closed = any(row.get(region) == 0 for row in config.routing.routes.values())
-    expected = closed and config.trainer.batches == "by_group"  # mixed batches may never be of such groups alone
+    expected = closed and config.trainer.batches == "by_group"  # mixed batches may never hold such groups alone
     return Claim(what, not expected, "no such update was measured")
 
 
@@ -121,9 +121,9 @@ def _weight_claim(group: str, region: str, route: Route, rows: Rows) -> Claim:
 
 
 def _gradient_claim(group: str, region: str, route: Route, rows: Rows, trains: bool) -> Claim:
-    """Of the task loss: exactly 0 where the weight was 0 in a whole window, and not always 0 where it never was.
+    """Check a group's task gradient: exactly 0 in windows whose weight was always 0; without any, not 0 throughout.
 
-    A group that does not train, its loss having weight 0, must not reach anything.
+    A group that does not train, because its loss has weight 0, must not reach any region.
     """
     measured = [row for row in rows if row["routed"] is not None]
     silent = [row for row in measured if not trains or _closed_in(route, row)]
@@ -131,7 +131,7 @@ def _gradient_claim(group: str, region: str, route: Route, rows: Rows, trains: b
     found = f"largest norm {largest:g} in {len(silent or measured)} windows"
     unrouted = max((row["unrouted"] or 0.0 for row in measured), default=0.0)
     if unrouted:
-        found += f"; unrouted penalties {unrouted:g}, as they may"
+        found += f"; unrouted penalties {unrouted:g}, which may reach it"
     if len(measured) < len(rows):
         return Claim(f"{group}'s gradient in '{region}' was measured", False, f"{len(measured)} of {len(rows)} windows")
     if silent:
@@ -140,14 +140,14 @@ def _gradient_claim(group: str, region: str, route: Route, rows: Rows, trains: b
 
 
 def _difference(metric: str, one: float, other: float) -> float:
-    """Relative difference; of accuracies a tenth of the difference, for close calls may turn out otherwise."""
+    """Return the relative difference; of accuracies, a tenth of the difference, because close calls may change."""
     if math.isnan(one) or math.isnan(other):
         return math.inf
     return abs(one - other) / (10 if metric == "accuracy" else max(abs(other), 1e-12))
 
 
 def metric_claims(task: "Task", run: Path) -> Iterator[Claim]:
-    """The run's test metrics come out again from its weights."""
+    """Check that the run's weights reproduce its test metrics."""
     import torch
 
     from gradroute.training.weights import read_weights
@@ -171,12 +171,15 @@ def metric_claims(task: "Task", run: Path) -> Iterator[Claim]:
         keys = [key for key in {**again, **recorded} if key[1:3] == (head, region)]
         pairs = [(recorded.get(key, math.nan), again.get(key, math.nan)) for key in keys]
         worst = max(_difference(key[3], *pair) for key, pair in zip(keys, pairs, strict=True))
-        what = f"the errors of {head}, region {region}, come out again from its weights"
+        what = f"the errors of {head}, region {region}, are reproduced by its weights"
         yield Claim(what, worst <= TOLERANCE, f"{len(pairs)} values, largest relative difference {worst:.1e}")
 
 
 def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
-    """Every claim of a finished run, checked. Raises: UserError if it is no run, or names code and not `run_code`."""
+    """Yield every claim of a finished run, checked.
+
+    Raises: UserError if it is not a finished run, or if it names code and `run_code` is false.
+    """
     manifest = run_reader.read_manifest(run)
     if manifest["state"] != "finished":
         raise UserError(f"{run}: the run is not finished (state: {run_reader.state(run, manifest)})")
@@ -196,13 +199,13 @@ def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
     else:
         yield Claim("the run has a ledger", False, "ledger.enabled=false: nothing proves its routes")
     if "evaluate" in step_names(config) and config.checkpoint.keep == "none":
-        yield Claim("the metrics come out again", False, "checkpoint.keep=none: there are no weights to try it with")
+        yield Claim("the metrics are reproduced by the weights", False, "checkpoint.keep=none: the run kept no weights")
     elif "evaluate" in step_names(config):
         yield from metric_claims(task, run)
 
 
 def verify(run: Path, run_code: bool = False) -> bool:
-    """Check a run and print a table of its claims; returns whether all hold. Raises: UserError if it is no run."""
+    """Check a run and print a table of its claims; return whether all hold. Raises: UserError if it is not a run."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Reuse the training of a finished run, if only the steps after it differ, such as how it unlearns."""
+"""Reuse the training of a finished run if only the steps after it differ, such as unlearning."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,25 +16,25 @@ from gradroute.training.fit import batches
 from gradroute.training.weights import WEIGHTS, read_weights
 
 AFTER = (
-    "name", "output_dir", "steps", "ablation", "unlearn", "finetune", "relearn", "completions", "checkpoint", "plots",
-    "tracker", "trainer.device", "trainer.tune_steps", "trainer.unlearn_steps", "dataset.root",
+    "name", "output_dir", "steps", "ablation", "unlearn", "finetune", "relearn", "steering", "completions",
+    "checkpoint", "plots", "tracker", "trainer.device", "trainer.tune_steps", "trainer.unlearn_steps", "dataset.root",
 )  # fmt: skip
 
 
 def training_of(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a saved configuration that its training depends on, with dotted keys; the seed is in it."""
+    """Return the part of a saved configuration that its training depends on, seed included, with dotted keys."""
     return flat(without(mapping, AFTER))
 
 
 def _refusal(run: Path, config: Config, sha256: str) -> str | None:
-    """Why a run's training cannot be reused, or None. Raises: UserError if it is no run, or damaged."""
+    """Return why a run's training cannot be reused, or None. Raises: UserError if it is not a run or is damaged."""
     manifest = run_reader.read_manifest(run)
     if manifest["state"] != "finished":
         return f"it is not finished (state: {run_reader.state(run, manifest)})"
     if WEIGHTS not in manifest["files"]:
         return "it kept no weights"
     if manifest.get("dataset_sha256") != sha256:
-        return "its data are others (by their SHA-256)"
+        return "its data are different (by their SHA-256)"
     if manifest["packages"].get("gradroute") != version("gradroute"):
         return "another version of gradroute made it"
     its = training_of(run_reader.read_mapping(run, manifest))
@@ -44,9 +44,9 @@ def _refusal(run: Path, config: Config, sha256: str) -> str | None:
 
 
 def find_donor(config: Config, sha256: str) -> Path | None:
-    """The run whose training `trained` means, for data with this SHA-256; None if it is null, or `auto` finds none.
+    """Return the run whose training `trained` reuses, for data with this SHA-256; None if null, or `auto` finds none.
 
-    Raises: UserError if the run that it names is no run, or its training is another.
+    Raises: UserError if what it names is not a run, or if that run's training differs.
     """
     if config.trained is None:
         return None
@@ -58,13 +58,13 @@ def find_donor(config: Config, sha256: str) -> Path | None:
         try:
             if _refusal(run, config, sha256) is None:
                 return run
-        except UserError:  # what is no run, or damaged, is passed over
+        except UserError:  # skip folders that are damaged or no runs
             continue
     return None
 
 
 def reuse_training(run: RunState, other: Path) -> None:
-    """Have a run be as if it had trained as another did: weights, curves, ledger and order of the data.
+    """Take over the training of another run: weights, curves, ledger and order of the data.
 
     Raises: UserError if the other run is damaged.
     """
@@ -87,5 +87,5 @@ def reuse_training(run: RunState, other: Path) -> None:
         "train_seconds": manifest.get("train_seconds"),
         "trained_in": f"{other.parent.name}/{other.name}",
     }
-    run.folder.keep({})  # the manifest, at once: one that is killed goes on from a checkpoint of this training
+    run.folder.keep({})  # write the manifest at once: if killed, the run resumes from a checkpoint of this training
     run.folder.log(f"reuses the training of {other}")

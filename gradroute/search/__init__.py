@@ -1,1 +1,1 @@
-"""Searches over configurations by Optuna."""
+"""Search over configurations with Optuna."""

@@ -1,4 +1,4 @@
-"""The finals of a search: its best trials, the hand-made mask and the guess, made again with fresh seeds."""
+"""The finals of a search: its best trials, the hand-made mask and the guess, repeated with fresh seeds."""
 
 import hashlib
 import statistics
@@ -25,7 +25,7 @@ HANDMADE = "handmade"
 
 @dataclass(frozen=True)
 class Final:
-    """A finalist: what it is called, how it is made, and its objectives, a row for each seed that was made."""
+    """A finalist: its name, kind and overrides, and its objectives, one row of `values` per finished seed."""
 
     name: str
     kind: str
@@ -34,13 +34,13 @@ class Final:
     values: list[list[float]]
 
     def of(self, objective: int) -> list[float]:
-        """An objective's values over the seeds."""
+        """Return an objective's values over the seeds."""
         return [row[objective] for row in self.values]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A finalist's mean minus the hand-made mask's, the half-width of its interval, and what it says."""
+    """The difference of two finalists' means, the half-width of its interval, and the verdict."""
 
     value: float
     half_width: float
@@ -48,14 +48,14 @@ class Difference:
 
 
 def label(kind: str, trial: FrozenTrial) -> str:
-    """What a trial is called in tables and figures."""
+    """Return a trial's name in tables and figures."""
     return HANDMADE if kind == HANDMADE else f"{kind} {trial.number}"
 
 
 def front(search: Search, name: str) -> list[FrozenTrial]:
-    """The Pareto front of a study's own trials, of one objective the best of them.
+    """Return the Pareto front of a study's own trials; with one objective, the best of them.
 
-    First those that are in no objective worse than the hand-made mask's trial, then those that miss it least.
+    Trials that are no worse than the hand-made mask in any objective come first, then those that miss it least.
     """
     goals = [1 if one.goal == "lower" else -1 for one in search.search.objectives.values()]
 
@@ -69,7 +69,7 @@ def front(search: Search, name: str) -> list[FrozenTrial]:
 
 
 def finalists(search: Search) -> list[tuple[str, str, Overrides]]:
-    """Name, kind and overrides of what is made again: hand-made, guess and placebos, and the best of both studies."""
+    """Return name, kind and overrides of each finalist: hand-made mask, guess, placebos, the best of both studies."""
     fixed = [t for t in search.trials("search") if t.user_attrs.get("kind") in FIXED and "overrides" in t.user_attrs]
     kinds = [(trial.user_attrs["kind"], trial) for trial in fixed]
     found = [(label(kind, trial), kind, trial.user_attrs["overrides"]) for kind, trial in kinds]
@@ -85,21 +85,21 @@ def _seeds(search: Search) -> range:
 
 
 def _made(config: Config) -> Path | None:
-    """The finished run of a configuration, if there is one."""
+    """Return the finished run of a configuration, or None."""
     from gradroute.tasks.base import settle_precision
 
-    settle_precision(config)  # as when it was made
+    settle_precision(config)  # as the runner does
     found = twin(config)
     return found[0] if found and found[1] else None
 
 
 def make(search: Search) -> None:
-    """Make the final runs that are not made yet; several processes share them."""
+    """Make the missing final runs; several processes can share them."""
     from gradroute.running.runner import execute
 
     found = [search.config(overrides, True) for *_, overrides in finalists(search)]
     waiting = [replace(config, seed=seed) for seed in _seeds(search) for config in found]
-    for wait in (False, True):  # first what no other is at, then, if that one was stopped, what is left
+    for wait in (False, True):  # first what no other process makes, then what another left unfinished
         for config in waiting:
             if _made(config):
                 continue
@@ -113,9 +113,9 @@ def make(search: Search) -> None:
 
 
 def results(search: Search) -> list[Final]:
-    """Every finalist with its objectives by seed, from the finished runs that `make` left.
+    """Return every finalist with its objectives by seed, from the finished runs of `make`.
 
-    Of runs with the same numbers to the bit the first one counts: another seed changed nothing, so they are one sample.
+    Of runs with bit-identical numbers only the first counts: the seed changed nothing, so they are one sample.
     """
     finals = []
     for name, kind, overrides in finalists(search):
@@ -132,20 +132,22 @@ def results(search: Search) -> list[Final]:
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float], goal: str, comparisons: int) -> Difference:
-    """Welch's t-interval of a difference of means, at 95 % over all `comparisons` together (Bonferroni).
+    """Return Welch's t-interval of a difference of means, at 95 % for all `comparisons` together (Bonferroni).
 
-    It is better or worse only if the interval is clear of 0. Raises: UserError for fewer than two values on a side.
+    The verdict is better or worse only if the interval excludes 0.
+
+    Raises: UserError for fewer than two values on a side.
     """
     if min(len(ours), len(theirs)) < 2:
-        raise UserError("a difference needs two finished runs or more on each side")
+        raise UserError("a difference needs two or more finished runs on each side")
     value = statistics.fmean(ours) - statistics.fmean(theirs)
     if len({*ours}) == 1 and len({*theirs}) == 1:
-        half = 0.0  # no spread to be seen
+        half = 0.0  # neither side has any spread
     else:
         from scipy.stats import ttest_ind
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of a side without spread, which is meant
+            warnings.simplefilter("ignore", RuntimeWarning)  # expected if one side has no spread
             span = ttest_ind(ours, theirs, equal_var=False).confidence_interval(1 - 0.05 / comparisons)
         half = float(span.high - span.low) / 2
     if abs(value) <= half:
@@ -154,7 +156,7 @@ def difference(ours: Sequence[float], theirs: Sequence[float], goal: str, compar
 
 
 def mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % t-interval."""
+    """Return the mean and the half-width of its 95 % t-interval."""
     return statistics.fmean(values), interval(list(values))
 
 
@@ -163,15 +165,15 @@ def _said(differences: Mapping[str, Difference]) -> str:
 
 
 def verdict(search: Search, finals: Sequence[Final]) -> list[str]:
-    """How far the finalists are from the hand-made mask, and the best of the search from it and from random search's.
+    """Compare the finalists with the hand-made mask, and the best of the search with that of random search.
 
-    Each kind's first finalist is the first of its `front`. A sentence says whether a difference is beyond seed noise.
+    The best of a kind is the first of its `front`. Returns: sentences, which say what differs beyond seed noise.
     """
     whole = [final for final in finals if len(final.values) > 1]
     best = {final.kind: final for final in reversed(whole)}
     objectives = search.search.objectives
     if HANDMADE not in best or len(whole) < 2:
-        return ["No finals: nothing is claimed of any trial, which has one seed and was chosen for its value."]
+        return ["No finals: nothing is claimed about any trial, because it has one seed and was chosen by its value."]
 
     def minus(ours: Final, theirs: Final, finalists: int) -> dict[str, Difference]:
         return {
@@ -195,5 +197,5 @@ def verdict(search: Search, finals: Sequence[Final]) -> list[str]:
             word = "is not shown to differ from the hand-made mask"
         else:
             word = f"is {'better' if 'better' in judged else 'worse'} than the hand-made mask"
-        lines.insert(0, f"The first of the search's front, {best['search'].name}, {word} beyond seed noise.")
+        lines.insert(0, f"The first trial of the search's front, {best['search'].name}, {word} beyond seed noise.")
     return [*lines, "Intervals of differences hold at 95 % for all comparisons together (Welch, Bonferroni)."]

@@ -1,4 +1,4 @@
-"""A cheap guess at the regions: from one unrouted run, which units the groups use of themselves."""
+"""Guess the regions cheaply: from the units that each group uses in one unrouted run."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,29 +16,29 @@ from gradroute.search.space import Overrides
 from gradroute.tasks.base import Task, create
 from gradroute.training.weights import read_weights
 
-POINTS = 512  # of each group
+POINTS = 512  # data points of each group
 
 
 def unrouted(config: Config) -> Config:
-    """The same without routes: what the groups use of themselves."""
+    """Return the configuration without routes, whose run shows which units the groups use by themselves."""
     return replace(config, routing=replace(config.routing, routes={}))
 
 
 def guess(config: Config, run: Path, by: str, placebos: int, seed: int) -> tuple[Overrides, list[Overrides]]:
-    """Regions for the routes of `config`, as overrides, from the `run` of its `unrouted` form; and placebos.
+    """Guess regions for the routes of `config` from the `run` of its `unrouted` form; return them and placebos.
 
-    Every unit goes to the region whose groups prefer it most: whose share of their whole activity (`by` activation, the
-    mean |activation|; or gradient, the mean |gradient| of their task loss) at the site exceeds that of the other groups
-    most. A placebo has as many units in each region, drawn at random.
+    Each unit goes to the region whose groups prefer it most. A preference is the unit's share of all activity of these
+    groups at the site, minus its share for the other groups. Activity is the mean |activation| (`by` activation) or the
+    mean |gradient| of the task loss (gradient). A placebo has the same number of units per region, drawn at random.
 
-    Raises: UserError if fewer than two regions at one site are routed apart.
+    Raises: UserError unless two or more regions at one site have different routes.
     """
     task = create(unrouted(config))
     read_weights(run, {"model": task.model})
     owners = _owners(config)
     sites = {name: task.router.regions[name].sites for name in owners}
     if len(owners) < 2 or len(set(sites.values())) > 1:
-        raise UserError("search.guess: needs two or more regions of the same sites, with routes that tell them apart")
+        raise UserError("search.guess: needs several regions of the same sites with different routes; set it to null")
     units = sorted({unit for name in owners for unit in task.router.regions[name].units})
     used = {group: _shares(task, number, by, next(iter(owners)))[units] for number, group in enumerate(task.names)}
     others = {name: [group for group in used if group not in groups] for name, groups in owners.items()}
@@ -47,7 +47,7 @@ def guess(config: Config, run: Path, by: str, placebos: int, seed: int) -> tuple
 
 
 def _owners(config: Config) -> dict[str, list[str]]:
-    """Regions of activations by the groups that alone train them: those of the highest weight, if not all have it."""
+    """Return the groups that own each region of activations: those with the highest weight, unless all have it."""
     routing, groups = config.routing, list(config.routing.groups)
     weights = {key: route.weight for key, route in read_routes(routing.routes, groups, routing.regions).items()}
     found = {}
@@ -64,7 +64,7 @@ def _mean(used: Mapping[str, torch.Tensor], groups: list[str]) -> torch.Tensor:
 
 
 def _shares(task: Task, group: int, by: str, region: str) -> torch.Tensor:
-    """Each unit's share of a group's activity, or gradient, at a region's sites, `(units,)`."""
+    """Return each unit's share of a group's activity, or gradient, at a region's sites, `(units,)`."""
     own = (task.routed == group).flatten(1).any(1) if task.routed.dim() > 1 else task.routed == group
     rows = torch.nonzero(own).flatten()[:POINTS]
     sites = task.router.regions[region].sites
@@ -85,7 +85,7 @@ def _shares(task: Task, group: int, by: str, region: str) -> torch.Tensor:
 def _overrides(
     names: list[str], units: list[int], liking: torch.Tensor, placebos: int, seed: int
 ) -> tuple[Overrides, list[Overrides]]:
-    """The guess and the placebos; a region that no unit prefers most gets the one that it likes best."""
+    """Return the guess and the placebos; a region without any unit gets the one that its groups prefer most."""
     chosen = liking.argmax(0)
     for number in range(len(names)):
         if not bool((chosen == number).any()):

@@ -1,31 +1,31 @@
-"""What a search looks for in a run's numbers, and when a run is hopeless."""
+"""The objectives of a search: their values in a run, when to prune a trial, and the Pareto front."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gradroute.config.doors import TARGET
 from gradroute.config.components import steps_of
+from gradroute.config.doors import TARGET
 from gradroute.config.schema import Config
 from gradroute.config.targets import locate
 from gradroute.errors import unknown
 from gradroute.records.metrics import UNITS
 from gradroute.search.schema import ObjectiveConfig, PruningConfig
 
-Point = list[float]  # how many updates were made, and each objective then
+Point = list[float]  # number of updates, then the value of each objective
 
 
 def default_objectives(config: Config) -> dict[str, ObjectiveConfig]:
-    """What is looked for in runs of `config` if a search does not say: what its task says.
+    """Return the objectives for runs of `config` if a search names none: those of its task.
 
-    Raises: UserError if its task says nothing.
+    Raises: UserError if the task has none.
     """
     task = locate(config.task[TARGET], "task")
     return {name: ObjectiveConfig(**fields) for name, fields in task.search_objectives(config).items()}
 
 
 def units_of(config: Config) -> dict[str, str]:
-    """Return the units of the metrics that runs of `config` can have, by name, with those of its own components."""
+    """Return the unit of every metric that runs of `config` can have, by name, including those of its components."""
     components = [*config.measures, *config.losses.penalties, config.losses.error]
     found = [locate(part[TARGET], "search.objectives") for part in components if part]
     units = {part.name: part.unit for part in found if isinstance(getattr(part, "name", None), str)}
@@ -35,14 +35,14 @@ def units_of(config: Config) -> dict[str, str]:
 
 
 def check_metrics(objectives: Mapping[str, ObjectiveConfig], units: Mapping[str, str]) -> None:
-    """Raise UserError for an objective with a metric that has no unit here."""
+    """Raise UserError for an objective whose metric is not in `units`."""
     for name, objective in objectives.items():
         if objective.metric not in units:
             raise unknown(f"metric of search.objectives.{name}:", objective.metric, units)
 
 
 def value_of(rows: Sequence[Mapping[str, Any]], objective: ObjectiveConfig) -> float | None:
-    """The objective in a run's rows; None if it is not there."""
+    """Return the objective's value in a run's rows, or None if it is missing."""
     key = (objective.head, objective.region, objective.metric)
     found = {r["group"]: float(r["value"]) for r in rows if (r["head"], r["region"], r["metric"]) == key}
     if objective.group != "mean":
@@ -54,11 +54,12 @@ def value_of(rows: Sequence[Mapping[str, Any]], objective: ObjectiveConfig) -> f
 def hopeless(
     point: Point, others: Sequence[Sequence[Point]], objectives: Sequence[ObjectiveConfig], rule: PruningConfig
 ) -> bool:
-    """Whether a trial is, by `rule.margin`, worse in every objective than the median of others after as many updates.
+    """Return whether a trial is worse than the median of others by `rule.margin` in every objective.
 
     Args:
-        point: where the trial is.
-        others: the curves of those before it; at least `rule.after` must have come as far.
+        point: the trial's last measurement.
+        others: the curves of earlier trials, compared after the same number of updates; `rule.after` or more must have
+            got that far.
     """
     at = [found for curve in others for found in curve if found[0] == point[0]]
     if len(at) < rule.after or len(point) != len(objectives) + 1:
@@ -72,7 +73,7 @@ def hopeless(
 
 
 def pareto(costs: Sequence[Sequence[float]]) -> list[int]:
-    """Places of the rows that no other row beats: is as low in every column, and lower in one."""
+    """Return the indices of the rows that no other row dominates, by being as low in every column and lower in one."""
     return [
         place
         for place, mine in enumerate(costs)
@@ -81,10 +82,10 @@ def pareto(costs: Sequence[Sequence[float]]) -> list[int]:
 
 
 def by_reference(costs: Sequence[Sequence[float]], reference: Sequence[float] | None = None) -> list[int]:
-    """Places of the front in the order of their largest excess over `reference`, each column scaled to its range there.
+    """Return the indices of the Pareto front by largest excess over `reference`, columns scaled to the front's range.
 
-    Those that are as low as it everywhere come first, then those that miss it least (Wierzbicki's reference point).
-    Without one it is the lowest of every column.
+    Rows as low as the reference in every column come first, then those that miss it least (Wierzbicki's reference
+    point). The default reference is the minimum of every column.
     """
     found = pareto(costs)
     columns = list(zip(*(costs[place] for place in found), strict=True))

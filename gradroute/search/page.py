@@ -1,4 +1,4 @@
-"""The page of a search: its front, what matters, the finals, and the best configurations to paste."""
+"""The page of a search: its front, the importance of each key, the finals, and the best configurations."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # no screen is needed, nor asked for
+matplotlib.use("Agg")  # draws without a display
 import optuna
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
@@ -28,13 +28,13 @@ SIGN = {"lower": "lower is better", "higher": "higher is better"}
 
 
 def _done(search: Search) -> list[tuple[str, FrozenTrial]]:
-    """Every finished trial with its kind."""
+    """Return every finished trial with its kind."""
     trials = [(name, trial) for name in search.studies for trial in search.trials(name)]
     return [(t.user_attrs.get("kind", name), t) for name, t in trials if t.state == TrialState.COMPLETE]
 
 
 def _shown_front(search: Search) -> bytes:
-    """All finished trials by the first two objectives, with the search's front; by number if there is one objective."""
+    """Plot all finished trials by the first two objectives, or by number and the only one, with the fronts."""
     objectives = list(search.search.objectives.items())
     figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
 
@@ -61,9 +61,9 @@ def _shown_front(search: Search) -> bytes:
 
 
 def importance(search: Search) -> dict[str, dict[str, float]]:
-    """By objective, how much each parameter matters over the finished trials (PED-ANOVA), 1 in sum.
+    """Return the importance of each parameter over the finished trials by objective (PED-ANOVA), 1 in sum.
 
-    Without an objective that no two trials differ in, and empty where there are too few trials.
+    An objective in which all trials are equal is left out, as is one with too few trials.
     """
     alike = optuna.create_study(directions=search.studies["search"].directions)
     trials = [t for name in search.studies for t in search.trials(name) if t.state == TrialState.COMPLETE and t.params]
@@ -79,13 +79,13 @@ def importance(search: Search) -> dict[str, dict[str, float]]:
                 found[name] = optuna.importance.get_param_importances(
                     alike, evaluator=evaluator, target=lambda trial: trial.values[number]  # noqa: B023 # called at once
                 )  # fmt: skip
-        except (ValueError, RuntimeError):  # too few trials, or all alike
+        except (ValueError, RuntimeError):  # too few trials, or all equal
             continue
     return found
 
 
 def _slices(search: Search) -> bytes | None:
-    """Every objective against every parameter."""
+    """Plot every objective against every parameter; return None without trials."""
     trials = [(kind, trial) for kind, trial in _done(search) if trial.params]
     keys = list(dict.fromkeys(key for _, trial in trials for key in trial.params))
     if not trials:
@@ -101,7 +101,7 @@ def _slices(search: Search) -> bytes | None:
                 axes.scatter(values, [t.values[row] for t in own], s=14, color=COLOURS[kind])
             if any(getattr(trial.distributions.get(key), "log", False) for _, trial in trials):
                 axes.set_xscale("log")
-                axes.xaxis.set_major_formatter("{x:g}")  # the default one writes mathematics
+                axes.xaxis.set_major_formatter("{x:g}")  # the default one uses math text
                 axes.xaxis.set_minor_formatter(NullFormatter())
             axes.tick_params(axis="x", rotation=30, labelsize=7)
             axes.set_xlabel(short(key), fontsize=8)
@@ -130,7 +130,7 @@ def _trial_rows(search: Search) -> list[list[object]]:
 
 
 def write(search: Search, finals: Sequence[Final], command: str) -> None:
-    """Write `search.html`, `trials.csv` and `finals.csv` into the search's folder; `command` goes on with it."""
+    """Write `search.html`, `trials.csv` and `finals.csv` into the search's folder; `command` resumes it."""
     objectives = search.search.objectives
     columns = ["trial", "state", *objectives, "seconds", "overrides", "error"]
     rows = _trial_rows(search)
@@ -146,22 +146,22 @@ def write(search: Search, finals: Sequence[Final], command: str) -> None:
                  for f in finals]  # fmt: skip
         tables.append(Table("Finals: fresh seeds, mean and half-width of its 95 % t-interval",
                             ["finalist", "n", *objectives, "overrides"], cells, note))  # fmt: skip
-    figures = [("Trials by objective; the lines are the fronts of both searches", _shown_front(search))]
+    figures = [("Trials by objective; lines: fronts of the search and of random search", _shown_front(search))]
     if (sliced := _slices(search)) is not None:
-        figures.append(("Objectives against what was searched; grey: random search", sliced))
+        figures.append(("Objectives against each searched key; grey: random search", sliced))
     best = [[label("search", trial), "gradroute-run " + shlex.join(search.command(trial.user_attrs["overrides"], True))]
             for trial in front(search, "search")]  # fmt: skip
     if best:
-        tables.append(Table("The best configurations, to paste", ["trial", "command"], best, long=True))
+        tables.append(Table("Commands of the best configurations", ["trial", "command"], best, long=True))
     matters = importance(search)
     if matters:
         keys = list(dict.fromkeys(key for shares in matters.values() for key in shares))
         cells = [[key, *(matters[name].get(key, math.nan) if name in matters else math.nan for name in objectives)]
                  for key in keys]  # fmt: skip
-        tables.append(Table("What matters: share of each key over all trials (PED-ANOVA)", ["key", *objectives], cells))
+        tables.append(Table("Importance of each key over all trials (PED-ANOVA)", ["key", *objectives], cells))
     counts = {state: sum(row[1] == state for row in rows) for state in ("complete", "pruned", "failed")}
     title = f"Search {search.search.name}: {', '.join(f'{n} {state}' for state, n in counts.items())}"
-    texts = [("How to go on with this search", command)]
+    texts = [("How to resume this search", command)]
     page = Page(title, verdict(search, finals), tables, figures, texts, listings=[Table("Trials", columns, rows, note)])
     write_atomically(search.folder / "search.html", page.html())
 

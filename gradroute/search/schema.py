@@ -1,4 +1,4 @@
-"""The typed schema of a search, and its checks; a key that is not below is refused."""
+"""The typed schema of a search, and its checks; unknown keys are refused."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ GOALS = ("lower", "higher")
 
 @dataclass
 class ObjectiveConfig:
-    """One number of a run's `summary.json` to make `lower` or `higher`; group `mean` is the mean over its groups."""
+    """A number in a run's `summary.json` and its `goal`, `lower` or `higher`; group `mean` is the mean over groups."""
 
     metric: str = "mse"
     head: str = "decoder"
@@ -24,9 +24,9 @@ class ObjectiveConfig:
 
 @dataclass
 class PruningConfig:
-    """When a trial is given up while it trains: see `gradroute.search.objectives.hopeless`.
+    """When to stop a trial during training; see `gradroute.search.objectives.hopeless`.
 
-    after: how many trials must have come as far. margin: by which share it must be worse.
+    after: number of earlier trials that must have got as far. margin: share by which the trial must be worse.
     """
 
     enabled: bool = True
@@ -36,9 +36,10 @@ class PruningConfig:
 
 @dataclass
 class FinalConfig:
-    """Which trials are made again with fresh seeds before anything is claimed, and how.
+    """Which trials are repeated with fresh seeds before anything is claimed, and how.
 
-    best: of the search's front, and of the random baseline's. seeds: from `first_seed` on. overrides: of those runs.
+    best: number of trials from the search's front, and from the random baseline's. seeds: number of seeds, from
+    `first_seed` on. overrides: those of the final runs.
     """
 
     best: int = 2
@@ -49,9 +50,10 @@ class FinalConfig:
 
 @dataclass
 class GuessConfig:
-    """A cheap guess at the regions from one unrouted run, and placebos: random units, as many.
+    """A cheap guess at the regions from one unrouted run, and placebos: regions of the same sizes with random units.
 
-    overrides: of the unrouted run. by: what a unit's groups are told apart by, `activation` or `gradient`.
+    overrides: those of the unrouted run. by: how a group's use of a unit is measured, `activation` or `gradient`.
+    placebos: their number.
     """
 
     overrides: list[str] = field(default_factory=list)
@@ -63,10 +65,10 @@ class GuessConfig:
 class SearchConfig:
     """A study over a declared space of configurations.
 
-    space: by the key that is set, or any name if `choices` set several; see `gradroute.search.space`. objectives: by
-    name, what is looked for; several have a Pareto front. Without any they are those of
-    `gradroute.search.objectives.default_objectives`. overrides: of every trial. random: trials of the random baseline,
-    in a study of its own. workers: processes on this machine; the same command elsewhere is one more.
+    space: dimensions by key, or by any name if `choices` set several keys; see `gradroute.search.space`. objectives: by
+    name; several give a Pareto front; the default is `gradroute.search.objectives.default_objectives`. overrides: those
+    of every trial. random: number of trials of the random baseline, in a study of its own. workers: processes on this
+    machine; the same command on another machine adds one.
     """
 
     name: str = "search"
@@ -83,7 +85,7 @@ class SearchConfig:
 
 
 def search_from(source: Any) -> SearchConfig:
-    """A search from its file and overrides. Raises: UserError for what is unknown, mistyped or out of range."""
+    """Build a search from its file and overrides. Raises: UserError for unknown, mistyped or out-of-range values."""
     try:
         search = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SearchConfig), source))
     except OmegaConfBaseException as error:
@@ -104,11 +106,11 @@ def _check(search: SearchConfig) -> None:
         if value < lowest:
             raise UserError(f"search.{key}={value}: must be {lowest} or more")
     if not 0 <= pruning.margin < 1:
-        raise UserError(f"search.pruning.margin={pruning.margin}: must be from 0 to below 1")
+        raise UserError(f"search.pruning.margin={pruning.margin}: must be at least 0 and below 1")
     if not search.name.replace("_", "").isalnum():
-        raise UserError(f"search.name={search.name}: must be of letters, digits and _")
+        raise UserError(f"search.name={search.name}: must have only letters, digits and _")
     if not search.space:
-        raise UserError("search.space: is empty; nothing can be searched")
+        raise UserError("search.space: is empty; give one dimension or more")
     for name, objective in search.objectives.items():
         if objective.goal not in GOALS:
             raise unknown(f"goal of search.objectives.{name}:", objective.goal, GOALS)

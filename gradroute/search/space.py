@@ -1,7 +1,7 @@
-"""The space of a search: what each dimension may be, as overrides of the configuration.
+"""The space of a search: dimensions whose values are overrides of the configuration.
 
-A dimension is one of: `choices`, a list of values, or a mapping from names to overrides that belong together; a range
-from `low` to `high`, whole numbers if both are, with `log` or `step`; or `parts`, sizes that sum to `of`.
+A dimension is one of: `choices`, a list of values or a mapping from names to overrides that are set together; a range
+from `low` to `high`, of whole numbers if both are, with `log` or `step`; or `parts`, sizes that sum to `of`.
 """
 
 import math
@@ -16,20 +16,20 @@ Overrides = list[str]
 
 
 class Suggests(Protocol):
-    """What asks for values: a trial of Optuna, or the `End`s of the space."""
+    """Protocol for suggesting values: a trial of Optuna, or an `End` of the space."""
 
     def suggest_categorical(self, name: str, choices: list[str]) -> Any:
-        """One of the choices."""
+        """Suggest one of the choices."""
         ...
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """A number of a range."""
+        """Suggest a number in a range."""
         ...
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        """A whole number of a range."""
+        """Suggest a whole number in a range."""
         ...
 
 
@@ -41,7 +41,7 @@ class Choices:
     options: dict[str, Overrides]
 
     def suggest(self, trial: Suggests) -> Overrides:
-        """The overrides of what the trial is to have."""
+        """Return the overrides that the trial suggests."""
         return self.options[trial.suggest_categorical(self.name, list(self.options))]
 
 
@@ -56,7 +56,7 @@ class Range:
     log: bool
 
     def suggest(self, trial: Suggests) -> Overrides:
-        """The override of what the trial is to have."""
+        """Return the override that the trial suggests."""
         if isinstance(self.low, int) and isinstance(self.high, int):
             step = 1 if self.step is None else int(self.step)
             return [f"{self.name}={trial.suggest_int(self.name, self.low, self.high, step=step, log=self.log)}"]
@@ -66,7 +66,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Parts:
-    """Sizes of `parts` regions, each `least` or more, that sum to `of`: each a share of what the ones before leave."""
+    """Sizes of `parts` regions, each `least` or more, that sum to `of`; each is a share of what earlier ones leave."""
 
     name: str
     parts: int
@@ -74,7 +74,7 @@ class Parts:
     least: int
 
     def suggest(self, trial: Suggests) -> Overrides:
-        """The override of what the trial is to have."""
+        """Return the override that the trial suggests."""
         sizes: list[int] = []
         for number in range(self.parts - 1):
             free = self.of - sum(sizes) - self.least * (self.parts - number)
@@ -88,7 +88,7 @@ KINDS = {"choices": {"choices"}, "low": {"low", "high", "step", "log"}, "parts":
 
 
 def dimension(name: str, given: Any) -> Dimension:
-    """A dimension as a search's file has it. Raises: UserError for one that is empty, contradictory or of no kind."""
+    """Build a dimension of a search. Raises: UserError for one that is empty, contradictory or of no kind."""
     where = f"search.space.{name}"
     kind = next((kind for kind in KINDS if isinstance(given, Mapping) and kind in given), None)
     if kind is None:
@@ -111,7 +111,7 @@ def _choices(name: str, choices: Any, where: str) -> Choices:
             raise UserError(f"{where}.choices.{odd[0]}: must be a mapping of keys to values")
         options = {str(n): [f"{k}={literal(v)}" for k, v in sets.items()] for n, sets in choices.items()}
     if len(options) < len(choices):
-        raise UserError(f"{where}.choices: a value is in it twice")
+        raise UserError(f"{where}.choices: has a value twice; give each value once")
     return Choices(name, options)
 
 
@@ -141,38 +141,38 @@ def _parts(name: str, given: Mapping[str, Any], where: str) -> Parts:
         if type(value) is not int or value < (2 if key == "parts" else 1):
             raise UserError(f"{where}.{key}={value}: must be a whole number, {2 if key == 'parts' else 1} or more")
     if sizes["parts"] * sizes["least"] > sizes["of"]:
-        raise UserError(f"{where}: {sizes['parts']} parts of {sizes['least']} or more are over of={sizes['of']}")
+        raise UserError(f"{where}: {sizes['parts']} parts of {sizes['least']} or more exceed of={sizes['of']}")
     return Parts(name, **sizes)
 
 
 class End:
-    """Suggests the lowest or the highest of everything, or a certain choice: what a space is tried at beforehand."""
+    """Suggests the lowest or highest value of a range, or one choice, to check a space before the search."""
 
     def __init__(self, last: bool, choice: int = 0) -> None:
         self.last, self.choice = last, choice
 
     def suggest_categorical(self, name: str, choices: list[str]) -> str:
-        """The choice, or the last one."""
+        """Suggest the choice by its number, or the last one."""
         return choices[min(self.choice, len(choices) - 1)]
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """An end of the range."""
+        """Suggest an end of the range."""
         return high if self.last else low
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        """An end of the range."""
+        """Suggest an end of the range."""
         return high if self.last else low
 
 
 def ends(found: Dimension) -> list[Overrides]:
-    """Overrides that a dimension is tried with before the search: its ends, or all of its choices."""
+    """Return the overrides to check a dimension with before the search: its ends, or all choices."""
     if isinstance(found, Choices):
         return [found.suggest(End(False, number)) for number in range(len(found.options))]
     return [found.suggest(End(last)) for last in (False, True)]
 
 
 def space(given: Mapping[str, Any]) -> list[Dimension]:
-    """Every dimension of a search's file."""
+    """Build every dimension of a search."""
     return [dimension(name, one) for name, one in given.items()]

@@ -1,7 +1,7 @@
 """A search: studies of Optuna in one journal file, whose trials are ordinary runs.
 
-Any number of processes may work on it. A trial whose process is gone is asked for again, with the same values: its run
-is gone on with from its checkpoint, or taken as it is if it had finished.
+Several processes may work on a search. If the process of a trial dies, another one repeats the trial with the same
+values: it resumes the run from its checkpoint, or uses the run if it had finished.
 """
 
 import json
@@ -34,15 +34,15 @@ from gradroute.search.objectives import check_metrics, default_objectives, hopel
 from gradroute.search.schema import SearchConfig
 from gradroute.search.space import Overrides, ends, space
 
-IDENTITY = ("space", "objectives", "overrides", "seed", "pruning", "guess")  # what one study is one of
+IDENTITY = ("space", "objectives", "overrides", "seed", "pruning", "guess")  # what identifies a search
 FIXED = ("handmade", "guess", "placebo")  # trials that no sampler chose
 Said = Callable[[str], None]
 
 
 class Search:
-    """A search in its folder: `search` and the overrides of the command, which all of its trials have.
+    """A search in its folder; `overrides` are those of the command, which all trials share.
 
-    Raises: UserError if the folder has another search, or if no objectives are named and the experiment has none.
+    Raises: UserError if the folder has another search, or if neither search nor experiment names objectives.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Search:
         self._open()
 
     def config(self, overrides: Overrides, final: bool = False) -> Config:
-        """The configuration of a trial, or of its final run, which lie in the search's own folder."""
+        """Return the configuration of a trial, or of its final run; both write to the search's folder."""
         config = configuration(self.command(overrides, final), self.config_dir)
         config.output_dir = str(self.folder / ("finals" if final else "trials"))
         return config
 
     def command(self, overrides: Overrides, final: bool = False) -> Overrides:
-        """The overrides of `gradroute-run` that make a trial's run, or a final one."""
+        """Return the overrides of `gradroute-run` that make a trial's run, or a final one."""
         return merged(self.search.final.overrides if final else self.search.overrides, self.given, overrides)
 
     def _open(self) -> None:
@@ -83,9 +83,10 @@ class Search:
                 journal = str(self.folder / "study.journal")
                 self.storage = JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{self.folder}: damaged ({error}); give another search.name=") from None
+                raise UserError(f"{self.folder}: damaged ({error}); set another search.name=") from None
+            other = ["override" if key == "given" else key for key in other]
             if other:
-                raise UserError(f"{self.folder}: is a search of another {', '.join(other)}; give another search.name=")
+                raise UserError(f"{self.folder}: has a search of another {', '.join(other)}; set another search.name=")
             goals = [one.goal for one in self.search.objectives.values()]
             directions = [StudyDirection.MINIMIZE if goal == "lower" else StudyDirection.MAXIMIZE for goal in goals]
             self.studies = {
@@ -99,7 +100,7 @@ class Search:
         return FileLock(self.folder / ".asking")
 
     def try_space(self) -> None:
-        """Check the configuration at every end and choice of the space. Raises: UserError for one that cannot be."""
+        """Check the configuration at every end and choice of the space. Raises: UserError if one is invalid."""
         tried = [ends(found) for found in self.space]
         first = [own[0] for own in tried]
         others = [[*first[:at], end, *first[at + 1 :]] for at, own in enumerate(tried) for end in own[1:]]
@@ -108,7 +109,7 @@ class Search:
         self.config([], final=True)
 
     def prepare(self) -> None:
-        """Have the hand-made mask, and the guess with its placebos, tried before all else."""
+        """Enqueue the hand-made mask, the guess and its placebos before all other trials."""
         self.enqueue("handmade", [])
         if self.search.guess is None:
             return
@@ -127,12 +128,12 @@ class Search:
                 self.enqueue(kind, overrides)
 
     def busy(self) -> bool:
-        """Whether a process is at a trial."""
+        """Return whether a process is making a trial."""
         trials = [trial for name in self.studies for trial in self.trials(name)]
         return any(trial.state == TrialState.RUNNING and not self._lost(trial) for trial in trials)
 
     def enqueue(self, kind: str, overrides: Overrides) -> None:
-        """Have a trial of given overrides made before all others, once."""
+        """Enqueue a trial with given overrides before all others, once."""
         with self._alone():
             study = self.studies["search"]
             fixed = {"kind": kind, "fixed": overrides}
@@ -144,7 +145,7 @@ class Search:
         return all(trial.user_attrs.get(key) == value for key, value in attributes.items())
 
     def work(self) -> None:
-        """Make trials until there are as many as asked for; several processes may."""
+        """Make trials until the search has all that it asks for; several processes may do so at once."""
         self._worker = self.folder / "workers" / uuid.uuid4().hex
         self._worker.mkdir(parents=True)
         taken = locks.take(self._worker)
@@ -161,12 +162,12 @@ class Search:
         return trial.state == TrialState.RUNNING and not (worker and locks.in_use(self.folder / "workers" / worker))
 
     def trials(self, name: str) -> list[FrozenTrial]:
-        """A study's trials but those that were lost, which have others in their place."""
+        """Return a study's trials except lost ones, which others replace."""
         found = self.studies[name].get_trials(deepcopy=False)
         return [trial for trial in found if not (trial.state == TrialState.FAIL and "error" not in trial.user_attrs)]
 
     def _ask(self, name: str, count: int) -> Trial | None:
-        """The next trial with its overrides, unless enough were begun."""
+        """Return the next trial with its overrides, or None if enough were begun."""
         study = self.studies[name]
         with self._alone():
             for lost in [trial for trial in self.trials(name) if self._lost(trial)]:
@@ -177,8 +178,8 @@ class Search:
             begun = [trial for trial in found if trial.state != TrialState.WAITING]
             if len(begun) >= count + sum(trial.user_attrs.get("kind") in FIXED for trial in found):
                 return None
-            # of each trial its own, so that a search that is gone on with makes the same as one that was not stopped
-            seed = 2 * (self.search.seed * 100_003 + len(begun)) + (name == "random")  # not the same start
+            # one seed per trial, so that a resumed search makes the same trials as one that was never stopped
+            seed = 2 * (self.search.seed * 100_003 + len(begun)) + (name == "random")  # random search starts elsewhere
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.sampler = (
@@ -195,9 +196,9 @@ class Search:
             return trial
 
     def _make(self, name: str, trial: Trial) -> None:
-        """Make a trial's run and tell the study how it went."""
+        """Make a trial's run and tell the study the result."""
         from gradroute.running.run import Pruned
-        from gradroute.running.runner import execute  # only now: torch takes seconds
+        from gradroute.running.runner import execute  # imported late: torch takes seconds
 
         objectives, rule = list(self.search.objectives.values()), self.search.pruning
         began = time.monotonic()
@@ -206,11 +207,11 @@ class Search:
         def watch(step: int, rows: list[dict[str, Any]]) -> None:
             found = [value_of(rows, objective) for objective in objectives]
             point = [float(step), *(value for value in found if value is not None)]
-            before = [past for past in trial.user_attrs.get("curve", []) if past[0] < step]  # also of a lost process
+            before = [past for past in trial.user_attrs.get("curve", []) if past[0] < step]  # also from a lost process
             trial.set_user_attr("curve", [*before, point])
             others = [t.user_attrs.get("curve", []) for t in self.trials(name) if t.state.is_finished()]
             if may_end and hopeless(point, others, objectives, rule):
-                raise Pruned(f"update {step}: in every objective worse than the median of the trials before it")
+                raise Pruned(f"update {step}: worse in every objective than the median of earlier trials")
 
         try:
             config = self.config(trial.user_attrs["overrides"])
@@ -219,7 +220,7 @@ class Search:
             outcome = error
         trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
         if isinstance(outcome, Pruned):
-            self._tell(name, trial, None, TrialState.PRUNED, f"given up at {outcome}")
+            self._tell(name, trial, None, TrialState.PRUNED, f"pruned at {outcome}")
         elif isinstance(outcome, Exception):
             reason = first_line(outcome) or type(outcome).__name__
             trial.set_user_attr("error", reason)
@@ -231,7 +232,7 @@ class Search:
             self._tell(name, trial, values, TrialState.COMPLETE, said)
 
     def values(self, run: Path) -> list[float]:
-        """The objectives of a finished run. Raises: UserError for one that it did not write."""
+        """Return the objectives of a finished run. Raises: UserError if the run did not write one."""
         read = read_run(run)
         if read.left_out:
             raise UserError(f"{run}: {read.left_out}")
@@ -241,7 +242,7 @@ class Search:
                 one = self.search.objectives[key]
                 wrote = sorted({f"{r['head']} {r['region']} {r['group']} {r['metric']}" for r in read.rows})
                 wanted = f"{one.head} {one.region} {one.group} {one.metric}"
-                raise UserError(f"search.objectives.{key}: no run writes {wanted}; there are: {'; '.join(wrote)}")
+                raise UserError(f"search.objectives.{key}: no run writes {wanted}; use one of: {'; '.join(wrote)}")
         return [value for value in values.values() if value is not None]
 
     def _tell(self, name: str, trial: Trial, values: list[float] | None, state: TrialState, said: str) -> None:

@@ -287,9 +287,7 @@ def _naming_faults(name: str, ends: dict[str, dict[str, Any]]) -> list[str]:
     target = max((t for t in TARGETS if rest.startswith(f"{t}_")), key=len, default="")
     if name not in NAMED or (kind == "inside" and target not in OTHERS):  # these may be unknown arguments first
         return []
-    said = (
-        f"is made with code that is not part of gradroute, {TARGETS[target][0]}; " if target in OTHERS else "_target_"
-    )
+    said = f"names code that is not part of gradroute, {TARGETS[target][0]}; " if target in OTHERS else "_target_"
     return [
         f"{command}: {ends[command]['err']:.200}"
         for command in ("verify", "load", "rerun", "resume")

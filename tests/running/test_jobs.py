@@ -90,11 +90,11 @@ def test_a_job_whose_process_is_lost_is_made_once_more_and_the_others_go_on(
     rule = ["+routing.groups.digits_0_4.predicate=dies:low", "routing.groups.digits_0_4.labels=[]"]
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     result = command("gradroute-run", "-m", "seed=0,1", "trainer.lr=0.001,-1", *SMALL, *rule, *parallel, cwd=tmp_path)
-    assert result.returncode == 2 and "once more: seed=" in result.stderr, result.stderr
+    assert result.returncode == 2 and "retry: seed=" in result.stderr, result.stderr
     rows = table(tmp_path)
     assert [row["state"] for row in rows] == ["finished", "failed"] * 2
     assert all("trainer.lr=-1" in row["error"] for row in rows if row["state"] == "failed")
-    assert result.stderr.count("failed: ") == 2 and "Traceback" not in result.stderr.partition("once more")[2]
+    assert result.stderr.count("failed: ") == 2 and "Traceback" not in result.stderr.partition("retry: ")[2]
 
 
 def test_what_the_machine_had_no_memory_for_is_made_once_more_alone(

@@ -149,12 +149,12 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert read_manifest(run)["resumed"][0]["step"] == 0  # of the first epoch, which was not over
 
     (kept / "checkpoints" / "000005" / "state.pt").write_bytes(b"")
-    with pytest.raises(UserError, match=r"000006/weights.safetensors: damaged .*no other checkpoint that is whole"):
+    with pytest.raises(UserError, match=r"000006/weights.safetensors: damaged .*no intact checkpoint"):
         checkpoints.newest(kept)
     shutil.rmtree(run)
     kept.rename(run)
     assert made(execute([own], reuse=True)[0]) == run
-    assert "starts again" in capsys.readouterr().out
+    assert "starts from the beginning" in capsys.readouterr().out
     assert_same(run, whole)
 
 
@@ -179,7 +179,7 @@ def test_a_checkpoint_from_a_stranger_runs_nothing(tmp_path: Path, monkeypatch: 
         with pytest.raises(UserError, match=r"state\.pt: damaged"):
             read_state(checkpoint)
     torch.save({"done": "x"}, state)
-    with pytest.raises(UserError, match="is no checkpoint of this run"):
+    with pytest.raises(UserError, match="is not a checkpoint of this run"):
         Run(own, folder=run, checkpoint=checkpoint)
     assert not (tmp_path / "executed").exists()
     assert not locks.in_use(run)
@@ -255,7 +255,7 @@ def test_a_folder_is_for_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyP
     taken = locks.take(run)
     assert locks.in_use(run)
     (refused,) = execute([own], folder=run)
-    assert isinstance(refused, UserError) and "another process is at work in this run folder" in str(refused)
+    assert isinstance(refused, UserError) and "another process is using this run folder" in str(refused)
     assert made(execute([own], reuse=True)[0]) != run  # a sweep makes its own meanwhile
     locks.release(run, taken)
     assert not locks.in_use(run)
@@ -275,7 +275,7 @@ def test_a_run_that_was_killed_is_known_as_such(tmp_path: Path, monkeypatch: pyt
 def test_what_is_not_the_same_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run,) = interrupted(monkeypatch, [config(tmp_path)], 2)
     (refused,) = execute([config(tmp_path, "trainer.lr=0.5", "losses.l1.top=1")], folder=run)
-    line = f"{run}: cannot go on with another losses.l1.top, trainer.lr; leave them out, or begin another run with"
+    line = f"{run}: cannot be resumed with another losses.l1.top, trainer.lr; leave them out, or start another run with"
     assert isinstance(refused, UserError) and str(refused) == f"{line} rerun={run}"
     changed = json.loads((run / "manifest.json").read_text()) | {"dataset_sha256": "another"}
     (run / "manifest.json").write_text(json.dumps(sealed(changed)))
@@ -338,7 +338,7 @@ def test_a_disk_that_is_full_leaves_what_there_was(tmp_path: Path, monkeypatch: 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     (run,) = (tmp_path / "mnist_split").iterdir()
-    line = f"{run}: cannot be written (File too large); then gradroute-run resume={run} goes on"
+    line = f"{run}: cannot be written (File too large); when it can, use gradroute-run resume={run}"
     assert isinstance(error, UserError) and str(error) == line
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["000002", "000003"]
     monkeypatch.undo()
@@ -366,7 +366,7 @@ def test_a_run_can_keep_no_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"kept no weights \(checkpoint.keep=none\)"):
         load(run)
     failed = [claim for claim in claims_of(run) if not claim.holds]
-    assert [claim.found for claim in failed] == ["checkpoint.keep=none: there are no weights to try it with"]
+    assert [claim.found for claim in failed] == ["checkpoint.keep=none: the run kept no weights"]
 
 
 def test_the_commands_stop_and_go_on(forked: Callable[..., Result], data_cache: Path, tmp_path: Path) -> None:
@@ -387,6 +387,6 @@ def test_the_commands_stop_and_go_on(forked: Callable[..., Result], data_cache: 
     name = run.relative_to(tmp_path)
     assert read_manifest(run)["state"] == "interrupted"
     refused = forked("gradroute-run", f"resume={name}", "trainer.epochs=3", cwd=tmp_path)
-    assert refused.returncode == 2 and f"{name}: cannot go on with another trainer.epochs" in refused.stderr
+    assert refused.returncode == 2 and f"{name}: cannot be resumed with another trainer.epochs" in refused.stderr
     finished = forked("gradroute-verify", str(name), cwd=tmp_path)
     assert finished.returncode == 2 and "the run is not finished (state: interrupted)" in finished.stderr

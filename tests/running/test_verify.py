@@ -51,7 +51,7 @@ def test_an_honest_run_passes(smoke: Path, forked: Callable[..., Any], tmp_path:
 def test_parameter_routes_from_a_configuration_freeze_and_pass(tmp_path: Path, batches: str) -> None:
     run = small_run(tmp_path, f"trainer.batches={batches}", "ablation=reinitialise", routing=PARAMETERS)
     claims = [claim for claim in claims_of(run) if "reserved" in claim.what]
-    assert all(claim.holds for claim in claims) and any("stayed to the bit" in claim.what for claim in claims)
+    assert all(claim.holds for claim in claims) and any("stayed bit-identical" in claim.what for claim in claims)
     rows = [row for row in read_ledger(run) if row["region"] == "reserved"]
     assert max(row["moved"] for row in rows if row["group"] == "all") > 0
     assert {row["routed"] for row in rows if row["group"] == "digits_5_9"} == {0.0}
@@ -96,7 +96,7 @@ def test_a_region_that_was_not_kept_still_is_caught(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(parameters, "still", lambda *_: nullcontext())
     run = small_run(tmp_path, "trainer.batches=by_group", routing=PARAMETERS)
     monkeypatch.undo()
-    assert [what for what in failing(run) if "stayed to the bit" in what]
+    assert [what for what in failing(run) if "stayed bit-identical" in what]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_runs_of_every_kind_come_out_again(tmp_path: Path, overrides: list[str])
 
 
 def test_an_ablation_that_cannot_be_made_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"ablation=mean: region 'reserved' is parameters"):
+    with pytest.raises(UserError, match=r"ablation=mean: region 'reserved' consists of parameters"):
         small_run(tmp_path, "ablation=mean", routing=PARAMETERS)
     with pytest.raises(UserError, match="the layers around it could not be found"):
         small_run(tmp_path, "ablation=remove", "losses.certificates=[]", routing={"regions.top.site": "decoder"})
@@ -136,10 +136,12 @@ def test_changed_files_and_metrics_are_caught(smoke: Path, tmp_path: Path, forke
     (run / "notes.txt").write_text("mine")
     names = failing(run)
     assert names[:2] == ["every file has the checksum in the manifest", "no file was added"]
-    assert "the errors of decoder, region all, come out again from its weights" in names
+    assert "the errors of decoder, region all, are reproduced by its weights" in names
     result = forked("gradroute-verify", str(run), cwd=tmp_path)
     assert result.returncode == 1 and "FAIL" in result.stdout
     assert forked("gradroute-verify", str(tmp_path), cwd=tmp_path).returncode == 2
+    missing = forked("gradroute-verify", str(tmp_path), "--run-code", "--config-dir", "lab", cwd=tmp_path)
+    assert (missing.returncode, missing.stderr) == (2, "error: --config-dir lab: must be a folder\n")
 
 
 def test_a_run_without_a_ledger_or_with_code_is_not_taken_on_trust(tmp_path: Path, smoke: Path) -> None:
@@ -148,7 +150,7 @@ def test_a_run_without_a_ledger_or_with_code_is_not_taken_on_trust(tmp_path: Pat
     config = tmp_path / "code" / "config.yaml"
     text = config.read_text().replace("predicate: null", "predicate: os:getcwd", 1)
     config.write_text(text.replace("labels:\n      - 0\n      - 1\n      - 2\n      - 3\n      - 4\n", "labels: []\n"))
-    with pytest.raises(UserError, match="made with code that is not part of gradroute, os:getcwd; --run-code"):
+    with pytest.raises(UserError, match="names code that is not part of gradroute, os:getcwd; give --run-code"):
         list(claims_of(tmp_path / "code"))
     with pytest.raises(UserError, match="not a run folder"):
         list(claims_of(tmp_path))

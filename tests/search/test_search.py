@@ -99,7 +99,7 @@ def test_a_search_ends_with_its_front_made_again_and_leaves_ordinary_runs(
         errors.append([r["value"] for r in measured if r["group"] in ("digits_0_4", "digits_5_9")])
     assert sorted({row[2] for row in rows}) == pytest.approx(sorted({sum(two) / 2 for two in errors}), rel=1e-5)
     page = (folder / "search.html").read_text()
-    assert "The best configurations, to paste" in page and "gradroute-run" in page
+    assert "Commands of the best configurations" in page and "gradroute-run" in page
     assert status(monkeypatch, *arguments(conf)) == 0
     assert trials(tmp_path) == found
     assert len(list(folder.rglob("manifest.json"))) == 6 + len(finals)
@@ -240,9 +240,9 @@ def test_a_folder_of_another_search_or_a_damaged_one_is_refused(
     few = arguments(conf, "search.trials=1", "search.random=0", "search.final.best=0")
     assert status(monkeypatch, *few) == 0
     assert status(monkeypatch, *few, "trainer.lr=0.01") == 2
-    assert "is a search of another given; give another search.name=" in capsys.readouterr().err
+    assert "has a search of another given; set another search.name=" in capsys.readouterr().err
     assert status(monkeypatch, *few, "search.seed=1") == 2
-    assert "is a search of another seed" in capsys.readouterr().err
+    assert "has a search of another seed" in capsys.readouterr().err
     (tmp_path / "outputs" / "searches" / "tiny" / "study.journal").write_text("{no json\n{}\n")
     assert status(monkeypatch, *few) == 2
     assert "damaged" in capsys.readouterr().err

@@ -77,4 +77,4 @@ def test_images_have_localization_and_what_it_costs(tmp_path: Path, experiment: 
 def test_where_there_is_none_it_is_asked_for(given: list[str], says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         default_objectives(language(tmp_path, "stories_era", *given))
-    assert str(error.value) == f"search.objectives: is empty, and {says}; say what is looked for"
+    assert str(error.value) == f"search.objectives: is empty, and {says}; give at least one objective"

@@ -91,7 +91,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"choices": [1]}, "two or more"),
     ({"choices": [1, 1]}, "twice"),
     ({"choices": {"a": 1, "b": {}}}, "mapping of keys"),
-    ({"parts": 3, "of": 2}, "are over of=2"),
+    ({"parts": 3, "of": 2}, "exceed of=2"),
     ({"parts": 1, "of": 2}, "2 or more"),
     ({}, "give choices"),
 ]

@@ -1,17 +1,17 @@
 """Shared fixtures. Nothing here or in any test needs a network, a GPU or an account.
 
-What is skipped, and why:
-- `test_causal_lm.py`, `test_pretrained.py`, `test_document_sets.py`, and Parquet and `datasets` in
-  `test_text_documents.py`, without the packages of `gradroute[hf]`;
-- `test_launchers.py`, by launcher, without the packages of `gradroute[slurm]` and `gradroute[ray]`; and what
-  `test_jobs.py` says of a package that is missing, where it is there;
-- one test each of `test_text_documents.py` and `test_token_rules.py` without the sample of real stories in
-  `../shared/data`, which is not in the repository.
+Skipped tests:
+- without the packages of `gradroute[hf]`: `test_causal_lm.py`, `test_pretrained.py`, `test_document_sets.py`, and the
+  cases for Parquet and `datasets` in `test_text_documents.py`;
+- without the packages of `gradroute[slurm]` or `gradroute[ray]`: their launchers in `test_launchers.py`; with them: the
+  message about a missing package in `test_jobs.py`;
+- without the sample of real stories in `../shared/data`, which is not in the repository: one test each of
+  `test_text_documents.py` and `test_token_rules.py`.
 """
 
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each take twice the time on two cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # on two cores, two processes of two threads each take twice as long
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import shutil
@@ -29,7 +29,7 @@ Command = Callable[..., Result]
 
 
 def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder of all processes of this test run; `make` fills it in the first one that asks."""
+    """Return a folder that all processes of this test run share; the first process that asks fills it with `make`."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with FileLock(f"{folder}.lock"):
@@ -43,7 +43,7 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], ob
 
 @pytest.fixture(scope="session")
 def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder of the tests' own, so that the user's is never touched."""
+    """Return a cache folder for the tests, so that the user's is never touched."""
     return shared(tmp_path_factory, "data", lambda folder: None)
 
 
@@ -59,7 +59,7 @@ def _environment(data_cache: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def command(data_cache: Path) -> Command:
-    """Run one of the installed console scripts in a folder."""
+    """Return a function that runs an installed console script in a folder."""
 
     def call(name: str, *arguments: str, cwd: Path) -> Result:
         line = [str(Path(sys.executable).parent / name), *arguments]
@@ -70,7 +70,7 @@ def command(data_cache: Path) -> Command:
 
 @pytest.fixture(scope="session")
 def forked(data_cache: Path) -> Command:
-    """The same in a fork, which has imported everything already."""
+    """Return the same function for a fork of a process that has imported everything already."""
 
     def call(name: str, *arguments: str, cwd: Path) -> Result:
         return Forked(name, *arguments, cwd=cwd, environment=_environment(data_cache)).wait(300)
@@ -89,12 +89,12 @@ def _mnist_split(factory: pytest.TempPathFactory, name: str, run: Command, *size
 
 @pytest.fixture(scope="session")
 def smoke(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one smoke run of the main job, made by the real command line."""
+    """Return the folder of one smoke run of the main job, made by the real command line."""
     return _mnist_split(tmp_path_factory, "smoke", command)
 
 
 @pytest.fixture(scope="session")
 def small(forked: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with every step and file of the smoke run, but next to no sizes: to be read many times."""
+    """Return the folder of a run with all steps and files of the smoke run at tiny sizes: quick to read many times."""
     sizes = ["trainer.train_limit=256", "trainer.test_limit=64", "trainer.batch_size=64", "model.hidden=[32]"]
     return _mnist_split(tmp_path_factory, "small", forked, *sizes)

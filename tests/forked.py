@@ -1,6 +1,6 @@
-"""Processes forked from one that has imported everything: in a new one, importing torch takes longer than a small run.
+"""Fork processes from one that has imported everything: a new one would import torch for longer than a small run takes.
 
-What is given to them has to be picklable, and code that they are given has to lie in a module.
+Arguments must be picklable, and functions must be defined in a module.
 """
 
 import multiprocessing
@@ -20,12 +20,12 @@ _forks.set_forkserver_preload(["gradroute.commands.run", "gradroute.running.runn
 
 
 def fork(function: Callable[..., object], *arguments: object) -> Any:
-    """A process, not yet started, that calls a function of a module."""
+    """Return a process, not yet started, that calls a function of a module."""
     return _forks.Process(target=function, args=arguments)
 
 
 def main(name: str, arguments: tuple[str, ...], cwd: Path, environment: Mapping[str, str], out: Path) -> None:
-    """In a process of its own: be the console script `name`, and leave what it prints in `out`."""
+    """Act as the console script `name` in this process, and write what it prints to `out`."""
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -38,7 +38,7 @@ def main(name: str, arguments: tuple[str, ...], cwd: Path, environment: Mapping[
 
 
 class Forked:
-    """The console script `name`, at work in a fork; its exit status and what it printed are there after `wait`."""
+    """The console script `name`, running in a fork; `wait` returns its exit status and what it printed."""
 
     def __init__(self, name: str, *arguments: str, cwd: Path, environment: Mapping[str, str]) -> None:
         self.arguments = [name, *arguments]
@@ -50,7 +50,7 @@ class Forked:
         self.process.start()
 
     def wait(self, seconds: float) -> subprocess.CompletedProcess[str]:
-        """Wait for its end, or end it and raise TimeoutExpired."""
+        """Wait until the script ends and return the result. Raises: TimeoutExpired, after killing it."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()

@@ -1,4 +1,4 @@
-"""Runs that lose their process after a checkpoint, or to which something else happens then."""
+"""Interrupt runs after a checkpoint, or do something else to them then."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from gradroute.running.runner import execute
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The simulated death of a process."""
 
 
 def at_checkpoint(monkeypatch: pytest.MonkeyPatch, number: int, then: Callable[[Run], None]) -> None:
-    """Have something happen after the `number`-th checkpoint, from 1; nothing is changed after that."""
+    """Call `then` after the `number`-th checkpoint, counted from 1; later checkpoints are left alone."""
     save, count = Run.checkpoint, [0]
 
     def checkpoint(run: Run, fit: object = None) -> None:
@@ -32,7 +32,7 @@ def die(run: Run) -> None:
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, configs: Sequence[Config], number: int) -> list[Path]:
-    """Begin runs, lose the process after some checkpoints; returns their folders."""
+    """Start runs and stop the process after `number` checkpoints; return their folders."""
     with monkeypatch.context() as patch, pytest.raises(Killed):
         at_checkpoint(patch, number, die)
         execute(configs)

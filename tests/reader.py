@@ -1,7 +1,7 @@
-"""Read run folders as the commands do, in a process that notes what it should not do; used by `test_hostile_folder`.
+"""Read run folders as the commands do, in a process that notes forbidden actions; used by `test_hostile_folder`.
 
-`python reader.py FOLDER…` prints one JSON object: by folder and command the exit status and what was printed; what was
-executed, imported or written; and the peak of memory beyond what the imports took. Memory is limited while reading.
+`python reader.py FOLDER…` prints one JSON object: the exit status and output by folder and command; what was executed,
+imported or written; and the peak memory beyond that of the imports. Memory is limited while reading.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot  # noqa: F401  # imports come before the watch
+import matplotlib.pyplot  # noqa: F401  # imported before `watch`
 import pandas  # noqa: F401
 import rich.console  # noqa: F401
 import scipy.special  # noqa: F401
@@ -39,7 +39,7 @@ noted: list[str] = []
 
 
 def watch(places: list[Path]) -> None:
-    """Note every execution, every import of a module called evil, and every file opened to write elsewhere."""
+    """Note every execution, every import of a module called evil, and every file opened to write outside `places`."""
 
     def note(event: str, arguments: tuple[Any, ...]) -> None:
         if event in EXECUTES or (event == "import" and str(arguments[0]).startswith("evil")):
@@ -53,12 +53,12 @@ def watch(places: list[Path]) -> None:
 
 
 def shown(run: gradroute.FinishedRun) -> list[object]:
-    """What a notebook may ask a run for, but for its model, which `load` reads."""
+    """Return what a notebook may ask of a run, except its model, which `load` reads."""
     return [run.config, run.metrics, run.ledger, run.summary, run._repr_html_(), run.report]
 
 
 def commands(run: Path) -> dict[str, Callable[[], object]]:
-    """What can be done with a folder of which nothing is known."""
+    """Return what can be done with an unknown folder, by name."""
     return {
         "compare": lambda: compare([str(run)], out=Path("out") if run.name == "texts" else None),
         "verify": lambda: verify(run),
@@ -72,7 +72,7 @@ def commands(run: Path) -> dict[str, Callable[[], object]]:
 
 
 def answer(command: Callable[[], object]) -> dict[str, Any]:
-    """How a command ended, as `guarded` does for the command line."""
+    """Run a command as `guarded` does for the command line; return its status, output and seconds."""
     printed, errors, started = io.StringIO(), io.StringIO(), time.monotonic()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
         status = guarded(lambda: (command(), None)[1])
@@ -81,7 +81,7 @@ def answer(command: Callable[[], object]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read every folder named."""
+    """Read every given folder and print the JSON object."""
     runs = [Path(argument) for argument in sys.argv[1:]]
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""What the robustness tests and `scripts/robustness.py` share: a tally of cases, and a limit of time for each."""
+"""Helpers of the robustness tests and `scripts/robustness.py`: a tally of cases, and a time limit for each."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
 
     def add(self, case: str, end: str) -> None:
-        """Count a case that ended `accepted`, `correct` or `refused`; any other end went wrong."""
+        """Count a case that ended `accepted`, `correct` or `refused`; any other end is wrong."""
         self.tried += 1
         self.correct += end in ("accepted", "correct")
         self.refused += end == "refused"
@@ -37,7 +37,7 @@ class Tally:
 
 
 def trying(cases: int) -> settings:
-    """Hypothesis for a fixed series of cases, all of which are tried: a fault is tallied, not searched for."""
+    """Return Hypothesis settings that try a fixed series of cases: faults are tallied, not shrunk."""
     return settings(
         max_examples=cases, database=None, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
@@ -45,12 +45,12 @@ def trying(cases: int) -> settings:
 
 
 class Hang(BaseException):
-    """A command took longer than it may; no `except Exception` swallows it."""
+    """A command exceeded its time limit. Not an `Exception`, so that no handler swallows it."""
 
 
 @contextlib.contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Raise `Hang` in what runs inside after `seconds`."""
+    """Raise `Hang` in the block if it runs longer than `seconds`."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hang(f"longer than {seconds} s")
@@ -65,7 +65,7 @@ def within(seconds: int) -> Iterator[None]:
 
 
 def reseal(run: Path) -> None:
-    """Give the manifest the checksums of what is there now, as a stranger can."""
+    """Update the manifest's checksums to the files as they are now, as a stranger can."""
     manifest = json.loads((run / "manifest.json").read_text())
     plain = [p for p in run.rglob("*") if p.is_file() and p.name != "manifest.json" and p.stat().st_size < 2**30]
     sums = {p.relative_to(run).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in plain}
@@ -74,7 +74,7 @@ def reseal(run: Path) -> None:
 
 @contextlib.contextmanager
 def kept_data() -> Iterator[None]:
-    """Each data set is read once in what runs inside, where reading it is not what is tried."""
+    """Read each data set only once in the block, for tests that are not about reading it."""
     tensors, kept = ImageDataset.tensors, dict[str, Images]()
 
     def read_once(self: ImageDataset, *limits: int | None, **supplied: Any) -> Images:
@@ -91,11 +91,11 @@ def kept_data() -> Iterator[None]:
 
 
 def one_line(error: UserError) -> bool:
-    """Whether the message is a single, printable line that says something."""
+    """Return whether the message is one line that is not blank."""
     text = str(error)
     return bool(text.strip()) and len(text.splitlines()) == 1
 
 
 def count(variable: str, default: int) -> int:
-    """How many cases to try: the environment's number, or the reduced one of the tests."""
+    """Return how many cases to try: the number in the environment, or the tests' reduced default."""
     return int(os.environ.get(variable, default))

@@ -1,4 +1,4 @@
-"""A run of images with next to no sizes, for tests that make it many times; and the files that must not differ."""
+"""A run on images with tiny sizes, for tests that repeat it; and the files that must not differ."""
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config

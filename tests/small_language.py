@@ -29,7 +29,7 @@ def config(folder: Path, experiment: str, *overrides: str) -> Config:
 
 
 def weights(own: Config, made: Callable[[LanguageModelling], Any]) -> tuple[list[float], list[torch.Tensor]]:
-    """The losses and the parameters after every update of an epoch in float64, of what `made` makes of a task."""
+    """Return the losses and the parameters after every update of a float64 epoch of the objective `made(task)`."""
     task = LanguageModelling(own)
     task.model.double()
     objective = made(task)
@@ -49,7 +49,7 @@ def weights(own: Config, made: Callable[[LanguageModelling], Any]) -> tuple[list
 
 
 def goes_on_to_the_bit(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> None:
-    """A run that ends at its third checkpoint and goes on writes what one writes that is never interrupted."""
+    """Check that a run resumed from its third checkpoint writes the same bytes as one that was never interrupted."""
     changes = ("checkpoint.minutes=0", "steps=[train,ablate,finetune,relearn,evaluate]", *changes)
     (run,) = execute([config(folder / "whole", "stories_era", *changes)])
     own = config(folder / "cut", "stories_era", *changes)
@@ -60,7 +60,7 @@ def goes_on_to_the_bit(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: 
 
 
 def refused(make: Callable[[], Config], message: str) -> None:
-    """A configuration, or its run, is refused with a message of one line."""
+    """Check that a configuration, or its run, is refused with a one-line message."""
     with pytest.raises(UserError, match=message) as raised:
         (outcome,) = execute([make()])
         assert isinstance(outcome, UserError), outcome
@@ -69,7 +69,7 @@ def refused(make: Callable[[], Config], message: str) -> None:
 
 
 def unreachable(command: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    """What a command says that asks the hub for what is not in its cache, without a network: one line, and no files."""
+    """Run a command that needs the hub, offline with an empty cache; check that no files are left; return its error."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(place / "hub"))
     cwd = place / "here"

@@ -1,1 +1,1 @@
-"""The console scripts."""
+"""The console scripts, and the Python interface."""

@@ -1,4 +1,4 @@
-"""`gradroute-compare PATH…`: runs side by side, seeds put together, read from disk without torch."""
+"""`gradroute-compare PATH…`: compare runs side by side, with seeds grouped; reads run folders, without torch."""
 
 import argparse
 import sys
@@ -14,9 +14,9 @@ def main() -> None:
     """Entry point of `gradroute-compare`."""
     parser = argparse.ArgumentParser(prog="gradroute-compare", description=(__doc__ or "").strip())
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run, a folder with runs in it, or a glob in quotes")
-    parser.add_argument("--metric", help=f"which metric (default: {' or '.join(USUAL)}, the first that the runs have)")
-    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this setting")
-    parser.add_argument("--sort", metavar="COLUMN", help="a column of the table")
+    parser.add_argument("--metric", help=f"metric to show (default: the first of {', '.join(USUAL)} that runs have)")
+    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="show only runs with this setting")
+    parser.add_argument("--sort", metavar="COLUMN", help="column of the table to sort by")
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write CSV, Markdown, LaTeX, plots and a page")
     a = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What `gradroute-run --help` prints: every experiment with a line on it, and every option of every group."""
+"""The text of `gradroute-run --help`: every experiment with a short description, and every option of every group."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -8,9 +8,9 @@ from gradroute.comparison.runs import natural
 
 USAGE = """gradroute-run: train a network with gradient routing and record what it learned where
 
-gradroute-run experiment=mnist_split                  the main job
+gradroute-run experiment=mnist_split                  the main experiment
 gradroute-run trainer=smoke                           the same in seconds, to see that it works
-gradroute-run seeds=3                                 three runs, and their comparison
+gradroute-run seeds=3                                 three seeds, and their comparison
 gradroute-run -m seed=0,1,2 routing=mnist_halves,none a sweep
 gradroute-run rerun=outputs/mnist_split/RUN           repeat a run from its folder
 gradroute-run resume=outputs/mnist_split/RUN          resume a run that was interrupted
@@ -23,7 +23,7 @@ END = "Every key is an override: trainer.lr=0.001, model.hidden=[256]. conf/READ
 
 
 def _options(folders: Sequence[Path], group: str) -> Iterator[tuple[str, Path]]:
-    """Name and file of each option of a group, those that begin with `_` left out."""
+    """Yield the name and the file of each option of a group, except those that begin with `_`."""
     for folder in folders:
         for path in sorted((folder / group).rglob("*.yaml")):
             parts = path.relative_to(folder / group).with_suffix("").parts
@@ -32,14 +32,14 @@ def _options(folders: Sequence[Path], group: str) -> Iterator[tuple[str, Path]]:
 
 
 def first_comment(path: Path) -> str:
-    """The first comment of a YAML file that is no directive of Hydra's."""
+    """Return the first comment of a YAML file that is not a Hydra directive; empty if there is none."""
     lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.startswith("#")]
     said = [line.lstrip("# ") for line in lines if not line.startswith("# @package")]
     return said[0] if said else ""
 
 
 def help_text(folders: Sequence[Path]) -> str:
-    """The help of configurations in some folders, ours first."""
+    """Return the help for the configurations in these folders, of which the first is the package's."""
     lines = [USAGE, "Experiments (experiment=NAME), with what they show and how long trainer=fast takes on two cores:"]
     found = {name: first_comment(path) for name, path in _options(folders, "experiment")}
     width = max(map(len, found))

@@ -1,4 +1,4 @@
-"""The same from Python: make a run as the command line does, and look at one in a notebook."""
+"""The Python interface: make a run as the command line does, and open a finished run in a notebook."""
 
 import os
 from functools import cached_property
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class FinishedRun:
-    """A finished run in its folder; everything is read when it is first asked for, and checked as it is read.
+    """A finished run in its folder. Each file is read and checked on first access.
 
-    Raises: UserError if the folder is no finished run, or a file in it is damaged.
+    Raises: UserError if the folder is not a finished run, or a file in it is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str], run_code: bool = False) -> None:
-        """`run_code`: whether a model may be built whose code is not part of gradroute."""
+        """`run_code`: whether to build a model whose code is not part of gradroute."""
         self.path, self._run_code = Path(path), run_code
         self.manifest = run_reader.read_manifest(self.path)
         if self.manifest["state"] != "finished":
@@ -35,25 +35,25 @@ class FinishedRun:
         return f"FinishedRun('{self.path}')"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the error of each head on each group."""
+        """Return what a notebook shows: the error of each head on each group."""
         table = self.summary.pivot_table("value", ["metric", "head", "region"], "group", sort=False)
         return str(table.to_html(float_format="{:.4f}".format))
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The configuration, as nested plain data."""
+        """The configuration as nested plain data."""
         return run_reader.read_mapping(self.path, self.manifest)
 
     @cached_property
     def metrics(self) -> "pd.DataFrame":
-        """Every measurement: step, split, group, head, region, metric, unit and value."""
+        """All measurements: step, split, group, head, region, metric, unit and value."""
         import pandas as pd
 
         return pd.DataFrame(read_metrics(self.path, self.manifest))
 
     @cached_property
     def ledger(self) -> "pd.DataFrame":
-        """Who trained what, by window of updates, group and region."""
+        """The gradients and updates that each group caused in each region, by window of updates."""
         import pandas as pd
 
         return pd.DataFrame(read_ledger(self.path, self.manifest))
@@ -78,14 +78,14 @@ class FinishedRun:
 
     @property
     def certificates(self) -> "nn.ModuleDict":
-        """The certificates by region."""
+        """The trained certificates by region, in evaluation mode, on the CPU."""
         return self._loaded.certificates
 
     @property
     def report(self) -> Path:
-        """The run on one page. Raises: UserError if the run wrote none."""
+        """The path of the run's page. Raises: UserError if the run wrote none."""
         if "report.html" not in self.manifest["files"]:
-            raise UserError(f"{self.path}: has no report; add the step report")
+            raise UserError(f"{self.path}: has no report; add report to steps")
         return self.path / "report.html"
 
 
@@ -96,15 +96,15 @@ def run(*overrides: str, config_dir: str | os.PathLike[str] | None = None, quiet
 
     Args:
         config_dir: a folder of your own configurations, with the code that they name beside it.
-        quiet: show nothing.
+        quiet: print nothing.
 
-    Raises: UserError for a mistake in the overrides, or whatever ended the run.
+    Raises: UserError for a mistake in the overrides, or the exception that ended the run.
     """
     from gradroute.running.runner import execute
 
     configs = one_by_seed(configuration(overrides, Path(config_dir) if config_dir is not None else None))
     if len(configs) != 1:
-        raise UserError(f"seeds={len(configs)}: gradroute.run makes one run; call it for each seed=")
+        raise UserError(f"seeds={len(configs)}: gradroute.run makes one run; call it once for each seed")
     (outcome,) = execute(configs, watch=(lambda step, rows: None) if quiet else None)
     if isinstance(outcome, Exception):
         raise outcome
@@ -112,5 +112,5 @@ def run(*overrides: str, config_dir: str | os.PathLike[str] | None = None, quiet
 
 
 def open_run(path: str | os.PathLike[str], run_code: bool = False) -> FinishedRun:
-    """A finished run from its folder. Nothing of it is executed, unless `run_code` allows its model's own code."""
+    """Open a finished run. Code that it names is not executed, unless `run_code` allows it for its model."""
     return FinishedRun(path, run_code)

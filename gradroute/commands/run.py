@@ -1,6 +1,6 @@
-"""`gradroute-run`: compose the configuration with Hydra, check it, run it; say mistakes in one line.
+"""`gradroute-run`: compose the configuration with Hydra, check it and run it; report a mistake in one line.
 
-`gradroute-tokens` takes the same arguments, and shows what the token rules do instead of training.
+`gradroute-tokens` takes the same arguments. It does not train, but shows what the token rules do.
 """
 
 import sys
@@ -25,7 +25,7 @@ HELP = ("--help", "-h")
 def _from_folder(run: Path, arguments: Sequence[str], resumes: bool) -> None:
     """Repeat a run from its folder, or resume it there, with `key=value` changes.
 
-    `run_code=true` lets code run that the folder names; it is looked for beside a `--config-dir`, too.
+    `run_code=true` allows code that the folder names; modules beside a `--config-dir` are found, too.
     """
     from omegaconf import OmegaConf
 
@@ -41,9 +41,9 @@ def _from_folder(run: Path, arguments: Sequence[str], resumes: bool) -> None:
     for change in changes:
         if "=" not in change or change[0] in "+~-":
             taking = "resume" if resumes else "rerun"
-            raise UserError(f"{change}: beside {taking}=RUN only key=value can be given, such as trainer.device=cpu")
+            raise UserError(f"{change}: not allowed with {taking}=RUN; give key=value, such as trainer.device=cpu")
     keys = [change.partition("=")[0] for change in changes]
-    given = [*keys, "output_dir"] if resumes else keys  # which does not write there
+    given = [*keys, "output_dir"] if resumes else keys  # a resumed run does not write to output_dir
     source = OmegaConf.create(to_mapping(read_rerun(run, given, RUN_CODE in arguments)))
     for change in changes:
         key, _, value = change.partition("=")
@@ -54,9 +54,9 @@ def _from_folder(run: Path, arguments: Sequence[str], resumes: bool) -> None:
 
 
 def _composed_jobs(plan: Plan, makes: bool) -> Callable[[], None]:
-    """What Hydra calls: it adds one job to the plan for each line of a sweep.
+    """Return the function that Hydra calls; it adds a job to the plan for each combination of a sweep.
 
-    makes: whether jobs that another launcher hands to a process of their own are made there.
+    makes: whether a job runs at once if a launcher other than Hydra's own started it, in a process of its own.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -78,7 +78,7 @@ def _composed_jobs(plan: Plan, makes: bool) -> Callable[[], None]:
             plan.folder, made.number = Path(hydra_config.sweep.dir), int(hydra_config.job.num)
         try:
             made.configs = one_by_seed(from_mapping(without_replaced(composed, given)))
-        except UserError as error:  # a sweep goes on with its other runs
+        except UserError as error:  # the other runs of a sweep continue
             made.outcomes = [error]
         if plan.folder and makes and not str(hydra_config.launcher._target_).endswith(".BasicLauncher"):
             Index(plan.folder).make(made)  # in a process of its own
@@ -94,7 +94,7 @@ def _print_help() -> None:
 
 
 def _hydra_run() -> None:
-    """Make the runs that the command line asks for."""
+    """Make the runs that the command line describes."""
     plan = Plan()
     sys.argv[1:] = prepared(sys.argv[1:])
     launched(_composed_jobs(plan, makes=True))
@@ -105,7 +105,7 @@ def _hydra_run() -> None:
 
 
 def composed_configs(arguments: Sequence[str]) -> list[Config]:
-    """The configurations that a command line asks for, of which nothing is run. Raises: UserError."""
+    """Return the configurations that a command line describes, without running them. Raises: UserError."""
     plan, before = Plan(), sys.argv[1:]
     try:
         sys.argv[1:] = prepared(arguments)

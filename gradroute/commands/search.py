@@ -1,7 +1,7 @@
-"""`gradroute-search experiment=… search=…`: find regions and weights, by Optuna, over ordinary runs.
+"""`gradroute-search search=…`: search for regions and weights with Optuna, over ordinary runs.
 
-Overrides are `gradroute-run`'s, for every trial; `search.KEY=` is of the search itself. The same command goes on with a
-search that was stopped, and is one more worker where one is at work.
+Overrides are those of `gradroute-run` and hold for every trial; `search.KEY=` sets a key of the search itself. The same
+command continues a search that was stopped, and adds a worker to one that is running.
 """
 
 import multiprocessing
@@ -20,25 +20,25 @@ from gradroute.training.signals import heard
 if TYPE_CHECKING:
     from gradroute.search.study import Search
 
-HELP = """gradroute-search: find a mask, by Optuna, over ordinary runs
+HELP = """gradroute-search: search for a mask with Optuna, over ordinary runs
 
-gradroute-search search=mnist_split                          a search; the same command goes on with a stopped one
-gradroute-search search=mnist_split search.workers=2         in two processes of this machine
-gradroute-search search=mnist_split search.random=40         with random search beside it
+gradroute-search search=mnist_split                          start a search, or continue one that was stopped
+gradroute-search search=mnist_split search.workers=2         use two processes on this machine
+gradroute-search search=mnist_split search.random=40         compare with 40 trials of random search
 gradroute-search search=mnist_split trainer.lr=0.001         any override of gradroute-run, for every trial
-gradroute-search --config-dir my_conf search=mine            a folder of your own configurations
-gradroute-search search=mnist_split search.final.best=0      without making the best again: nothing is claimed then
+gradroute-search --config-dir my_conf search=mine            add a folder of your own configurations
+gradroute-search search=mnist_split search.final.best=0      do not repeat the best trials; nothing is claimed then
 
 searches: """
 
 
 def _given(arguments: Sequence[str]) -> tuple[str, list[str], list[str], Path | None]:
-    """The search's name, its overrides, the overrides of its runs, and a folder of configurations."""
+    """Parse the arguments: the search's name, its overrides, its runs' overrides, and a folder of configurations."""
     from gradroute.config.compose import conf_dir, without_config_dirs
 
     rest, folders = without_config_dirs(arguments, ["--config-dir"])
     if folders[1:]:
-        raise UserError(f"--config-dir {folders[1]}: give one folder")
+        raise UserError(f"--config-dir {folders[1]}: give only one folder")
     folder = folders[0] if folders else None
     searches = sorted(p.stem for at in (conf_dir(), folder) if at for p in (at / "search").glob("*.yaml"))
     if not rest or {"-h", "--help"} & set(rest):
@@ -54,7 +54,7 @@ def _given(arguments: Sequence[str]) -> tuple[str, list[str], list[str], Path | 
 
 
 def _opened(arguments: Sequence[str]) -> "Search":
-    """The search that the arguments mean, tried at its ends."""
+    """Open the search that the arguments describe. Raises: UserError, also if Optuna is missing."""
     from omegaconf import OmegaConf
 
     from gradroute.config.compose import composed
@@ -72,20 +72,20 @@ def _opened(arguments: Sequence[str]) -> "Search":
 
 
 def _work(search: "Search", command: str) -> None:
-    """A process's part in the trials and the finals."""
+    """Do one process's share of the trials and the finals."""
     from gradroute.search import page
     from gradroute.search.finals import make
 
     search.work()
-    while search.busy():  # another process has the last ones
+    while search.busy():  # another process runs the last trials
         time.sleep(0.5)
     if search.search.final.best:
-        page.write(search, [], command)  # in case that the finals are stopped
+        page.write(search, [], command)  # in case the finals are interrupted
         make(search)
 
 
 def _each(arguments: Sequence[str], command: str, threads: int) -> None:
-    """A worker, in a process of its own."""
+    """Run one worker, in a process of its own."""
     import torch
 
     torch.set_num_threads(threads)
@@ -94,7 +94,7 @@ def _each(arguments: Sequence[str], command: str, threads: int) -> None:
 
 
 def _together(arguments: Sequence[str], command: str, workers: int) -> None:
-    """All work in several processes. Raises: SystemExit with the status of one that failed."""
+    """Run the search in several processes. Raises: SystemExit with the status of one that failed."""
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     context = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""`gradroute-tokens`: what the token rules of a configuration do to its documents, without training (GR table 3)."""
+"""`gradroute-tokens`: show which tokens a configuration's rules route, without training (GR table 3)."""
 
 import shlex
 import sys
@@ -18,15 +18,15 @@ from gradroute.training.signals import heard
 
 
 def show_tokens(config: Config) -> Path:
-    """Print the most and the least routed tokens, and write them with coloured documents to a page; returns its path.
+    """Print the most and the least routed tokens, write them to a page with coloured documents, and return its path.
 
-    Raises: UserError for a mistake in the configuration or the data, of images, or if no group weighs tokens.
+    Raises: UserError for a mistake in the configuration or the data, for images, or if no group weighs tokens.
     """
     from gradroute.tasks.base import create
     from gradroute.tasks.language import LanguageModelling
 
     if not issubclass(locate(config.task[TARGET], "task"), LanguageModelling):
-        raise UserError("gradroute-tokens: images have no tokens; give a language model, experiment=stories_era")
+        raise UserError("gradroute-tokens: images have no tokens; use a language model, such as experiment=stories_era")
 
     task = create(config)
     assert isinstance(task, LanguageModelling)
@@ -34,7 +34,7 @@ def show_tokens(config: Config) -> Path:
     table = Table(*token_table(weights))
     _print(table)
     labelled = ", ".join(f"{int((task.labelled == i).sum())} {name}" for i, name in enumerate(task.names))
-    words = [f"{len(task.labelled)} documents to train on, labelled: {labelled}. Nothing was trained."]
+    words = [f"{len(task.labelled)} training documents, labelled: {labelled}. Nothing was trained."]
     again = "gradroute-tokens " + shlex.join(sys.argv[1:])
     texts = [("How to make it again", again)]
     page = Page(f"Tokens of {config.name}", words, [table], texts=texts, documents=coloured_documents(weights))
@@ -50,7 +50,7 @@ def show_tokens(config: Config) -> Path:
 
 
 def _print(table: Table) -> None:
-    """The most and the least routed tokens of each group side by side on the terminal."""
+    """Print the most and the least routed tokens of each group side by side."""
     from rich.markup import escape
     from rich.table import Table as Printed
 

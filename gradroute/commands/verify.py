@@ -1,4 +1,4 @@
-"""`gradroute-verify RUN`: check a finished run's files, the ledger's claims, and its metrics from the weights."""
+"""`gradroute-verify RUN`: check a finished run's files and ledger, and recompute its metrics from the weights."""
 
 import argparse
 import sys
@@ -10,16 +10,20 @@ from gradroute.running.verify import verify
 
 
 def main() -> None:
-    """Entry point of `gradroute-verify`: exit status 0 if every claim holds, 1 if one does not, 2 for no run."""
+    """Entry point of `gradroute-verify`: exit status 0 if every claim holds, 1 if one does not, 2 if RUN is not a run."""
     parser = argparse.ArgumentParser(prog="gradroute-verify", description=(__doc__ or "").strip())
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, outputs/<experiment>/<run>")
     parser.add_argument("--run-code", action="store_true", help="run the code that the run's configuration names")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="with --run-code: look for the code beside DIR")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="with --run-code: also search for code beside DIR")
     arguments = parser.parse_args()
-    if arguments.config_dir is not None:
-        use_code_of(arguments.config_dir)
     held: list[bool] = []
-    status = guarded(lambda: held.append(verify(arguments.run, arguments.run_code)))
+
+    def check() -> None:
+        if arguments.config_dir is not None:
+            use_code_of(arguments.config_dir)
+        held.append(verify(arguments.run, arguments.run_code))
+
+    status = guarded(check)
     sys.exit(status or (0 if all(held) else 1))
 
 

@@ -1,1 +1,1 @@
-"""What a run is: the typed configuration, its checks, and composing it from YAML and overrides. Never imports torch."""
+"""The typed configuration of a run: compose it from YAML and overrides, and check it. Never imports torch."""

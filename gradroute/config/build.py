@@ -1,7 +1,6 @@
-"""Configurations from Hydra, run folders and Python into the typed schema.
+"""Build the typed configuration from Hydra, a run folder or Python.
 
-A configuration comes from a command line or from a run folder; either way it passes through `from_mapping`, so that
-every mistake is found, wherever it came from, before anything is trained.
+Every configuration passes through `from_mapping`, so that mistakes are found before anything is trained.
 """
 
 import copy
@@ -22,14 +21,15 @@ from gradroute.config.targets import locate
 from gradroute.config.validation import check, check_values
 from gradroute.errors import UserError, unknown
 
-# mappings of the user's own names, in which null takes an inherited entry out
+# mappings with names chosen by the user, in which null removes an inherited entry
 NAMED = ("routing.groups", "routing.regions", "routing.routes", "routing.label_noise", "losses.l1", "losses.groups")
 
 
 def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
-    """A checked configuration: types, ranges, components and everything that needs neither data nor a built model.
+    """Return a checked configuration: types, ranges, components, and all else that needs neither data nor a model.
 
-    Importing the components that it names is part of it: of a run folder, see `gradroute.records.run_reader` first.
+    This imports the components that the configuration names. Read a run folder through `gradroute.records.run_reader`,
+    which refuses foreign code.
 
     Raises: UserError for an unknown key, a wrong type, a value outside its range, or values that do not fit together.
     """
@@ -45,7 +45,7 @@ def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
 
 
 def _typed(mapping: DictConfig | Mapping[str, Any]) -> Config:
-    """The schema filled in from a mapping, its interpolations resolved. Raises: UserError."""
+    """Fill in the schema from a mapping and resolve its interpolations. Raises: UserError."""
     schema = OmegaConf.structured(Config)
     source = mapping if isinstance(mapping, DictConfig) else OmegaConf.create(migrated(mapping))
     try:
@@ -64,7 +64,7 @@ def _typed(mapping: DictConfig | Mapping[str, Any]) -> Config:
 
 
 def _without_nulls(source: DictConfig) -> DictConfig:
-    """The configuration without entries that are null in mappings of the user's own names: so an inherited one ends."""
+    """Drop the null entries of `NAMED` mappings, which removes inherited entries."""
     kept = copy.deepcopy(source)
     with open_dict(kept):
         for key in NAMED:
@@ -78,7 +78,7 @@ def _without_nulls(source: DictConfig) -> DictConfig:
 
 
 def _require_type(key: str, value: Any, kind: Any) -> None:
-    """Raise UserError for a value that is not of its field's type: an interpolation passes OmegaConf's own check."""
+    """Raise UserError for a value not of its field's type; OmegaConf does not check the results of interpolations."""
     if kind is Any or (value is None and type(None) in get_args(kind)):
         return
     if get_origin(kind) in (Union, UnionType):
@@ -87,13 +87,13 @@ def _require_type(key: str, value: Any, kind: Any) -> None:
     name = "mapping" if base is dict or is_dataclass(base) else base.__name__
     holds = isinstance(value, (int, float) if base is float else base)
     if not holds or (isinstance(value, bool) and base is not bool):
-        raise UserError(f"{key}={value}: must be a {name}")
+        raise UserError(f"{key}={value}: must be of type {name}")
     for child, inner, child_kind in _children(value, kind):
         _require_type(f"{key}.{child}" if key else str(child), inner, child_kind)
 
 
 def _children(value: Any, kind: Any) -> list[tuple[object, Any, Any]]:
-    """Name or place, value and type of what is inside a value."""
+    """Return the name or index, the value and the type of each item inside a value."""
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         return [(entry.name, getattr(value, entry.name), hints[entry.name]) for entry in fields(kind)]
@@ -103,7 +103,7 @@ def _children(value: Any, kind: Any) -> list[tuple[object, Any, Any]]:
 
 
 def _readable(error: OmegaConfBaseException) -> UserError:
-    """One line for OmegaConf's report, with the nearest valid key where the key is unknown."""
+    """Turn OmegaConf's report into one line, with the nearest valid key if the key is unknown."""
     key = str(error.full_key or "?")
     parent, _, last = key.rpartition(".")
     kind: Any = error.object_type

@@ -1,4 +1,4 @@
-"""Components of a configuration: checked at their doors, filled in, and the steps made of them."""
+"""Check the components of a configuration, fill in their default arguments, and build the steps."""
 
 import inspect
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from gradroute.config.schema import Config
 from gradroute.config.targets import arguments_of, build, completed, locate
 from gradroute.errors import UserError, unknown
 
-# a step by its name: what it is, and the section of the configuration with its arguments
+# steps by name: the import path, and the section of the configuration with the arguments
 STEPS: dict[str, tuple[str, str | None]] = {
     "train": ("gradroute.steps.train.Train", None),
     "certify": ("gradroute.steps.certify.Certify", None),
@@ -25,7 +25,7 @@ SECTIONS = {section: name for name, (_, section) in STEPS.items() if section}
 
 
 def located(component: Any, door: str, key: str) -> Any:
-    """What a component names, once it is known to be of the door's kind. Raises: UserError."""
+    """Return the class or function that a component names. Raises: UserError if it is not of the door's kind."""
     if not isinstance(component, Mapping) or TARGET not in component:
         right = f"a mapping with {TARGET}, the import path of {DOORS[door].what}"
         raise UserError(f"{key}={component}: must be {right}")
@@ -34,8 +34,8 @@ def located(component: Any, door: str, key: str) -> Any:
     subclass = inspect.isclass(found) and issubclass(found, bases)
     if not subclass and not (kind.functions and inspect.isroutine(found)):
         names = " or ".join(base.__name__ for base in bases)
-        also = ", or a function" if kind.functions else ""
-        raise UserError(f"{key}.{TARGET}={component[TARGET]}: is not {kind.what}; right is a subclass of {names}{also}")
+        also = " or a function" if kind.functions else ""
+        raise UserError(f"{key}.{TARGET}={component[TARGET]}: is not {kind.what}; use a subclass of {names}{also}")
     if subclass and inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise UserError(f"{key}.{TARGET}={component[TARGET]}: has no {missing}, which {kind.what} must define")
@@ -43,7 +43,7 @@ def located(component: Any, door: str, key: str) -> Any:
 
 
 def filled(component: Any, door: str, key: str, besides: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A component with all of its arguments, checked; `besides` are keys that are not arguments. Raises: UserError."""
+    """Return a component with all arguments, checked; `besides` are keys that are no arguments. Raises: UserError."""
     found = located(component, door, key)
     own = {name: component[name] for name in besides if name in component}
     given = {name: value for name, value in arguments_of(component).items() if name not in besides}
@@ -51,7 +51,7 @@ def filled(component: Any, door: str, key: str, besides: tuple[str, ...] = ()) -
 
 
 def complete(config: Config) -> None:
-    """Check every component of a configuration and fill in the arguments that it leaves out. Raises: UserError."""
+    """Check every component of a configuration and fill in missing arguments. Raises: UserError."""
     for key in ("dataset", "model", "task"):
         setattr(config, key, filled(getattr(config, key), key, key))
     config.ablation = {"region": None} | filled(config.ablation, "ablation", "ablation", ("region",))
@@ -68,7 +68,7 @@ def complete(config: Config) -> None:
 
 
 def _complete_steps(config: Config) -> None:
-    """Check the steps; the arguments of one that is named stay in its section."""
+    """Check the steps and fill in their arguments; those of a named step stay in its section."""
     found: list[Any] = []
     for place, entry in enumerate(config.steps):
         if not isinstance(entry, str):
@@ -85,23 +85,23 @@ def _complete_steps(config: Config) -> None:
             filled_in = filled({TARGET: STEPS[name][0], **given}, "steps", section)
             setattr(config, section, filled_in if TARGET in given else arguments_of(filled_in))
         if (name in names) != (given is not None):
-            right = f"with {name} if, and only if, {section}= says how"
-            raise UserError(f"steps={names}: must be {right}")
+            right = f"contain {name} if, and only if, {section} is not null"
+            raise UserError(f"steps={names}: must {right}")
 
 
 def step_names(config: Config) -> list[str]:
-    """What each step is called: a name of ours, or the last part of a component's import path."""
+    """Return the name of each step: a built-in name, or the last part of a component's import path."""
     return [entry if isinstance(entry, str) else entry[TARGET].rpartition(".")[2] for entry in config.steps]
 
 
 def ablated_regions(config: Config) -> list[str]:
-    """The regions that `ablation.region` means: one, a list of them, or all if it is null."""
+    """Return the regions that `ablation.region` selects: one, several, or all if it is null."""
     given = config.ablation.get("region")
     return list(config.routing.regions) if given is None else given if isinstance(given, list) else [given]
 
 
 def steps_of(config: Config) -> list[Any]:
-    """The steps of a completed configuration, built, in order."""
+    """Build the steps of a completed configuration, in order."""
     found = []
     for place, entry in enumerate(config.steps):
         if isinstance(entry, str):

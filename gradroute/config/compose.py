@@ -1,4 +1,4 @@
-"""Configurations composed from Hydra's groups and overrides, without running anything."""
+"""Compose a configuration from Hydra's groups and overrides, without running anything."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,19 +19,24 @@ CONFIG_DIR = ("--config-dir", "-cd")
 
 
 def conf_dir() -> Path:
-    """The folder of configurations: inside an installed package, else the checkout's."""
+    """Return the folder of configurations: that of the installed package, else that of the checkout."""
     packaged = Path(__file__).parent.parent / "conf"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 def use_code_of(config_dir: Path) -> None:
-    """Make the Python files beside and inside a `--config-dir` importable."""
+    """Make the Python files beside and inside a `--config-dir` importable. Raises: UserError if it is no folder."""
+    if not config_dir.is_dir():
+        raise UserError(f"{CONFIG_DIR[0]} {config_dir}: must be a folder")
     for folder in (config_dir.resolve().parent, config_dir.resolve()):
         add_code_folder(folder)
 
 
 def without_config_dirs(arguments: Sequence[str], names: Sequence[str] = CONFIG_DIR) -> tuple[list[str], list[Path]]:
-    """The arguments but for `--config-dir DIR`, and the folders; `names` of it. Raises: UserError for no folder."""
+    """Return the arguments without `--config-dir DIR`, and the folders; `names` are the spellings of the option.
+
+    Raises: UserError if a DIR is not a folder.
+    """
     rest, folders = list(arguments), list[Path]()
     for name in names:
         while name in rest:
@@ -61,7 +66,7 @@ def without_replaced(config: DictConfig, overrides: Sequence[str]) -> DictConfig
 
 
 def composed(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
-    """The configuration with overrides; `folder` is one more to look for groups in, as `--config-dir` names it."""
+    """Compose the configuration with overrides; `folder` is searched for groups as well, like a `--config-dir`."""
     searched = []
     if folder:
         use_code_of(folder)
@@ -72,5 +77,5 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> DictConfig
 
 
 def configuration(overrides: Sequence[str], folder: Path | None = None) -> Config:
-    """What `gradroute-run` would run with these overrides. Raises: UserError, or what Hydra raises."""
+    """Return the configuration that `gradroute-run` would run. Raises: UserError, or an error of Hydra."""
     return from_mapping(composed(overrides, folder))

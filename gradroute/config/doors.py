@@ -1,4 +1,4 @@
-"""The doors of gradroute: where a configuration takes a component, and what kind of thing that must be."""
+"""Doors: the keys at which a configuration takes a component, and what kind of component each of them accepts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,10 @@ OURS = "gradroute."
 
 @dataclass(frozen=True)
 class Door:
-    """What may come in: subclasses of `bases`, functions if `functions`; and the arguments that the run supplies."""
+    """What a key accepts: subclasses of `bases`, and functions if `functions`.
+
+    what: the kind of component, as messages name it. supplied: arguments that the run supplies.
+    """
 
     what: str
     bases: tuple[str, ...]
@@ -36,7 +39,7 @@ DOORS = {
 
 
 def foreign(value: Any, key: str = "") -> dict[str, str]:
-    """Every `_target_` in a configuration that is not part of gradroute, by its key."""
+    """Return every `_target_` in a configuration that is not part of gradroute, by its key."""
     found: dict[str, str] = {}
     if isinstance(value, Mapping):
         for name, inner in value.items():

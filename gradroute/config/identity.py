@@ -1,4 +1,4 @@
-"""A configuration as plain data, and which configurations ask for the same run."""
+"""Convert a configuration to plain data, and decide which configurations describe the same run."""
 
 import hashlib
 import json
@@ -9,13 +9,13 @@ from typing import Any
 
 from gradroute.config.schema import Config
 
-ASKED = ("presets", "seeds", "stack", "trained")  # how a run was asked for, not what it is
-# where and how a run is made, not what it is
+ASKED = ("presets", "seeds", "stack", "trained")  # how a run was requested, not what it computes
+# where a run is made and recorded, not what it computes
 ELSEWHERE = ("output_dir", "dataset.root", "trainer.device", "tracker", "checkpoint")
 
 
 def to_mapping(config: Config) -> dict[str, Any]:
-    """Plain nested dictionary of a configuration, as saved in a run folder."""
+    """Return a configuration as a plain nested dictionary, as saved in a run folder."""
     mapping = asdict(config)
     for key in ASKED:
         del mapping[key]
@@ -23,7 +23,7 @@ def to_mapping(config: Config) -> dict[str, Any]:
 
 
 def one_by_seed(config: Config) -> list[Config]:
-    """The runs that a configuration asks for with `seeds`: itself, if it does not."""
+    """Return one configuration per seed that `seeds` asks for; a single one if it is null."""
     runs = [deepcopy(config) for _ in range(config.seeds or 1)]
     for number, run in enumerate(runs):
         run.seed, run.seeds = config.seed + number, None
@@ -31,7 +31,7 @@ def one_by_seed(config: Config) -> list[Config]:
 
 
 def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
+    """Flatten nested mappings into one with dotted keys."""
     items: dict[str, Any] = {}
     for key, value in mapping.items():
         name = f"{prefix}{key}"
@@ -40,7 +40,7 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def without(mapping: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """A copy of nested mappings without some dotted keys, those of them that are there."""
+    """Return a copy of nested mappings without some dotted keys; missing keys are ignored."""
     kept = deepcopy(dict(mapping))
     for key in keys:
         *outer, last = key.split(".")
@@ -52,22 +52,22 @@ def without(mapping: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The keys of flat mappings whose values differ, or that only one of them has."""
+    """Return the keys of two flat mappings whose values differ, or that only one of them has."""
     return [k for k in {**one, **other} if one.get(k) != other.get(k) or (k in one) != (k in other)]
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The keys in which saved configurations ask for different runs; devices, folders and checkpoints may differ."""
+    """Return the keys in which two saved configurations describe different runs; those in `ELSEWHERE` may differ."""
     keys = differing(flat(one), flat(other))
     return [key for key in keys if not any(key == place or key.startswith(f"{place}.") for place in ELSEWHERE)]
 
 
 def config_hash(config: Config) -> str:
-    """Eight hex digits that two runs share if they differ at most in seed, device, paths, trackers and checkpoints."""
+    """Return eight hex digits, equal for runs that differ at most in seed, device, paths, tracker and checkpoints."""
     mapping = without(to_mapping(config), ("seed", *ELSEWHERE))
     return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_identity(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """What two saved configurations must share to be the same run: all but how often it was checkpointed."""
+    """Return what two saved configurations of the same run share: everything but the checkpoint interval."""
     return without(mapping, ("checkpoint.minutes",))

@@ -1,6 +1,6 @@
-"""Configurations of version 0.1, which named kinds instead of components, in today's form.
+"""Convert configurations of version 0.1, which named kinds instead of components, to the current form.
 
-Run folders of that version can so be read, compared, verified and run again.
+This lets run folders of that version be read, compared, verified and rerun.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ ABLATIONS = {
 
 
 def migrated(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping in today's form; one that is already is returned as it is, and so is what was never valid."""
+    """Return the mapping in the current form; a current or invalid mapping is returned unchanged."""
     found: dict[str, Any] = deepcopy(dict(mapping))
     model, data = found.get("model"), found.get("dataset")
     if not isinstance(model, dict) or not isinstance(data, dict) or TARGET in model or "task" in found:

@@ -1,8 +1,8 @@
-"""Overrides as Hydra's command line takes them: writing them, and letting open mappings take new keys.
+"""Write overrides in Hydra's grammar, and let open mappings accept new keys.
 
-Hydra adds a key that is not in the configuration only if it is asked to, by `+`. Names of groups, regions and routes,
-and a component's arguments, are the user's own or have defaults in a signature: there `key=value` sets or adds, and
-what is misspelt is found by the checks of the configuration.
+Hydra adds a key that is not in the configuration only with a prefix `+`. The user names groups, regions and routes, and
+a component's arguments may have defaults in its signature: in these mappings, `key=value` sets or adds a key. The
+checks of the configuration find misspelt keys.
 """
 
 import re
@@ -17,13 +17,13 @@ from hydra.errors import HydraException
 from gradroute.config.schema import GroupConfig
 
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
-WORDS = {"null", "true", "false", "yes", "no", "on", "off", "nan", "inf"}  # that would not be read as text
+WORDS = {"null", "true", "false", "yes", "no", "on", "off", "nan", "inf"}  # words that Hydra does not read as text
 OPEN = (
     "dataset.", "model.", "task.", "ablation.", "tracker.", "unlearn.", "finetune.", "relearn.", "steering.",
     "completions.", "routing.groups.", "routing.regions.", "routing.routes.", "routing.label_noise.", "losses.l1.",
     "losses.groups.", "losses.error.",
 )  # fmt: skip
-UNSAID = (  # keys that no file states where they are not used
+UNSAID = (  # keys that the files state only where they are used
     "unlearn", "finetune", "relearn", "steering", "completions", "losses.groups", "losses.error", "losses.penalties",
     "routing.unlabelled",
 )  # fmt: skip
@@ -32,7 +32,7 @@ RULES = ("labels", "column", "predicate", "words", "pattern", "rest")
 
 
 def literal(value: Any) -> str:
-    """A value as Hydra's grammar of overrides writes it."""
+    """Format a value in Hydra's grammar of overrides."""
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{literal(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -44,7 +44,7 @@ def literal(value: Any) -> str:
 
 
 def merged(*parts: Sequence[str]) -> list[str]:
-    """Overrides, of which a later one of the same key replaces an earlier one."""
+    """Merge lists of overrides; a later override replaces an earlier one of the same key."""
     found: dict[str, str] = {}
     for override in (override for part in parts for override in part):
         key = override.partition("=")[0].lstrip("+")
@@ -54,12 +54,12 @@ def merged(*parts: Sequence[str]) -> list[str]:
 
 
 def prepared(overrides: Sequence[str]) -> list[str]:
-    """Overrides that may add keys to open mappings, and replace a group's rule by one of another kind."""
+    """Rewrite overrides so that they may add keys to open mappings and replace a group's rule by another kind."""
     return [*map(_opened, overrides), *_cleared_rules(overrides)]
 
 
 def plain(overrides: Sequence[str]) -> list[str]:
-    """Overrides as a user writes them, without the `++` that `prepared` adds."""
+    """Return overrides as the user wrote them, without the `++` that `prepared` adds."""
     return [o[2:] if o.startswith("++") and _opened(o[2:]) == o else o for o in overrides]
 
 
@@ -79,14 +79,14 @@ def _opened(override: str) -> str:
 def _parsed(override: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(override)
-    except HydraException:  # it is reported when Hydra parses it
+    except HydraException:  # Hydra reports it later
         return None
 
 
 def _whole_rule(override: str) -> str | None:
-    """`routing.groups.NAME={…}` with every other key of a rule at its default, so that nothing of the old rule stays.
+    """Complete `routing.groups.NAME={…}` with the defaults of all other keys, so that nothing of the old rule remains.
 
-    A mapping that has no rule in it, such as `{tokens: all}`, changes the rule that is there: None.
+    Return None for a mapping without a rule, such as `{tokens: all}`, which changes the existing rule.
     """
     parsed = _parsed(override)
     value = parsed.value() if parsed is not None and not parsed.is_sweep_override() else None
@@ -101,7 +101,7 @@ def _whole_rule(override: str) -> str | None:
 
 
 def _cleared_rules(overrides: Sequence[str]) -> list[str]:
-    """Overrides that clear the rules of other kinds where a key of a group's rule is given by itself."""
+    """Return overrides that clear the other kinds of rule of each group for which one kind is set by its own key."""
     given: dict[str, set[str]] = {}
     for override in overrides:
         key, equals, value = override.lstrip("+").partition("=")

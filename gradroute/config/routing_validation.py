@@ -1,4 +1,4 @@
-"""Checks of groups, regions and routes that need neither model nor data."""
+"""Check groups, regions and routes, as far as neither model nor data is needed."""
 
 import re
 
@@ -8,24 +8,24 @@ from gradroute.errors import UserError
 from gradroute.routing.routes import read_route
 
 NAME = 64  # characters; a name becomes a part of file names
-RESERVED = ("all", "default", "unassigned")  # names in the metrics and the ledger
+RESERVED = ("all", "default", "unassigned")  # used in the metrics and the ledger
 
 
 def check_name(key: str, name: object) -> None:
-    """Raise UserError for a name that cannot stand in file names, tables and plots."""
+    """Raise UserError for a name that cannot be used in file names, tables and plots."""
     holds = isinstance(name, str) and 1 <= len(name) <= NAME and all(c.isalnum() or c in "_-" for c in name)
     require(holds and name[:1] != "-", key, name, f"1 to {NAME} letters, digits, _ and -")  # type: ignore[index]
 
 
 def check_routing(routing: RoutingConfig) -> None:
-    """Raise UserError at the first name, rule or weight that does not fit; weights become floats."""
+    """Raise UserError at the first invalid name, rule or weight; convert weights to floats."""
     one_of("routing.unassigned", routing.unassigned, ("error", "unrouted"))
     require(bool(routing.groups), "routing.groups", "{}", "at least one group")
     owner: dict[int, str] = {}
     for name, group in routing.groups.items():
         check_name("routing.groups", name)
         reserved = name in RESERVED or re.fullmatch(r"(digit|class)_\d+", name)
-        require(not reserved, "routing.groups", name, "another name: this is reserved")
+        require(not reserved, "routing.groups", name, "another name: this one is reserved")
         _check_rule(f"routing.groups.{name}", group)
         for label in group.labels:
             if label in owner:
@@ -37,7 +37,7 @@ def check_routing(routing: RoutingConfig) -> None:
         one_of("routing.unlabelled", routing.unlabelled, tuple(routing.groups))
     for name, region in routing.regions.items():
         check_name("routing.regions", name)
-        require(name != "all", "routing.regions", name, "another name: this is reserved")
+        require(name != "all", "routing.regions", name, "another name: this one is reserved")
         _check_region(f"routing.regions.{name}", region)
     for group_name, row in routing.routes.items():
         one_of("routing.routes (group)", group_name, tuple(routing.groups))
@@ -51,9 +51,8 @@ def check_routing(routing: RoutingConfig) -> None:
 
 
 def _check_region(where: str, region: RegionConfig) -> None:
-    require(
-        (region.site is None) != (region.parameters is None), where, region.site, "one with either site or parameters"
-    )
+    either = (region.site is None) != (region.parameters is None)
+    require(either, where, region.site, "a region with either site or parameters")
     given = region.site if isinstance(region.site, list) else [region.site]
     right = "a module's name, a glob, or a list of them"
     named = bool(given) and all(isinstance(s, str) and s for s in given)
@@ -61,7 +60,7 @@ def _check_region(where: str, region: RegionConfig) -> None:
     known = region.output is None or type(region.output) in (int, str)
     require(known, f"{where}.output", region.output, "the number of an output, or its key")
     alone = region.parameters is None or (region.units is None and region.output is None)
-    require(alone, where, region.units, "without units and output: parameters have their own units")
+    require(alone, where, region.units, "a region without units and output: its parameters name their own units")
     named = region.parameters is None or bool(region.parameters)
     require(named, f"{where}.parameters", region.parameters, "at least one parameter's name or glob")
 
@@ -70,15 +69,14 @@ def _check_rule(where: str, group: GroupConfig) -> None:
     rules = {"labels": group.labels, "column": group.column, "predicate": group.predicate, "words": group.words,
              "pattern": group.pattern, "rest": group.rest or None}  # fmt: skip
     named = [rule for rule, value in rules.items() if value not in (None, [])]
-    require(len(named) == 1, where, named or "{}", f"by exactly one rule, not empty: {', '.join(rules)}")
+    require(len(named) == 1, where, named or "{}", f"exactly one rule that is not empty: {', '.join(rules)}")
     one_of(f"{where}.tokens", group.tokens, ("all", "words", "frequent"))
-    require(group.tokens != "words" or bool(group.words), f"{where}.tokens", group.tokens, "given with words, not else")
+    require(group.tokens != "words" or bool(group.words), f"{where}.tokens", group.tokens, "used with words only")
     for label in group.labels:
         require_number(f"{where}.labels", label, 0, MANY, int)
     require(group.column != "", f"{where}.column", "''", "a column's name")
-    require(
-        (group.column is None) == (not group.values), f"{where}.values", group.values, "given with column, not else"
-    )
+    paired = (group.column is None) == (not group.values)
+    require(paired, f"{where}.values", group.values, "given if, and only if, column is")
     plain = all(isinstance(value, str | int | float) for value in group.values)
     require(plain, f"{where}.values", group.values, "a list of texts or numbers")
     if group.predicate is not None:
@@ -93,4 +91,4 @@ def _check_labelling(routing: RoutingConfig) -> None:
         for key, rate in (("false_positive", rates.false_positive), ("false_negative", rates.false_negative)):
             require_number(f"routing.label_noise.{name}.{key}", rate, 0, 1)
     total = sum(rates.false_positive for rates in routing.label_noise.values())
-    require(total <= 1, "routing.label_noise", total, "at most 1 in the sum of all false_positive")
+    require(total <= 1, "routing.label_noise", total, "at most 1, summed over all false_positive")

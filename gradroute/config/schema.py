@@ -1,7 +1,7 @@
-"""The typed schema of a configuration. A key that is not below, or a value of another type, is refused.
+"""The typed schema of a configuration. Unknown keys and values of another type are refused.
 
 A *component* is a mapping with `_target_`, the import path of a class or function, and its arguments (Hydra's
-convention). Its arguments are checked against the signature of what it names; see `gradroute.config.components`.
+convention). The arguments are checked against its signature; see `gradroute.config.components`.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class RegionConfig:
-    """Units of modules' outputs, or parameters: as `gradroute.Region` with `site`, or `gradroute.ParameterRegion`."""
+    """A region: a `gradroute.Region` if `site` is given, a `gradroute.ParameterRegion` if `parameters` is."""
 
     site: Any = None
     units: Any = None
@@ -21,7 +21,7 @@ class RegionConfig:
 
 @dataclass
 class GroupConfig:
-    """The rule for a group's data points; exactly one of the following is given.
+    """The rule that selects a group's data points. Give exactly one of the following.
 
     labels: the points with one of these labels.
     column, values: the points whose metadata column has one of the values.
@@ -45,7 +45,7 @@ class GroupConfig:
 
 @dataclass
 class NoiseConfig:
-    """Rates of label errors: of points outside the group that get its label, and of its points that lose it."""
+    """Rates of label errors: points outside the group that get its label, and points of the group that lose it."""
 
     false_positive: float = 0.0
     false_negative: float = 0.0
@@ -56,7 +56,7 @@ class RoutingConfig:
     """Groups, regions, and the gradient weight of each group in each region (1 where not named).
 
     unassigned: what to do with points in no group: `error`, or `unrouted` to train on them with every weight 1.
-    unlabelled: the group whose routes points without a label take; null is weight 1 everywhere.
+    unlabelled: the group whose routes unlabelled points take; null gives them weight 1 everywhere.
     labelled_fraction: share of each group's training points that carry the group's label.
     """
 
@@ -75,8 +75,8 @@ class LossesConfig:
     """Certificates, and the weights of the loss terms (GR App. B).
 
     certificates: regions that get a certificate. l1: weight of the L1 penalty by region. correlation: weight of the
-    correlation penalty. groups: weight of each group's task loss, 1 where not named. error: a component, the error
-    that the task minimises, instead of its own. penalties: more penalties, components with a `weight`.
+    correlation penalty. groups: weight of each group's task loss, 1 where not named. error: a component that replaces
+    the error that the task minimises. penalties: more penalties, components with a `weight`.
     """
 
     certificates: list[str] = field(default_factory=list)
@@ -91,11 +91,11 @@ class LossesConfig:
 class PresetConfig:
     """Settings of the optimizer and the amount of data.
 
-    accumulate: parts that a batch is split into, one after another, for one update.
+    accumulate: split each batch into this many parts and accumulate their gradients for one update.
     batches: `mixed`, or `by_group` for batches of one group each.
     optimizer: `adam` (L2 in the gradient), `adamw`, both with `betas`, or `sgd` with `momentum`.
     end_rate: share of `lr` at which the cosine schedule ends.
-    train_limit, test_limit: use the first data points only.
+    train_limit, test_limit: use only this many data points, the first ones.
     compile: compile the model with `torch.compile` for the step `train`.
     tune_steps, unlearn_steps: updates of the steps `finetune` and `relearn`, and of `unlearn`.
     """
@@ -122,7 +122,7 @@ class PresetConfig:
 
 @dataclass
 class TrainerConfig(PresetConfig):
-    """A preset as selected by `trainer=`, and the device."""
+    """The preset that `trainer=` selects, and the device."""
 
     preset: str = "fast"
     device: str = "auto"
@@ -133,7 +133,7 @@ class SplitConfig:
     """A shorthand for `routing`: each set of labels gets a region of its own at one site.
 
     groups: sets of labels. units: how many units each set gets; null is equal shares. site: the module. width: its
-    number of units, known for the encoding of our models. outside: the gradient weight outside of a group's own
+    number of units, known for the encoding of built-in models. outside: the gradient weight outside of a group's own
     region. l1: the L1 weight of every region; null takes that of the experiment's first region.
     """
 
@@ -147,7 +147,7 @@ class SplitConfig:
 
 @dataclass
 class LedgerConfig:
-    """The ledger: updates per row, and every how many updates norms are measured."""
+    """The ledger: updates per row (`window`), and updates between two measurements of norms (`every`)."""
 
     enabled: bool = True
     window: int = 100
@@ -156,7 +156,7 @@ class LedgerConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Checkpoints while a run trains, every so many minutes (0: every update), and what a finished run keeps.
+    """Checkpoints: minutes between them while a run trains (0: after every update), and what a finished run keeps.
 
     keep: `weights`, or `none`.
     """
@@ -169,10 +169,9 @@ class CheckpointConfig:
 class Config:
     """One experiment: a data set, a model, a task, routes, losses and a list of steps.
 
-    seeds: make this many runs, from `seed` on. stack: how many of them are trained at once as one batched program.
+    seeds: make this many runs, with seeds from `seed` on. stack: how many runs to train at once as one batched program.
     trained: a finished run whose training is reused, or `auto` for any in `output_dir` that fits.
-    steps: names, or components. A step given by its name takes its arguments from the section of that step, such as
-    `finetune`.
+    steps: names, or components. A named step takes its arguments from the section of that step, such as `finetune`.
     """
 
     name: str = "experiment"

@@ -12,7 +12,10 @@ from gradroute.errors import UserError
 
 
 def group_name(labels: Sequence[int], noun: str = "digits") -> str:
-    """`digits_0_4` for neighbours, `digits_1_3_5` else; also for one label, whose own row is `digit_3`."""
+    """Return the name of a set of labels: `digits_0_4` if three or more are consecutive, else such as `digits_1_3_5`.
+
+    One label gives `digits_3`, as `digit_3` is the row of the single label in the metrics.
+    """
     ordered = sorted(labels)
     if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
         ordered = [ordered[0], ordered[-1]]
@@ -20,30 +23,31 @@ def group_name(labels: Sequence[int], noun: str = "digits") -> str:
 
 
 def _shares(units: Sequence[int] | None, groups: int, width: int) -> list[tuple[int, int]]:
-    """Each group's first unit and the one after its last. Raises: UserError if they do not fit the width."""
+    """Return each group's first unit and the one after its last. Raises: UserError if they do not fit the width."""
     if units is None:
         edges = [round(i * width / groups) for i in range(groups + 1)]
         return list(pairwise(edges))
     if len(units) != groups or min(units, default=0) < 1 or sum(units) > width:
-        raise UserError(f"split.units={list(units)}: must be {groups} numbers above 0, {width} at most in sum")
+        raise UserError(f"split.units={list(units)}: must be {groups} numbers above 0, at most {width} in total")
     return [(sum(units[:i]), sum(units[: i + 1])) for i in range(groups)]
 
 
 def _encoding(model: dict[str, Any]) -> tuple[str, int | None, int | None]:
-    """Which setting says how many units the site `encoder` has, how many, and on which axis (None: the last)."""
+    """Return the key that sets the width of the site `encoder`, that width, and its axis (None: the last)."""
     known = getattr(locate(model[TARGET], "model"), "encoding_units", None)
     return known(**arguments_of(model)) if known else ("split.width", None, None)
 
 
 def expand_split(config: Config) -> None:
-    """Replace groups, regions and routes by what `split` says, and clear it; certificates and L1 follow the regions.
+    """Replace groups, regions, routes, certificates and L1 weights by those that `split` describes, and clear it.
 
-    Raises: UserError for labels that are in two sets, an empty set, units that do not fit, or settings without sets.
+    Raises: UserError for a label in two sets, an empty set, units that do not fit, a site of unknown width, or settings
+        without sets.
     """
     split = config.split
     if split.groups is None:
         if split != SplitConfig():
-            raise UserError("split: its settings do nothing without split.groups; give it, such as [[0,1,2],[3,4]]")
+            raise UserError("split: its settings do nothing without split.groups; set it, such as [[0,1,2],[3,4]]")
         return
     _check_sets(split.groups)
     key, encoding, axis = _encoding(config.model)
@@ -73,5 +77,5 @@ def _check_sets(groups: list[list[int]]) -> None:
     labels = [label for group in groups for label in group]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice or not groups or not all(groups):
-        fault = f"label {twice[0]} is named twice" if twice else "a set is empty" if groups else "no set is in it"
+        fault = f"label {twice[0]} is named twice" if twice else "a set is empty" if groups else "it has no set"
         raise UserError(f"split.groups={groups}: {fault}; give disjoint sets such as [[0,1,2],[3,4]]")

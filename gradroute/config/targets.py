@@ -1,8 +1,8 @@
-"""Components by import path: find what `_target_` names, and check arguments against its signature.
+"""Import what `_target_` names, and check a component's arguments against its signature.
 
-A component is a mapping such as `{_target_: faces.Faces, root: ./photos, size: 64}`. Ours and the user's are found and
-checked the same way. Nothing is imported from a run folder without `run_code=true`: see
-`gradroute.config.doors.foreign`.
+A component is a mapping such as `{_target_: faces.Faces, root: ./photos, size: 64}`. Built-in components and the user's
+are imported and checked in the same way. Foreign code that a run folder names is imported only with `run_code=true`;
+see `gradroute.config.doors.foreign`.
 """
 
 import importlib
@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, Union
 from gradroute.config.doors import DOORS, OURS, TARGET
 from gradroute.errors import UserError, first_line, unknown
 
-# What a configuration may name of ours: classes of these kinds, and these functions. A run folder, which a stranger may
-# have made, can so have nothing else of ours called, such as a function that writes a file.
+# Within gradroute, a configuration may name only classes of these kinds and these functions, so that a run folder made
+# by a stranger cannot call anything else, such as a function that writes a file.
 KINDS = {base for door in DOORS.values() for base in door.bases}
 FUNCTIONS = ("gradroute.models.transformer.build_transformer", "gradroute.reporting.plots_")
 PLAIN = (bool, int, float, str)
@@ -27,14 +27,14 @@ LISTS = (list, tuple, Sequence)
 
 
 def add_code_folder(folder: Path) -> None:
-    """Make a folder's Python files importable, after everything that is installed."""
+    """Make a folder's Python files importable; installed packages take precedence."""
     place = str(folder.resolve())
     if place not in sys.path:
         sys.path.append(place)
 
 
 def locate(target: object, key: str) -> Any:
-    """The class or function at an import path; `key` is where the configuration names it.
+    """Import the class or function that `target` names; `key` is where the configuration names it.
 
     Modules in the current folder, and beside and inside a `--config-dir`, are found. Raises: UserError.
     """
@@ -49,7 +49,7 @@ def locate(target: object, key: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             raise UserError(f"{where}: importing {path} failed (No module named '{error.name}')") from None
-        searched = "the current folder, beside --config-dir, and installed packages are searched"
+        searched = "searched: the current folder, beside --config-dir, and installed packages"
         raise UserError(f"{where}: there is no module '{path}'; {searched}") from None
     except Exception as error:  # whatever the user's module raises
         raise UserError(f"{where}: importing {path} failed ({type(error).__name__}: {first_line(error)})") from None
@@ -61,7 +61,7 @@ def locate(target: object, key: str) -> Any:
 
 
 def _may_be_named(found: Any, path: str) -> bool:
-    """Whether a configuration may name what was found in a module: anything that is called; of ours, components."""
+    """Return whether a configuration may name an object of a module: any callable, but only components of gradroute."""
     if not callable(found) or not f"{path}.".startswith(OURS):
         return callable(found)
     if inspect.isclass(found):
@@ -71,7 +71,7 @@ def _may_be_named(found: Any, path: str) -> bool:
 
 
 def _is_of(found: Any, path: str) -> bool:
-    """Whether a class or function is defined in a module, or below it: not what it has imported from elsewhere."""
+    """Return whether a class or function is defined in a module or below it, rather than imported into it."""
     return f"{getattr(found, '__module__', '')}.".startswith(f"{path}.")
 
 
@@ -79,10 +79,10 @@ def completed(
     function: Callable[..., Any], given: Mapping[str, Any], key: str, supplied: Collection[str] = (),
     besides: Collection[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """The arguments as plain data, checked against the signature, with the defaults of those not given.
+    """Return the arguments as plain data, checked against the signature, with the defaults of those not given.
 
-    supplied: names of parameters that the run supplies where the configuration does not. besides: keys that are no
-    arguments, but may stand there.
+    supplied: parameters that the run supplies if the configuration does not. besides: keys that are allowed beside the
+    arguments.
 
     Raises: UserError for an unknown or missing argument, or a value of another type or outside of its range.
     """
@@ -104,13 +104,13 @@ def completed(
         if parameter.default is inspect.Parameter.empty:
             raise UserError(f"{key}.{name}: {what} needs it; give {key}.{name}=")
         default = _plain(_default(function, parameter))
-        if _is_plain(default):  # another, such as a class, stays the signature's own
+        if _is_plain(default):  # any other default, such as a class, is left to the signature
             found[name] = default
     return found
 
 
 def construct(function: Callable[..., Any], given: Mapping[str, Any], key: str, **supplied: Any) -> Any:
-    """Call a component with checked arguments, and those of `supplied` that its signature has and `given` has not."""
+    """Call a component with checked arguments, and with those `supplied` that its signature has and `given` lacks."""
     parameters, hints = _signature(function)
     arguments = completed(function, given, key, supplied)
     built = {name: _built(value, hints.get(name, Any), f"{key}.{name}") for name, value in arguments.items()}
@@ -118,12 +118,12 @@ def construct(function: Callable[..., Any], given: Mapping[str, Any], key: str, 
 
 
 def build(component: Mapping[str, Any], key: str, **supplied: Any) -> Any:
-    """What a component describes: its `_target_` called with the other keys. Raises: UserError."""
+    """Build a component: call its `_target_` with the other keys. Raises: UserError."""
     return construct(locate(component.get(TARGET), key), arguments_of(component), key, **supplied)
 
 
 def arguments_of(component: Mapping[str, Any]) -> dict[str, Any]:
-    """A component without its `_target_`."""
+    """Return a component without its `_target_`."""
     return {name: value for name, value in component.items() if name != TARGET}
 
 
@@ -140,27 +140,27 @@ def _signature(function: Callable[..., Any]) -> tuple[dict[str, inspect.Paramete
 
 
 def _default(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
-    """A parameter's default; of a dataclass's field, what its factory makes."""
+    """Return a parameter's default; for a field of a dataclass, what its factory returns."""
     field = getattr(function, "__dataclass_fields__", {}).get(parameter.name)
     return field.default_factory() if field is not None and field.default is MISSING else parameter.default
 
 
 def _plain(default: Any) -> Any:
-    """A default as plain data: a dataclass as a mapping, a tuple as a list."""
+    """Return a default as plain data: a dataclass as a mapping, a tuple as a list."""
     if is_dataclass(default) and not isinstance(default, type):
         return {name: _plain(getattr(default, name)) for name in default.__dataclass_fields__}
     return list(default) if isinstance(default, tuple) else default
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value can be written to a run's configuration."""
+    """Return whether a value can be written to a run's configuration."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
     return all(map(_is_plain, value)) if isinstance(value, list) else value is None or isinstance(value, PLAIN)
 
 
 def _built(value: Any, kind: Any, key: str) -> Any:
-    """A checked value as its parameter takes it: nested components and dataclasses are made."""
+    """Convert a checked value to what its parameter takes: build nested components and dataclasses."""
     if isinstance(value, Mapping) and TARGET in value:
         return build(value, key)
     for option in _options(kind):
@@ -173,7 +173,7 @@ def _built(value: Any, kind: Any, key: str) -> Any:
 
 
 def _options(kind: Any) -> Iterator[Any]:
-    """The types that a value may have, without annotations."""
+    """Yield the types that a value may have, without annotations."""
     if typing.get_origin(kind) is Annotated:
         yield from _options(typing.get_args(kind)[0])
     elif typing.get_origin(kind) in (Union, types.UnionType):
@@ -184,7 +184,7 @@ def _options(kind: Any) -> Iterator[Any]:
 
 
 def checked(value: Any, kind: Any, key: str) -> Any:
-    """The value, whole numbers as floats where these are meant. Raises: UserError if it is of another type."""
+    """Return the value, with whole numbers as floats if the type is float. Raises: UserError for another type."""
     if typing.get_origin(kind) is Annotated:
         inner, *limits = typing.get_args(kind)
         value = checked(value, inner, key)
@@ -228,10 +228,10 @@ def _of_type(value: Any, kind: Any, key: str) -> Any:
     if base is type(None) or is_dataclass(kind):
         raise UserError(f"{key}={value}: must be {'null' if base is type(None) else 'a mapping'}")
     if base not in PLAIN:
-        return value  # a type that we cannot judge
+        return value  # a type that cannot be checked here
     holds = isinstance(value, (int, float) if base is float else base)
     if not holds or (isinstance(value, bool) and base is not bool):
-        raise UserError(f"{key}={value}: must be a {base.__name__}")
+        raise UserError(f"{key}={value}: must be of type {base.__name__}")
     try:
         return float(value) if base is float else value
     except OverflowError:

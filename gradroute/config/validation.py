@@ -1,4 +1,4 @@
-"""Range and cross-field checks of a configuration that need neither components, nor model, nor data."""
+"""Range and cross-field checks of a configuration that need no components, model or data."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from gradroute.errors import UserError
 
 DEVICE = r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?"
 WEIGHTS = (0, WEIGHT)
-# the smallest and the largest value of every number with a fixed range
+# smallest and largest value of every number with a fixed range
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),  # torch's CPU generator keeps 32 bits: larger seeds would repeat smaller ones
     "seeds": (1, 10_000),
@@ -34,14 +34,15 @@ OPTIONAL = ("seeds", "trainer.train_limit", "trainer.test_limit")
 
 
 def check_values(config: Config) -> None:
-    """Raise UserError at the first value outside its range that needs no component: such mistakes are said at once."""
+    """Raise UserError at the first value outside its range; this comes before any component is imported."""
     for key, (least, largest) in RANGES.items():
         part, _, name = key.rpartition(".")
         value = getattr(getattr(config, part) if part else config, name)
         if value is not None or key not in OPTIONAL:
             require_number(key, value, least, largest)
     last = config.seed + (config.seeds or 1) - 1
-    require(last <= RANGES["seed"][1], "seeds", config.seeds, f"such that the last seed is at most {RANGES['seed'][1]}")
+    largest_seed = RANGES["seed"][1]
+    require(last <= largest_seed, "seeds", config.seeds, f"so small that the last seed is at most {largest_seed}")
     _check_names(config)
     _check_trainer(config.trainer)
     whole = type(config.stack) is int and 1 <= config.stack <= 10_000
@@ -50,7 +51,7 @@ def check_values(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise UserError at the first value that does not fit another; weights become floats."""
+    """Raise UserError at the first value that conflicts with another; convert weights to floats."""
     _check_steps(config)
     check_routing(config.routing)
     _check_losses(config)
@@ -74,7 +75,7 @@ def _check_losses(config: Config) -> None:
         for name in names:
             if regions[name].parameters is not None:
                 raise UserError(
-                    f"losses.{key}: region '{name}' is parameters and has no activations; name one with a site"
+                    f"losses.{key}: region '{name}' is parameters and has no activations; use one with a site"
                 )
 
 
@@ -98,29 +99,29 @@ def _check_names(config: Config) -> None:
 
 
 def _check_steps(config: Config) -> None:
-    """Ours stand in their order, each step once; a user's own may stand anywhere after the training."""
+    """Require built-in steps in their order, and each step once; a user's step may be anywhere after `train`."""
     names = step_names(config)
     ours = [list(STEPS).index(name) for name in config.steps if isinstance(name, str)]
     right = f"in this order, each once: {list(STEPS)}"
     require(ours == sorted(set(ours)) and len(set(names)) == len(names), "steps", names, right)
     require(names[:1] == ["train"], "steps", names, "a list that begins with 'train'")
     if "report" in names:
-        require("evaluate" in names, "steps", names, "evaluated before the report")
+        require("evaluate" in names, "steps", names, "a list with 'evaluate' before 'report'")
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
     one_of("trainer.optimizer", trainer.optimizer, ("adam", "adamw", "sgd"))
     require_number("trainer.momentum", trainer.momentum, 0, 0.9999)
-    right = "0, or trainer.optimizer=sgd: the others have betas"
+    right = "0 unless trainer.optimizer=sgd: the others use betas"
     require(not trainer.momentum or trainer.optimizer == "sgd", "trainer.momentum", trainer.momentum, right)
     one_of("trainer.schedule", trainer.schedule, ("constant", "cosine"))
     one_of("trainer.precision", trainer.precision, ("auto", "float32", "tf32", "bfloat16"))
     one_of("trainer.batches", trainer.batches, ("mixed", "by_group"))
     fits = trainer.accumulate <= trainer.batch_size
-    right = f"at most trainer.batch_size={trainer.batch_size}, the rows that there are to take in parts"
+    right = f"at most trainer.batch_size={trainer.batch_size}, the rows that are split into parts"
     require(fits, "trainer.accumulate", trainer.accumulate, right)
     used = trainer.schedule == "cosine" or trainer.end_rate == 0
-    require(used, "trainer.end_rate", trainer.end_rate, "0 with trainer.schedule=constant, which has no end")
+    require(used, "trainer.end_rate", trainer.end_rate, "0 with trainer.schedule=constant, which does not decay")
     right = "auto, cpu, mps, cuda or cuda:N"
     require(re.fullmatch(DEVICE, trainer.device) is not None, "trainer.device", trainer.device, right)
     betas = trainer.betas

@@ -1,1 +1,1 @@
-"""Data sets: images, documents, and the groups that rules make of them."""
+"""Data sets of images and documents, and the rules that assign their points to groups."""

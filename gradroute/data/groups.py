@@ -1,4 +1,4 @@
-"""Groups: named, disjoint parts of the data, each by one rule, and which of their points carry the label."""
+"""Assign data points to groups, the named and disjoint parts of the data, and decide which points are labelled."""
 
 import importlib
 import os
@@ -18,7 +18,7 @@ UNASSIGNED = "unassigned"
 
 @dataclass(frozen=True)
 class Part:
-    """What rules may look at: images `(n, pixels)` or texts, labels `(n,)` and columns of metadata, text by name."""
+    """The data that rules read: images `(n, pixels)` or texts, labels `(n,)`, and metadata columns by name."""
 
     points: torch.Tensor | Sequence[str]
     labels: torch.Tensor
@@ -27,10 +27,10 @@ class Part:
 
 @dataclass
 class Groups:
-    """Group numbers of every point: `train` `(n,)` and `test` `(m,)` by the rules, `routed` `(n,)` as training sees.
+    """Group numbers: `train` `(n,)` and `test` `(m,)` by the rules, `routed` `(n,)` by the labels that training sees.
 
-    In `routed`, -1 is a point without a label: it takes the default route, every weight 1; there is none where
-    `routing.unlabelled` says whose routes they take. The last of `names` is `unassigned` if points are in no group.
+    In `routed`, -1 is a point without a label, which takes the default route, every weight 1. If `routing.unlabelled`
+    names a group, such points have its number instead. The last of `names` is `unassigned` if points are in no group.
     """
 
     names: list[str]
@@ -40,7 +40,7 @@ class Groups:
 
 
 def load_predicate(path: str) -> Callable[..., Any]:
-    """The function at the import path `module:function`; modules in the current folder are found. Raises: UserError."""
+    """Import the function `module:function`; modules in the current folder are found. Raises: UserError."""
     module, _, name = path.partition(":")
     here = os.getcwd()
     sys.path.insert(0, here)
@@ -56,12 +56,12 @@ def load_predicate(path: str) -> Callable[..., Any]:
 
 
 def _members(name: str, rule: GroupConfig, part: Part) -> torch.Tensor:
-    """Which points the group's rule holds for, `(n,)` bool."""
+    """Return which points the group's rule selects, `(n,)` bool."""
     if rule.predicate is not None:
         chosen = torch.as_tensor(load_predicate(rule.predicate)(part.points, part.labels))
         if chosen.dtype != torch.bool or chosen.shape != part.labels.shape:
             got = f"{chosen.dtype} of shape {tuple(chosen.shape)}"
-            raise UserError(f"predicate={rule.predicate}: returned {got}; right is bool {tuple(part.labels.shape)}")
+            raise UserError(f"predicate={rule.predicate}: returned {got}; return bool {tuple(part.labels.shape)}")
         return chosen.to(part.labels.device)
     if rule.column is not None:
         if rule.column not in part.columns:
@@ -71,14 +71,14 @@ def _members(name: str, rule: GroupConfig, part: Part) -> torch.Tensor:
     if rule.words or rule.pattern is not None:
         if isinstance(part.points, torch.Tensor):
             raise UserError(
-                f"routing.groups.{name}: words and pattern are of documents; give images labels or a column"
+                f"routing.groups.{name}: words and pattern select documents; use labels or column for images"
             )
         return by_words(part.points, rule.words) if rule.words else by_pattern(part.points, str(rule.pattern))
     return torch.isin(part.labels, torch.tensor(rule.labels, device=part.labels.device))
 
 
 def _numbers(routing: RoutingConfig, part: Part) -> torch.Tensor:
-    """Each point's group number, -1 in none. Raises: UserError if groups overlap."""
+    """Return each point's group number, -1 for none. Raises: UserError if groups overlap."""
     numbers = torch.full_like(part.labels, -1)
     for number, (name, rule) in enumerate(routing.groups.items()):
         if rule.rest:
@@ -97,13 +97,13 @@ def _numbers(routing: RoutingConfig, part: Part) -> torch.Tensor:
 
 
 def assign(routing: RoutingConfig, train: Part, test: Part, seed: int) -> Groups:
-    """Apply every group's rule to the data, then take labels away and make mistakes in them as configured.
+    """Apply every group's rule to the data, then remove labels and add label errors as configured.
 
-    `routing.labelled_fraction` of each group's training points, chosen by `seed`, keep their label. Of what is labelled
-    `g`, `false_negative` lose it; of the points outside `g`, `false_positive` are labelled `g`.
+    A share `routing.labelled_fraction` of each group's training points, chosen by `seed`, keep their label. Of the
+    points labelled `g`, a share `false_negative` lose it; of those outside `g`, a share `false_positive` get it.
 
-    Raises: UserError for an unknown label or column, a group with no training point, overlapping groups, or points in
-        no group where `routing.unassigned` is `error`.
+    Raises: UserError for an unknown label or column, a group without training points, overlapping groups, or points in
+        no group if `routing.unassigned` is `error`.
     """
     present = sorted(int(label) for label in train.labels.unique())
     for name, rule in routing.groups.items():
@@ -113,7 +113,7 @@ def assign(routing: RoutingConfig, train: Part, test: Part, seed: int) -> Groups
     names, numbers = list(routing.groups), [_numbers(routing, part) for part in (train, test)]
     for number, name in enumerate(names):
         if not bool((numbers[0] == number).any()):
-            raise UserError(f"routing.groups.{name}: no training point is in it; widen its rule or the data")
+            raise UserError(f"routing.groups.{name}: has no training point; widen its rule or use more data")
     missing = [part_numbers == -1 for part_numbers in numbers]
     if any(bool(m.any()) for m in missing):
         if routing.unassigned == "error":

@@ -1,4 +1,4 @@
-"""What the packages of Hugging Face have in common: how they are asked for, kept quiet, and what went wrong in them."""
+"""Import Hugging Face packages, silence their output, and report their errors in one line."""
 
 import importlib
 import logging
@@ -10,9 +10,9 @@ from gradroute.errors import HF_EXTRA, UserError, plain_text
 
 
 def package(name: str, what: str) -> ModuleType:
-    """A package of the extra, which says errors only and draws no bars where nobody looks.
+    """Import a package of the extra `hf`, log only its errors, and show its progress bars only on a terminal.
 
-    Raises: UserError if it is missing; `what` needs it.
+    Raises: UserError if it is missing; `what` is the feature that needs it.
     """
     try:
         module = importlib.import_module(name)
@@ -31,12 +31,12 @@ def package(name: str, what: str) -> ModuleType:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what a package says, up to where it becomes a list."""
+    """Return the first line of an error's message, at most 300 characters."""
     return plain_text((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
 
 
 def file_of(source: str, name: str) -> Path | None:
-    """A file of a model by the model's name on the hub, or its local folder; None if it has none of that name.
+    """Return a file of a model, given its name on the hub or its local folder; None if the model has no such file.
 
     Raises: UserError if the hub cannot be reached.
     """
@@ -46,8 +46,8 @@ def file_of(source: str, name: str) -> Path | None:
     hub = package("huggingface_hub", f"model '{source}'")
     try:
         return Path(hub.hf_hub_download(source, name))
-    except Exception as error:  # whatever the hub or the network raise
+    except Exception as error:  # the hub and the network raise many kinds
         kinds = [kind.__name__ for kind in type(error).__mro__]
-        if "EntryNotFoundError" in kinds and "LocalEntryNotFoundError" not in kinds:  # the latter: it cannot be asked
+        if "EntryNotFoundError" in kinds and "LocalEntryNotFoundError" not in kinds:  # the latter: no connection
             return None
         raise UserError(f"model '{source}': its {name} cannot be reached [{reason(error)}]") from None

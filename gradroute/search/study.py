@@ -84,17 +84,13 @@ class Search:
                 self.storage = JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{self.folder}: damaged ({error}); set another search.name=") from None
-            other = ["override" if key == "given" else key for key in other]
             if other:
-                raise UserError(f"{self.folder}: has a search of another {', '.join(other)}; set another search.name=")
+                keys = ", ".join("override" if key == "given" else key for key in other)
+                raise UserError(f"{self.folder}: has a search of another {keys}; set another search.name=")
             goals = [one.goal for one in self.search.objectives.values()]
             directions = [StudyDirection.MINIMIZE if goal == "lower" else StudyDirection.MAXIMIZE for goal in goals]
-            self.studies = {
-                name: optuna.create_study(
-                    storage=self.storage, study_name=name, directions=directions, load_if_exists=True
-                )
-                for name in ("search", "random")
-            }
+            options: dict[str, Any] = {"storage": self.storage, "directions": directions, "load_if_exists": True}
+            self.studies = {name: optuna.create_study(study_name=name, **options) for name in ("search", "random")}
 
     def _alone(self) -> FileLock:
         return FileLock(self.folder / ".asking")

@@ -1,1 +1,1 @@
-"""What a run does, in order: one file a step."""
+"""The steps of a run, one module each."""

@@ -12,10 +12,10 @@ class Ablate(Step):
     """Ablate one region, several together, or each in turn, as `ablation.region` says."""
 
     def run(self, run: RunState) -> Iterable[Training]:
-        """Prepare; nothing of the model changes."""
+        """Prepare the ablations; the model does not change."""
         self.again(run)
         return ()
 
     def again(self, run: RunState) -> None:
-        """Prepare them for a resumed run, too."""
+        """Prepare the ablations again in a resumed run."""
         run.ablations = run.task.ablations()

@@ -17,11 +17,11 @@ from gradroute.training.fit import Training
 from gradroute.training.objectives import Term
 from gradroute.training.weights import own_tensors
 
-Watch = Callable[[int, list[dict[str, Any]]], None]  # of the updates so far, and what was measured then
+Watch = Callable[[int, list[dict[str, Any]]], None]  # called with the number of updates and the latest measurements
 
 
 class Shows(Protocol):
-    """What shows on the terminal and in the log how far a run is."""
+    """A display of a run's progress on the terminal and in the log."""
 
     def epoch(self, epoch: int, epochs: int, means: dict[Term, float]) -> None:
         """Show that an epoch ended with these mean losses."""
@@ -29,12 +29,15 @@ class Shows(Protocol):
 
 
 class RunState:
-    """What a run is, apart from how it is made: its steps read and change it.
+    """The state of a run, which its steps read and change.
 
     Attributes:
-        updates: how many the training has made. done: names of the steps that are done. trainings_done: of the step
-        that is next. fit: where its next training was, if the run was resumed in the middle of one.
-        ablations: what `ablate` prepared. donor: a finished run whose training is reused.
+        updates: number of updates that the training has made.
+        done: names of the completed steps.
+        trainings_done: number of completed trainings of the current step.
+        fit: state of the current training, if the run was resumed in the middle of one.
+        ablations: the ablations that `ablate` prepared.
+        donor: finished run whose training is reused.
         watch: called after every evaluation while the model trains.
     """
 
@@ -49,15 +52,15 @@ class RunState:
         self.order = torch.Generator()
         self.ablations: list[Ablation] = []
         self.updates = 0
-        self.train_began = 0.0  # seconds of the run
+        self.train_began = 0.0  # in seconds since the run began
         self.done: list[str] = []
         self.trainings_done = 0
         self.fit: Mapping[str, Any] | None = None
-        self.modules: dict[str, nn.Module] = {}  # of steps, by name
+        self.modules: dict[str, nn.Module] = {}  # modules that steps train, by name
         self.saved: dict[str, dict[str, torch.Tensor]] = {}  # weights of a checkpoint for modules not made yet
 
     def record(self, split: str, measured: Measurement, step: int | None = None) -> None:
-        """Add a row to the metrics; `step` is how many updates the training has made, if None."""
+        """Add a row to the metrics; if None, `step` is the number of updates that the training has made."""
         group, head, metric, value = measured
         self.folder.add(self.updates if step is None else step, split, group, head.name, head.region, metric, value)
 
@@ -68,17 +71,17 @@ class RunState:
         self.folder.write_metrics()
 
     def headline(self) -> list[dict[str, Any]]:
-        """The last measurements of groups, without those of single labels."""
+        """Return the last measurements of groups, without those of single labels."""
         final = final_rows(self.folder.rows)
         return [row for row in final if row["group"] in [*self.task.names, "all"]]
 
     def training(self, probe: Probe, **options: Any) -> Training:
-        """The training of a probe in this run's order of data; a step yields it to have it made."""
+        """Return the training of a probe in this run's data order; a step yields it, and the run executes it."""
         points, trainer = probe.points or self.task.points, probe.trainer or self.config.trainer
         return Training(probe.title, probe.objective, probe.batch, points, trainer, self.order, **options)
 
     def module(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-        """A module that a step trains: made once, saved with the run's weights, and read back when it is resumed."""
+        """Return a module that a step trains: made once, saved with the run's weights, restored when resumed."""
         if name not in self.modules:
             self.modules[name] = make().to(self.task.device)
             if name in self.saved:
@@ -86,19 +89,19 @@ class RunState:
         return self.modules[name]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights of everything that was trained, by name, on the CPU."""
+        """Return all trained weights by name, on the CPU."""
         own = {f"steps.{name}.{k}": v for name, m in self.modules.items() for k, v in own_tensors(m).items()}
         return self.task.tensors() | {name: tensor.cpu().contiguous() for name, tensor in own.items()}
 
     def reuse_training(self, donor: Path) -> None:
-        """Be as if the run had trained as `donor` did."""
+        """Take over the training of the run `donor` instead of training."""
         raise NotImplementedError
 
 
 class Step(ABC):
-    """One thing that a run does. Its constructor's arguments are its configuration; a dataclass has none to write.
+    """A step of a run. The constructor's arguments are the keys of its configuration, so a dataclass suffices.
 
-    Attributes: `units`, of the metrics that it records, by name.
+    Attributes: `units`: units of the metrics that the step records, by metric.
     """
 
     units: ClassVar[Mapping[str, str]] = {}
@@ -107,14 +110,14 @@ class Step(ABC):
         """Raise UserError for settings that do not fit together, before any data are read."""
 
     def prepare(self, task: Task) -> None:  # noqa: B027
-        """Raise UserError for what the step will need and the data or the model lack, before the first step begins."""
+        """Raise UserError if the data or the model lack what the step needs, before the first step begins."""
 
     @abstractmethod
     def run(self, run: RunState) -> Iterable[Training]:
-        """Do it. A step that trains yields its trainings (`run.training`), each of which is made before it goes on.
+        """Execute the step. To train, yield trainings (`run.training`); each is complete when the generator continues.
 
-        A run that is resumed in the middle of a step calls this again, with `run.trainings_done`.
+        A run that is resumed in the middle of a step calls this again; skip the first `run.trainings_done` trainings.
         """
 
     def again(self, run: RunState) -> None:  # noqa: B027
-        """Restore what a later step needs of this one, in a run that is resumed after it."""
+        """Restore what later steps need of this one, in a run that is resumed after it."""

@@ -1,4 +1,4 @@
-"""Train fresh certificates on the frozen model: one that merely lagged behind must not pass for a clean split."""
+"""Train fresh certificates on the frozen model: one that lagged behind the model could pass for a clean split."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Certify(Step):
     """Train a fresh certificate for each certified region."""
 
     def run(self, run: RunState) -> Iterator[Training]:
-        """One training a region."""
+        """Yield one training per certified region."""
         epochs = run.config.trainer.epochs
         for probe in islice(run.task.probes(), run.trainings_done, None):
             yield run.training(probe, on_epoch=lambda epoch, step, means: run.progress.epoch(epoch, epochs, means))

@@ -1,4 +1,4 @@
-"""Measure every head in float32, and write metrics, weights and what the plots draw from."""
+"""Measure every head in float32, and write metrics, weights and the data of the plots."""
 
 import io
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class Evaluate(Step):
     """Write `metrics.csv`, `summary.json`, `model.safetensors`, `samples.npz`, `figures.json` and the task's files."""
 
     def run(self, run: RunState) -> Iterable[Training]:
-        """Measure and write."""
+        """Measure every head and write the files."""
         task = run.task
         run.evaluate()
         for measured in task.measure_once():
@@ -36,7 +36,7 @@ class Evaluate(Step):
 
     @staticmethod
     def _write_samples(run: RunState) -> None:
-        """Write `samples.npz`, the arrays, and `figures.json`, the names of groups, regions and what else there is."""
+        """Write `samples.npz`, the plots' arrays, and `figures.json`, the names of groups, regions and so on."""
         task = run.task
         arrays, names = task.samples(run.ablations)
         buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Fine-tune what the ablation left on a few documents (GR App. C)."""
+"""Fine-tune the ablated model on a few documents (GR App. C)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from gradroute.training.fit import Training
 
 @dataclass(kw_only=True)
 class FineTune(TuningStep):
-    """Fine-tune; the weights of the lowest validation loss are the model `finetuned` from then on."""
+    """Fine-tune the model; the weights with the lowest validation loss become the model `finetuned`."""
 
     section = "finetune"
 
     def run(self, run: RunState) -> Iterator[Training]:
-        """One training on the first number of documents."""
+        """Yield one training, on the first of the numbers of documents."""
         task = require_language(run.task, self.section)
         model = task.made.get("finetuned") or task.make("finetuned")
         tuning = Tuning(run, model, self, self.documents[0], 0, "model_finetuned")

@@ -1,4 +1,4 @@
-"""The loss of RMU: where activations of forget tokens are led, and how far the others drift (Li et al. 2024)."""
+"""The loss of RMU: move activations of forget tokens to a target and keep the others in place (Li et al. 2024)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,28 +14,28 @@ OTHERS = "others"
 
 
 def direction(width: int, norm: float, seed: int) -> torch.Tensor:
-    """Where the forget group's activations are led, `(width,)`: uniform in [0, 1), then of this length."""
+    """Return the target of the forget group's activations, `(width,)`: uniform in [0, 1), scaled to this norm."""
     found = torch.rand(width, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.normalize(found, dim=0) * norm
 
 
 def outgoing(model: nn.Module, layers: list[int]) -> dict[str, nn.Parameter]:
-    """The weights by name that bring MLP units of these layers to the residual stream. Raises: UserError."""
+    """Return these layers' weights from MLP units to the residual stream, by name. Raises: UserError."""
     names = [name for layer in layers for name in model.mlp_layers(layer)[1]]  # type: ignore[operator]
     return {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in names}
 
 
 class MisdirectionObjective(Objective):
-    """The squared distance of the forget group's activations to a point, and of all others to what they were.
+    """The squared distance of the forget group's activations to a target, and of all others to their original values.
 
-    Only the parameters given are trained; the others of the model need no gradient from now on.
+    Only the parameters in `trained` are trained; the constructor turns gradients off for the model's other parameters.
 
     Args:
-        model, frozen: the model, and one that stays as it was.
-        site: the module whose output, `(batch, length, width)`, is meant.
+        model, frozen: the model, and a copy that does not change.
+        site: module whose output, `(batch, length, width)`, has the activations.
         trained: parameters of the model, by name.
-        group, number: of what is to be forgotten. retain: weight of keeping the others.
-        target: `(width,)`, where its activations are led.
+        group, number: name and number of the forget group. retain: weight of the distance of the others.
+        target: target of the forget group's activations, `(width,)`.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class MisdirectionObjective(Objective):
         return at_least_float32(seen[0])
 
     def _chosen(self, targets: torch.Tensor, group_index: torch.Tensor) -> list[torch.Tensor]:
-        """Where tokens predict one: of the forget group, and of the others."""
+        """Return masks of the positions with a target: in the forget group, and in the others."""
         counted, own = targets != IGNORED, group_index == self.number
         return [counted & own, counted & ~own]
 
     def parts(self, batch: Batch, number: int) -> Iterator[Part]:
-        """Rows, and the whole batch's tokens of the forget group and of the others."""
+        """Yield parts of a batch, each with the batch's `counts`; see `forward`."""
         counts = torch.stack([chosen.sum() for chosen in self._chosen(batch[1], batch[3])])
         for part in in_parts(batch, number):
             yield (*part, counts)
@@ -77,9 +77,9 @@ class MisdirectionObjective(Objective):
         self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor, group_index: torch.Tensor,
         membership: torch.Tensor, counts: torch.Tensor | None = None,
     ) -> Terms:  # fmt: skip
-        """Terms for rows of tokens, all `(batch, length)`: means over the tokens that predict one, and over width.
+        """Return the terms for rows of tokens, all `(batch, length)`: means over positions with a target, and width.
 
-        `counts`, `(2,)`: of those tokens in the batch that the rows are a part of, the forget group's and the others'.
+        `counts` `(2,)`: positions with a target in the batch that the rows are a part of: forget group, and others.
         """
         model, frozen = self._models
         now = self._activation(model, tokens, documents)

@@ -1,4 +1,4 @@
-"""Train what is left on a few documents of what was to be forgotten, to see how fast it comes back (GR App. C)."""
+"""Train the model on a few documents of the forget group, to measure how fast it relearns them (GR App. C)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from gradroute.training.fit import Training
 
 @dataclass(kw_only=True)
 class Relearn(TuningStep):
-    """Relearn from each number of documents and each choice of them; the mean over choices is reported."""
+    """Relearn from each number of documents and each choice of them; report the mean over choices."""
 
     section = "relearn"
 
     def run(self, run: RunState) -> Iterator[Training]:
-        """One training for each number and choice of documents, each from what the steps before left."""
+        """Yield one training for each number and choice of documents; each starts from the previous steps' model."""
         task = require_language(run.task, self.section)
         plan = [(documents, sample) for documents in self.documents for sample in range(self.samples)]
         for documents, sample in plan[run.trainings_done :]:
@@ -36,7 +36,7 @@ class Relearn(TuningStep):
 
 
 def _samples(run: RunState, head: str) -> dict[tuple[str, str], list[float]]:
-    """What was measured of a relearning with each choice of documents, by group and metric."""
+    """Return the measurements of a relearning with each choice of documents, by group and metric."""
     found: dict[tuple[str, str], list[float]] = {}
     for row in run.folder.rows:
         if (row["split"], row["head"]) == ("sample", head):

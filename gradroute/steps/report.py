@@ -1,4 +1,4 @@
-"""Draw the plots of a run and write its page, from what is on disk."""
+"""Draw the plots of a run and write its page, from the files in its folder."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Report(Step):
     """Write `plots/` and `report.html`."""
 
     def run(self, run: RunState) -> Iterable[Training]:
-        """Draw the task's own plots, and those that the configuration adds."""
+        """Draw the task's plots and those that the configuration adds, and write the page."""
         drawings = [Drawing(locate(target, "task.plots"), {}) for target in run.task.plots]
         for place, component in enumerate(run.config.plots):
             found = locate(component[TARGET], f"plots.{place}")

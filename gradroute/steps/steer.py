@@ -1,4 +1,4 @@
-"""Steer by one scalar (GR section 4.2.1): which words lie along a dimension, and what comes of adding to it."""
+"""Steer by one scalar (GR section 4.2.1): find the words along a dimension, and add to it in generation."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,22 +26,25 @@ from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.language_texts import as_json
 from gradroute.training.fit import Training
 
-SHOWN = 40  # words of each sign, and completions of each prompt, that are kept
-KEPT = 2
+SHOWN = 40  # tokens kept of those nearest to the dimension
+KEPT = 2  # completions kept of each prompt at each strength
 Many = Annotated[int, Between(1, 10_000)]
 
 
 @dataclass(kw_only=True)
 class Steer(Step):
-    """Measure what lies along a dimension, and add to it while texts are written.
+    """Measure which words lie along a dimension of the residual stream, and add to it while generating text.
 
     Args:
-        group: whose words were routed. site, unit: what is added to, a dimension of the residual stream after a layer.
-        strengths: what is added, in the direction in which the routed words lie.
-        related: words like the routed ones that were held out; of the toy stories, if empty, the others of their
-            families, which the same sentences have.
-        nearest: of so many tokens along the dimension the share of related ones is taken, and of `random` others.
-        prompts, tokens, samples, temperature: what texts go on from, for how many tokens, how often, and how.
+        group: the group whose words were routed.
+        site, unit: the dimension `unit` of the residual stream at the output of the layer `site`.
+        strengths: amounts to add, in the direction of the routed words.
+        related: held-out words that are related to the routed ones. If empty, in the toy stories, the other words of
+            the same families, which occur in the same sentences.
+        nearest: number of tokens nearest to the dimension in which to measure the share of related words.
+        random: number of random dimensions in which to measure the same.
+        prompts, tokens, samples, temperature: prompts to complete, tokens per completion, completions per prompt, and
+            sampling temperature.
     """
 
     group: str
@@ -60,7 +63,7 @@ class Steer(Step):
     temperature: Annotated[float, Between(0, 100)] = 1.0
 
     def check(self, config: Config) -> None:
-        """Raise UserError for a group that no words choose."""
+        """Raise UserError for a group without words, or an empty prompt."""
         groups = config.routing.groups
         one_of("steering.group", self.group, tuple(groups))
         require(bool(groups[self.group].words), "steering.group", self.group, "a group whose rule is words")
@@ -68,26 +71,26 @@ class Steer(Step):
         require(holds, "steering.prompts", self.prompts, "at least one prompt, and no empty one")
 
     def prepare(self, task: Task) -> None:
-        """Raise UserError for what cannot be steered so."""
+        """Raise UserError for words, prompts, a site or a unit that do not fit the model."""
         language = require_language(task, "steer")
         self.words(language)
         self.encoded(language)
         names = [name for name, _ in language.model.named_modules() if name]
         if len(matching(self.site, names, "steering.site:")) > 1:
-            raise UserError(f"steering.site={self.site}: several modules are meant; name one")
+            raise UserError(f"steering.site={self.site}: matches several modules; name one")
         width = language.model.unembedding.shape[1]  # type: ignore[index]
         if self.unit >= width:
-            raise UserError(f"steering.unit={self.unit}: is outside; dimensions go from 0 to {width - 1}")
+            raise UserError(f"steering.unit={self.unit}: is out of range; dimensions go from 0 to {width - 1}")
         with torch.no_grad(), steered(language.model, Site(self.site), self.unit, 0.0):
             language.model(language.example()[:1])
 
     def words(self, task: LanguageModelling) -> Words:
-        """The words that are meant. Raises: UserError if one is not in the vocabulary, or was routed, too."""
+        """Return the words. Raises: UserError if one is not in the vocabulary, or a related word was routed."""
         tokenizer, routed = task.data.tokenizer, task.config.routing.groups[self.group].words
         related = list(self.related)
         if not related:
             if locate(task.config.dataset[TARGET], "dataset") is not ToyStories:
-                raise UserError("steering.related=[]: only the toy stories know what is related; give words")
+                raise UserError("steering.related=[]: must have words, except for dataset=toy_stories; give words")
             families = [other for word in routed for other in toy_stories.related(word)]
             spelt = {word.strip() for word in tokenizer.spellings}
             related = [word for word in dict.fromkeys(families) if word in spelt and word not in routed]
@@ -96,17 +99,17 @@ class Steer(Step):
         return Words(*([s for word in given for s in variants(tokenizer, word)] for given in (routed, related)))
 
     def encoded(self, task: LanguageModelling) -> list[list[int]]:
-        """The prompts as tokens. Raises: UserError for one with a word outside the vocabulary."""
+        """Return the prompts as tokens. Raises: UserError for a prompt with a word outside the vocabulary."""
         found = task.data.tokenizer.encode(list(self.prompts))
         for prompt, tokens in zip(self.prompts, found, strict=True):
             if not tokens or task.data.tokenizer.unknown in tokens:
-                right = "take words of the documents"
+                right = "use words of the documents"
                 raise UserError(f"steering.prompts: '{prompt}' has a word outside the vocabulary; {right}")
         return found
 
     @torch.no_grad()
     def run(self, run: RunState) -> Iterable[Training]:
-        """Measure, write `steering.json`; nothing is trained."""
+        """Measure and write `steering.json`; nothing is trained."""
         task = require_language(run.task, "steer")
         words = self.words(task)
         matrix: torch.Tensor = task.model.unembedding.detach().cpu()  # type: ignore[operator]
@@ -135,7 +138,7 @@ class Steer(Step):
     def _measure_texts(
         self, run: RunState, task: LanguageModelling, words: Words, sign: float
     ) -> tuple[list[list[float]], list[list[Any]]]:
-        """Record how often words come at each strength; returns that, and a few completions."""
+        """Record how often words occur at each strength; return these frequencies and a few completions."""
         frequencies: list[list[float]] = []
         completions: list[list[Any]] = []
         for strength in self.strengths:
@@ -152,7 +155,7 @@ class Steer(Step):
         return frequencies, completions
 
     def _completed(self, task: LanguageModelling, prompt: list[int], amount: float) -> list[list[int]]:
-        """What follows a prompt with so much added; the same random numbers for every amount."""
+        """Return completions of a prompt with `amount` added; random numbers are the same for every amount."""
         generator = torch.Generator(task.device).manual_seed(task.config.seed)
         batch = torch.tensor([prompt] * self.samples, device=task.device)
         with steered(task.model, Site(self.site), self.unit, amount):
@@ -162,7 +165,7 @@ class Steer(Step):
 
 
 def _table(matrix: torch.Tensor, unit: int, task: LanguageModelling, kinds: dict[int, str]) -> list[list[Any]]:
-    """The tokens nearest to a dimension, the nearest first: spelling, cosine, and routed, related or nothing."""
+    """Return the tokens nearest to a dimension, nearest first: spelling, cosine, and kind of word, if any."""
     own, tokenizer = cosines(matrix, unit), task.data.tokenizer
     tokens = nearest(matrix, unit, SHOWN, (tokenizer.end, tokenizer.unknown)).tolist()
     return [[tokenizer.spellings[token], round(float(own[token]), 4), kinds.get(token, "")] for token in tokens]

@@ -1,4 +1,4 @@
-"""Train the model under its routes, and its certificates with it; or reuse a training."""
+"""Train the model under its routes together with its certificates, or reuse another run's training."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % o
 
 @dataclass
 class Train(Step):
-    """Train the model; the ledger notes which group's gradients reach which region."""
+    """Train the model; the ledger records which group's gradients reach which region."""
 
     def run(self, run: RunState) -> Iterator[Training]:
-        """One training, from the beginning or from a checkpoint; none if another run's is reused."""
+        """Yield one training, from the beginning or from a checkpoint; none if another run's is reused."""
         if run.fit is None:
             run.train_began = run.folder.seconds
             run.folder.keep(run.task.kept())  # before the first checkpoint, which needs them
@@ -31,7 +31,7 @@ class Train(Step):
         settings, task = run.config.ledger, run.task
         ledger = Ledger(task.router, task.parts.parameter_router, task.routed, settings.window, settings.every)
         yield self._training(run, ledger)
-        task.at_step(run.updates - 1)  # no update sets it if the run is resumed after the last one
+        task.at_step(run.updates - 1)  # no update has set it if the run was resumed after the last one
         run.folder.manifest["train_seconds"] = round(run.folder.seconds - run.train_began, 1)
         if settings.enabled:
             ledger.close(run.updates)

@@ -1,6 +1,6 @@
-"""Train on a few documents after the ablation, and keep the weights of the lowest validation loss (GR App. C).
+"""Train on a few documents after the ablation, and keep the weights with the lowest validation loss (GR App. C).
 
-All documents are in every batch. The validation loss is that of the first test documents of each group.
+Every batch has all documents. The validation loss is measured on the first test documents of each group.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,25 +28,27 @@ Rate = Annotated[float, Between(1e-6, 10)]  # a share of trainer.lr
 
 
 def require_language(task: Task, step: str) -> LanguageModelling:
-    """The task, which must be a language model's. Raises: UserError."""
+    """Return the task, which must be a language model's. Raises: UserError."""
     if not isinstance(task, LanguageModelling):
         raise UserError(f"steps: {step} is for language models, not for task={task.kind}")
     return task
 
 
 def require_updates(config: Config, key: str) -> None:
-    """Raise UserError unless `trainer.KEY`, the updates of a step, is given."""
+    """Raise UserError unless `trainer.KEY`, the number of updates of a step, is given."""
     require_number(f"trainer.{key}", getattr(config.trainer, key), 1, MANY, int)
 
 
 @dataclass(kw_only=True)
 class TuningStep(Step):
-    """Training on few documents of a group in one batch; several numbers of documents are several trainings.
+    """Train on a few documents of a group, all in one batch; each number of documents is a separate training.
 
     Args:
-        group: whose documents. documents: how many.
-        rate: the constant learning rate as a share of `trainer.lr`. samples: repeat with so many choices of documents.
-        every: updates, of `trainer.tune_steps`, between measurements.
+        group: group whose documents are used.
+        documents: numbers of documents.
+        rate: constant learning rate, as a share of `trainer.lr`.
+        samples: number of random choices of documents.
+        every: updates between measurements; there are `trainer.tune_steps` updates.
     """
 
     group: str
@@ -58,24 +60,24 @@ class TuningStep(Step):
     section = "finetune"
 
     def check(self, config: Config) -> None:
-        """Raise UserError for an unknown group, or no number of updates."""
+        """Raise UserError for an unknown group, a missing number of updates, or a run without `evaluate`."""
         require_updates(config, "tune_steps")
         one_of(f"{self.section}.group", self.group, tuple(config.routing.groups))
         names = step_names(config)
-        require("evaluate" in names, "steps", names, f"evaluated after {self.section}")
+        require("evaluate" in names, "steps", names, f"with evaluate after {self.section}")
 
     def prepare(self, task: Task) -> None:
-        """Raise UserError if the group has not so many documents."""
+        """Raise UserError if the group has too few documents."""
         language = require_language(task, self.section)
         own = int((language.train_groups == language.names.index(self.group)).sum())
         if max(self.documents) > own:
             fault = f"group '{self.group}' has {own} documents to train on"
-            raise UserError(f"{self.section}.documents={list(self.documents)}: {fault}; ask for at most so many")
+            raise UserError(f"{self.section}.documents={list(self.documents)}: {fault}; use at most that many")
 
 
 @dataclass
 class Best:
-    """The lowest loss of a training so far, the step it was at, and the weights there."""
+    """The lowest validation loss of a training so far, its step, and the weights at that step."""
 
     model: nn.Module
     loss: float = float("inf")
@@ -83,27 +85,27 @@ class Best:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def see(self, step: int, loss: float) -> None:
-        """Note the loss at a step."""
+        """Compare the loss at a step with the lowest so far, and keep the weights if it is lower."""
         if loss < self.loss:
             self.loss, self.step = loss, step
             self.weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What to go on from."""
+        """Return the state for a checkpoint."""
         return {"loss": self.loss, "step": self.step, "weights": self.weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from it."""
+        """Restore the state from a checkpoint."""
         self.loss, self.step, self.weights = state["loss"], state["step"], dict(state["weights"])
 
 
 class Tuning:
-    """One training after the ablation; `see` is called before it and after every update."""
+    """One training on documents after the ablation; `see` measures before it and after updates."""
 
     def __init__(
         self, run: RunState, model: nn.Module, tune: TuningStep, documents: int, sample: int, head: str
     ) -> None:  # fmt: skip
-        """Choose the documents."""
+        """Choose the documents to train on and to validate on."""
         self.task = task = require_language(run.task, tune.section)
         self.run, self.model, self.tune, self.head = run, model, tune, Head(head, f"sample_{sample}")
         own = torch.nonzero(task.train_groups == task.names.index(tune.group)).flatten()
@@ -118,7 +120,7 @@ class Tuning:
 
     @property
     def probe(self) -> Probe:
-        """What to train, all documents in every batch."""
+        """The objective and its data, with all documents in every batch."""
         task, rows = self.task, self.part.packed
         lr, size = task.config.trainer.lr * self.tune.rate, len(rows)
         trainer = replace(
@@ -131,7 +133,7 @@ class Tuning:
         return Probe(title, objective, lambda chosen: tuple(t[chosen] for t in tensors), len(rows), trainer)
 
     def see(self, step: int) -> None:
-        """Measure, if it is time to, record and remember the best."""
+        """Measure and record the validation loss, if it is due, and keep the best weights."""
         if step % self.tune.every and step != self.steps:
             return
         found = self.task.group_losses(self.model, self.validation, self.validation_groups)
@@ -140,7 +142,7 @@ class Tuning:
         self.best.see(step, found[self.tune.group])
 
     def training(self) -> Training:
-        """The training itself."""
+        """Return the training, after measuring its start if it is new."""
         if self.run.fit is None:
             self.see(0)
         return self.run.training(self.probe, on_epoch=lambda epoch, step, means: self.see(epoch), watcher=self.best)

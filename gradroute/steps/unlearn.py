@@ -21,13 +21,15 @@ from gradroute.training.fit import Training
 
 @dataclass(kw_only=True)
 class RMU(Step):
-    """Lead the residual stream on the forget group's tokens to a random direction, and keep it on all others.
+    """Move the residual stream on the forget group's tokens to a random target, and keep it in place on all others.
 
     Args:
-        group: what is to be forgotten. site: where the residual stream is read.
-        layers: whose MLPs' outgoing weights are trained.
-        norm: length of the direction. retain: weight of keeping the other tokens.
-        rate: the learning rate as a share of `trainer.lr`, for `trainer.unlearn_steps` updates.
+        group: the forget group.
+        site: module whose output is the residual stream.
+        layers: layers in which the MLP's outgoing weights are trained.
+        norm: L2 norm of the target.
+        retain: weight of keeping the residual stream on other tokens.
+        rate: learning rate as a share of `trainer.lr`; there are `trainer.unlearn_steps` updates.
     """
 
     group: str
@@ -40,7 +42,7 @@ class RMU(Step):
     rate: Rate = 1.0
 
     def check(self, config: Config) -> None:
-        """Raise UserError for an unknown group, or no number of updates."""
+        """Raise UserError for an unknown group or a missing number of updates."""
         require_updates(config, "unlearn_steps")
         one_of("unlearn.group", self.group, tuple(config.routing.groups))
 
@@ -54,22 +56,22 @@ class RMU(Step):
         except (RuntimeError, IndexError) as error:
             fault = str(error).partition("\n")[0]
             raise UserError(
-                f"unlearn.site={self.site}: is not the residual stream, such as blocks.2 ({fault})"
+                f"unlearn.site={self.site}: is not the residual stream ({fault}); use a block, such as blocks.2"
             ) from None
 
     def objective(self, task: LanguageModelling, model: nn.Module) -> MisdirectionObjective:
-        """The loss of a model that begins as what is left of the training. Raises: UserError."""
+        """Return the loss of a model that starts from the trained or ablated one. Raises: UserError."""
         site, *more = matching(self.site, [name for name, _ in model.named_modules() if name], "unlearn.site:")
         if more:
-            raise UserError(f"unlearn.site={self.site}: {1 + len(more)} modules are meant; name one, such as {site}")
+            raise UserError(f"unlearn.site={self.site}: matches {1 + len(more)} modules; name one, such as {site}")
         trained = outgoing(model, list(self.layers))
-        width = next(iter(trained.values())).shape[0]  # units come in, the residual stream goes out
+        width = next(iter(trained.values())).shape[0]  # from units, to the residual stream
         target = direction(width, self.norm, task.config.seed).to(task.device)
         number = task.names.index(self.group)
         return MisdirectionObjective(model, task.left(), site, trained, self.group, self.retain, number, target)
 
     def run(self, run: RunState) -> Iterator[Training]:
-        """Train what the training, or the ablation, left; it is the model `unlearned` from then on."""
+        """Yield the training of the trained, or ablated, model, which becomes the model `unlearned`."""
         task, config = require_language(run.task, "unlearn"), run.config.trainer
         model = task.made.get("unlearned") or task.make("unlearned")
         updates = config.unlearn_steps or 0
@@ -77,7 +79,7 @@ class RMU(Step):
         probe = Probe(
             "unlearn",
             self.objective(task, model),
-            lambda chosen: task.batch(chosen % task.points),  # so many updates of whole batches, not epochs
+            lambda chosen: task.batch(chosen % task.points),  # a number of updates with full batches, not epochs
             updates * config.batch_size,
             trainer,
         )

@@ -1,1 +1,1 @@
-"""Kinds of learning: reconstruction, classification and language modelling, each with its objective and measures."""
+"""Tasks: reconstruction, classification and language modelling, each with its objective and measures."""

@@ -1,4 +1,4 @@
-"""Kinds of ablation by name or import path: what `ablation=` of a configuration means for a task's regions."""
+"""Ablation methods: what `ablation=` in a configuration does to a region of a task's model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from gradroute.routing.ablation import Ablation
 
 
 class Subject(Protocol):
-    """What an ablation may use of a task: its routers, data at hand to look at, and the seed in its configuration."""
+    """The part of a task that an ablation may use: its routers, some data, and the seed in its configuration."""
 
     config: Any
 
@@ -22,24 +22,26 @@ class Subject(Protocol):
         ...
 
     def router_of(self, region: str) -> Router | ParameterRouter:
-        """The router that has a region."""
+        """Return the router that contains a region."""
         ...
 
     def activations(self, sites: tuple[Site, ...]) -> Mapping[str, torch.Tensor]:
-        """Activations of the training data at some sites, by name."""
+        """Return activations of the training data at some sites, by site name."""
         ...
 
     def example(self) -> torch.Tensor:
-        """A few data points as the model takes them."""
+        """Return a few data points in the model's input shape."""
         ...
 
 
 class AblationMethod(ABC):
-    """A way to take a region out of a model. Its constructor's arguments are its configuration.
+    """A way to ablate a region of a model. The constructor's arguments are the keys of its configuration.
 
-    Attributes: `name`, in plots; `of_parameters`, whether it works on regions of parameters, which have no activations;
-    `changes_model`, whether it changes weights or structure, so that it is tried before anything is trained, and
-    what it leaves can be trained on.
+    Attributes:
+        name: name of the method, as shown in plots.
+        of_parameters: whether it also works on regions of parameters, which have no activations.
+        changes_model: whether it changes weights or structure. Such an ablation is tried before the training, and later
+            steps can train the ablated model.
     """
 
     name: ClassVar[str]
@@ -48,19 +50,19 @@ class AblationMethod(ABC):
 
     @abstractmethod
     def of(self, region: str, task: Subject) -> Ablation:
-        """The ablation of one region of a task's model. `gradroute.routing.ablation` has the parts to make one of."""
+        """Return the ablation of one region of a task's model; `gradroute.routing.ablation` has building blocks."""
 
     @staticmethod
     def router(region: str, task: Subject) -> Router:
-        """The router of a region of activations. Raises: UserError for a region of parameters."""
+        """Return the router of a region of activations. Raises: UserError for a region of parameters."""
         if region not in task.router.regions:
-            raise UserError(f"ablation: region '{region}' is parameters and has no activations; use zero or "
-                            "reinitialise")  # fmt: skip
+            raise UserError(f"ablation: region '{region}' consists of parameters and has no activations; use "
+                            "zero or reinitialise")  # fmt: skip
         return task.router
 
 
 class Zero(AblationMethod):
-    """The region's activations, or its parameters, are 0."""
+    """Replace the region's activations, or its parameters, by 0."""
 
     name, of_parameters = "zero", True
 
@@ -69,7 +71,7 @@ class Zero(AblationMethod):
 
 
 class Mean(AblationMethod):
-    """The region's activations are each unit's mean over training data."""
+    """Replace the region's activations by each unit's mean over training data."""
 
     name = "mean"
 
@@ -79,7 +81,7 @@ class Mean(AblationMethod):
 
 
 class Resample(AblationMethod):
-    """The region's activations are those of other, random data points."""
+    """Replace the region's activations by those of other data points, chosen at random."""
 
     name = "resample"
 
@@ -89,7 +91,7 @@ class Resample(AblationMethod):
 
 
 class Reinitialise(AblationMethod):
-    """The rows of the layer that makes the region's units, or the region's parameters, are drawn anew."""
+    """Reinitialise the region's parameters, or the rows of the layer that computes the region's units."""
 
     name, of_parameters, changes_model = "reinitialise", True, True
 
@@ -98,7 +100,7 @@ class Reinitialise(AblationMethod):
 
 
 class Remove(AblationMethod):
-    """The region's units are taken out of the structure: a smaller model."""
+    """Remove the region's units from the model, which makes it smaller."""
 
     name, changes_model = "remove", True
 

@@ -1,4 +1,4 @@
-"""Random crops and flips of a whole batch on its device, each image by itself."""
+"""Crop and flip a whole batch on its device, with random numbers for each image."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,10 +13,11 @@ DARKEST = -1.0  # of pixels in [-1, 1]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are changed, each by itself and every time anew.
+    """Random changes of training images, drawn anew for each image in each batch.
 
-    crop: pixels by which an image may be moved; the gap is filled with the darkest value. flip: mirror every second
-    image, chosen at random.
+    Attributes:
+        crop: largest shift in pixels; the gap is filled with the darkest value.
+        flip: mirror each image with probability 1/2.
     """
 
     crop: Annotated[int, Between(0, 64)] = 0
@@ -24,10 +25,10 @@ class Augmentation:
 
 
 def augmented(images: torch.Tensor, config: Augmentation) -> torch.Tensor:
-    """Images `(batch, channels, height, width)`, each moved by up to `config.crop` pixels and perhaps flipped.
+    """Return images `(batch, channels, height, width)`, each shifted by up to `config.crop` pixels, perhaps flipped.
 
-    torchvision's `RandomCrop` draws one move for a whole batch. Ours are drawn by the CPU's generator, which a run
-    saves in its checkpoints, so that every device sees the same ones.
+    torchvision's `RandomCrop` draws one shift for a whole batch. Here the CPU's generator draws one for each image: a
+    run saves it in its checkpoints, and every device sees the same shifts.
     """
     batch, _, height, width = images.shape
     moves = torch.randint(0, 2 * config.crop + 1, (2, batch, 1)).to(images.device)

@@ -1,4 +1,4 @@
-"""A task: data, groups, model, routes and ablations of a checked configuration, and what is measured of them."""
+"""The base class of a task: the data, groups, model, routes and ablations of a run, and its measurements."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ Measurement = tuple[str, Head, str, float]  # group or label, head, metric, valu
 
 
 def settle_precision(config: Config) -> torch.device:
-    """The device to train on; `auto` in the configuration's precision becomes its name. Raises: UserError."""
+    """Return the device to train on, and replace precision `auto` in the configuration. Raises: UserError."""
     device = pick_device(config.trainer.device)
     config.trainer.precision = pick_precision(config.trainer.precision, device)
     return device
@@ -38,10 +38,12 @@ def settle_precision(config: Config) -> torch.device:
 
 @dataclass(frozen=True)
 class Probe:
-    """Something to train beside, or after, the model: what, and on what data.
+    """What to train: an objective, its data and its settings.
 
-    batch: takes row numbers on the device, `(batch,)`, and returns what the objective takes. points, trainer: the
-    task's and the configuration's if None.
+    Attributes:
+        batch: maps row numbers `(batch,)`, on the device, to the objective's arguments.
+        points: number of data points; the task's if None.
+        trainer: settings of the training; the configuration's if None.
     """
 
     title: str
@@ -52,17 +54,17 @@ class Probe:
 
 
 class Task(ABC):
-    """Everything a run needs, built and checked; nothing is written and nothing is trained.
+    """Everything that a run needs, built and checked. A task trains nothing and writes nothing.
 
-    A subclass reads its data, builds its model and says what is measured. It is called with the configuration, another
-    run's `data` if they are at hand, and the folder of the very `run` if that has begun; further parameters are the
-    arguments of `task:` in the configuration.
+    A subclass reads the data, builds the model and defines the measurements. Its constructor takes the configuration,
+    the `data` of another run to reuse, and the folder `run` if the run has already begun. Further parameters are the
+    keys of `task:` in the configuration.
 
     Attributes:
-        kind: what the task is called in a run's files.
-        plots: import paths of the functions that draw its plots.
-        names: the groups. sha256: of the data. points: how many there are to train on.
-        routed: group numbers as training sees them, `(points,)` or of every token, -1 for none.
+        kind: name of the task in a run's files.
+        plots: import paths of the functions that draw the task's plots.
+        names: names of the groups. sha256: checksum of the data. points: number of data points to train on.
+        routed: group numbers used in training, `(points,)` or one per token; -1 for no group.
         made: modules that steps after the training have made, by name, in order.
     """
 
@@ -96,17 +98,17 @@ class Task(ABC):
             one_of("losses.penalties (region)", penalty.region, ("all", *seen))
         for name in ablated_regions(config):
             if regions[name].parameters is not None and not method.of_parameters:
-                fault = f"region '{name}' is parameters and has no activations"
+                fault = f"region '{name}' consists of parameters and has no activations"
                 raise UserError(f"ablation={method.name}: {fault}; use zero or reinitialise")
 
     @classmethod
     def search_objectives(cls, config: Config) -> dict[str, dict[str, str]]:
-        """What a search looks for if it does not say: by name, the fields of an objective. Raises: UserError."""
-        raise UserError("search.objectives: is empty, and this task has none of its own; say what is looked for")
+        """Return the default objectives of a search: the fields of each, by name. Raises: UserError."""
+        raise UserError("search.objectives: is empty, and this task has no default; give at least one objective")
 
     @classmethod
     def when_out_of_memory(cls, config: Config, stacked: int) -> str:
-        """What to do beside lowering the batch size."""
+        """Return advice for a run that is out of memory, besides lowering the batch size."""
         return f"lower stack (now {stacked})" if stacked > 1 else "choose a smaller model"
 
     @property
@@ -116,90 +118,90 @@ class Task(ABC):
 
     @property
     def router(self) -> Router:
-        """The routes of its activations."""
+        """The router of regions of activations."""
         return self.parts.router
 
     @property
     def parameter_router(self) -> ParameterRouter | None:
-        """The router of parameters, if there are regions of them."""
+        """The router of regions of parameters; None if there are none."""
         return self.parts.parameter_router if self.parts.parameter_router.regions else None
 
     def router_of(self, region: str) -> Router | ParameterRouter:
-        """The router that has a region."""
+        """Return the router that contains a region."""
         return self.router if region in self.router.regions else self.parts.parameter_router
 
     def at_step(self, step: int) -> None:
-        """Set the routes to what they are at an update, from 0."""
+        """Set the routes to their weights at an update, counted from 0."""
         self.router.at_step(step)
         self.parts.parameter_router.at_step(step)
 
     @abstractmethod
     def objective(self) -> Objective:
-        """The training loss."""
+        """Return the training loss."""
 
     @abstractmethod
     def batch(self, chosen: torch.Tensor) -> Batch:
-        """What the objective takes, of the data points with these row numbers."""
+        """Return the objective's arguments for the data points with these row numbers, `(batch,)`."""
 
     @abstractmethod
     def modules(self) -> dict[str, nn.Module]:
-        """Everything that was trained, by its prefix in saved weights."""
+        """Return every trained module, by its prefix in saved weights."""
 
     def more(self) -> list[str]:
-        """Names of the modules that steps after the training have made so far, in order."""
+        """Return the names of the modules that steps after the training have made so far, in order."""
         return list(self.made)
 
     @abstractmethod
     def make(self, name: str) -> nn.Module:
-        """Make one of them again, untrained."""
+        """Make one of these modules, in its state before its own training."""
 
     def expected(self) -> list[str]:
-        """Names of those that a finished run has."""
+        """Return the names of these modules in a finished run."""
         return []
 
     def probes(self) -> Iterator[Probe]:
-        """What `certify` trains on the frozen model."""
+        """Yield what `certify` trains on the frozen model."""
         yield from ()
 
     @abstractmethod
     def example(self) -> torch.Tensor:
-        """A few data points to try ablations on."""
+        """Return a few data points to try ablations on."""
 
     @abstractmethod
     def activations(self, sites: tuple[Site, ...]) -> dict[str, torch.Tensor]:
-        """Activations of the training data at some sites, by name."""
+        """Return activations of the training data at some sites, by site name."""
 
     @abstractmethod
     def measure(self, ablations: list[Ablation]) -> Iterator[Measurement]:
-        """What is measured on the test data, at every evaluation."""
+        """Yield the measurements on the test data that every evaluation makes."""
 
     def measure_once(self) -> Iterator[Measurement]:
-        """What is measured beside it at the end."""
+        """Yield the measurements that only the final evaluation makes."""
         yield from ()
 
     @abstractmethod
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Arrays and names that the plots draw from."""
+        """Return the arrays and the names that the plots need."""
 
     def texts(self) -> dict[str, str]:
-        """Files that a run leaves beside what every run does, by name."""
+        """Return the files that this task adds to a finished run: content by file name."""
         return {}
 
     def kept(self) -> dict[str, str]:
-        """Files that the run is read back from, by name, which it has from the beginning."""
+        """Return the files that are needed to load the run, written before its training: content by file name."""
         return {}
 
     @property
     def found(self) -> dict[str, Any]:
-        """What the run found out and a component may ask for, such as `shape` and `classes`."""
+        """Values that the run supplies to components that ask for them, such as `shape` and `classes`."""
         return {}
 
     def units(self) -> dict[str, str]:
-        """The units of the metrics that the configuration adds, by name."""
+        """Return the units of the metrics that the configuration adds, by metric."""
         return units_of(self.config, self.found)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights of everything that was trained, by name, on the CPU."""
+        """Return all trained weights by name, on the CPU."""
         named = {
             f"{prefix}.{k}": v for prefix, module in self.modules().items() for k, v in own_tensors(module).items()
         }
@@ -207,18 +209,18 @@ class Task(ABC):
 
     @property
     def ablation(self) -> AblationMethod:
-        """The configured kind of ablation."""
+        """The configured ablation method."""
         method: AblationMethod = build({k: v for k, v in self.config.ablation.items() if k != "region"}, "ablation")
         return method
 
     def ablations(self) -> list[Ablation]:
-        """The configured ablations: of one region, of several together, or of each in turn."""
+        """Return the configured ablations: of one region, of several together, or of each in turn."""
         method = self.ablation
         found = [method.of(name, self) for name in ablated_regions(self.config)]
         return found if self.config.ablation["region"] is None else [together(found)]
 
     def try_ablations(self) -> None:
-        """Raise UserError for an ablation that cannot be done: that must be said before hours of training."""
+        """Raise UserError for an ablation that fails, before the training rather than after it."""
         if "ablate" in step_names(self.config) and self.ablation.changes_model:
             for tried in self.ablations():
                 with tried.applied(self.model):
@@ -226,9 +228,11 @@ class Task(ABC):
 
 
 def create(config: Config, data: Any = None, run: Path | None = None) -> Task:
-    """The task of a configuration; `data`, if it is at hand, is another run's `Task.data`.
+    """Build the task of a configuration.
 
-    run: the folder of that very run, if it has begun: what a pretrained model is read back from, untrained.
+    Args:
+        data: `Task.data` of another run, to reuse instead of reading the data set.
+        run: the run's own folder, if it has begun. The structure of a Hugging Face model is read from it.
 
     Raises: UserError for every mistake in the configuration or the data.
     """

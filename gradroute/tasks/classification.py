@@ -1,4 +1,4 @@
-"""Classification: images, labelled by the decoder and by a certificate per region (GR App. B.1)."""
+"""Classify images by the decoder and by one certificate per region (GR App. B.1)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +19,14 @@ from gradroute.training.devices import computing
 from gradroute.training.measures import ACCURACY, CROSS_ENTROPY
 from gradroute.training.objectives import Batch
 
-SHOWN = 2048  # images whose activations an ablation by mean or resampling draws from
+SHOWN = 2048  # images whose activations the mean and resample ablations use
 
 
 class Classification(ImageTask):
-    """Images to classify. Raises: UserError for every mistake in the configuration or the data.
+    """The task of classifying images. Raises: UserError for every mistake in the configuration or the data.
 
     Args:
-        augment: random crops and flips of the training images; null is none.
+        augment: random crops and flips of the training images; null for none.
     """
 
     kind = "classification"
@@ -47,17 +47,17 @@ class Classification(ImageTask):
         super().__init__(config, data, run)
 
     def shaped(self, images: torch.Tensor) -> torch.Tensor:
-        """Images `(n, channels, height, width)`, in the order of memory that is faster."""
+        """Return images `(n, channels, height, width)` in the faster memory format."""
         return super().shaped(images).contiguous(memory_format=self.memory_format)
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Channels last where that is faster: not in bfloat16 on a CPU (there 111 to 85 ms an update were measured)."""
+        """Channels last, except in bfloat16 on a CPU, where it was slower (111 against 85 ms per update)."""
         first = self.device.type == "cpu" and self.config.trainer.precision == "bfloat16"
         return torch.contiguous_format if first or self.flat else torch.channels_last
 
     def built(self) -> None:
-        """Let the model fit its normalisation to the training images, if it has one."""
+        """Fit the model's normalisation, if it has one, to the training images, and set the memory format."""
         super().built()
         fit = getattr(self.model, "fit", None)
         if callable(fit):
@@ -66,12 +66,12 @@ class Classification(ImageTask):
             module.to(memory_format=self.memory_format)
 
     def objective(self) -> ClassificationObjective:
-        """The training loss."""
+        """Return the training loss."""
         parts = (self.model, self.certificates, self.router)
         return ClassificationObjective(*parts, self.config.losses, **self.objective_options())
 
     def batch(self, chosen: torch.Tensor) -> Batch:
-        """Images `(batch, channels, height, width)`, augmented, their labels and their group numbers."""
+        """Return augmented images `(batch, channels, height, width)`, their labels and their group numbers."""
         return self._augmented(chosen), self.data.train_labels[chosen], self.routed[chosen]
 
     def _augmented(self, chosen: torch.Tensor) -> torch.Tensor:
@@ -80,13 +80,13 @@ class Classification(ImageTask):
         return changed.contiguous(memory_format=self.memory_format)
 
     def targets(self, train: bool) -> torch.Tensor:
-        """The labels."""
+        """Return the labels of the training or the test images."""
         return self.data.train_labels if train else self.data.test_labels
 
     def encodings(self, region: str) -> Callable[[torch.Tensor], Batch]:
-        """What a region shows of images to train on, augmented anew each time, and their labels, by their row numbers.
+        """Return a function from row numbers of training images to the region's activations and the labels.
 
-        Kept for all images they would fill the memory.
+        It augments the images anew at every call, and stores nothing: activations of all images would fill the memory.
         """
         found = self.router.regions[region]
 
@@ -98,24 +98,24 @@ class Classification(ImageTask):
         return batch
 
     def activations(self, sites: tuple[Site, ...]) -> dict[str, torch.Tensor]:
-        """Activations of the first training images at some sites, by name; of all they would fill the memory."""
+        """Return activations of the first training images, by site name; those of all images would fill the memory."""
         return activations_at(self.model, sites, self.train_images[:SHOWN])
 
     def unseen(self, chosen: torch.Tensor) -> float:
-        """The share that is wrong of always naming the most frequent label."""
+        """Return the share of wrong labels if the most frequent one is always predicted."""
         counts = self.data.test_labels[chosen].bincount()
         return 1 - float(counts.max() / counts.sum())
 
     def scored_error(self, value: float) -> float:
-        """The share that is wrong."""
+        """Convert an accuracy to the share of wrong labels."""
         return 1 - value
 
     def pictured(self, units: torch.Tensor) -> torch.Tensor:
-        """Each channel's mean over positions, `(n, units)`."""
+        """Return each channel's mean over positions, `(n, units)`."""
         return units.flatten(1, -2).mean(1) if units.dim() > 2 else units
 
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What every report draws from, and each head's confusion matrix `(true, named)`, counts of test images."""
+        """Return the data of every report, and each head's confusion matrix `(true, predicted)`, in test images."""
         arrays, names = self.shown()
         classes = self.data.classes
         matrices: dict[Head, torch.Tensor] = {}

@@ -1,4 +1,4 @@
-"""What each head makes of images: per label, per group, before and after ablation."""
+"""Evaluate every head on images: per label, per group, before and after ablation."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,27 +9,27 @@ from torch import nn
 from gradroute.routing import Monitor, Norms, Region, Router, Site, observed
 from gradroute.routing.ablation import Ablation
 
-CHUNK = 2048  # images at once
-CONVOLVED = 256  # where every layer keeps a picture of each
+CHUNK = 2048  # images in one forward pass
+CONVOLVED = 256  # the same for convolutional models, whose activations are larger
 Measures = Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]  # by name; see `Measure`
 
 
 @dataclass(frozen=True)
 class Head:
-    """One way to reconstruct or classify: `name` and `region` are the columns of the metrics."""
+    """An output that is measured, such as a certificate's. `name` and `region` are columns of the metrics."""
 
     name: str
     region: str
 
 
 def chunk_size(images: torch.Tensor) -> int:
-    """How many of such images, `(n, pixels)` or `(n, channels, height, width)`, are evaluated at once."""
+    """Return how many images, `(n, pixels)` or `(n, channels, height, width)`, fit in one forward pass."""
     return CHUNK if images.dim() < 4 else CONVOLVED
 
 
 @torch.no_grad()
 def activations_at(model: nn.Module, sites: Iterable[Site], images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Activations of data points, such as images `(n, pixels)`, by site name, float32, all along its batch axis."""
+    """Return float32 activations of all data points, such as images `(n, pixels)`, at some sites, by site name."""
     sites, chunks = list(sites), list[dict[str, torch.Tensor]]()
     with observed(model, sites, copies=True) as activations:
         for chunk in images.split(chunk_size(images)):
@@ -39,7 +39,7 @@ def activations_at(model: nn.Module, sites: Iterable[Site], images: torch.Tensor
 
 
 def sites_of(regions: Iterable[Region]) -> list[Site]:
-    """Every site of the regions, once."""
+    """Return every site of the regions once."""
     return list(dict.fromkeys(site for region in regions for site in region.sites))
 
 
@@ -52,9 +52,11 @@ def outputs(
     images: torch.Tensor,
     which: torch.Tensor | None = None,
 ) -> dict[Head, torch.Tensor]:
-    """Every head's output float32 for the images, `(n, pixels)` or `(n, classes)`: decoder, certificates, ablated ones.
+    """Return every head's float32 output for the images, `(n, pixels)` or `(n, classes)`.
 
-    `certificates` maps a head's name to its modules by region. `which` `(n,)` chooses each image's decoder, of several.
+    Args:
+        certificates: modules by region, for each head's name.
+        which: number of the decoder of each image, `(n,)`, if the model has several.
     """
     inputs = (images,) if which is None else (images, which)
 
@@ -80,14 +82,14 @@ def image_errors(
     heads: Callable[[torch.Tensor, torch.Tensor], dict[Head, torch.Tensor]],
     images: torch.Tensor, targets: torch.Tensor, group_index: torch.Tensor, measures: Measures,
 ) -> dict[tuple[Head, str], torch.Tensor]:  # fmt: skip
-    """Every measure of every head on every image, `(n,)` by head and metric.
+    """Return every measure of every head on every image, `(n,)`, by head and metric.
 
-    In chunks, so that the outputs of all heads are never in memory together.
+    The images are split into chunks, so that the outputs for all of them are never in memory together.
 
     Args:
-        heads: takes images and their group numbers, and gives every head's output.
-        targets: what outputs are measured against, images or labels `(n,)`.
-        measures: by metric.
+        heads: maps images and their group numbers to every head's output.
+        targets: what the outputs are compared with, images or labels `(n,)`.
+        measures: the measures by metric.
     """
     found: dict[tuple[Head, str], list[torch.Tensor]] = {}
     parts = (tensor.split(CHUNK) for tensor in (images, targets, group_index))
@@ -101,11 +103,11 @@ def image_errors(
 def errors(
     by_image: Mapping[tuple[Head, str], torch.Tensor], parts: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, Head, str, float]]:
-    """Mean over the images of every part of what `image_errors` gives.
+    """Yield the means of the result of `image_errors` over every part of the images.
 
     Args:
         by_image: errors `(n,)` by head and metric.
-        parts: name of a group or label to a boolean mask `(n,)`; a part without images is left out.
+        parts: boolean mask `(n,)` of each group or label, by name; a part without images is left out.
 
     Yields: the part's name, the head, the metric and its value.
     """
@@ -116,11 +118,11 @@ def errors(
 
 
 def region_norms(router: Router, loss: Callable[[], torch.Tensor], group_index: torch.Tensor) -> Iterator[Norms]:
-    """Norms at every region of a `router` without routes, for data points with group numbers `(n,)`.
+    """Yield the norms at every region of a `router` without routes, for data points with group numbers `(n,)`.
 
-    `loss` passes them through the model and sums their losses. `routed` is the L2 norm, over a group's points, of the
-    gradient of that: what each group would train the region to, were it not routed. Parameters' gradients are left
-    alone.
+    `loss` runs the data points through the model and returns the sum of their losses. `routed` is the L2 norm of that
+    sum's gradient over a group's points: how strongly the group would train the region without routing. Gradients of
+    parameters do not change.
     """
     monitor = Monitor(router.regions, router.groups)
     with torch.enable_grad(), router.route(group_index, monitor) as activations:
@@ -129,18 +131,19 @@ def region_norms(router: Router, loss: Callable[[], torch.Tensor], group_index: 
 
 
 def localization(advantages: Sequence[float], baseline: float, own: int | None = None) -> float:
-    """How much one region alone holds a group, from 0 (the others hold as much) to 1 (the others hold nothing of it).
+    """Return how far one region alone holds a group: 0 if the others hold as much of it, 1 if they hold nothing.
 
-    Each certificate's advantage is how far it beats what is predicted without a look: the mean image, or a classifier
-    that always names the group's most frequent label. The score is 1 minus the mean
-    advantage of the other regions over that of the group's own, negative advantages counted as 0. Where that is
-    under 5 % of that error, nothing of the group is held there and the score is 0; also where the others have more.
-    The score does not see what a stronger certificate would find; with one region it is nan.
+    A certificate's advantage is its gain over a prediction that does not see the image: the mean image, or the group's
+    most frequent label. The score is 1 minus the mean advantage of the other regions divided by that of the group's own
+    region; negative advantages count as 0. The score is 0 if the others have more, and if the own region's advantage is
+    under 5 % of the baseline, because the region then holds nothing of the group. With one region it is nan. A stronger
+    certificate may find more than the score shows.
 
     Args:
-        advantages: baseline minus error on the group, of each region's certificate.
-        baseline: error on the group without a look; mean squared, or the share that is wrong.
-        own: place of the region that the group is routed to; None if there is none, for the best one.
+        advantages: baseline minus error on the group, for each region's certificate.
+        baseline: error on the group of the prediction that does not see the image: mean squared, or the share of
+            wrong labels.
+        own: index of the region that the group is routed to; None to take the one with the largest advantage.
     """
     found = [max(0.0, value) for value in advantages]
     if len(found) < 2:

@@ -17,13 +17,13 @@ def require_image_memory(
 ) -> None:  # fmt: skip
     """Raise UserError, naming the key to lower, if the model and its certificates cannot fit the machine's memory.
 
-    An estimate from below: parameters, and for training gradients, moments and one batch's activations.
+    The estimate is a lower bound: parameters and, for training, gradients, moments and one batch's activations.
 
     Args:
-        found: what the run found out; see `ModelPlan.build`.
-        shape: of an image as the model takes it.
-        outputs: of a certificate: pixels or classes.
-        points: images to train on; None if nothing is trained.
+        found: values that the run supplies to the model; see `ModelPlan.build`.
+        shape: shape of an image in the model's input.
+        outputs: number of outputs of a certificate: pixels or classes.
+        points: number of images to train on; None if nothing is trained.
     """
     model = plan.outline(**found)
     heads = len(config.losses.certificates) * (2 if "certify" in step_names(config) else 1)
@@ -32,7 +32,7 @@ def require_image_memory(
         try:
             with torch.device("meta"):
                 decoders = parameter_numbers(certificate_of(model, (1, 1, 1), outputs))
-        except Exception:  # a certificate that cannot see one unit: it is left out of the estimate
+        except Exception:  # a certificate that cannot take one unit is left out of the estimate
             decoders = 0
     parameters, batch = FLOAT * (parameter_numbers(model) + heads * decoders), 0
     if points is not None:

@@ -1,4 +1,4 @@
-"""The losses of models of images: of autoencoders and of classifiers, with a decoder and certificates (GR App. B)."""
+"""Losses of autoencoders and classifiers with a decoder and certificates (GR App. B)."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from gradroute.training.penalties import penalties_of
 
 @contextmanager
 def in_training(module: nn.Module) -> Iterator[None]:
-    """Training mode inside and evaluation mode after it: batch norm knows the difference."""
+    """Set a module to training mode inside, and to evaluation mode afterwards; batch norm depends on it."""
     module.train()
     try:
         yield
@@ -35,7 +35,7 @@ def in_training(module: nn.Module) -> Iterator[None]:
 
 
 class CertificateObjective(Objective):
-    """A certificate's error on all images, from encodings that are not trained."""
+    """The error of a certificate on all images, from encodings that are not trained."""
 
     def __init__(self, certificate: nn.Module, region: str, error: Measure = MAE) -> None:
         self.term = Term("fresh_certificate", "all", region, error.name)
@@ -43,14 +43,14 @@ class CertificateObjective(Objective):
         self.certificate, self.error = certificate, error
 
     def parts(self, batch: Batch, number: int) -> Iterator[Part]:
-        """Rows, with their share of the batch's."""
+        """Yield parts of a batch, each with its share of the rows."""
         for part in in_parts(batch, number):
             yield (*part, len(part[0]) / len(batch[0]))
 
     def forward(self, encodings: torch.Tensor, targets: torch.Tensor, share: float = 1.0) -> Terms:
-        """Terms for encodings `(batch, …, units)`, and images `(batch, pixels)` or labels `(batch,)`.
+        """Return the terms for encodings `(batch, …, units)`, and images `(batch, pixels)` or labels `(batch,)`.
 
-        They are of a part of a batch that has this `share` of its rows.
+        `share`: the rows' share of the batch that they are a part of.
         """
         with in_training(self):
             output = self.certificate(encodings)
@@ -58,15 +58,16 @@ class CertificateObjective(Objective):
 
 
 class DecoderObjective(Objective):
-    """The training loss of a routed encoder with a decoder and certificates (GR App. B): every term's value and weight.
+    """The training loss of a routed encoder with a decoder and certificates (GR App. B).
 
     Args:
-        partial: some points carry no label (-1). They are a group `unlabelled`, and each group's mean then weighs its
-            share of the batch, times the number of groups: who is unlabelled must not change what is learned.
-        skip_absent: leave the term of a group out when the batch has none of its points, instead of giving it value 0.
-        several_passes: make one pass for each group in the batch, all images under that group's mask, and count only
-            its own images. Needed where statistics of the batch are taken after a site, as by batch norm: a group's
-            loss reaches the other images, too, and must meet its own mask there.
+        partial: whether some points have no label (-1). They form a group `unlabelled`, and each group's mean is
+            weighted by its share of the batch, times the number of groups, so that the choice of unlabelled points does
+            not change what is learned.
+        skip_absent: leave out the term of a group without points in the batch, instead of giving it value 0.
+        several_passes: make one pass for each group in the batch, with all images under that group's mask, and count
+            only the group's own images. Needed where batch statistics are computed after a site, as in batch norm: a
+            group's loss then reaches the other images, too, and must pass its own mask there.
     """
 
     router: Router
@@ -88,14 +89,14 @@ class DecoderObjective(Objective):
         self.partial, self.skip_absent, self.several_passes = partial, skip_absent, several_passes
 
     def _counts(self, group_index: torch.Tensor) -> torch.Tensor:
-        """Images of each group, `(groups,)`, the unlabelled ones last; it works inside `vmap`."""
+        """Return the number of images in each group, `(groups,)`, unlabelled ones last; works inside `vmap`."""
         names = len(self.router.groups) + self.partial
         return (group_index[:, None] % names == torch.arange(names, device=group_index.device)).sum(0)
 
     def parts(self, batch: Batch, number: int) -> Iterator[Part]:
-        """Rows, with the whole batch's images of each group, `(groups,)`, and the part's share of the rows.
+        """Yield parts of a batch, each with the batch's images per group, `(groups,)`, and its share of the rows.
 
-        Only where nothing is of the batch as a whole: see `gradroute.tasks.image_checks.indivisible`.
+        Valid only if nothing needs the whole batch at once: see `gradroute.tasks.image_checks.indivisible`.
         """
         if number == 1:
             yield batch
@@ -109,11 +110,11 @@ class DecoderObjective(Objective):
         activations: Mapping[str, torch.Tensor], counts: torch.Tensor | None = None,
         share: float = 1.0,
     ) -> Terms:  # fmt: skip
-        """Terms of the decoder's output, given the sites' activations before the mask; the loss is Σ weight × value.
+        """Return the value and weight of each term, given the sites' activations before the mask.
 
-        Each group's mean error has weight 1, or `losses.groups`, so that with two groups the sum is about twice the
-        overall mean (GR released code). Penalties are unrouted: they read the sites before the mask. `counts` and
-        `share` are of `parts`.
+        The loss is Σ weight × value. Each group's mean error has weight 1, or that in `losses.groups`, so that with two
+        groups the sum is about twice the overall mean (GR released code). Penalties are not routed: they read the sites
+        before the mask. `parts` supplies `counts` and `share`.
         """
         terms = self._task_terms(self.error(output, targets), group_index, counts)
         for name, certificate in self.certificates.items():
@@ -136,7 +137,7 @@ class DecoderObjective(Objective):
         present, shares = [1] * len(names), torch.ones(len(names))
         if self.skip_absent or self.partial:
             counts = self._counts(group_index) if counts is None else counts
-            present = counts.tolist() if self.skip_absent else present  # tolist waits for the device
+            present = counts.tolist() if self.skip_absent else present  # tolist synchronises with the device
             shares = counts * (groups / counts.sum()) if self.partial else shares
         terms = [Term("decoder", name, "all", self.error.name) for name in names]
         return {t: (means[i], shares[i] * self.weights[t]) for i, t in enumerate(terms) if present[i]}
@@ -151,7 +152,7 @@ class DecoderObjective(Objective):
         found: list[tuple[torch.Tensor, Mapping[str, torch.Tensor]]] = []
         groups = group_index.unique()
         for number in groups:
-            assert not isinstance(self.monitor, Watched)  # a model with batch norm is trained alone
+            assert not isinstance(self.monitor, Watched)  # a model with batch norm is never stacked
             watcher = OneGroup(self.monitor, group_index, not found) if self.monitor else None
             with self.router.route(number, watcher) as activations:
                 found.append((self.output(*inputs), activations))
@@ -170,7 +171,7 @@ class ReconstructionObjective(DecoderObjective):
         self.several_decoders = several_decoders
 
     def forward(self, images: torch.Tensor, group_index: torch.Tensor, *part: Any) -> Terms:
-        """Terms for images, as the model takes them, with group numbers `(batch,)`; `part`: what `parts` adds."""
+        """Return the terms for images in the model's input shape with group numbers `(batch,)`; `part`: see `parts`."""
         inputs = (images, group_index) if self.several_decoders else (images,)
         with in_training(self):
             reconstruction, activations = self.passes(group_index, *inputs)
@@ -183,7 +184,7 @@ class ClassificationObjective(DecoderObjective):
     default_error = CROSS_ENTROPY
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor, group_index: torch.Tensor, *part: Any) -> Terms:
-        """Terms for images `(batch, channels, height, width)` with labels and group numbers `(batch,)`.
+        """Return the terms for images `(batch, channels, height, width)` with labels and group numbers `(batch,)`.
 
         `part`: what `parts` adds.
         """

@@ -1,4 +1,4 @@
-"""What tasks about images share: groups by label, a routed model, a certificate per region, what is measured."""
+"""The base class of tasks on images: groups by label, a routed model, certificates, measurements."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -34,20 +34,16 @@ FEW = 16  # images to try things on
 
 
 class ImageTask(Task):
-    """Images and what to make of them. Raises: UserError for every mistake in the configuration or the data.
-
-    Attributes: `default_error`, what heads are trained on; `default_measures`, of every head on the test images;
-    `scored`, the one that localization is about; `classifies`, whether the heads tell labels apart.
-    """
+    """A task on images. Raises: UserError for every mistake in the configuration or the data."""
 
     data: Images
-    default_error: ClassVar[Measure]
-    default_measures: ClassVar[tuple[Measure, ...]]
-    scored: ClassVar[str]
-    classifies: ClassVar[bool] = False
+    default_error: ClassVar[Measure]  # on which the heads are trained
+    default_measures: ClassVar[tuple[Measure, ...]]  # of every head on the test images
+    scored: ClassVar[str]  # the metric from which localization is computed
+    classifies: ClassVar[bool] = False  # whether the heads predict labels
 
     def __init__(self, config: Config, data: Images | None = None, run: Path | None = None) -> None:
-        """`data` is what the data set would give, if it is at hand."""
+        """Use `data`, if given, instead of reading the data set."""
         super().__init__(config, data, run)
         limits = (config.trainer.train_limit, config.trainer.test_limit)
         read: Images = data or build(config.dataset, "dataset").tensors(*limits)
@@ -61,8 +57,8 @@ class ImageTask(Task):
         self.flat = takes_flat_images(config.model)
         first = self.shaped(self.data.train_images[:1])
         require_image_memory(config, plan, self.found, first.shape[1:], self.outputs, self.device, self.points)
-        torch.manual_seed(config.seed)  # which alone decides how the model and its certificates begin
-        model = plan.build(**self.found).to(self.device).eval()  # a loss sets what it trains to training
+        torch.manual_seed(config.seed)  # it alone determines the initial weights
+        model = plan.build(**self.found).to(self.device).eval()  # a loss switches to training mode itself
         self.parts = assemble(model, config.routing, config.losses, self.names, first, self.outputs)
         self.certificates, self.fresh = self.parts.certificates.eval(), nn.ModuleDict()
         self.train_images, self.test_images = map(self.shaped, (self.data.train_images, self.data.test_images))
@@ -82,7 +78,7 @@ class ImageTask(Task):
 
     @classmethod
     def search_objectives(cls, config: Config) -> dict[str, dict[str, str]]:
-        """Localization, against the error or accuracy of the model."""
+        """Return localization, and the model's error or accuracy as its cost."""
         own = next(measure for measure in cls.default_measures if measure.name == cls.scored)
         cost = {"metric": own.name, "goal": "higher" if own.higher_is_better else "lower"}
         score = {"metric": "localization", "head": "score", "group": "all", "goal": "higher"}
@@ -95,7 +91,7 @@ class ImageTask(Task):
 
     @property
     def outputs(self) -> int:
-        """How many numbers a certificate gives: pixels of an image, or classes."""
+        """The number of outputs of a certificate: pixels of an image, or classes."""
         return self.data.classes if self.classifies else self.data.train_images.shape[1]
 
     @property
@@ -104,30 +100,30 @@ class ImageTask(Task):
         return bool(getattr(self.model, "takes_groups", False))
 
     def check_groups(self) -> None:
-        """Raise UserError if the model cannot have such groups."""
+        """Raise UserError if the groups do not fit the model."""
 
     def shaped(self, images: torch.Tensor) -> torch.Tensor:
-        """Images `(n, pixels)` as the model takes them: so, or `(n, channels, height, width)`."""
+        """Return images `(n, pixels)` in the model's input shape: the same, or `(n, channels, height, width)`."""
         return images if self.flat else images.view(-1, *(1, *self.data.shape)[-3:])
 
     def built(self) -> None:
-        """Check the model that was built, and prepare it for training."""
+        """Check the built model and prepare it for training."""
         require_whole_batches(self.config, norm_of(self.model))
 
     @abstractmethod
     def targets(self, train: bool) -> torch.Tensor:
-        """What the heads' outputs are measured against, of the images to train on or to test on."""
+        """Return the targets of the heads' outputs, for the training or the test images."""
 
     @abstractmethod
     def unseen(self, chosen: torch.Tensor) -> float:
-        """The error on the test images `chosen` `(n,)` of a prediction without a look at them; see `localization`."""
+        """Return the error on the test images `chosen` `(n,)` without seeing them; see `localization`."""
 
     def scored_error(self, value: float) -> float:
-        """A value of the metric `scored` as an error."""
+        """Convert a value of the metric `scored` to an error."""
         return value
 
     def objective_options(self) -> dict[str, Any]:
-        """What every training loss of a kind needs to know."""
+        """Return the options that all training losses on images share."""
         by_group = self.parameter_router is not None or self.config.trainer.batches == "by_group"
         several = norm_of(self.model) == "batch"
         partial = bool((self.routed == -1).any())
@@ -135,30 +131,30 @@ class ImageTask(Task):
 
     @abstractmethod
     def objective(self) -> DecoderObjective:
-        """The training loss."""
+        """Return the training loss."""
 
     def modules(self) -> dict[str, nn.Module]:
-        """Everything that was trained, by its prefix in saved weights."""
+        """Return every trained module, by its prefix in saved weights."""
         own = {"model": self.model, "certificates": self.certificates, "fresh_certificates": self.fresh}
         return own | self.made
 
     def more(self) -> list[str]:
-        """The regions that have a fresh certificate."""
+        """Return the regions that have a fresh certificate."""
         return list(self.fresh)
 
     def make(self, name: str) -> nn.Module:
-        """A fresh certificate of a region, untrained; the seed alone decides its start."""
+        """Make an untrained fresh certificate of a region; its initial weights depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed + 1 + len(self.fresh))
             self.fresh[name] = self.parts.certificate(name).eval()
         return self.fresh[name]
 
     def expected(self) -> list[str]:
-        """The regions of which a finished run has a fresh certificate."""
+        """Return the regions that have a fresh certificate in a finished run."""
         return self.config.losses.certificates if "certify" in step_names(self.config) else []
 
     def probes(self) -> Iterator[Probe]:
-        """A fresh certificate per region on the frozen encoding: a weak one must not pass for a clean split."""
+        """Yield the training of one fresh certificate per certified region, on the frozen encoding."""
         for name in self.config.losses.certificates:
             certificate = self.fresh[name] if name in self.fresh else self.make(name)
             objective = CertificateObjective(certificate, name, self.error)
@@ -166,26 +162,26 @@ class ImageTask(Task):
 
     @abstractmethod
     def encodings(self, region: str) -> Callable[[torch.Tensor], Batch]:
-        """What gives a region's activations and targets of images to train on, by their row numbers."""
+        """Return a function from row numbers of training images to the region's activations and the targets."""
 
     def example(self) -> torch.Tensor:
-        """A few test images."""
+        """Return a few test images."""
         return self.test_images[:FEW]
 
     def activations(self, sites: tuple[Site, ...]) -> dict[str, torch.Tensor]:
-        """Activations of the training images at some sites, by name."""
+        """Return activations of the training images at some sites, by site name."""
         return activations_at(self.model, sites, self.train_images)
 
     def heads(
         self, ablations: list[Ablation], images: torch.Tensor, group_index: torch.Tensor
     ) -> dict[Head, torch.Tensor]:
-        """Every head's output for images with group numbers `(n,)`."""
+        """Return every head's output for images with group numbers `(n,)`."""
         certificates = {"certificate": self.certificates, "fresh_certificate": self.fresh}
         which = group_index if self.takes_groups else None
         return outputs(self.model, certificates, self.router.regions, ablations, images, which)
 
     def measure(self, ablations: list[Ablation]) -> Iterator[Measurement]:
-        """Errors of the heads on every group and every label of the test images, and the localization scores."""
+        """Yield the heads' errors on every group and label of the test images, and the localization scores."""
         labels, targets = self.data.test_labels, self.targets(train=False)
         parts = {name: self.test_groups == i for i, name in enumerate(self.names)}
         parts |= {f"{self.data.label_noun}_{label}": labels == label for label in self.data.labels}
@@ -196,7 +192,7 @@ class ImageTask(Task):
         yield from self.scores(measured)
 
     def scores(self, measured: Iterable[Measurement]) -> Iterator[Measurement]:
-        """Each group's localization from the certificates' errors, and the least of them, for the group `all`."""
+        """Yield each group's localization, from the certificates' errors, and the smallest one for the group `all`."""
         rows, found = list(measured), list[float]()
         for number, group in enumerate(self.names):
             chosen = self.test_groups == number
@@ -216,7 +212,7 @@ class ImageTask(Task):
             yield "all", Head("score", "all"), "localization", min(found)
 
     def measure_once(self) -> Iterator[Measurement]:
-        """Per image, root mean square: how active each region is on each group, and the gradient it would get."""
+        """Yield each region's activation norm and unrouted gradient norm on each group: root mean square per image."""
         regions, _ = read_regions(self.config.routing)
         plain = Router(self.model, regions, self.names, {}, self.test_images[:1])
         images, groups = self.test_images[:NORM_POINTS], self.test_groups[:NORM_POINTS]
@@ -232,7 +228,7 @@ class ImageTask(Task):
             yield norms.group, head, "gradient_norm", norms.routed / norms.points**0.5
 
     def shown(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What every report about images draws from: encodings sorted by label, the masks; the names of it all."""
+        """Return the data of every report on images: arrays (encodings sorted by label, masks) and names."""
         data = self.data
         by_label = [torch.nonzero(data.test_labels == label).flatten() for label in data.labels]
         many = torch.cat([found[:ENCODINGS_PER_LABEL] for found in by_label])
@@ -248,5 +244,5 @@ class ImageTask(Task):
         return arrays, names
 
     def pictured(self, units: torch.Tensor) -> torch.Tensor:
-        """What is kept of activations `(n, …, units)`."""
+        """Reduce activations `(n, …, units)` to what the report shows."""
         return units

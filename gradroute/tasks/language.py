@@ -1,4 +1,4 @@
-"""Language modelling: rows of tokens, the next one to predict, routed by document and token (GR section 4.2)."""
+"""Language modelling: predict the next token, with routes by document and token (GR section 4.2)."""
 
 import copy
 from collections.abc import Iterator
@@ -36,11 +36,11 @@ from gradroute.training.memory import COPIES, FLOAT, activation_numbers, paramet
 from gradroute.training.objectives import Batch
 from gradroute.training.penalties import penalties_of
 
-SHOWN = 2048  # rows whose activations an ablation by mean or resampling draws from
+SHOWN = 2048  # rows whose activations the mean and resample ablations use
 
 
 class LanguageModelling(Task):
-    """Documents to predict token by token. Raises: UserError for every mistake in the configuration or the data."""
+    """The task of predicting the next token. Raises: UserError for every mistake in the configuration or the data."""
 
     kind = "language"
     plots = (
@@ -50,7 +50,7 @@ class LanguageModelling(Task):
     data: Texts
 
     def __init__(self, config: Config, data: Texts | None = None, run: Path | None = None) -> None:
-        """`data` is what the data set would give, if it is at hand; `run` the folder that a model is read back from."""
+        """Use `data`, if given, instead of reading the data set; read a Hugging Face model from `run`, if given."""
         super().__init__(config, data, run)
         self.plan = plan_of(config.model, run)
         limits = (config.trainer.train_limit, config.trainer.test_limit)
@@ -92,12 +92,12 @@ class LanguageModelling(Task):
 
     @classmethod
     def search_objectives(cls, config: Config) -> dict[str, dict[str, str]]:
-        """The loss on the forget set after relearning, and on the retain set before that. Raises: UserError."""
+        """Return the loss on the forget set after relearning, and on the retain set before it. Raises: UserError."""
         return objectives_of_relearning(config)
 
     @classmethod
     def when_out_of_memory(cls, config: Config, stacked: int) -> str:
-        """Split the batch into more parts."""
+        """Advise splitting the batch into more parts."""
         return f"raise trainer.accumulate (now {config.trainer.accumulate})"
 
     @property
@@ -107,7 +107,7 @@ class LanguageModelling(Task):
         return {"vocabulary": self.data.tokenizer.size, "context": self.data.length, "groups": names}
 
     def _require_memory(self, plan: ModelPlan) -> None:
-        """An estimate from below: parameters, gradients, moments, and one batch's logits and activations."""
+        """Raise UserError if parameters, gradients, moments, and a batch's logits and activations exceed the memory."""
         model, length = plan.outline(**self.found), self.data.length
         row = torch.zeros(1, length, dtype=torch.int64, device="meta")
         per_token = activation_numbers(model, row) // length
@@ -122,14 +122,14 @@ class LanguageModelling(Task):
         require_memory(parameters, batch, self.device, "model", plan.smaller, batch_key, lower)
 
     def _memberships(self, train: Part) -> torch.Tensor:
-        """What the router takes: group numbers of tokens, or shares where a rule weighs tokens."""
+        """Return the router's input: group numbers of tokens, or their shares if a rule weighs tokens."""
         if all(rule.tokens == "all" for rule in self.config.routing.groups.values()):
             return self.routed
         shares = shares_of(self.data, self.config.routing, self.names, self.labelled)
         return memberships(train.corpus, train.packed, shares).to(self.device)
 
     def objective(self) -> NextTokenObjective:
-        """The training loss."""
+        """Return the training loss."""
         partial = bool((self.labelled == -1).any())
         own = penalties_of(self.config.losses, own_l1=True)
         return NextTokenObjective(
@@ -137,22 +137,22 @@ class LanguageModelling(Task):
         )  # fmt: skip
 
     def batch(self, chosen: torch.Tensor) -> Batch:
-        """Tokens, targets, documents, group numbers and memberships of rows."""
+        """Return the rows' tokens, targets, documents, group numbers and memberships."""
         return (*(rows[chosen] for rows in self._rows), self.routed[chosen], self._membership[chosen])
 
     def modules(self) -> dict[str, nn.Module]:
-        """Everything that was trained, by its prefix in saved weights."""
+        """Return every trained module, by its prefix in saved weights."""
         return {"model": self.model, **self.made}
 
     def left(self) -> nn.Module:
-        """A copy of what the configured ablation leaves of the model, or of the model where there is none."""
+        """Return a copy of the ablated model, or of the trained model if no ablation is configured."""
         for ablation in self.ablations() if "ablate" in step_names(self.config) else ():
             with ablation.applied(self.model) as ablated:
                 return copy.deepcopy(ablated)
         return copy.deepcopy(self.model)
 
     def make(self, name: str) -> nn.Module:
-        """A model as the last step before left it: as unlearned, else as ablated, else as trained; then fine-tuned."""
+        """Make a copy of the latest model: fine-tuned, else unlearned, else ablated, else trained."""
         model = self.made[name] = self.left()
         for earlier in ("finetuned", "unlearned"):
             if earlier in self.made and earlier != name:
@@ -161,30 +161,30 @@ class LanguageModelling(Task):
         return model
 
     def expected(self) -> list[str]:
-        """What a finished run has beside the model."""
+        """Return the models that a finished run has besides the trained one."""
         made = {"unlearned": self.config.unlearn, "finetuned": self.config.finetune}
         return [name for name, how in made.items() if how]
 
     def example(self) -> torch.Tensor:
-        """A few rows of test tokens."""
+        """Return a few rows of test tokens."""
         return self.data.test.packed.tokens[:8].to(self.device)
 
     def activations(self, sites: tuple[Site, ...]) -> dict[str, torch.Tensor]:
-        """Activations of rows to train on at some sites, by name."""
+        """Return activations of the first training rows at some sites, by site name."""
         with undisturbed(self.model):
             return activations_at(self.model, sites, self._rows[0][:SHOWN])
 
     def losses(self, model: nn.Module, part: Part) -> dict[str, torch.Tensor]:
-        """Each measure of each of a part's tokens, by the position that predicts it, `(total,)`; 0 of a last one."""
+        """Return each measure at every position of a part, `(total,)`; 0 at the last position of a document."""
         return token_values(model, part, self.measures, self.device)
 
     def group_losses(self, model: nn.Module, part: Part, groups: torch.Tensor) -> dict[str, float]:
-        """Mean cross-entropy, in nats per token, of each group's documents."""
+        """Return the mean cross-entropy of each group's documents, in nats per token."""
         each = token_values(model, part, [CROSS_ENTROPY], self.device)[CROSS_ENTROPY.name]
         return group_means(each, part, groups, self.names)
 
     def stages(self, ablations: list[Ablation]) -> Iterator[tuple[Head, nn.Module]]:
-        """The model as trained, ablated, unlearned and fine-tuned; each is good until the next is asked for."""
+        """Yield the model as trained, ablated, unlearned and fine-tuned; each is valid until the next is requested."""
         yield Head("model", "all"), self.model
         for ablation in ablations:
             with ablation.applied(self.model) as ablated:
@@ -194,12 +194,12 @@ class LanguageModelling(Task):
                 yield Head(f"model_{name}", "all"), self.made[name]
 
     def measure(self, ablations: list[Ablation]) -> Iterator[Measurement]:
-        """The loss of every stage on every group of the test documents."""
+        """Yield the loss of every stage on every group of the test documents."""
         for head, model in self.stages(ablations):
             yield from self.measured(model, head)
 
     def measured(self, model: nn.Module, head: Head) -> Iterator[Measurement]:
-        """A model's loss on every group of the test documents; where words choose them, also without their tokens."""
+        """Yield a model's loss on every group of the test documents; if words define one, also without its tokens."""
         test = self.data.test
         found = self.losses(model, test)
         for metric, each in found.items():
@@ -212,7 +212,7 @@ class LanguageModelling(Task):
                 yield group, head, "cross_entropy_unrouted", value
 
     def texts(self) -> dict[str, str]:
-        """The tokenizer's file; where tokens are weighed, their weights; and completions, if any are asked for."""
+        """Return the tokenizer's file, token weights if a rule weighs tokens, and the configured completions."""
         found = {"tokenizer.json": self.data.tokenizer.to_json()}
         if self._membership is not self.routed:
             found["tokens.json"] = as_json(self.weights())
@@ -223,20 +223,20 @@ class LanguageModelling(Task):
         return found
 
     def weights(self) -> dict[str, Any]:
-        """What the token rules of the groups do to the training documents, for people; see `token_weights`."""
+        """Return the effect of token rules on the training documents; see `token_weights`. Raises: UserError."""
         groups, train = self.config.routing.groups, self.data.train
         weighed = [name for name in self.names if name in groups and groups[name].tokens != "all"]
         if not weighed:
-            raise UserError("routing.groups: no group weighs tokens; give one tokens: frequent, or words")
+            raise UserError("routing.groups: no group weighs tokens; set tokens: frequent or tokens: words in a group")
         shares = shares_of(self.data, self.config.routing, self.names, self.labelled)
         own = {name: self.labelled == number for number, name in enumerate(self.names)}
         return token_weights(train.corpus, self.data.tokenizer, {name: shares[name] for name in weighed}, own)
 
     def kept(self) -> dict[str, str]:
-        """What a model of Hugging Face is read back from."""
+        """Return the files from which a Hugging Face model is loaded again."""
         return self.plan.kept(self.data.tokenizer)
 
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The masks, and the size of the vocabulary."""
+        """Return the masks, and the size of the vocabulary."""
         masks = {f"mask/{site.name}": self.router.masks[site.name] for site in self.router.sites}
         return masks, {"vocabulary": self.data.tokenizer.size}

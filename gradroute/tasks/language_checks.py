@@ -1,4 +1,4 @@
-"""Checks of a language model's configuration that need neither documents nor a built model."""
+"""Check a language model's configuration, before documents are read or a model is built."""
 
 from gradroute.config.components import ablated_regions, step_names
 from gradroute.config.doors import TARGET
@@ -12,25 +12,25 @@ from gradroute.records.metrics import RELEARNED
 from gradroute.tasks.image_checks import require_dataset, require_divisible
 from gradroute.tasks.language_texts import Completions
 
-LATER = ("unlearn", "finetune", "relearn")  # steps that train after the training
+LATER = ("unlearn", "finetune", "relearn")  # steps that train after `train`
 
 
 def check_language(config: Config) -> None:
     """Raise UserError for settings that do not fit a language model."""
     require_dataset(config, TextDataset, "documents", "dataset=toy_stories, dataset=text")
     certified, batches = config.losses.certificates, config.trainer.batches
-    require(not certified, "losses.certificates", certified, "[] of a language model")
-    require(not config.losses.correlation, "losses.correlation", config.losses.correlation, "0 of a language model")
+    require(not certified, "losses.certificates", certified, "[] for a language model")
+    require(not config.losses.correlation, "losses.correlation", config.losses.correlation, "0 for a language model")
     require_divisible(config)
-    require(batches == "mixed", "trainer.batches", batches, "mixed: a row has several documents")
+    require(batches == "mixed", "trainer.batches", batches, "mixed: a row contains several documents")
     names, target = step_names(config), locate(config.model[TARGET], "model")
     require("certify" not in names, "steps", names, "without certify: a language model has no certificates")
     tokenizer = config.dataset.get("tokenizer", "")
     if target is not HuggingFace:
-        right = "words, bpe or a path: model=hf alone has its own"
+        right = "words, bpe or a path: only model=hf has its own tokenizer"
         require(tokenizer != "pretrained", "dataset.tokenizer", tokenizer, right)
     elif not config.model["untrained"]:
-        right = "pretrained, or the path of a tokenizer.json: the weights know no other tokens"
+        right = "pretrained, or the path of a tokenizer.json: the weights fit no other tokens"
         require(tokenizer not in ("words", "bpe"), "dataset.tokenizer", tokenizer, right)
     completed = build_completions(config)
     for group in completed.prompts if completed else ():
@@ -39,7 +39,7 @@ def check_language(config: Config) -> None:
 
 
 def build_completions(config: Config) -> Completions | None:
-    """The completions that a configuration asks for, checked; None if it asks for none. Raises: UserError."""
+    """Return the configured completions, checked; None if there are none. Raises: UserError."""
     if config.completions is None:
         return None
     made: Completions = construct(Completions, config.completions, "completions")
@@ -47,19 +47,19 @@ def build_completions(config: Config) -> Completions | None:
 
 
 def _check_ablated_model(config: Config, names: list[str]) -> None:
-    """Raise UserError unless what is trained after an ablation is one model, which the ablation changed."""
+    """Raise UserError unless the steps after an ablation train one model, which the ablation changed."""
     if not set(LATER) & set(names) or "ablate" not in names:
         return
     regions, given = list(config.routing.regions), config.ablation["region"]
     one = given is not None or len(regions) == 1
-    require(one, "ablation.region", given, f"said before unlearn, finetune or relearn, one of {regions}")
+    require(one, "ablation.region", given, f"one of {regions}: unlearn, finetune and relearn train one ablated model")
     method = locate(config.ablation[TARGET], "ablation")
-    right = "remove or reinitialise, which change the model itself, before it is trained on"
+    right = "remove or reinitialise: unlearn, finetune and relearn train the ablated model"
     require(method.changes_model, "ablation", method.name, right)
 
 
 def objectives_of_relearning(config: Config) -> dict[str, dict[str, str]]:
-    """The loss on the forget set after relearning from the most documents, and on the retain set before that.
+    """Return the loss on the forget set after relearning from the most documents, and on the retain set before it.
 
     Raises: UserError for a language model that does not relearn, or that has several groups to retain.
     """
@@ -67,7 +67,7 @@ def objectives_of_relearning(config: Config) -> dict[str, dict[str, str]]:
     others = [group for group in config.routing.groups if relearn and group != relearn["group"]]
     if relearn is None or len(others) != 1:
         fault = f"several groups are retained ({', '.join(others)})" if relearn else "no run relearns"
-        raise UserError(f"search.objectives: is empty, and {fault}; say what is looked for")
+        raise UserError(f"search.objectives: is empty, and {fault}; give at least one objective")
     head, region = _before_relearning(config)
     forgotten = {"head": f"{RELEARNED}{max(relearn['documents'])}", "group": relearn["group"], "goal": "higher"}
     return {
@@ -77,7 +77,7 @@ def objectives_of_relearning(config: Config) -> dict[str, dict[str, str]]:
 
 
 def _before_relearning(config: Config) -> tuple[str, str]:
-    """Head and region of the model that is to relearn: what the last step before left."""
+    """Return head and region of the model that relearning starts from."""
     names = step_names(config)
     for step, head in (("finetune", "model_finetuned"), ("unlearn", "model_unlearned")):
         if step in names:

@@ -1,4 +1,4 @@
-"""A language model's losses by token, and their means over the documents of groups."""
+"""Compute a language model's losses per token, and their means over the documents of groups."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from gradroute.data.text.packing import IGNORED
 from gradroute.routing.sites import undisturbed
 from gradroute.training.measures import CROSS_ENTROPY, Measure
 
-ROWS = 64  # at once
+ROWS = 64  # in one forward pass
 
 
 def token_values(
     model: nn.Module, part: Part, measures: Sequence[Measure], device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Each measure of each of a part's tokens, by the position that predicts it, `(total,)`; 0 of a last one."""
+    """Return each measure at every position of a part, `(total,)`; 0 at the last position of a document."""
     found: dict[str, list[torch.Tensor]] = {}
     with undisturbed(model), torch.no_grad():
         for rows in torch.arange(len(part.packed)).split(ROWS):
@@ -40,11 +40,12 @@ def _values(measure: Measure, logits: torch.Tensor, targets: torch.Tensor) -> to
 def group_means(
     each: torch.Tensor, part: Part, groups: torch.Tensor, names: Sequence[str], counted: torch.Tensor | None = None
 ) -> dict[str, float]:
-    """Means over each group's documents of values of a part's tokens.
+    """Return the mean of a value per token over each group's documents, by group name.
 
     Args:
-        each: values `(total,)`; `counted` `(total,)` bool, those that count, all if None.
+        each: the values, `(total,)`.
         groups: group numbers of documents, `(documents,)`.
+        counted: mask of the positions to include, `(total,)` bool; all if None.
     """
     corpus = part.corpus
     predicts = torch.ones(len(corpus.tokens), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The loss of a language model: the mean over tokens, and the penalties of its regions (GR section 4.2)."""
+"""The loss of a language model: the mean over tokens, and the penalties on its regions (GR section 4.2)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,16 +15,16 @@ from gradroute.training.penalties import Penalty, l1_by_unit
 
 
 class NextTokenObjective(Objective):
-    """The loss of a language model: the mean over tokens, a term for each group's, and the penalties of its regions.
+    """The loss of a language model: the mean over tokens, with one term per group, and the penalties on its regions.
 
-    Tokens of a group whose loss has weight 0 do not count: what is left is that of the other tokens alone.
+    Tokens of a group whose loss has weight 0 are excluded, and the mean is over the other tokens.
 
     Args:
-        groups: the groups' names; tokens in none are a group `unlabelled`.
-        partial: some tokens are in none.
-        router: None where nothing is routed, as after an ablation; there are no penalties then.
-        error: the loss of each token, cross-entropy if None.
-        penalties: beside those of `losses.l1`.
+        groups: names of the groups; tokens in no group form a group `unlabelled`.
+        partial: whether some tokens are in no group.
+        router: None if nothing is routed, as after an ablation; then there are no penalties.
+        error: the loss of each token; cross-entropy if None.
+        penalties: penalties besides those in `losses.l1`.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class NextTokenObjective(Objective):
         self.model = model
 
     def _counts(self, targets: torch.Tensor, group_index: torch.Tensor) -> torch.Tensor:
-        """Tokens that predict one, of each group, `(groups,)`."""
+        """Return the number of positions with a target in each group, `(groups,)`."""
         number, counted = group_index.flatten() % len(self.names), (targets != IGNORED).flatten().float()
         return counted.new_zeros(len(self.names)).index_add(0, number, counted)
 
     def parts(self, batch: Batch, number: int) -> Iterator[Part]:
-        """Rows, with the whole batch's tokens of each group, and the part's share of the rows: see `forward`."""
+        """Yield parts of a batch, each with the batch's `counts` and the part's `share`; see `forward`."""
         if number == 1:
             yield batch
             return
@@ -59,9 +59,10 @@ class NextTokenObjective(Objective):
         self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor, group_index: torch.Tensor,
         membership: torch.Tensor, counts: torch.Tensor | None = None, share: float = 1.0,
     ) -> Terms:  # fmt: skip
-        """Terms for rows of tokens, all `(batch, length)`; `membership` is what the router takes for them.
+        """Return the terms for rows of tokens, all `(batch, length)`; `membership` is the router's input for them.
 
-        Of a part of a batch, `counts` `(groups,)` are the whole's tokens that predict one, `share` is of its rows.
+        For a part of a batch, `counts` `(groups,)` are the whole batch's positions with a target in each group, and
+        `share` is the part's share of the rows.
         """
         activations: dict[str, torch.Tensor] = {}
         with self.router.route(membership, self.monitor) if self.router else nullcontext(activations) as activations:
@@ -77,7 +78,7 @@ class NextTokenObjective(Objective):
         return found | self._penalties(activations, share)
 
     def _each(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The loss of each token, `(tokens,)`; 0 where none is predicted."""
+        """Return the loss at each position, `(tokens,)`; 0 where there is no target."""
         if self.error is CROSS_ENTROPY:
             logits = at_least_float32(logits)
             return nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
@@ -85,7 +86,7 @@ class NextTokenObjective(Objective):
         return torch.where(counted, self.error(logits, targets.clamp(min=0)), 0.0)
 
     def _penalties(self, activations: Mapping[str, torch.Tensor], share: float) -> Terms:
-        """The penalties of a part of a batch, from the sites' activations before the mask."""
+        """Return the penalties of a part of a batch, from the sites' activations before the mask."""
         regions = self.router.regions if self.router else {}
         l1 = [term for term in self.weights if term not in self.more]
         penalised = {term: regions[term.region] for term in l1 if term.region in regions}

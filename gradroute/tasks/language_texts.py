@@ -1,4 +1,4 @@
-"""What a language model leaves for people to read: the tokens that are routed most, coloured documents, completions."""
+"""Readable results of a language model: the most routed tokens, coloured documents, completions."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -19,18 +19,21 @@ from gradroute.errors import UserError
 from gradroute.models.generation import complete
 from gradroute.tasks.evaluation import Head
 
-OFTEN = 10  # a token that occurs less often says little of its weight
-DOCUMENTS = 2  # of each group
-GROUPS = 4  # whose documents are shown
+OFTEN = 10  # occurrences; a rarer token says little about its weight
+DOCUMENTS = 2  # shown of each group
+GROUPS = 4  # with documents shown
 Prompts = list[tuple[str, str, list[int]]]  # group, prompt, its tokens
 
 
 @dataclass(frozen=True)
 class Completions:
-    """Texts that a language model goes on with at the end, at every stage.
+    """Prompts that every stage of a language model completes at the end of a run.
 
-    prompts: by group. tokens: of each completion, which ends before them where its document does. samples: completions
-    of a prompt. temperature: 0 takes the most likely token; above, tokens are drawn by the run's seed.
+    Attributes:
+        prompts: prompts by group.
+        tokens: length of a completion, which ends earlier if the document ends.
+        samples: completions per prompt.
+        temperature: 0 takes the most likely token; above 0, tokens are drawn with the run's seed.
     """
 
     prompts: dict[str, list[str]] = field(default_factory=dict)
@@ -45,18 +48,18 @@ class Completions:
 
 
 def as_json(content: Any) -> str:
-    """The content of a JSON file."""
+    """Format the content of a JSON file."""
     return json.dumps(content, indent=1) + "\n"
 
 
 def token_weights(
     corpus: Corpus, tokenizer: Tokenizer, shares: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
 ) -> dict[str, Any]:
-    """The most and the least routed tokens of groups as in GR table 3, and a few documents of each group.
+    """Return the most and the least routed tokens of groups as in GR table 3, and a few documents of each group.
 
     Args:
-        shares: `(total,)` of the corpus's tokens, by the groups that weigh them.
-        own: `(documents,)` bool, the labelled documents of every group.
+        shares: shares of the corpus's tokens, `(total,)`, for each group that weighs tokens.
+        own: mask of each group's labelled documents, `(documents,)` bool.
 
     Returns: plain data: `tokens`, rows of group, `most` or `least`, spelling, count and weight (0 is fully routed, 1
         not at all); `documents`, each with its number, its group and rows of spelling and share.
@@ -78,13 +81,13 @@ def token_weights(
 
 
 def encoded(asked: Completions | None, tokenizer: Tokenizer) -> Prompts:
-    """The prompts as tokens. Raises: UserError for one with a word outside the vocabulary."""
+    """Return the prompts as tokens. Raises: UserError for a prompt with a word outside the vocabulary."""
     found: Prompts = []
     for group, prompts in asked.prompts.items() if asked else ():
         for prompt, tokens in zip(prompts, tokenizer.encode(prompts), strict=True):
             if tokenizer.unknown in tokens:
-                raise UserError(f"completions.prompts.{group}: '{prompt}' has a word outside the vocabulary; take "
-                                "words of the documents, or completions=null")  # fmt: skip
+                raise UserError(f"completions.prompts.{group}: '{prompt}' has a word outside the vocabulary; use "
+                                "words of the documents, or set completions=null")  # fmt: skip
             found.append((group, prompt, tokens))
     return found
 
@@ -92,10 +95,10 @@ def encoded(asked: Completions | None, tokenizer: Tokenizer) -> Prompts:
 def completions(
     stages: Iterable[tuple[Head, nn.Module]], prompts: Prompts, asked: Completions, config: Config, data: Texts
 ) -> list[dict[str, str]]:
-    """How each stage of the model goes on with each prompt: rows of prompt, group, head, and the text after the prompt.
+    """Complete each prompt with each stage of the model; return rows of prompt, group, head and completion.
 
-    Every stage and every prompt has the same random numbers, so that only the models differ. An ablation's head names
-    its region where there are several.
+    Every stage and every prompt uses the same random numbers, so that only the models differ. An ablation's head names
+    its region if there are several.
     """
     several = "ablate" in step_names(config) and config.ablation["region"] is None and len(config.routing.regions) > 1
     rows = []

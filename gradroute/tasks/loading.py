@@ -33,17 +33,17 @@ def load(run: str | os.PathLike[str], run_code: bool = False) -> LoadedRun:
     """Read a finished run's model and certificates back.
 
     Nothing from the folder is executed, unless `run_code` allows a model that is not part of gradroute.
-    Raises: UserError if the folder is no finished run, or if a file's checksum or shapes are wrong.
+    Raises: UserError if the folder is not a finished run, or if a file's checksum or shapes are wrong.
     """
     path = Path(run)
     manifest = run_reader.read_manifest(path)
     run_reader.check_files(path, manifest, ["config.yaml", "figures.json"])
     if WEIGHTS not in manifest["files"]:
-        raise UserError(f"{path}: the run kept no weights (checkpoint.keep=none)")
+        raise UserError(f"{path}: the run kept no weights (checkpoint.keep=none); use checkpoint.keep=weights")
     config = run_reader.read_config(path, manifest, run_code, consent="run_code=True")
     names, plan = run_reader.read_names(path, manifest), plan_of(config.model, path)
     found = _found(path, config, names)
-    read_weights(path, {"model": plan.outline(**found)}, load=False)  # before memory is taken, and gigabytes are summed
+    read_weights(path, {"model": plan.outline(**found)}, load=False)  # before memory is allocated and files are hashed
     run_reader.check_files(path, manifest, [WEIGHTS])
     if "shape" not in found:
         model = plan.build(**found)
@@ -53,7 +53,7 @@ def load(run: str | os.PathLike[str], run_code: bool = False) -> LoadedRun:
 
 
 def _found(run: Path, config: Config, names: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run found out and its model was made for. Raises: UserError if the kind of task is another."""
+    """Return the values that the run supplied to its model. Raises: UserError if the task is of another kind."""
     task: Any = locate(config.task[TARGET], "task")
     if names["kind"] != task.kind:
         raise UserError(f"{run}/figures.json: damaged (kind={names['kind']} of task {task.kind})")
@@ -64,7 +64,7 @@ def _found(run: Path, config: Config, names: Mapping[str, Any]) -> dict[str, Any
 
 
 def _images(run: Path, config: Config, plan: ModelPlan, found: Mapping[str, Any]) -> LoadedRun:
-    """A model of images with its certificates."""
+    """Load a model of images with its certificates."""
     task: Any = locate(config.task[TARGET], "task")
     shape = tuple((1, *found["shape"])[-3:])
     pixels = torch.zeros(1, *shape)

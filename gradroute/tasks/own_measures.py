@@ -1,4 +1,4 @@
-"""The measures and the error that a configuration adds to a task's own, built and tried on a few points."""
+"""Build the measures and the error that a configuration adds to a task's own, and try them on a few points."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,27 +11,27 @@ from gradroute.errors import UserError, first_line
 from gradroute.training.measures import Measure
 from gradroute.training.penalties import penalties_of
 
-Found = Mapping[str, Any]  # what a run found out: see `Task.found`
+Found = Mapping[str, Any]  # values that a run supplies to components: see `Task.found`
 
 
 def error_of(config: Config, found: Found) -> Measure | None:
-    """The error that the configuration trains on, if it names one."""
+    """Return the error that the configuration trains on; None for the task's own."""
     error = config.losses.error
     return None if error is None else build(error, "losses.error", **found)
 
 
 def measures_of(config: Config, found: Found, besides: Sequence[Measure] = ()) -> list[Measure]:
-    """`besides` and the measures that the configuration adds. Raises: UserError for two of one name."""
+    """Return `besides` and the measures that the configuration adds. Raises: UserError for a repeated name."""
     own: list[Measure] = [build(m, f"measures.{i}", **found) for i, m in enumerate(config.measures)]
     every = [*besides, *own]
     names = [measure.name for measure in every]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"measures: '{twice[0]}' is there twice; give each another name")
+        raise UserError(f"measures: '{twice[0]}' appears twice; give each measure its own name")
     return every
 
 
 def units_of(config: Config, found: Found) -> dict[str, str]:
-    """The units of the metrics that the configuration adds, by name."""
+    """Return the units of the metrics that the configuration adds, by metric."""
     error = error_of(config, found)
     units = {measure.name: measure.unit for measure in measures_of(config, found)}
     units |= {penalty.name: penalty.unit for penalty in penalties_of(config.losses, own_l1=True)}
@@ -42,7 +42,7 @@ def units_of(config: Config, found: Found) -> dict[str, str]:
 
 
 def try_measures(config: Config, found: Found, outputs: torch.Tensor, targets: torch.Tensor) -> None:
-    """Raise UserError for a measure, or an error, that gives no value for each of a few points: before the training."""
+    """Raise UserError if an added measure or error fails on a few points, or does not return one value for each."""
     error = error_of(config, found)
     own = [("measures", each) for each in measures_of(config, found)] + ([("losses.error", error)] if error else [])
     for key, measure in own:
@@ -52,5 +52,5 @@ def try_measures(config: Config, found: Found, outputs: torch.Tensor, targets: t
             said = f"{type(fault).__name__}: {first_line(fault)}"
             raise UserError(f"{key}: '{measure.name}' fails ({said})") from fault
         if shape != (len(outputs),):
-            right = f"({len(outputs)},), a value for each point"
-            raise UserError(f"{key}: '{measure.name}' gives a tensor of shape {shape}; right is {right}")
+            right = f"({len(outputs)},), one value for each point"
+            raise UserError(f"{key}: '{measure.name}' gives a tensor of shape {shape}; return one of shape {right}")

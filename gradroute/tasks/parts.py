@@ -1,4 +1,4 @@
-"""A run's modules, untrained: the model, the routes on it, and a certificate for each region that gets one."""
+"""Assemble a run's untrained modules: the model, its routes, and one certificate per certified region."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Regions = tuple[dict[str, Region], dict[str, ParameterRegion]]
 
 
 def read_regions(routing: RoutingConfig) -> Regions:
-    """The configured regions: those of activations, those of parameters."""
+    """Return the configured regions of activations and those of parameters, by name."""
     activations: dict[str, Region] = {}
     parameters: dict[str, ParameterRegion] = {}
     for name, region in routing.regions.items():
@@ -29,7 +29,7 @@ def read_regions(routing: RoutingConfig) -> Regions:
 
 @dataclass
 class Parts:
-    """The modules of a run and the routes on its model; `outputs` is how many numbers a certificate gives."""
+    """The modules of a run and the routes on its model. `outputs` is the number of outputs of a certificate."""
 
     model: nn.Module
     certificates: nn.ModuleDict
@@ -38,7 +38,7 @@ class Parts:
     outputs: int = 0
 
     def certificate(self, region: str) -> nn.Module:
-        """An untrained certificate, from what the example showed of the region."""
+        """Return an untrained certificate that fits the region's activations on the example."""
         found = {name: site.activation for name, site in self.router.found.items()}
         seen = self.router.regions[region].select(found)
         return certificate_of(self.model, seen.shape[1:], self.outputs).to(seen.device)
@@ -47,7 +47,7 @@ class Parts:
 def routers(
     model: nn.Module, routing: RoutingConfig, groups: Sequence[str], example: torch.Tensor
 ) -> tuple[Router, ParameterRouter]:
-    """The configured routes on a model, of activations and of parameters. Raises: UserError if they do not fit."""
+    """Return a model's routers of activations and of parameters. Raises: UserError for routes that do not fit."""
     regions, parameters = read_regions(routing)
     mine, others = (
         {g: {r: row[r] for r in row if r in kind} for g, row in routing.routes.items()}
@@ -60,18 +60,18 @@ def assemble(
     model: nn.Module, routing: RoutingConfig, losses: LossesConfig, groups: Sequence[str], example: torch.Tensor,
     outputs: int = 0,
 ) -> Parts:  # fmt: skip
-    """A model with its routes and one certificate per certified region.
+    """Attach the routes to a model and make one certificate per certified region.
 
     Args:
-        example: one data point as the model takes it, with a batch axis.
-        outputs: of a certificate: pixels or classes.
+        example: one data point in the model's input shape, with a batch axis.
+        outputs: number of outputs of a certificate: pixels or classes.
 
     Raises: UserError for regions and routes that do not fit the model.
     """
     for name in losses.certificates:
         if hasattr(nn.ModuleDict(), name):
-            raise UserError(f"losses.certificates: '{name}' is a method of torch's modules, no name for a certificate; "
-                            "rename the region")  # fmt: skip
+            raise UserError(f"losses.certificates: '{name}' is a method of torch modules and cannot name a "
+                            "certificate; rename the region")  # fmt: skip
     parts = Parts(model, nn.ModuleDict(), *routers(model, routing, groups, example), outputs)
     for name in losses.certificates:
         parts.certificates[name] = parts.certificate(name)

@@ -1,4 +1,4 @@
-"""Reconstruction: images, reconstructed by the decoder and by a certificate per region (GR App. B)."""
+"""Reconstruct images by the decoder and by one certificate per region (GR App. B)."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -18,7 +18,7 @@ from gradroute.training.objectives import Batch
 
 
 class Reconstruction(ImageTask):
-    """Images to reconstruct. Raises: UserError for every mistake in the configuration or the data."""
+    """The task of reconstructing images. Raises: UserError for every mistake in the configuration or the data."""
 
     kind = "reconstruction"
     plots = (
@@ -34,38 +34,38 @@ class Reconstruction(ImageTask):
         """Raise UserError for settings that do not fit an autoencoder."""
         super().check(config)
         groups, decoders = len(config.routing.groups), config.model.get("decoders", 1)
-        right = (1, groups, groups + 1)  # one more if points are in no group, which the data tell
-        require(decoders in right, "model.decoders", decoders, f"1, or {groups}, one a group")
+        right = (1, groups, groups + 1)  # one more if some points are in no group, which only the data show
+        require(decoders in right, "model.decoders", decoders, f"1, or {groups}, one for each group")
 
     def check_groups(self) -> None:
-        """Raise UserError for several decoders, but for one a group."""
+        """Raise UserError for several decoders, unless there is one for each group and every point is labelled."""
         decoders = self.config.model.get("decoders", 1)
         if decoders not in (1, len(self.names)) or (decoders > 1 and bool((self.routed < 0).any())):
             right = f"1, or {len(self.names)}, the number of groups, with every point labelled"
             raise UserError(f"model.decoders={decoders}: must be {right}")
 
     def objective(self) -> ReconstructionObjective:
-        """The training loss."""
+        """Return the training loss."""
         parts, several = (self.model, self.certificates, self.router), self.takes_groups
         options = self.objective_options()
         return ReconstructionObjective(*parts, self.config.losses, several_decoders=several, **options)
 
     def batch(self, chosen: torch.Tensor) -> Batch:
-        """Images, as the model takes them, and their group numbers."""
+        """Return images in the model's input shape, and their group numbers."""
         return self.train_images[chosen], self.routed[chosen]
 
     def targets(self, train: bool) -> torch.Tensor:
-        """The images themselves, `(n, pixels)`."""
+        """Return the images themselves, `(n, pixels)`."""
         return self.data.train_images if train else self.data.test_images
 
     def encodings(self, region: str) -> Callable[[torch.Tensor], Batch]:
-        """What a region shows of images to train on, and these, by their row numbers."""
+        """Return a function from row numbers of training images to the region's activations and the images."""
         found = self.router.regions[region]
         seen = found.select(activations_at(self.model, found.sites, self.train_images))
         return lambda chosen: (seen[chosen], self.data.train_images[chosen])
 
     def unseen(self, chosen: torch.Tensor) -> float:
-        """Mean squared error of the training data's mean image."""
+        """Return the mean squared error of the training data's mean image."""
         return float(self._mean_image_errors[chosen].mean())
 
     @cached_property
@@ -75,7 +75,7 @@ class Reconstruction(ImageTask):
         return torch.cat([(chunk - mean).square().mean(1) for chunk in self.data.test_images.split(CHUNK)])
 
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What every report draws from, and one image per label through every head."""
+        """Return the data of every report, and one image per label through every head."""
         arrays, names = self.shown()
         labels = self.data.test_labels
         first = torch.cat([torch.nonzero(labels == label).flatten()[:1] for label in self.data.labels])

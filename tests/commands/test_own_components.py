@@ -47,7 +47,7 @@ def test_the_run_has_what_each_component_adds(made: Path) -> None:
     assert whole != ablated
     assert (made / "plots" / "error_histogram.png").is_file() and (made / "plots" / "error_histogram.svg").is_file()
     page = (made / "report.html").read_text()
-    assert "How the errors of the decoder on the shown images are distributed" in page and "worst_pixel" in page
+    assert "Distribution of the errors of the decoder on the shown images" in page and "worst_pixel" in page
 
 
 def test_other_commands_refuse_its_code_until_they_are_told(made: Path, forked: Command, tmp_path: Path) -> None:

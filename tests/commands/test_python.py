@@ -127,5 +127,5 @@ def test_what_is_no_finished_run_is_refused(small: Path, tmp_path: Path) -> None
             file.write("\n")
     run = gradroute.open_run(damaged)
     for name in ("config", "metrics", "ledger", "summary", "model"):
-        with pytest.raises(UserError, match=r"damaged \(its SHA-256 is not the manifest's\)"):
+        with pytest.raises(UserError, match=r"damaged \(its SHA-256 differs from the manifest's\)"):
             getattr(run, name)

@@ -96,6 +96,13 @@ def test_every_link_of_a_readme_leads_somewhere() -> None:
 PAGES = ("conf", "gradroute", "outputs", "scripts", "tests")
 
 
+def test_every_script_and_module_that_a_readme_names_exists() -> None:
+    pages = [ROOT / "README.md", *(p for folder in PAGES for p in (ROOT / folder).rglob("README.md"))]
+    named = [(page, name) for page in pages for name in re.findall(r"`([\w./-]+\.(?:py|sh))`", page.read_text())]
+    missing = [f"{p.relative_to(ROOT)}: {n}" for p, n in named if not (p.parent / n).exists() and not (ROOT / n).exists()]
+    assert len(named) > 50 and not missing
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of the headings of a Markdown file."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)

@@ -302,8 +302,8 @@ def test_mistakes_about_components_are_said_in_one_line(
         (["experiment=stories_era", "finetune.grup=retain"], "unknown key 'finetune.grup'; did you mean group?"),
         (["experiment=stories_era", "finetune.rate=-1"], "finetune.rate=-1.0: must be from 1e-06 to 10"),
         (["experiment=stories_era", "completions.tokns=3"], "unknown key 'completions.tokns'; did you mean tokens?"),
-        (["experiment=stories_era", "dataset=mnist"], "MNIST has no documents, which task=LanguageModelling is about"),
-        (["dataset=toy_stories"], "ToyStories has no images, which task=Reconstruction is about; give dataset=mnist"),
+        (["experiment=stories_era", "dataset=mnist"], "MNIST has no documents, which task=LanguageModelling needs"),
+        (["dataset=toy_stories"], "ToyStories has no images, which task=Reconstruction needs; give dataset=mnist"),
         (["model=resnet"], "SplitResNet is for classification, and task= is reconstruction; give task=classification"),
         (["dataset=images", "dataset.root=x", "dataset.resize=[8]"], "dataset.resize=[8]: must be [height, width]"),
         (["dataset=images", "dataset.root=x", "dataset.test_share=1"], "test_share=1.0: must be from 0.0001 to 0.9999"),
@@ -361,7 +361,7 @@ def test_a_yaml_file_with_a_tab_says_where_and_what_to_write(
     path = tmp_path / "experiment" / "mine.yaml"
     path.write_text("# @package _global_\nname: mine\ntrainer:\n\tepochs: 1\n")
     line = said(capsys, "experiment=mine", folder=tmp_path)
-    assert line.startswith(f"error: {path}, line 4: is no YAML") and "indent with spaces, not tabs" in line
+    assert line.startswith(f"error: {path}, line 4: is not valid YAML") and "indent with spaces, not tabs" in line
     path.write_text("# @package _global_\ndefaults: [override /model: autoencodr]\n")
     assert "unknown value of model: 'autoencodr'" in said(capsys, "experiment=mine", folder=tmp_path)
 
@@ -371,10 +371,10 @@ def test_a_yaml_file_with_a_tab_says_where_and_what_to_write(
     [
         (
             "output_dir=dir with spaces",
-            "with: is no override; give key=value, and a value with spaces in quotes: 'ou",
+            "with: is not an override; give key=value, and quote a value with spaces: 'ou",
         ),
-        ("output_dir=dir(1)", "a text with special characters needs quotes: 'output_dir=\"dir(1)\"'"),
-        ("output_dir = runs", "output_dir: is no override; give key=value"),
+        ("output_dir=dir(1)", "quote a text with special characters: 'output_dir=\"dir(1)\"'"),
+        ("output_dir = runs", "output_dir: is not an override; give key=value"),
     ],
 )
 def test_values_that_need_quotes_say_so(words: str, right: str, capsys: pytest.CaptureFixture[str]) -> None:

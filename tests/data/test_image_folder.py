@@ -249,7 +249,7 @@ def test_what_is_wrong_with_folders_is_said(tmp_path: Path) -> None:
             (images / "train" / "cat" / "1.png").read_bytes()[:-400]), f"{images}/test/ship/2.png: damaged ("),
         (lambda: (images / "test" / "ship" / "2.png").write_bytes(b""), f"{images}/test/ship/2.png: is no PNG or JPEG"),
         (lambda: pipe(images / "test" / "ship" / "2.png"),
-         f"{images}/test/ship/2.png: cannot be read (it is no plain file)"),
+         f"{images}/test/ship/2.png: cannot be read (it is not a regular file)"),
     ]  # fmt: skip
     for make, message in steps:
         make()

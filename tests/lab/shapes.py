@@ -27,7 +27,7 @@ class Shapes(ImageDataset):
         self.count, self.seed = count, seed
 
     def load(self) -> tuple[LabelledImages, LabelledImages]:
-        """Images to train on, and a quarter as many to test on."""
+        """Return images to train on, and a quarter as many to test on."""
         generator = torch.Generator().manual_seed(self.seed)
         return self._drawn(self.count, generator), self._drawn(self.count // 4, generator)
 
@@ -43,7 +43,7 @@ class Shapes(ImageDataset):
 
 
 class ConvAutoencoder(nn.Module):
-    """Two convolutions to `width` channels of a code, and back; any image whose sides are multiples of 4."""
+    """Two convolutions to a code of `width` channels, and two back; the sides of an image must be multiples of 4."""
 
     def __init__(self, shape: list[int], width: Annotated[int, Between(2, 512)] = 8) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class ConvAutoencoder(nn.Module):
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images `(batch, 3, height, width)` and their reconstructions."""
+        """Return the reconstructions of images `(batch, 3, height, width)`."""
         return self.decoder(self.encoder(images))  # type: ignore[no-any-return]
 
 
@@ -101,7 +101,7 @@ class Interpolate(Step):
 
 
 def error_histogram(run: RunData, bins: int = 20) -> Figure:
-    """How the errors of the decoder on the shown images are distributed."""
+    """Distribution of the errors of the decoder on the shown images."""
     figure, axes = plt.subplots(layout="constrained")
     axes.hist((run.arrays["head/decoder/all"] - run.arrays["images"]).ravel(), bins=bins)
     axes.set_xlabel("error of a pixel")

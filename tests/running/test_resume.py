@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     shutil.rmtree(run)
     kept.rename(run)
     assert made(execute([own], reuse=True)[0]) == run
-    assert "starts from the beginning" in capsys.readouterr().out
+    assert "starts again: " in capsys.readouterr().out
     assert_same(run, whole)
 
 

@@ -240,7 +240,7 @@ def test_a_folder_of_another_search_or_a_damaged_one_is_refused(
     few = arguments(conf, "search.trials=1", "search.random=0", "search.final.best=0")
     assert status(monkeypatch, *few) == 0
     assert status(monkeypatch, *few, "trainer.lr=0.01") == 2
-    assert "has a search of another given; set another search.name=" in capsys.readouterr().err
+    assert "has a search of another override; set another search.name=" in capsys.readouterr().err
     assert status(monkeypatch, *few, "search.seed=1") == 2
     assert "has a search of another seed" in capsys.readouterr().err
     (tmp_path / "outputs" / "searches" / "tiny" / "study.journal").write_text("{no json\n{}\n")

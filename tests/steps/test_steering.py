@@ -1,4 +1,4 @@
-"""Steering by one scalar: whose tokens are routed, what lies along a dimension, what a run leaves, what is refused."""
+"""Steering by one scalar: routed tokens, words along a dimension, files of a run, and refused settings."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_positions_that_predict_a_word_are_routed(task: LanguageModelling) -> None:
-    """Against a search in each document's text: as many positions, each with a word after it."""
+    """Compare with a search in each document's text: as many positions, each followed by a word."""
     rows = torch.arange(task.points)
     _, targets, _, _, shares = task.batch(rows)
     own = shares[..., task.names.index("target")]
@@ -61,7 +61,7 @@ def test_the_positions_that_predict_a_word_are_routed(task: LanguageModelling) -
 
 
 def test_only_one_dimension_learns_to_predict_them(task: LanguageModelling) -> None:
-    """Of one position's loss: what comes back to the band's last layer there is 0 but in the dimension."""
+    """One position's loss has a gradient at the band's last layer, at that position, in the dimension only."""
     batch = task.batch(torch.arange(task.points))
     row = int(batch[4][..., 0].sum(1).argmax())
     tokens, targets, documents, groups, shares = (part[row : row + 1] for part in batch)
@@ -127,7 +127,7 @@ def test_a_run_leaves_what_it_found_and_the_claims_hold(run: Path) -> None:
     assert [strength for strength, _, _ in found["frequencies"]] == [-5, 0, 5]
     assert all(claim.holds for claim in claims_of(run)), [c for c in claims_of(run) if not c.holds]
     page = (run / "report.html").read_text()
-    assert "Tokens nearest to dimension 0" in page and "held-out related words; of random dimensions" in page
+    assert "Tokens nearest to dimension 0" in page and "held-out related words; for random dimensions" in page
     assert (run / "plots" / "steering.png").is_file()
 
 
@@ -144,7 +144,7 @@ def test_steering_is_the_same_again_and_differs_by_strength(run: Path, tmp_path:
     [
         (["steering.unit=16"], "dimensions go from 0 to 15"),
         (["steering.site=blocks.7"], "unknown steering.site"),
-        (["steering.site=blocks.*"], "several modules are meant"),
+        (["steering.site=blocks.*"], "matches several modules"),
         (["steering.group=targte"], "did you mean target"),
         (["steering.group=other"], "a group whose rule is words"),
         (["steering.related=[zeppelin]"], "outside the vocabulary"),

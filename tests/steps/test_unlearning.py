@@ -1,4 +1,4 @@
-"""RMU: its loss against a transcription, what it moves, going on to the bit, and what is refused."""
+"""RMU: its loss against a transcription, the weights that it moves, resuming to the bit, and refused settings."""
 
 import os
 import shutil
@@ -95,7 +95,7 @@ def test_only_the_weights_named_move_and_the_claims_hold(tmp_path: Path, experim
     changed = {}
     for name, value in after.items():
         before = found[f"model.{name}"]
-        if before.shape != value.shape:  # of layers whose added units were taken out
+        if before.shape != value.shape:  # in layers whose added units were removed
             before = before[:24] if before.shape[0] == 32 else before[:, :24]
         changed[name] = not torch.equal(value, before)
     assert {name for name, moved in changed.items() if moved} == {f"blocks.{i}.mlp.down.weight" for i in (0, 2)}
@@ -134,7 +134,7 @@ def test_a_run_that_was_interrupted_while_it_unlearns_goes_on_to_the_bit(
 
 @pytest.mark.parametrize(("retain", "share"), [(0, 0.5), (5, 1.0)])
 def test_it_converges(tmp_path: Path, retain: int, share: float) -> None:
-    """The loss that is minimised falls; with nothing to keep, the activations come much nearer to the target."""
+    """The minimised loss falls; with nothing to keep, the activations come much closer to the target."""
     made = config(tmp_path, "trainer.unlearn_steps=200", "unlearn.norm=4", "relearn=null", "trainer.lr=0.02",
                   "steps=[train,unlearn]", f"unlearn.retain={retain}")  # fmt: skip
     run = Run(made)
@@ -158,7 +158,7 @@ def test_it_converges(tmp_path: Path, retain: int, share: float) -> None:
         (["unlearn.site=blocks.9"], "unlearn.site"),
         (["unlearn.site=blocks.*"], "name one"),
         (["unlearn.site=blocks.2.mlp.act"], "is not the residual stream"),
-        (["unlearn.layers=[7]"], "layer 7 is beyond the model"),
+        (["unlearn.layers=[7]"], "layer 7 is out of range"),
         (["unlearn.layers=[]"], "a list of layers"),
         (["unlearn.layers=[1,1]"], "a list with each item once"),
         (["unlearn.group=forgte"], "did you mean forget"),

@@ -1,4 +1,4 @@
-"""A classifier as a run: its loss against slow references, its model against torchvision's, and what is refused."""
+"""A classifier as a run: its loss against slow references, its model against torchvision's, and refused settings."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -58,7 +58,7 @@ def made(folder: Path, *overrides: str) -> Path:
 
 
 def routed(norm: str, split: str) -> tuple[SplitResNet, Router, ClassificationObjective, list[torch.Tensor]]:
-    """A small net in float64 with two routed halves and certificates, its loss, and a batch."""
+    """Return a small network in float64 with two routed halves and certificates, its router, loss, and a batch."""
     torch.manual_seed(3)
     sizes = ResNetSizes([1, 1], 8, split, norm)
     model, units = SplitResNet([3, 8, 8], 4, [1, 1], 8, split, "batch" if norm == "batch" else "group"), sizes.encoding
@@ -76,9 +76,9 @@ def routed(norm: str, split: str) -> tuple[SplitResNet, Router, ClassificationOb
 
 
 def reference(objective: ClassificationObjective, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The loss by its definition: each image's own, from a pass under its group's mask, in which `detach` masks.
+    """Compute the loss by its definition: each image's own, from a pass under its group's mask, made with `detach`.
 
-    All images are in every pass, for those before and after the split may look at each other.
+    Every pass has all images, because batch norm makes them depend on each other.
     """
     model: Any = objective.model
     model.train()
@@ -117,7 +117,7 @@ def test_loss_and_gradients_are_those_of_the_definition(norm: str, split: str) -
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0)
     for mine, other in zip(own_gradients(objective, ours), own_gradients(objective, theirs), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-7, atol=1e-12)
-    # one pass under every image's own mask is the same with group norm, and not with batch norm after the split
+    # one pass under every image's own mask is equivalent with group norm, but not with batch norm after the split
     objective.several_passes, model.training = False, True
     once = objective(images, labels, groups)
     single = own_gradients(objective, torch.stack([value * weight for value, weight in once.values()]).sum())
@@ -130,7 +130,7 @@ def test_loss_and_gradients_are_those_of_the_definition(norm: str, split: str) -
 
 
 def test_a_monitor_sees_passes_of_groups_as_it_sees_one_pass() -> None:
-    """Norms of activations, routed gradients and penalties, by a loss that images of a batch do not share."""
+    """Compare norms of activations, routed gradients and penalties, where images do not depend on each other."""
     _, router, objective, batch = routed("group", "layer1")
     seen = []
     for several in (False, True):
@@ -223,7 +223,7 @@ def test_a_run_says_what_it_did_and_its_claims_hold(tmp_path: Path, changes: lis
     assert {"accuracy_per_label", "confusion", "training_curves", "ledger", "mask", "encoding_encoder@1"} <= plots
     html = (run / "report.html").read_text()
     assert "Accuracy of the certificate of top" in html
-    assert ("every group had a pass of its own" if changes else "Group norm looks at one image") in html
+    assert ("so every group had a pass of its own" if changes else "Group norm looks at one image") in html
     assert html.count("<img") == 6 and html.index("<img") < html.index("<table")  # the figure that leads the page
     assert read_names(run, {"files": {}, "state": "running"})["classes"] == 10
 
@@ -239,12 +239,12 @@ def test_a_model_is_read_back_and_names_the_same_labels(tmp_path: Path, capsys: 
     assert float(loaded.model.get_buffer("normalise.mean").abs().min()) > 0.1  # fitted, and kept with the weights
     compare([str(run)], form="csv", out=tmp_path / "comparison")
     assert "certificate,bottom,classes_0_4" in capsys.readouterr().out
-    assert not (tmp_path / "comparison" / "stages.png").exists()  # which language models have
+    assert not (tmp_path / "comparison" / "stages.png").exists()  # only language models have it
 
 
 @pytest.mark.parametrize("number", [2, 6])
 def test_a_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """With its augmentation, its momentum and its statistics: lost in the training, and in certifying."""
+    """With augmentation, momentum and batch statistics: interrupted in the training, and in certifying."""
     changes = [STEPS, "checkpoint.minutes=0", "task.augment.flip=true", "model.norm=batch"]
     whole = made(tmp_path / "whole", *changes)
     own = config(tmp_path / "cut", *changes)
@@ -255,7 +255,7 @@ def test_a_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def quadrants(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise `(number, 64)` in which one quadrant, the label, is bright."""
+    """Return noise `(number, 64)` with one bright quadrant, and the quadrant's number as label."""
     labels = torch.arange(number) % 4
     images = torch.rand(number, 8, 8) * 0.6 - 1
     for image, label in zip(images, labels.tolist(), strict=True):
@@ -265,7 +265,7 @@ def quadrants(number: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_a_toy_is_learned_and_split_where_it_is_routed(tmp_path: Path, norm: str) -> None:
-    """A certificate knows its own group's labels; the other's by chance. Without routes it knows both or neither."""
+    """A certificate predicts its own group's labels, and the other's by chance; without routes, both or neither."""
     torch.manual_seed(0)
     (train, train_labels), (test, test_labels) = quadrants(256), quadrants(64)
     data = Images(train, train_labels, test, test_labels, "class", (8, 8), 4, "toy")
@@ -329,8 +329,8 @@ MISTAKES = [
     (["model.width=15"], "model.width=15: must be a multiple of 8"),
     (["model.blocks=[]"], "model.blocks=[]: must be a list of 1 to 8"),
     (["model.norm=layer"], "unknown value of model.norm: 'layer'"),
-    (["routing.regions.bottom.units='8:17'"], "unit 16 is outside; units go from 0 to 15"),
-    (["routing.regions.bottom.axis=3"], "unit 15 is outside; units go from 0 to 13"),
+    (["routing.regions.bottom.units='8:17'"], "unit 16 is out of range; units go from 0 to 15"),
+    (["routing.regions.bottom.axis=3"], "unit 15 is out of range; units go from 0 to 13"),
     (["routing.groups.classes_5_9.labels=[5,6,7,8,9,10]"], "unknown label in routing.groups.classes_5_9.labels: '10'"),
     (["dataset=cifar10", "dataset.root=/nonexistent"],
      "dataset=cifar10: no readable cifar-10-batches-py files in /nonexistent"),
@@ -340,9 +340,9 @@ MISTAKES = [
     (["task.augment.crop=-1"], "task.augment.crop=-1: must be from 0"),
     (["trainer.momentum=1"], "trainer.momentum=1.0: must be from 0 to 0.9999"),
     (["trainer.optimizer=adam"], "trainer.momentum=0.9: must be 0, or trainer.optimizer=sgd"),
-    (["stack=2"], "stack=2: cannot be done with model gradroute.models.resnet.SplitResNet"),
+    (["stack=2"], "stack=2: cannot be used with model gradroute.models.resnet.SplitResNet"),
     (["model.decoders=2"], "unknown key 'model.decoders'; SplitResNet takes: blocks, width, split, norm"),
-    (["routing.regions.top.site=decoder.fc", "routing.regions.top.units='0:5'"], "no (height, width, units)"),
+    (["routing.regions.top.site=decoder.fc", "routing.regions.top.units='0:5'"], "not (height, width, units)"),
     (["model.width=16384", "trainer.batch_size=64"], "model.width=16384: "),
     (["split.groups=[[0],[1]]", "model.split=layer3"], "did you mean layer"),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""A language model as a run: its loss against a reference, its steps, going on to the bit, and what is refused."""
+"""A language model as a run: its loss against a reference, its steps, resuming to the bit, and refused settings."""
 
 import json
 import re
@@ -117,7 +117,7 @@ def test_every_stage_is_measured_and_the_claims_hold(run: Path) -> None:
 
 
 def test_a_run_shows_its_tokens_and_documents(run: Path) -> None:
-    """As many as GR table 3 has, in the run's folder and on its page."""
+    """The run's folder and page have as many as GR table 3."""
     found = json.loads((run / "tokens.json").read_text())
     rows, html = found["tokens"], (run / "report.html").read_text()
     assert {(row[0], row[1]) for row in rows} == {("forget", "most"), ("forget", "least")}
@@ -133,7 +133,7 @@ def test_a_run_shows_its_tokens_and_documents(run: Path) -> None:
 def test_the_tokens_are_shown_without_training(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the command line; what it shows is what the run left."""
+    """The command line shows what the run wrote."""
     monkeypatch.setattr(sys, "argv", ["gradroute-tokens", *SMALL, f"output_dir={tmp_path}"])
     with pytest.raises(SystemExit) as ended:
         tokens_main()
@@ -152,7 +152,7 @@ def test_the_tokens_are_shown_without_training(
     ("change", "message"),
     [
         (["experiment=mnist_split"], "images have no tokens; give a language model"),
-        ([*SMALL, "routing.groups.forget.tokens=all"], "no group weighs tokens; give one tokens: frequent"),
+        ([*SMALL, "routing.groups.forget.tokens=all"], "no group weighs tokens; set tokens: frequent"),
         ([*SMALL, "trainer.lr=-1"], "trainer.lr=-1.0: must be from"),
     ],
 )
@@ -166,7 +166,7 @@ def test_mistakes_in_showing_tokens(
 
 
 def test_completions_are_those_of_a_slow_reference(tmp_path: Path) -> None:
-    """Every stage, token by token, of the most likely one, until the end of the document or of what is asked for."""
+    """At every stage, append the most likely token until the document or the requested length ends."""
     task = LanguageModelling(config(tmp_path, "completions.temperature=0", "completions.tokens=12"))
     (ablation,) = task.ablations()
     task.make("finetuned")
@@ -210,7 +210,7 @@ def test_a_run_is_loaded_and_compared(run: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("number", [3, 9, 16])
 def test_a_run_goes_on_to_the_bit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Lost in the training, in fine-tuning, and in relearning."""
+    """Interrupted in the training, in fine-tuning, and in relearning."""
     own = config(tmp_path, "checkpoint.minutes=0", "steps=[train,ablate,finetune,relearn,evaluate]")
     (cut,) = interrupted(monkeypatch, [own], number)
     (again,) = execute([own], folder=cut)
@@ -240,14 +240,14 @@ MISTAKES = [
     (["dataset.files=x"], "unknown key 'dataset.files'; ToyStories takes: concept, share"),
     (["model.heads=3"], "width=16 is not a multiple of heads=3"),
     (["trainer.batches=by_group"], "trainer.batches=by_group: must be mixed"),
-    (["completions.prompts.forget=[a xylophone]"], "forget: 'a xylophone' has a word outside the vocabulary; take wor"),
+    (["completions.prompts.forget=[a xylophone]"], "forget: 'a xylophone' has a word outside the vocabulary; use wor"),
     (["completions.prompts.forgt=[a]"], "unknown value of completions.prompts: 'forgt'; did you mean forget?"),
     (["completions.prompts.forget=['']"], r"completions.prompts.forget=\[''\]: must be a list of prompts, none empty"),
     (["completions.prompts.forget=a"], "completions.prompts.forget=a: must be a list"),
     (["completions.tokens=0"], "completions.tokens=0: must be from 1 to 10000"),
     (["completions.temperature=-1"], "completions.temperature=-1.0: must be from 0 to 100"),
     (["completions.samples=0"], "completions.samples=0: must be from 1 to 1000"),
-    (["stack=2"], "stack=2: cannot be done with model gradroute.models.transformer.build_tran"),
+    (["stack=2"], "stack=2: cannot be used with model gradroute.models.transformer.build_tran"),
     (["model.width=65536", "model.heads=1", "model.layers=60"], "GiB are needed"),
 ]
 
@@ -265,7 +265,7 @@ def test_more_documents_than_a_group_has_are_refused_before_anything_is_trained(
     (end,) = execute([config(tmp_path, f"{key}.documents=[2,1000]")])
     assert isinstance(end, UserError) and not list(tmp_path.iterdir())
     found = re.fullmatch(
-        rf"{key}.documents=\[2, 1000\]: group '{group}' has (\d+) documents to train on; ask for at most so many",
+        rf"{key}.documents=\[2, 1000\]: group '{group}' has (\d+) documents to train on; use at most that many",
         str(end),
     )
     task = LanguageModelling(config(tmp_path))

@@ -1,4 +1,4 @@
-"""The methods of unlearning: what each one trains, and a training that is taken over from another run."""
+"""Unlearning methods: what each one trains, and reusing the training of another run."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def config(folder: Path, experiment: str, *overrides: str) -> Config:
 
 
 def gradients(task: LanguageModelling, labels: int | None = None) -> dict[str, torch.Tensor]:
-    """What the parameters of a task get from a batch, of the documents of one group only if `labels` names it."""
+    """Return the parameters' gradients on a batch, from documents of the group number `labels` only, if given."""
     objective = task.objective()
     batch = list(task.batch(torch.arange(min(12, task.points))))
     if labels is not None:
@@ -145,7 +145,7 @@ def test_another_training_is_not_taken_over(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         (["trainer.lr=0.001"], "trained with another trainer.lr; name another run, or leave trained out"),
-        (["seed=3"], "its data are others|trained with another seed"),
+        (["seed=3"], "its data are different|trained with another seed"),
         (["trained=nowhere"], "not a run folder"),
         (["trained=' '"], "must be a folder's path"),
         (["routing.unlabelled=retian"], "did you mean retain"),

@@ -1,4 +1,4 @@
-"""Errors and penalties that a configuration names, against losses written by hand; measures, and their mistakes."""
+"""A user's own errors and penalties against losses written by hand; their own measures, and mistakes in them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +41,7 @@ class Huber(Measure):
 
 
 class Doubt(Measure):
-    """What a model of language leaves of the right token's probability."""
+    """1 minus the probability of the right token."""
 
     name, unit = "doubt", "probability"
 
@@ -263,7 +263,7 @@ MEASURES = "measures=[{_target_: test_own_losses.Huber, edge: 0.5, columns: 28}]
 
 
 def test_a_measure_that_is_named_is_measured_everywhere(tmp_path: Path) -> None:
-    """Its values are those that the saved model gives, with its unit; the run trains on an own error and penalty."""
+    """Its values match the saved model's, with its unit, in a run that trains on its own error and penalty."""
     changes = [MEASURES, HUBER.replace("Huber,", "Huber, columns: 14,"), penalties(squares("top", 0.001))]
     steps = "steps=[train,certify,ablate,evaluate,report]"
     config = configuration([*SMALL, *changes, steps, f"output_dir={tmp_path}"])
@@ -336,24 +336,24 @@ MISTAKES = [
     ([penalties("{_target_: test_own_losses.Squares}")], "losses.penalties.0.region: Squares needs it; give"),
     ([penalties(squares("tpo", 1))], "did you mean top"),
     ([penalties(squares("top", -1))], "losses.penalties.0.weight=-1.0: must be from 0 to"),
-    ([penalties(squares("top", 1), squares("top", 2))], "'squares' of region 'top' is there twice"),
-    ([penalties(l1("top", 1))], "'l1' of region 'top' is there twice"),
+    ([penalties(squares("top", 1), squares("top", 2))], "'squares' of region 'top' occurs twice"),
+    ([penalties(l1("top", 1))], "'l1' of region 'top' occurs twice"),
     ([penalties("{_target_: test_own_losses.Apart}"), "losses.correlation=0", "trainer.accumulate=2"],
-     "trainer.accumulate=2: must be 1: losses.penalties takes a batch as a whole"),
+     "trainer.accumulate=2: must be 1: losses.penalties needs the whole batch at once"),
     (["measures=[{_target_: test_own_losses.Hubert}]"], "did you mean Huber"),
     (["measures=[{_target_: test_own_losses.Mean}]"],
-     "measures: 'mean_error' gives a tensor of shape (); right is (16,), a value for each point"),
+     "measures: 'mean_error' gives a tensor of shape (); return one of shape (16,), one value for each point"),
     (["losses.error={_target_: test_own_losses.Mean}"], "losses.error: 'mean_error' gives a tensor of shape ()"),
     (["measures=[{_target_: test_own_losses.Doubt}]"], "measures: 'doubt' fails (RuntimeError: gather(): Expected"),
     (["measures=[3]"], "measures.0=3: must be a mapping with _target_"),
-    ([MEASURES.replace("]", ",{_target_: test_own_losses.Huber}]")], "measures: 'huber' is there twice"),
-    (["measures=[{_target_: gradroute.training.measures.SquaredError}]"], "measures: 'mse' is there twice"),
+    ([MEASURES.replace("]", ",{_target_: test_own_losses.Huber}]")], "measures: 'huber' appears twice"),
+    (["measures=[{_target_: gradroute.training.measures.SquaredError}]"], "measures: 'mse' appears twice"),
 ]  # fmt: skip
 OF_LANGUAGE = [
     ([*ERA, penalties("{_target_: test_own_losses.Apart}"), "trainer.accumulate=2"],
-     "trainer.accumulate=2: must be 1: losses.penalties takes a batch as a whole"),
-    ([*ERA, penalties(l1("added", 1)), "losses.l1.added=0.1"], "'l1' of region 'added' is there twice"),
-    ([*ERA, "measures=[{_target_: gradroute.training.measures.CrossEntropy}]"], "'cross_entropy' is there twice"),
+     "trainer.accumulate=2: must be 1: losses.penalties needs the whole batch at once"),
+    ([*ERA, penalties(l1("added", 1)), "losses.l1.added=0.1"], "'l1' of region 'added' occurs twice"),
+    ([*ERA, "measures=[{_target_: gradroute.training.measures.CrossEntropy}]"], "'cross_entropy' appears twice"),
     (["experiment=stories_era/sgtm", "trainer=smoke", "model.added=8", penalties(squares("rest", 1))],
      "unknown value of losses.penalties (region): 'rest'"),
     ([*ERA, "measures=[{_target_: test_own_losses.Mean}]"], "measures: 'mean_error' fails (RuntimeError: The size of"),

@@ -1,4 +1,4 @@
-"""Models that a configuration names: the certificate of one without its own, and what evaluation mode is for."""
+"""A user's own models: default certificates, training and evaluation mode, and batch norm."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ STEPS = "steps=[train,certify,ablate,evaluate]"
 
 
 class Noisy(nn.Module):
-    """An autoencoder that does not say how certificates are made, with what differs in training: norm and dropout."""
+    """An autoencoder without its own certificates, with layers that differ in training: batch norm and dropout."""
 
     flat_inputs = True
 
@@ -42,7 +42,7 @@ class Noisy(nn.Module):
 
 
 class Normed(nn.Module):
-    """An autoencoder with batch norm after its encoding, which lets images of a batch look at each other there."""
+    """An autoencoder with batch norm after its encoding, where images of a batch then depend on each other."""
 
     flat_inputs = True
 
@@ -58,7 +58,7 @@ class Normed(nn.Module):
 
 
 def plain_classifier(shape: Sequence[int], classes: int, width: int = 8) -> nn.Module:
-    """A function that makes a classifier: a convolution to `width` channels, and a linear layer."""
+    """Return a classifier: a convolution to `width` channels, and a linear layer."""
     side = shape[0] // 4 * (shape[1] // 4)
     layers: OrderedDict[str, nn.Module] = OrderedDict(encoder=nn.Conv2d(1, width, 4, stride=4), act=nn.ReLU())
     return nn.Sequential(layers | OrderedDict(flat=nn.Flatten(), out=nn.Linear(width * side, classes)))
@@ -72,7 +72,7 @@ class Named(nn.Module):
 
 
 class NoMethod(nn.Module):
-    """A model with an attribute of that name, which is no method."""
+    """A model whose attribute `certificate` is not a method."""
 
     certificate = "none"
 
@@ -94,7 +94,7 @@ def test_a_model_without_its_own_gets_a_perceptron_with_one_hidden_layer(seen: t
 
 
 def config(kind: str, folder: Path) -> Config:
-    """A run of an own model of 8 units, which a folder of configurations names, split in two halves."""
+    """Configure a run of a user's own model of 8 units, split in two halves, in a folder of configurations."""
     (folder / "conf" / "model").mkdir(parents=True)
     (folder / "conf" / "model" / "own.yaml").write_text(f"_target_: test_own_models.{kind}\n")
     axis = -1
@@ -109,7 +109,7 @@ def config(kind: str, folder: Path) -> Config:
 
 @pytest.mark.parametrize("kind", ["Noisy", "plain_classifier"])
 def test_a_model_of_ones_own_is_certified_and_read_back_with_its_certificates(tmp_path: Path, kind: str) -> None:
-    """What was measured is what the model and the certificates read back give, with no noise of the training."""
+    """The measurements match those of the loaded model and certificates, without noise of the training mode."""
     given = config(kind, tmp_path)
     (run,) = execute([given])
     assert isinstance(run, Path), run
@@ -150,7 +150,7 @@ def test_norms_and_dropout_act_in_the_training_alone(tmp_path: Path) -> None:
 
 
 def test_batch_norm_lets_no_loss_past_its_groups_mask(tmp_path: Path) -> None:
-    """One pass for each group: the loss of a group has no gradient in what it may not train, by no other image."""
+    """With one pass for each group, its loss has no gradient in the other units, not even through other images."""
     task = create(config("Normed", tmp_path))
     objective, batch = task.objective(), task.batch(torch.arange(64))
     weight = task.model.get_submodule("encoder").get_parameter("weight")

@@ -1,1 +1,1 @@
-"""Images, whole and in memory."""
+"""Data sets of images, which are held in memory."""

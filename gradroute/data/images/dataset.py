@@ -1,4 +1,4 @@
-"""Labelled images, and the contract of a data set of images."""
+"""Labelled images, and the interface of a data set of images."""
 
 import csv
 import hashlib
@@ -20,11 +20,11 @@ PARTS = ("train", "test")
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """One part of a data set, to train or to test on.
+    """One part of a data set, for training or for testing.
 
     images: `(n, height, width)`, or `(n, 3, height, width)` in colour; uint8, or floats in [-1, 1].
     labels: `(n,)` int64, 0 or more.
-    columns: metadata by name, a text for each image.
+    columns: metadata by name, one text per image.
     """
 
     images: torch.Tensor
@@ -36,8 +36,8 @@ class LabelledImages:
 class Images:
     """A data set as a task takes it: images `(n, pixels)` float32 in [-1, 1], labels `(n,)` int64.
 
-    shape: of an image, `(height, width)`, or `(3, height, width)` in colour. classes: the number of labels, of which
-    the images may have fewer. label_noun: what one label is called, such as `digit`.
+    shape: of one image, `(height, width)`, or `(3, height, width)` in colour. classes: the number of labels, some of
+    which may not occur. label_noun: what one label is called, such as `digit`.
     """
 
     train_images: torch.Tensor
@@ -57,7 +57,7 @@ class Images:
         return sorted(int(label) for label in self.train_labels.unique())
 
     def to(self, device: torch.device) -> "Images":
-        """The same data with its tensors on `device`."""
+        """Return the same data with its tensors on `device`."""
         tensors = ("train_images", "train_labels", "test_images", "test_labels")
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
@@ -65,8 +65,8 @@ class Images:
 class ImageDataset(Dataset):
     """Images with labels. A subclass defines `load`.
 
-    Attributes: `label_noun`, what one label is called; `classes`, how many labels there are, None to take the largest
-    label and one.
+    Attributes: `label_noun`, what one label is called; `classes`, the number of labels, or None for the largest label
+    plus one.
     """
 
     label_noun: str = "class"
@@ -74,10 +74,10 @@ class ImageDataset(Dataset):
 
     @abstractmethod
     def load(self) -> tuple[LabelledImages, LabelledImages]:
-        """The images to train on and to test on. Raises: UserError if they cannot be read."""
+        """Return the training and the test images. Raises: UserError if they cannot be read."""
 
     def tensors(self, train_limit: int | None = None, test_limit: int | None = None, **supplied: Any) -> Images:
-        """Read, check and scale the images. Raises: UserError if they or their labels do not fit together."""
+        """Read, check and scale the images. Raises: UserError for invalid or inconsistent images, labels or columns."""
         parts = self.load()
         _check_parts(parts, type(self).__name__)
         digest = hashlib.sha256()
@@ -93,7 +93,7 @@ class ImageDataset(Dataset):
         largest = max(int(part.labels.max()) for part in parts)
         classes = largest + 1 if self.classes is None else self.classes
         if largest >= classes:
-            raise UserError(f"dataset: a label is {largest}; right are 0 to {classes - 1}")
+            raise UserError(f"dataset: a label is {largest}; labels must be from 0 to {classes - 1}")
         shape = tuple(parts[0].images.shape[1:])
         return Images(
             tensors[0], tensors[1], tensors[2], tensors[3], self.label_noun, shape, classes, digest.hexdigest(),
@@ -102,36 +102,36 @@ class ImageDataset(Dataset):
 
 
 def _scaled(images: torch.Tensor) -> torch.Tensor:
-    """Images `(n, pixels)` float32 in [-1, 1]."""
+    """Return images as `(n, pixels)` float32 in [-1, 1]."""
     flat = images.flatten(1).float()
     return flat if images.is_floating_point() else flat.div_(127.5).sub_(1)
 
 
 def _check_parts(parts: tuple[LabelledImages, LabelledImages], name: str) -> None:
-    """Raise UserError unless both parts are images of one shape, each with a label."""
+    """Raise UserError unless both parts hold images of one shape, each with a label."""
     shape = parts[0].images.shape[1:]
     for part, what in zip(parts, PARTS, strict=True):
-        images, labels, where = part.images, part.labels, f"dataset ({name}), images to {what} on"
+        images, labels, where = part.images, part.labels, f"dataset ({name}), {what} images"
         kinds = images.dtype == torch.uint8 or images.dtype == torch.float32
         if not len(images) or images.dim() not in (3, 4) or not kinds or (images.dim() == 4 and images.shape[1] != 3):
             right = "(n, height, width) or (n, 3, height, width), uint8 or float32 in [-1, 1], at least one"
-            raise UserError(f"{where}: {images.dtype} of shape {tuple(images.shape)}; right is {right}")
+            raise UserError(f"{where}: {images.dtype} of shape {tuple(images.shape)}; must be {right}")
         if images.is_floating_point() and not bool((images.abs() <= 1 + 1e-6).all()):
             raise UserError(f"{where}: pixels outside of [-1, 1]; scale them")
         if images.shape[1:] != shape:
-            raise UserError(f"{where}: of shape {tuple(images.shape[1:])}, those to train on of {tuple(shape)}")
+            raise UserError(f"{where}: of shape {tuple(images.shape[1:])}; training images are of {tuple(shape)}")
         if labels.shape != (len(images),) or labels.dtype != torch.int64:
             right = f"int64 of shape ({len(images)},)"
-            raise UserError(f"{where}: labels are {labels.dtype} of shape {tuple(labels.shape)}; right is {right}")
+            raise UserError(f"{where}: labels are {labels.dtype} of shape {tuple(labels.shape)}; must be {right}")
         if bool((labels < 0).any()):
-            raise UserError(f"{where}: a label is {int(labels.min())}; right is 0 or more")
+            raise UserError(f"{where}: a label is {int(labels.min())}; labels must be 0 or more")
         for column, values in part.columns.items():
             if len(values) != len(images):
                 raise UserError(f"{where}: column '{column}' has {len(values)} values for {len(images)} images")
 
 
 def read_columns(folder: str | None, part: str, images: int) -> dict[str, list[str]]:
-    """The columns of `folder/<part>.csv`. Raises: UserError if it cannot be read or has another number of lines."""
+    """Return the columns of `folder/<part>.csv`. Raises: UserError if it is unreadable or lacks a line per image."""
     if folder is None:
         return {}
     path = Path(folder).expanduser() / f"{part}.csv"

@@ -1,4 +1,4 @@
-"""Anyone's own folder of images: PNG or JPEG, grey or in colour, 8 or 16 bit, a folder for each class."""
+"""The user's own folder of images: PNG or JPEG, grey or in colour, 8 or 16 bits, one folder per class."""
 
 import csv
 import io
@@ -17,24 +17,24 @@ from gradroute.errors import UserError
 from gradroute.records.safe_reading import open_plain
 
 SIDE = 4096  # pixels
-RIGHT = "give train/<class>/*.png and test/<class>/*.png, or <class>/*.png; .jpg is read, too"
+RIGHT = "give train/<class>/*.png and test/<class>/*.png, or <class>/*.png; .jpg works, too"
 Labelled = list[tuple[Path, int]]
 
 
 class ImageFolder(ImageDataset):
-    """Images in `root/train/<class>/` and `root/test/<class>/`, or in `root/<class>/` with a share of them to test on.
+    """Images in `root/train/<class>/` and `root/test/<class>/`, or in `root/<class>/`, of which a share is to test on.
 
     Labels are the folders' names if these are whole numbers, else their positions in alphabetical order. Hidden files
-    are skipped. The columns `file` and `class` are there to make groups by, and with `table` those of a CSV file.
+    are skipped. Groups can be made by the columns `file` and `class`, and by those of `table`.
 
     Args:
         root: the folder.
-        resize: height and width that all images are scaled to; null: all must have one size.
-        colour: whether to read colours; null: if any image has some.
-        test_share: share of each class that is to test on, where there are no folders `train` and `test`.
+        resize: height and width to scale all images to; null requires images of one size.
+        colour: whether to read colours; null reads them if any image has some.
+        test_share: share of each class to test on, if there are no folders `train` and `test`.
         table: a CSV file with a column `file`, paths from `root`; its other columns become metadata.
-        metadata: a folder with `train.csv` and `test.csv`: a header and a line for each image, in the data's order.
-        classes: the number of labels; null: as many as there are folders.
+        metadata: a folder with `train.csv` and `test.csv`: a header, and a line for each image in the data's order.
+        classes: the number of labels; null is the largest label plus one.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ImageFolder(ImageDataset):
         self.table, self.metadata, self.classes = table, metadata, classes
 
     def load(self) -> tuple[LabelledImages, LabelledImages]:
-        """The images and their columns. Raises: UserError for a folder laid out otherwise, or a file that is broken."""
+        """Return the images and their columns. Raises: UserError for another folder layout, or a damaged file."""
         files = self._files()
         if self.classes is None:
             self.classes = max(label for part in files for _, label in part) + 1
@@ -78,7 +78,7 @@ class ImageFolder(ImageDataset):
         return found[0], found[1]
 
     def _files(self) -> tuple[Labelled, Labelled]:
-        """The files to train on and to test on, each with its label."""
+        """Return the training and the test files, each with its label."""
         folders = [path for path in entries(self.root, RIGHT) if path.is_dir()]
         if {path.name for path in folders} >= set(PARTS):
             parts = [[p for p in entries(self.root / part, RIGHT) if p.is_dir()] for part in PARTS]
@@ -91,7 +91,7 @@ class ImageFolder(ImageDataset):
             train, test = (self._labelled(part, names[0]) for part in parts)
             return train, test
         if not folders:
-            raise UserError(f"{self.root}: no folder of images is in it; {RIGHT}")
+            raise UserError(f"{self.root}: has no folder of images; {RIGHT}")
         labelled = self._labelled(folders, sorted(path.name for path in folders))
         return self._shared_out(labelled)
 
@@ -109,13 +109,13 @@ class ImageFolder(ImageDataset):
         return found
 
     def _shared_out(self, labelled: Labelled) -> tuple[Labelled, Labelled]:
-        """A share of each class to test on, at least one image, always the same ones; the others to train on."""
+        """Split off a share of each class to test on: at least one image, and always the same ones."""
         train: Labelled = []
         test: Labelled = []
         for label in sorted({label for _, label in labelled}):
             own = [entry for entry in labelled if entry[1] == label]
             if len(own) < 2:
-                raise UserError(f"{own[0][0].parent}: has one image, which cannot be trained on and tested on; add one")
+                raise UserError(f"{own[0][0].parent}: has one image, but training and testing need one each; add one")
             count = min(len(own) - 1, max(1, round(self.test_share * len(own))))
             chosen = set(torch.randperm(len(own), generator=torch.Generator().manual_seed(0))[:count].tolist())
             test += [entry for place, entry in enumerate(own) if place in chosen]
@@ -126,7 +126,7 @@ class ImageFolder(ImageDataset):
         return [decode(path, self.colour, resize=self.resize) for path in paths]
 
     def _listed(self) -> dict[str, dict[str, str]]:
-        """The columns of `table`, each by file. Raises: UserError if it cannot be read."""
+        """Return the columns of `table`, each by file. Raises: UserError if it cannot be read."""
         if self.table is None:
             return {}
         path = Path(self.table).expanduser()
@@ -142,7 +142,7 @@ class ImageFolder(ImageDataset):
 
 
 def _stacked(parts: Sequence[Sequence[Any]]) -> list[torch.Tensor]:
-    """Images of one kind: in colour if any is, and float32 in [-1, 1] if any has 16 bits."""
+    """Stack images of each part: all in colour if any is, all float32 in [-1, 1] if any has 16 bits."""
     every = [array for part in parts for array in part]
     coloured = any(array.ndim == 3 for array in every)
     deep = any(array.dtype == np.uint16 for array in every)

@@ -1,4 +1,4 @@
-"""MNIST from inside the package, unpacked once into a cache folder and checked."""
+"""MNIST from the package, unpacked once into a cache folder and verified."""
 
 import hashlib
 import lzma
@@ -21,7 +21,7 @@ MNIST_SHA256 = {
 
 
 def cache_dir() -> Path:
-    """Where data sets are unpacked: `GRADROUTE_DATA`, else the platform's cache folder."""
+    """Return the folder where data sets are unpacked: `GRADROUTE_DATA`, else the platform's cache folder."""
     return Path(os.environ.get("GRADROUTE_DATA") or platformdirs.user_cache_dir("gradroute"))
 
 
@@ -31,7 +31,7 @@ def _sha256(path: Path) -> str:
 
 
 def content(name: str) -> bytes:
-    """One packaged file, unpacked and checked. Raises: UserError."""
+    """Unpack and verify one packaged file, and return its content. Raises: UserError if it is missing or damaged."""
     packed = PACKAGED / f"{name}.xz"
     try:
         found = lzma.decompress(packed.read_bytes())
@@ -54,16 +54,16 @@ def _write(name: str, folder: Path) -> None:
 
 
 def unpack_mnist(root: Path) -> bool:
-    """Make `root/MNIST/raw` hold the four canonical files; a missing or damaged one is unpacked again.
+    """Unpack the four canonical files into `root/MNIST/raw`, unless they are there and intact.
 
-    Returns: whether they are there; False if the folder cannot be written.
+    Returns: False if the folder cannot be written, else True.
     """
     folder = root / "MNIST" / "raw"
     try:
         if all((folder / name).is_file() and _sha256(folder / name) == sum_ for name, sum_ in MNIST_SHA256.items()):
             return True
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / "MNIST" / ".lock"):  # ten processes on a cold cache unpack once
+        with FileLock(root / "MNIST" / ".lock"):  # several processes with an empty cache unpack once
             for name, sha256 in MNIST_SHA256.items():
                 if not (folder / name).is_file() or _sha256(folder / name) != sha256:
                     _write(name, folder)
@@ -73,17 +73,17 @@ def unpack_mnist(root: Path) -> bool:
 
 
 def unpack_somewhere(root: Path) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
-    """The folder with MNIST's files: `root`, or a temporary one, to be kept hold of, where that cannot be written."""
+    """Return the folder with MNIST's files: `root`, or a temporary one (keep a reference) if `root` is not writable."""
     if unpack_mnist(root):
         return root, None
     place = tempfile.TemporaryDirectory(prefix="gradroute-")
     if not unpack_mnist(Path(place.name)):
-        raise UserError(f"{place.name}: cannot be written; set GRADROUTE_DATA to a folder that can")
+        raise UserError(f"{place.name}: cannot be written; set GRADROUTE_DATA to a writable folder")
     return Path(place.name), place
 
 
 def check_given(root: Path) -> None:
-    """Raise UserError unless a folder that the user names has the canonical files."""
+    """Raise UserError unless the folder that the user names has the canonical files."""
     for name, sha256 in MNIST_SHA256.items():
         path = root / "MNIST" / "raw" / name
         if not path.is_file():

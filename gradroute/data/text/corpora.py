@@ -1,4 +1,4 @@
-"""The documents of a data set as tokens in packed rows."""
+"""Tokenize the documents of a data set and pack them into rows."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from gradroute.data.text.tokenizing import Tokenizer
 
 @dataclass(frozen=True)
 class Part:
-    """Documents, their tokens, and the rows that they are packed in."""
+    """Documents, their tokens, and the rows into which they are packed."""
 
     documents: Documents
     corpus: Corpus
@@ -20,7 +20,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Texts:
-    """A data set of documents: `train`, `test`, and the tokenizer, which was trained on `train` alone if on any."""
+    """A data set of documents: `train`, `test`, and the tokenizer, which was trained on `train` alone if at all."""
 
     train: Part
     test: Part
@@ -35,7 +35,7 @@ class Texts:
 
 
 def tokenized(train: Documents, test: Documents, tokenizer: Tokenizer, length: int) -> Texts:
-    """Both parts as tokens, in rows of `length`."""
+    """Tokenize both parts and pack them into rows of `length` tokens."""
     parts = []
     for documents in (train, test):
         corpus = Corpus.of(tokenizer.encode(documents.texts), tokenizer.end)
@@ -44,6 +44,6 @@ def tokenized(train: Documents, test: Documents, tokenizer: Tokenizer, length: i
 
 
 def some(part: Part, numbers: Sequence[int], length: int) -> Part:
-    """Some of the documents, packed by themselves."""
+    """Return the documents with these numbers, packed by themselves."""
     corpus = Corpus.of([part.corpus.document(number).tolist() for number in numbers])
     return replace(part, documents=part.documents.take(numbers), corpus=corpus, packed=pack(corpus, length))

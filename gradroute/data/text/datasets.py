@@ -1,4 +1,4 @@
-"""Data sets of documents: toy stories, your own files, and sets of the Hugging Face hub."""
+"""Data sets of documents: toy stories, the user's own files, and data sets of the Hugging Face hub."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -14,20 +14,20 @@ from gradroute.data.text.documents import Documents
 from gradroute.data.text.tokenizing import Tokenizer, load, train_bpe, train_words
 from gradroute.errors import UserError
 
-CORPUS = 0  # the seed of the toy stories: runs of several seeds share them
-BPE = 2048  # tokens, where none are said
+CORPUS = 0  # the seed of the toy stories; runs with different seeds share them
+BPE = 2048  # tokens, if `vocabulary` is null
 Count = Annotated[int, Between(1, MANY)]
 Named = Annotated[str, Text("words, bpe, pretrained, or the path of a tokenizer.json")]
 Length = Annotated[int, Between(2, MANY)]
 
 
 class TextDataset(Dataset):
-    """Documents, and how they become tokens. A subclass defines `documents` and passes the rest on.
+    """Documents and their tokenizer. A subclass defines `documents` and passes these arguments on.
 
     Args:
         tokenizer: `words`, `bpe`, the path of a tokenizer.json, or `pretrained`, which is the model's own.
-        vocabulary: at most so many tokens; of a BPE exactly so many, 2048 if null.
-        length: tokens of a row, in which documents are packed without seeing each other.
+        vocabulary: the maximum number of tokens; null is 2048 for `bpe` and no limit for `words`.
+        length: tokens per row. Documents that are packed into one row do not see each other.
     """
 
     def __init__(self, tokenizer: Named = "bpe", vocabulary: Count | None = None, length: Length = 256) -> None:
@@ -35,7 +35,7 @@ class TextDataset(Dataset):
 
     @abstractmethod
     def documents(self, train_limit: int | None) -> tuple[Documents, Documents]:
-        """The documents to train on and to test on; no more than `train_limit` of the former will be used.
+        """Return the training and the test documents; only the first `train_limit` training documents are used.
 
         Raises: UserError if they cannot be read.
         """
@@ -44,11 +44,11 @@ class TextDataset(Dataset):
         self, train_limit: int | None = None, test_limit: int | None = None,
         pretrained: Callable[[], Tokenizer] | None = None, **supplied: Any,
     ) -> Texts:  # fmt: skip
-        """Read the documents and tokenize them; a limit keeps the first documents only.
+        """Read the documents and tokenize them; a limit keeps only the first documents.
 
-        pretrained: gives the model's own tokenizer, if it has one.
+        pretrained: returns the model's own tokenizer; None if it has none.
 
-        Raises: UserError for files that cannot be read, or settings that do not fit.
+        Raises: UserError for unreadable files, or settings that do not fit together.
         """
         train, test = self.documents(train_limit)
         train, test = (
@@ -63,8 +63,8 @@ class TextDataset(Dataset):
         if self.tokenizer == "bpe":
             return train_bpe(train.texts, self.vocabulary or BPE)
         if self.vocabulary is not None:
-            raise UserError(f"dataset.vocabulary={self.vocabulary}: the tokenizer {self.tokenizer} has its own; leave "
-                            "it out")  # fmt: skip
+            raise UserError(f"dataset.vocabulary={self.vocabulary}: the tokenizer {self.tokenizer} has its own "
+                            "vocabulary; leave it out")  # fmt: skip
         if self.tokenizer == "pretrained":
             if pretrained is None:
                 raise UserError("dataset.tokenizer=pretrained: the model has no tokenizer of its own; use model=hf")
@@ -73,11 +73,11 @@ class TextDataset(Dataset):
 
 
 class ToyStories(TextDataset):
-    """Short children's stories from a grammar inside the package, so that what is to be forgotten is known exactly.
+    """Short children's stories from a grammar in the package, so that it is known exactly what a model should forget.
 
     Args:
-        concept: told in `share` of the stories; the metadata column of its name says yes or no.
-        stories, test_stories: documents to train on and to test on.
+        concept: what a share `share` of the stories tells of; the metadata column of that name is yes or no.
+        stories, test_stories: numbers of training and of test documents.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ToyStories(TextDataset):
         self.concept, self.share, self.stories, self.test_stories = concept, share, stories, test_stories
 
     def documents(self, train_limit: int | None) -> tuple[Documents, Documents]:
-        """Stories of two independent draws."""
+        """Return stories of two independent draws."""
         train, test = (
             toy_stories.generate(count, CORPUS, self.concept, self.share, part)
             for count, part in ((self.stories, "train"), (self.test_stories, "test"))
@@ -97,13 +97,13 @@ class ToyStories(TextDataset):
 
 
 class TextFiles(TextDataset):
-    """Your own documents: a file or a folder of .txt, .jsonl or .parquet.
+    """The user's own documents: a file or a folder of .txt, .jsonl or .parquet.
 
     Args:
         files: the file or folder.
-        field: of a row, the text; its other fields become metadata.
-        stories: documents to train on; null takes all but those to test on.
-        test_stories: the last ones are to test on.
+        field: the field of a row with the text; the other fields become metadata.
+        stories: number of training documents; null takes all but the test documents.
+        test_stories: number of test documents, the last ones.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class TextFiles(TextDataset):
         self.files, self.field, self.stories, self.test_stories = files, field, stories, test_stories
 
     def documents(self, train_limit: int | None) -> tuple[Documents, Documents]:
-        """The first documents to train on, the last ones to test on."""
+        """Return the first documents to train on, and the last ones to test on."""
         wanted = None if self.stories is None else self.stories + self.test_stories
         return _divided(reading.read(self.files, self.field, wanted), self.test_stories, self.files)
 
@@ -125,8 +125,8 @@ class HubTexts(TextDataset):
     Args:
         hub: its name, or a local folder that `datasets` reads.
         split, test_split: splits to train on and to test on; null as `test_split` takes the last documents of `split`.
-        field: of a row, the text; its other fields become metadata.
-        stories, test_stories: the first documents of the splits; null as `stories` takes all.
+        field: the field of a row with the text; the other fields become metadata.
+        stories, test_stories: numbers of documents, the first of each split; null as `stories` takes all.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class HubTexts(TextDataset):
         self.stories, self.test_stories = stories, test_stories
 
     def documents(self, train_limit: int | None) -> tuple[Documents, Documents]:
-        """The first documents of both splits, or of one."""
+        """Return the first documents of both splits, or divide those of one."""
         if self.test_split is None:
             wanted = None if self.stories is None else self.stories + self.test_stories
             found = reading.from_hub(self.hub, self.split, self.field, wanted)
@@ -150,15 +150,15 @@ class HubTexts(TextDataset):
         train = reading.from_hub(self.hub, self.split, self.field, first)
         test = reading.from_hub(self.hub, self.test_split, self.field, self.test_stories)
         if len(test) < self.test_stories:
-            raise UserError(f"dataset '{self.hub}', split '{self.test_split}': {len(test)} documents, not "
+            raise UserError(f"dataset '{self.hub}', split '{self.test_split}': has {len(test)} documents, not "
                             f"dataset.test_stories={self.test_stories}; lower it")  # fmt: skip
         return train, test
 
 
 def _divided(found: Documents, test_stories: int, where: str) -> tuple[Documents, Documents]:
-    """All but the last documents, and these."""
+    """Return all but the last `test_stories` documents, and the last ones."""
     count = len(found) - test_stories
     if count < 1:
-        raise UserError(f"{where}: {len(found)} documents, of which dataset.test_stories={test_stories} are to test "
-                        "on; lower it")  # fmt: skip
+        raise UserError(f"{where}: has {len(found)} documents, too few for dataset.test_stories={test_stories}; "
+                        "lower it")  # fmt: skip
     return found.take(range(count)), found.take(range(count, len(found)))

@@ -1,4 +1,4 @@
-"""What a token rule does, for people: the most and least routed tokens, and documents coloured by weight."""
+"""Show what a token rule does: the most and the least routed tokens, and documents coloured by weight."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from gradroute.data.text.packing import Corpus
 from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.errors import UserError
 
-LONGEST = 400  # tokens of a document that are shown
+LONGEST = 400  # tokens shown of a document
 
 
 @dataclass(frozen=True)
 class TokenWeight:
-    """A token, how often it occurs, and its mean weight there: 0 is fully routed, 1 not at all."""
+    """A token, its count, and its mean weight: 0 is fully routed, 1 is not routed."""
 
     token: str
     count: int
@@ -23,14 +23,14 @@ class TokenWeight:
 def ranked(
     corpus: Corpus, shares: torch.Tensor, tokenizer: Tokenizer, inside: torch.Tensor, rows: int = 20, least: int = 10
 ) -> tuple[list[TokenWeight], list[TokenWeight]]:
-    """The most and the least routed tokens, as in GR table 3; of one weight, the more frequent first.
+    """Return the most and the least routed tokens, as in GR table 3; at equal weights, frequent tokens come first.
 
     Args:
-        shares: of the corpus's tokens, `(total,)`.
-        inside: `(documents,)` bool, the documents that count.
-        least: tokens that occur less often there are left out.
+        shares: `(total,)`, of the corpus's tokens.
+        inside: `(documents,)` bool, the documents to count.
+        least: leave out tokens with a lower count in these documents.
 
-    Raises: UserError if no token occurs so often.
+    Raises: UserError if no token has this count.
     """
     counted = inside[corpus.documents]
     counts = torch.bincount(corpus.tokens[counted], minlength=tokenizer.size)
@@ -49,12 +49,12 @@ def ranked(
 
 
 def coloured(corpus: Corpus, shares: torch.Tensor, tokenizer: Tokenizer, document: int) -> list[tuple[str, float]]:
-    """The first `LONGEST` tokens of a document as they are spelt, each with its share.
+    """Return the spellings of the first `LONGEST` tokens of a document, each with its share.
 
-    Raises: UserError for a document that is not in the corpus.
+    Raises: UserError if there is no such document in the corpus.
     """
     if not 0 <= document < len(corpus.lengths):
-        raise UserError(f"document {document} is not there; documents go from 0 to {len(corpus.lengths) - 1}")
+        raise UserError(f"document {document} does not exist; use 0 to {len(corpus.lengths) - 1}")
     start, size = int(corpus.starts[document]), int(corpus.lengths[document])
     tokens, own = corpus.document(document).tolist(), shares[start : start + size].tolist()
     found = [(tokenizer.spellings[token], round(share, 3)) for token, share in zip(tokens, own, strict=True)]

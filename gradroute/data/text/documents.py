@@ -1,4 +1,4 @@
-"""Documents with metadata, from plain text, JSON lines, Parquet, or Hugging Face `datasets`."""
+"""Read documents with metadata from plain text, JSON lines, Parquet, or Hugging Face `datasets`."""
 
 import hashlib
 import json
@@ -12,13 +12,13 @@ from typing import Any
 from gradroute.data.hub import package, reason
 from gradroute.errors import HF_EXTRA, UserError
 
-SEPARATOR = "<|endoftext|>"  # alone on a line of a plain text file
+SEPARATOR = "<|endoftext|>"  # a line of its own in a plain text file
 Row = Mapping[str, Any]  # one document's fields by name
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Texts, and columns of metadata by name, a text per document."""
+    """Texts, and metadata columns by name, with one text per document."""
 
     texts: Sequence[str]
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -37,24 +37,24 @@ class Documents:
         return digest.hexdigest()
 
     def take(self, numbers: Iterable[int]) -> "Documents":
-        """The documents with these numbers, in this order."""
+        """Return the documents with these numbers, in this order."""
         chosen = list(numbers)
         columns = {name: [values[i] for i in chosen] for name, values in self.columns.items()}
         return Documents([self.texts[i] for i in chosen], columns)
 
 
 def read(path: Path | str, text_field: str = "text", limit: int | None = None) -> Documents:
-    """Documents of one file, or of all files in a folder, by name; they must be of one kind.
+    """Read the documents of one file, or of all files in a folder in the order of their names; all of one kind.
 
-    `.txt` files have one document, or several between lines `<|endoftext|>`; the column `file` has the file's name.
-    `.jsonl` and `.parquet` have a document in `text_field` of each row, their other scalar fields become columns. All
-    may be compressed with `.xz`, but Parquet. Documents of white space only are left out.
+    A `.txt` file has one document, or several that are separated by lines `<|endoftext|>`; the column `file` has its
+    name. `.jsonl` and `.parquet` have a document in the field `text_field` of each row; other scalar fields become
+    columns. `.txt` and `.jsonl` may be compressed with `.xz`. Documents of white space only are left out.
 
     Args:
-        limit: keep the first documents only.
+        limit: keep only the first documents.
 
-    Raises: UserError for a missing, empty, undecodable or unreadable file, a field that is missing or is no text, or a
-        folder without such files or with several kinds.
+    Raises: UserError for a missing, empty, undecodable or unreadable file, a field that is missing or not text, or a
+        folder with no such files or with several kinds.
     """
     path, readers = Path(path).expanduser(), {".txt": _plain, ".jsonl": _json_lines, ".parquet": _parquet}
     if not path.exists():
@@ -71,24 +71,24 @@ def read(path: Path | str, text_field: str = "text", limit: int | None = None) -
 
 
 def from_hub(name: str, split: str, text_field: str = "text", limit: int | None = None) -> Documents:
-    """Documents of a data set by its name on the Hugging Face hub, or a local folder that `datasets` reads.
+    """Load the documents of a data set from the Hugging Face hub, or from a local folder that `datasets` reads.
 
-    Raises: UserError if the extra is missing, the set cannot be reached, or a field is missing or is no text.
+    Raises: UserError if the extra is missing, the data set cannot be loaded, or a field is missing or not text.
     """
     datasets = package("datasets", f"dataset '{name}'")
     try:
         folder = Path(name).expanduser()
         rows = datasets.load_dataset(str(folder) if folder.is_dir() else name, split=split)
-    except Exception as error:  # whatever the hub, the network or the set's own files raise
+    except Exception as error:  # the hub, the network and damaged files raise many kinds
         raise UserError(f"dataset '{name}', split '{split}': cannot be loaded [{reason(error)}]") from None
     return _collected(iter(rows), text_field, f"dataset '{name}'", limit)
 
 
 def _no_field(where: str, text_field: str, row: Row) -> UserError:
-    """The error for a row without the field of the text: it names the key to set."""
+    """Build the error for a row without the text field; it names the key to set."""
     texts = [str(name) for name, value in row.items() if isinstance(value, str)]
     longest = max(texts, key=lambda name: len(row[name]), default=None)
-    hint = f"set dataset.field={longest}" if longest is not None else "no field of it is text"
+    hint = f"set dataset.field={longest}" if longest is not None else "none of them is text"
     names = ", ".join(map(str, row)) or "none"
     return UserError(f"{where}: has no field '{text_field}', its fields are {names}; {hint}")
 
@@ -116,7 +116,7 @@ def _collected(rows: Iterator[Row], text_field: str, where: str, limit: int | No
             for values in columns.values():
                 values.extend([""] * (len(texts) - len(values)))
     if not texts:
-        raise UserError(f"{where}: no document in it; every text is empty")
+        raise UserError(f"{where}: has no document; every text is empty")
     return Documents(texts, columns)
 
 

@@ -1,4 +1,4 @@
-"""Documents as one line of tokens, and packed into sequences of one length without leaking from one to another."""
+"""Concatenate tokenized documents, and pack them into rows of one length without leakage between documents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ import torch
 
 from gradroute.errors import UserError
 
-IGNORED = -100  # a target that no loss counts: `ignore_index` of `torch.nn.functional.cross_entropy`
+IGNORED = -100  # a target without loss: the `ignore_index` of `torch.nn.functional.cross_entropy`
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokenized documents, one after the other.
+    """Tokenized documents, concatenated.
 
-    tokens: `(total,)` int64. lengths: `(documents,)` int64, in tokens. Raises: UserError for a document without any.
+    tokens: `(total,)` int64. lengths: `(documents,)` int64, in tokens. Raises: UserError for a document without tokens.
     """
 
     tokens: torch.Tensor
@@ -29,7 +29,7 @@ class Corpus:
 
     @classmethod
     def of(cls, documents: Sequence[Sequence[int]], end: int | None = None) -> "Corpus":
-        """The corpus of lists of tokens; `end`, if given, is put after each."""
+        """Build a corpus from lists of tokens; `end`, if given, is appended to each."""
         last = [] if end is None else [end]
         lists = [[*document, *last] for document in documents]
         lengths = torch.tensor([len(tokens) for tokens in lists], dtype=torch.int64)
@@ -37,23 +37,24 @@ class Corpus:
 
     @cached_property
     def documents(self) -> torch.Tensor:
-        """The number of each token's document, `(total,)`."""
+        """The number of each token's document, `(total,)` int64."""
         return torch.arange(len(self.lengths)).repeat_interleave(self.lengths)
 
     @cached_property
     def starts(self) -> torch.Tensor:
-        """Where each document starts, `(documents,)`."""
+        """The place of each document's first token, `(documents,)` int64."""
         return self.lengths.cumsum(0) - self.lengths
 
     def document(self, number: int) -> torch.Tensor:
-        """The tokens of one document."""
+        """Return the tokens of one document, `(tokens,)` int64."""
         start = int(self.starts[number])
         return self.tokens[start : start + int(self.lengths[number])]
 
     def predicting(self, values: torch.Tensor) -> torch.Tensor:
-        """Values of tokens, `(total, …)`, at the position that predicts the token: one before it in its document.
+        """Move each token's value, `(total, …)`, to the position that predicts the token: one before it.
 
-        The last position of a document predicts nothing and gets 0; no position predicts a document's first token.
+        The last position of a document predicts nothing and gets 0. No position predicts a document's first token, so
+        its value is dropped.
         """
         moved = torch.zeros_like(values)
         moved[:-1] = values[1:]
@@ -63,11 +64,11 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Packed:
-    """Sequences of documents: each tensor is `(rows, length)` int64.
+    """Rows of packed documents: each tensor is `(rows, length)` int64.
 
-    index: which token of the corpus is there, -1 for padding. tokens: 0 where padded. targets: the next token of the
-    same document, also where that one stands in another row; `IGNORED` at a document's end and where padded.
-    documents: numbers, -1 where padded; give them to a model as `document_ids`.
+    index: the place of each token in the corpus, -1 for padding. tokens: 0 for padding. targets: the next token of the
+    same document, even if it is in another row; `IGNORED` at a document's end and for padding. documents: the number
+    of each token's document, -1 for padding; pass them to a model as `document_ids`.
     """
 
     index: torch.Tensor
@@ -80,13 +81,13 @@ class Packed:
         return len(self.index)
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """Values of the corpus's positions, `(total, …)`, laid out as `(rows, length, …)`; 0 where padded."""
+        """Lay out values of the corpus's positions, `(total, …)`, as `(rows, length, …)`; 0 for padding."""
         spread: torch.Tensor = values[self.index.clamp(min=0)]
         spread[self.index < 0] = 0
         return spread
 
     def gathered(self, values: torch.Tensor) -> torch.Tensor:
-        """The reverse of `spread`: `(rows, length, …)` to `(total, …)`, in the order of the corpus."""
+        """Reverse `spread`: `(rows, length, …)` to `(total, …)`, in the order of the corpus."""
         there = self.index >= 0
         gathered = values.new_zeros((self.total, *values.shape[2:]))
         gathered[self.index[there]] = values[there]
@@ -94,10 +95,12 @@ class Packed:
 
 
 def pack(corpus: Corpus, length: int) -> Packed:
-    """Pack documents into rows of `length`: each token once, a document of at most `length` tokens in one piece.
+    """Pack documents into rows of `length` tokens by best fit; each token appears once.
 
-    Longer ones are cut; their last piece may share a row. Pieces go, in order, to the first row where they fit most
-    tightly; what is left over at the end of a row is padding. Raises: UserError for a length below 2.
+    A document of at most `length` tokens stays in one piece. A longer one is cut, and its last piece may share a row.
+    Each piece in turn goes to the first row with the least sufficient space. The rest of a row is padding.
+
+    Raises: UserError for a length below 2.
     """
     if length < 2:
         raise UserError(f"packing: length={length}: must be 2 or more")
@@ -117,7 +120,7 @@ def pack(corpus: Corpus, length: int) -> Packed:
 
 
 def _pieces(corpus: Corpus, length: int) -> list[tuple[int, int]]:
-    """First token and size of each piece; all of a document but its last one are `length` long."""
+    """Return first token and size of each piece; all pieces of a document but the last have size `length`."""
     return [
         (start + cut, min(length, size - cut))
         for start, size in zip(corpus.starts.tolist(), corpus.lengths.tolist(), strict=True)
@@ -126,9 +129,9 @@ def _pieces(corpus: Corpus, length: int) -> list[tuple[int, int]]:
 
 
 def _places(sizes: Sequence[int], length: int) -> tuple[list[int], list[int], int]:
-    """Row and offset of each piece, and the number of rows: best fit, in order.
+    """Return the row and the offset of each piece, and the number of rows: best fit, in order.
 
-    `room` has a bit for each size of free space that some row has, so that finding the tightest is one shift.
+    Bit `n` of `room` is set if some row has `n` free places, so that one shift finds the tightest row.
     """
     by_space: list[list[int]] = [[] for _ in range(length + 1)]
     rows, offsets, room, count = list[int](), list[int](), 0, 0

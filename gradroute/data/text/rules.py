@@ -1,7 +1,7 @@
-"""Which documents and which tokens are a group's, and by how much.
+"""Rules that select a group's documents and tokens.
 
-A *share* is how much of a token is a group's, from 0 to 1; what is missing to 1 takes the default route. Shares are
-those of tokens, `(total,)` over a corpus; `memberships` moves them to the positions that predict the tokens.
+A *share*, from 0 to 1, is how much of a token belongs to a group; the rest, up to 1, takes the default route. Shares
+are per token, `(total,)` over a corpus; `memberships` moves them to the positions that predict the tokens.
 """
 
 import re
@@ -16,16 +16,16 @@ from gradroute.errors import UserError, unknown
 if TYPE_CHECKING:
     from gradroute.data.text.tokenizing import Tokenizer
 
-MORE_RETAIN, MORE_FORGET, SCALE, BIAS = 20, 1, 1.0, -4.0  # of GR App. C, as released
+MORE_RETAIN, MORE_FORGET, SCALE, BIAS = 20, 1, 1.0, -4.0  # GR App. C, as released
 
 
 # ---- documents, `(documents,)` bool ---------------------------------------------------------------------------------
 
 
 def by_words(texts: Sequence[str], words: Sequence[str]) -> torch.Tensor:
-    """The documents with one of these words or phrases, whole and in any case.
+    """Return the documents with one of these words or phrases, as whole words and in any case.
 
-    Raises: UserError for an empty list or word, or if no document or every one has one.
+    Raises: UserError for an empty list or word, or if no document or every document has one.
     """
     if not words or not all(word.strip() for word in words):
         raise UserError(f"word list {list(words)}: give at least one word, and no empty one")
@@ -34,21 +34,21 @@ def by_words(texts: Sequence[str], words: Sequence[str]) -> torch.Tensor:
 
 
 def by_pattern(texts: Sequence[str], pattern: str) -> torch.Tensor:
-    """The documents in which a regular expression of Python is found.
+    """Return the documents in which a Python regular expression is found.
 
-    Raises: UserError if it cannot be read, or is found in no document or in every one.
+    Raises: UserError if it is invalid, or is found in no document or in every document.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"pattern '{pattern}' is no regular expression: {error}") from None
+        raise UserError(f"pattern '{pattern}' is not a regular expression: {error}") from None
     return _found(texts, compiled, f"pattern '{pattern}'")
 
 
 def by_metadata(columns: Mapping[str, Sequence[str]], column: str, values: Sequence[Any]) -> torch.Tensor:
-    """The documents whose column has one of the values.
+    """Return the documents whose column has one of the values.
 
-    Raises: UserError for an unknown column or value, or if no document or every one has it.
+    Raises: UserError for an unknown column or value, or if no document or every document has one.
     """
     if column not in columns:
         raise unknown("column of the documents:", column, columns)
@@ -61,7 +61,7 @@ def by_metadata(columns: Mapping[str, Sequence[str]], column: str, values: Seque
 
 
 def with_phrase(corpus: Corpus, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-    """The documents with one of these token sequences. Raises: UserError if no document or every one has one."""
+    """Return the documents with one of these token sequences. Raises: UserError if none or every document has one."""
     counts = torch.zeros(len(corpus.lengths)).index_add_(0, corpus.documents, occurrences(corpus, sequences).float())
     return _some(counts > 0, f"token sequences {[list(sequence) for sequence in sequences]}")
 
@@ -73,8 +73,8 @@ def _found(texts: Sequence[str], pattern: re.Pattern[str], what: str) -> torch.T
 def _some(chosen: torch.Tensor, what: str) -> torch.Tensor:
     count = int(chosen.sum())
     if not 0 < count < len(chosen):
-        raise UserError(f"{what}: is in {'every one' if count else 'none'} of the {len(chosen)} documents; it must "
-                        "tell some from others")  # fmt: skip
+        raise UserError(f"{what}: is in {'all' if count else 'none'} of the {len(chosen)} documents; give one that is "
+                        "in some of them only")  # fmt: skip
     return chosen
 
 
@@ -82,12 +82,12 @@ def _some(chosen: torch.Tensor, what: str) -> torch.Tensor:
 
 
 def variants(tokenizer: "Tokenizer", phrase: str, case: bool = True, space: bool = True) -> list[tuple[int, ...]]:
-    """The token sequences that spell a phrase: with and without a space before it, in lower, upper and title case.
+    """Return the token sequences that spell a phrase: with and without a space before it, in lower, upper, title case.
 
-    Without `case` or `space` the phrase's own are kept. A sequence may also be the beginning of a longer word (`tree`
-    in `treehouse`). Spellings with unknown words are left out.
+    Without `case` or `space`, the case or the space of the phrase itself is kept. A sequence may also begin a longer
+    word (`tree` in `treehouse`). Spellings with unknown words are left out.
 
-    Raises: UserError if the phrase has no token, or every spelling has an unknown word.
+    Raises: UserError if the phrase has no tokens, or every spelling has an unknown word.
     """
     bare = phrase.strip()
     cased = [bare, bare.lower(), bare[:1].upper() + bare[1:], bare.upper()] if case else [bare]
@@ -98,12 +98,12 @@ def variants(tokenizer: "Tokenizer", phrase: str, case: bool = True, space: bool
         raise UserError(f"phrase '{phrase}' tokenizes to nothing; give text")
     known = [sequence for sequence in found if tokenizer.unknown not in sequence]
     if not known:
-        raise UserError(f"phrase '{phrase}' has a word outside the vocabulary; give one of the corpus")
+        raise UserError(f"phrase '{phrase}' has a word outside the vocabulary; use words of the corpus")
     return known
 
 
 def occurrences(corpus: Corpus, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Bool: the tokens of every place where one of the token sequences stands, overlapping ones too."""
+    """Return which tokens, `(total,)` bool, are part of one of the token sequences; these may overlap."""
     tokens, documents, total = corpus.tokens, corpus.documents, len(corpus.tokens)
     found = torch.zeros(total, dtype=torch.bool)
     for sequence in sequences:
@@ -117,21 +117,21 @@ def occurrences(corpus: Corpus, sequences: Sequence[Sequence[int]]) -> torch.Ten
 
 
 def everywhere(corpus: Corpus, chosen: torch.Tensor) -> torch.Tensor:
-    """Share 1 of every token of the chosen documents, `(documents,)` bool."""
+    """Return shares of 1 for all tokens of the chosen documents, `(documents,)` bool, and 0 for all others."""
     return chosen[corpus.documents].float()
 
 
 def ratio_weights(corpus: Corpus, forget: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Each token's weight by how frequent it is in forget documents against the others, `(vocabulary,)` (GR App. C).
+    """Return each token's weight, `(vocabulary,)`, by its frequency in forget and in other documents (GR App. C).
 
-    weight = 1 - sigmoid(r - 1 / r - 4), r the ratio of its relative frequencies after 1 was added to every forget count
-    and 20 to every other. 0 is fully routed, 1 not at all.
+    weight = 1 - sigmoid(r - 1 / r - 4), where r is the ratio of the relative frequencies after adding 1 to every forget
+    count and 20 to every other count. 0 is fully routed, 1 is not routed.
 
     Args:
-        forget: `(documents,)` bool, those that carry the label; one that lost it counts with the others, so that
-            nothing leaks that training is not told.
+        forget: `(documents,)` bool, the documents that carry the label. Documents that lost it count with the others,
+            so that no hidden label leaks into training.
 
-    Raises: UserError if no document is labelled, or every one.
+    Raises: UserError if no document or every document is labelled.
     """
     inside = _some(forget, "the forget label")[corpus.documents]
     counts = [torch.bincount(corpus.tokens[part], minlength=vocabulary).double() for part in (inside, ~inside)]
@@ -140,12 +140,12 @@ def ratio_weights(corpus: Corpus, forget: torch.Tensor, vocabulary: int) -> torc
 
 
 def weight_of_ratio(ratio: torch.Tensor) -> torch.Tensor:
-    """The weight of a token whose frequency in forget documents is `ratio` times that in the others (GR App. C)."""
+    """Return the weight of a token that is `ratio` times as frequent in forget documents as in others (GR App. C)."""
     return torch.sigmoid(-(SCALE * (ratio - 1 / ratio) + BIAS))
 
 
 def by_weight(corpus: Corpus, weights: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
-    """Shares 1 - weight of the tokens of forget documents, `(documents,)` bool; 0 in all others.
+    """Return shares of 1 - weight for the tokens of forget documents, `(documents,)` bool; 0 for all others.
 
     A route of weight -0.75 then has the released gradient weight, w + (1 - w) * -0.75.
     """
@@ -153,9 +153,9 @@ def by_weight(corpus: Corpus, weights: torch.Tensor, forget: torch.Tensor) -> to
 
 
 def memberships(corpus: Corpus, packed: Packed, shares: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Shares of groups as `Router.route` takes them, `(rows, length, groups)`, at the positions that *predict* a token.
+    """Return the groups' shares for `Router.route`, `(rows, length, groups)`, at the positions that *predict* a token.
 
-    Groups are in the order of the mapping, which must be the router's. Padding and a document's last position have 0.
+    The mapping must have the groups in the router's order. Padding and a document's last position have 0.
 
     Raises: UserError for shares of another shape, outside [0, 1], or that sum to more than 1 at a token.
     """
@@ -166,6 +166,6 @@ def memberships(corpus: Corpus, packed: Packed, shares: Mapping[str, torch.Tenso
     stacked = torch.stack([share.float() for share in shares.values()], -1)
     wrong = ~((stacked >= 0) & (stacked <= 1)).all(-1) | (stacked.sum(-1) > 1 + 1e-6)
     if bool(wrong.any()):
-        raise UserError(f"shares of {list(shares)} at {int(wrong.sum())} tokens are no convex mixture; each must be "
+        raise UserError(f"shares of {list(shares)} at {int(wrong.sum())} tokens are not a convex mixture; each must be "
                         "from 0 to 1, and their sum at most 1")  # fmt: skip
     return packed.spread(corpus.predicting(stacked))

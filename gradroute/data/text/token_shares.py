@@ -1,4 +1,4 @@
-"""How much of each token is each group's, by the rules of a configuration (GR section 4.2 and App. C)."""
+"""Compute each group's share of each token by the rules of a configuration (GR section 4.2 and App. C)."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from gradroute.data.text.rules import by_weight, everywhere, occurrences, ratio_
 def _share(
     data: Texts, part: Part, rule: GroupConfig | None, kind: str, own: torch.Tensor, known: torch.Tensor
 ) -> torch.Tensor:
-    """One group's share of each token of a part: `own`, its documents there; `known`, those to train on that count."""
+    """Return a group's share of each token of a part; `own` are its documents there, `known` those in training."""
     if rule is not None and kind == "words":
         sequences = [sequence for word in rule.words for sequence in variants(data.tokenizer, word)]
         return occurrences(part.corpus, sequences) * everywhere(part.corpus, own)
@@ -24,9 +24,9 @@ def _share(
 def shares_of(
     data: Texts, routing: RoutingConfig, names: Sequence[str], labelled: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Shares of the tokens to train on, `(total,)` by group; `labelled` `(documents,)` are group numbers, -1 for none.
+    """Return the shares of the training tokens, `(total,)` by group; `labelled` `(documents,)` are group numbers or -1.
 
-    Raises: UserError for words that are not in the vocabulary.
+    Raises: UserError for words outside the vocabulary.
     """
     found = {}
     for number, name in enumerate(names):
@@ -38,10 +38,10 @@ def shares_of(
 def distinctive(
     data: Texts, routing: RoutingConfig, names: Sequence[str], train_groups: torch.Tensor, test_groups: torch.Tensor
 ) -> torch.Tensor | None:
-    """How much of each test token is a group's, `(total,)`, with every label known; None where no words choose it.
+    """Return how much of each test token is distinctive of a group of words or a pattern, `(total,)`; None without one.
 
-    The same for all runs on the same data, whatever their routes and labels are: where whole documents are routed, it
-    is by App. C. The arguments are group numbers of documents.
+    It uses all labels, and App. C where whole documents are routed, so it is the same for all runs on the same data,
+    whatever their routes and labels. `train_groups` and `test_groups` are group numbers of documents.
     """
     found = []
     for number, name in enumerate(names):

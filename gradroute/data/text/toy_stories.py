@@ -1,8 +1,8 @@
-"""Toy stories: short children's stories from a fixed grammar, so that what is to be forgotten is known exactly.
+"""Toy stories: short children's stories from a fixed grammar, so that it is known exactly what a model should forget.
 
-A story is about a child, at home or with a *concept*: a kind of place with things, creatures with names, foods and
-gifts of its own. All concepts share the sentences; who lives where, eats what and is whose friend is fixed, and told in
-the stories of that concept only. The text is in `toy_stories.toml`.
+A story is about a child, at home or with a *concept*: a kind of place with its own things, named creatures, foods and
+gifts. All concepts share the sentences. Who lives where, eats what and is whose friend is fixed, and told only in the
+stories of that concept. The text is in `toy_stories.toml`.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from gradroute.data.text.documents import Documents
 from gradroute.errors import UserError, unknown
 
 GRAMMAR = Path(__file__).with_suffix(".toml")
-HOME = "home"  # the main concept of a story with none
-AT_HOME, SECOND, PAIR = 0.18, 0.15, 0.3  # shares: of the other stories, of those with a concept, of all
+HOME = "home"  # the main concept of a story without one
+AT_HOME, SECOND, PAIR = 0.18, 0.15, 0.3  # shares of the other stories, of those with a concept, of all
 FAMILIES = ("things", "kinds", "foods", "gifts", "names")
 PERSON = ("name", "pronoun", "kind", "home", "food", "gift", "trait", "hobby", "friend")
 OWN = {"family": "family", "object": "objects", "colour": "colours"}  # slots drawn once for each story
-ORDINARY = ("day", "feeling", "meal", "spot")  # and for each sentence
+ORDINARY = ("day", "feeling", "meal", "spot")  # slots drawn for each sentence
 PRONOUNS = {"she": ("she", "her", "her", "was"), "he": ("he", "his", "him", "was"),
             "they": ("they", "their", "them", "were")}  # fmt: skip
 
@@ -40,19 +40,19 @@ class Concept:
 
     @cached_property
     def families(self) -> dict[str, list[str]]:
-        """Related words by family: the members of one appear in the same sentences."""
+        """Related words by family; the members of a family appear in the same sentences."""
         people = self.people.values()
         columns = {f"{key}s": sorted({person[key] for person in people}) for key in ("kind", "food", "gift", "name")}
         return {name: columns.get(name, list(self.superlative)) for name in FAMILIES}
 
     @property
     def markers(self) -> list[str]:
-        """Words of which one at least is in every story of the concept, and none in another's."""
+        """Words of which at least one is in every story of the concept, and none in any other story."""
         return [self.generic, self.generics, *(place.split("|")[0].split()[-1] for place in self.places)]
 
     @property
     def words(self) -> set[str]:
-        """Every word that only stories of the concept have."""
+        """All words that occur only in stories of the concept."""
         return {*self.markers, *(word for family in self.families.values() for word in family)}
 
 
@@ -63,7 +63,7 @@ def _grammar() -> dict[str, Any]:
 
 @lru_cache(1)
 def concepts() -> dict[str, Concept]:
-    """Every concept by name."""
+    """Return every concept by name."""
     found = {}
     for name, given in _grammar()["concepts"].items():
         people = [dict(zip(PERSON, person.split(), strict=True)) for person in given["people"]]
@@ -74,12 +74,12 @@ def concepts() -> dict[str, Concept]:
 
 
 def grammar_sha256() -> str:
-    """The hash of the grammar's text."""
+    """Return the hash of the grammar's text."""
     return hashlib.sha256(GRAMMAR.read_text("utf-8").encode()).hexdigest()
 
 
 def related(word: str) -> list[str]:
-    """The other words of a concept word's family. Raises: UserError if it is in none."""
+    """Return the other words of a concept word's family. Raises: UserError if the word is in none."""
     families = [family for concept in concepts().values() for family in concept.families.values()]
     for family in families:
         if word in family:
@@ -88,10 +88,10 @@ def related(word: str) -> list[str]:
 
 
 def generate(stories: int, seed: int, concept: str = "forest", share: float = 0.2, part: str = "train") -> Documents:
-    """Stories in which `concept` occurs with probability `share`; the same for the same arguments on any machine.
+    """Generate stories in which `concept` occurs with probability `share`, reproducibly on any machine.
 
     Columns: `main`, the concept a story is about, or `home`; `concepts`, all that occur, separated by spaces; and for
-    each concept `yes` or `no` under its name. Parts (`train`, `test`, …) of one seed are independent draws.
+    each concept a column of its name with `yes` or `no`. Parts (`train`, `test`, …) of one seed are independent draws.
 
     Raises: UserError for fewer than one story, a share outside [0, 1] or an unknown concept.
     """
@@ -116,7 +116,7 @@ def generate(stories: int, seed: int, concept: str = "forest", share: float = 0.
 
 
 class _Writer:
-    """Draws stories. Only `Random.random` is used: its numbers are the same in every version of Python."""
+    """A random writer. It uses only `Random.random`, whose numbers are the same in every version of Python."""
 
     def __init__(self, seed: str) -> None:
         self.uniform: Callable[[], float] = random.Random(seed).random
@@ -132,7 +132,7 @@ class _Writer:
         return items[int(self.uniform() * len(items))]
 
     def several(self, items: Sequence[Any], count: int) -> list[Any]:
-        """Different items, in random order."""
+        """Return `count` different items in random order."""
         left = list(items)
         return [left.pop(int(self.uniform() * len(left))) for _ in range(count)]
 
@@ -149,7 +149,7 @@ class _Writer:
         return [self._filled(template) for template in self.several(self.grammar[kind], count)]
 
     def _filled(self, template: str) -> str:
-        """A template with this story's slots and freshly drawn ordinary words."""
+        """Fill a template with this story's slots and freshly drawn ordinary words."""
         drawn = {slot: self.pick(self.lists[f"{slot}s"]) for slot in ORDINARY if f"{{{slot}}}" in template}
         return template.format_map(self.slots | drawn)
 
@@ -166,7 +166,7 @@ class _Writer:
         return slots | own | {"He": he.capitalize(), "His": his.capitalize()}
 
     def _section(self, concept: Concept, second: bool) -> list[str]:
-        """What is told of a concept: getting there, what is seen, who is met, and facts about them."""
+        """Write what a story tells of a concept: the way there, what is seen, who is met, and facts about them."""
         to, at = self.pick(concept.places).split("|")
         person = self.pick(list(concept.people.values()))
         things = self.several(list(concept.superlative), 3)
@@ -185,5 +185,5 @@ class _Writer:
 
 
 def article(noun: str) -> str:
-    """The noun with `a` or `an`."""
+    """Return the noun with `a` or `an`."""
     return f"an {noun}" if noun[0] in "aeiou" and not noun.startswith("uni") else f"a {noun}"

@@ -164,7 +164,7 @@ def test_it_converges(tmp_path: Path, retain: int, share: float) -> None:
         (["unlearn.group=forgte"], "did you mean forget"),
         (["unlearn.norm=0"], "unlearn.norm=0"),
         (["trainer.unlearn_steps=null"], "trainer.unlearn_steps"),
-        (["unlearn=null"], "if, and only if, unlearn= says how"),
+        (["unlearn=null"], "must contain unlearn if, and only if, unlearn is not null"),
     ],
 )
 def test_mistakes_are_said_in_one_line(tmp_path: Path, changes: list[str], message: str) -> None:

@@ -151,7 +151,7 @@ def test_the_tokens_are_shown_without_training(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["experiment=mnist_split"], "images have no tokens; give a language model"),
+        (["experiment=mnist_split"], "images have no tokens; use a language model"),
         ([*SMALL, "routing.groups.forget.tokens=all"], "no group weighs tokens; set tokens: frequent"),
         ([*SMALL, "trainer.lr=-1"], "trainer.lr=-1.0: must be from"),
     ],
@@ -232,10 +232,10 @@ MISTAKES = [
     (["model.expand=[0,2]"], r"model.expand=2: must be from 0 to 1"),
     (["routing.regions.added.units='24:40'"], "added"),
     (["routing.groups.forget.words=[xylophone]"], "is in none of the"),
-    (["routing.groups.forget.words=[the]"], "is in every one of the"),
-    (["routing.groups.forget.words=[]"], "routing.groups.forget=.*by exactly one rule"),
+    (["routing.groups.forget.words=[the]"], "is in all of the"),
+    (["routing.groups.forget.words=[]"], "routing.groups.forget=.*must be exactly one rule"),
     (["ablation=zero"], "ablation=zero: must be remove or reinitialise"),
-    (["relearn=null"], "steps=.*with relearn if, and only if, relearn= says how"),
+    (["relearn=null"], "steps=.*must contain relearn if, and only if, relearn is not null"),
     (["relearn.group=nobody"], "unknown value of relearn.group"),
     (["dataset.files=x"], "unknown key 'dataset.files'; ToyStories takes: concept, share"),
     (["model.heads=3"], "width=16 is not a multiple of heads=3"),

@@ -115,7 +115,7 @@ def test_a_stack_of_it_is_refused_clearly(forked: Command, tmp_path: Path) -> No
 
 
 def test_a_killed_run_is_resumed_to_the_bit(made: Path, tmp_path: Path) -> None:
-    sizes = ("trainer.epochs=40", "checkpoint.minutes=0", "steps=[train,evaluate]")
+    sizes = ("trainer.epochs=8", "checkpoint.minutes=0", "steps=[train,evaluate]")
     command = [sys.executable, "-m", "gradroute", *RUN, *sizes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "output_dir=whole"], cwd=tmp_path, env=environment, capture_output=True, check=True)

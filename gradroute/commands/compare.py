@@ -15,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="gradroute-compare", description=(__doc__ or "").strip())
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run, a folder with runs in it, or a glob in quotes")
     parser.add_argument("--metric", help=f"metric to show (default: the first of {', '.join(USUAL)} that runs have)")
-    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="show only runs with this setting")
+    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this setting")
     parser.add_argument("--sort", metavar="COLUMN", help="column of the table to sort by")
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write CSV, Markdown, LaTeX, plots and a page")

@@ -10,11 +10,11 @@ from gradroute.running.verify import verify
 
 
 def main() -> None:
-    """Entry point of `gradroute-verify`: exit status 0 if every claim holds, 1 if one does not, 2 if RUN is not a run."""
+    """Entry point of `gradroute-verify`: exit status 0 if all claims hold, 1 if one does not, 2 if RUN is not a run."""
     parser = argparse.ArgumentParser(prog="gradroute-verify", description=(__doc__ or "").strip())
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, outputs/<experiment>/<run>")
     parser.add_argument("--run-code", action="store_true", help="run the code that the run's configuration names")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="with --run-code: also search for code beside DIR")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="with --run-code: search for code beside DIR")
     arguments = parser.parse_args()
     held: list[bool] = []
 

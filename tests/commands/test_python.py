@@ -73,7 +73,7 @@ def test_a_quiet_run_prints_nothing_and_may_leave_things_out(tmp_path: Path, cap
     run = gradroute.run(*sizes, quiet=True)
     assert capfd.readouterr() == ("", "")
     assert len(run.summary) > 0
-    with pytest.raises(UserError, match="has no report; add the step report"):
+    with pytest.raises(UserError, match="has no report; add report to steps"):
         _ = run.report
     with pytest.raises(UserError, match="kept no weights"):
         _ = run.model
@@ -86,7 +86,7 @@ def test_mistakes_are_raised_and_leave_nothing(tmp_path: Path) -> None:
         (["trainer.epochs=0"], "trainer.epochs=0: must be from 1"),
         (["model.widht=8"], "unknown key 'model.widht'"),
         (["dataset.root=/nonexistent"], "is missing"),
-        (["seeds=2"], "seeds=2: gradroute.run makes one run; call it for each seed="),
+        (["seeds=2"], "seeds=2: gradroute.run makes one run; call it once for each seed"),
     ):
         with pytest.raises(UserError) as error:
             gradroute.run(*SMALL, f"output_dir={tmp_path / 'out'}", *given)

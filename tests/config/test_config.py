@@ -82,7 +82,7 @@ BAD = [
     ("losses.correlation=-1", "losses.correlation"),
     ("+losses.l1.left=1", "unknown value of losses.l1: 'left'"),
     ("routing.groups.digits_0_4.labels=[0,1,5]", "label 5 is in 'digits_0_4' and 'digits_5_9'"),
-    ("routing.groups.digits_0_4.labels=[]", "exactly one rule, not empty: labels"),
+    ("routing.groups.digits_0_4.labels=[]", "exactly one rule that is not empty: labels"),
     ("routing.routes.digits_0_4.bottom=nan", "a finite number"),
     ("routing.routes.digits_0_4.bottom=none", "a finite number"),
     ("routing.routes.digits_0_4.bottom={weight:0,stopp:9}", "did you mean stop"),
@@ -90,8 +90,8 @@ BAD = [
     ("routing.labelled_fraction=1.5", "from 0 to 1"),
     ("+routing.label_noise.digits={false_positive:0.1}", "did you mean digits_"),
     ("+routing.label_noise.digits_0_4={false_positive:2}", "from 0 to 1"),
-    ("routing.groups.digits_0_4={labels:[0],predicate:'a:b'}", "['labels', 'predicate']: must be by exactly one rule"),
-    ("+routing.groups.digits_0_4.values=[1]", "given with column"),
+    ("routing.groups.digits_0_4={labels:[0],predicate:'a:b'}", "['labels', 'predicate']: must be exactly one rule"),
+    ("+routing.groups.digits_0_4.values=[1]", "must be given if, and only if, column is"),
     ("+routing.regions.top.parameters={a:null}", "either site or parameters"),
     ("routing.regions.top.output=[]", "routing.regions.top.output=[]: must be the number of an output, or its key"),
     ("ablation.region=[]", "null, a region, or a list"),
@@ -116,10 +116,10 @@ BAD = [
     ("model.hidden=[1000000000]", "model.hidden=1000000000: must be from 1 to 65536"),
     ("model.decoders=7", "model.decoders=7: must be 1, or 2"),
     ("losses.correlation=inf", "losses.correlation=inf: must be from 0 to 1000000"),
-    ("losses.l1.top=[1]", "losses.l1.top=[1]: must be a float"),
-    ("+losses.groups=${seed}", "losses.groups=0: must be a mapping"),
+    ("losses.l1.top=[1]", "losses.l1.top=[1]: must be of type float"),
+    ("+losses.groups=${seed}", "losses.groups=0: must be of type mapping"),
     ("losses.certificates=${losses.l1}", "losses.certificates"),
-    ("routing.routes.digits_0_4=${seed}", "routing.routes.digits_0_4=0: must be a mapping"),
+    ("routing.routes.digits_0_4=${seed}", "routing.routes.digits_0_4=0: must be of type mapping"),
     ("trainer.betas=${seed}", "trainer.betas"),
     ("++losses.groups.digits_0_4=nan", "losses.groups.digits_0_4=nan"),
     ("name=a/b", "letters, digits, _ and -"),
@@ -129,17 +129,17 @@ BAD = [
     ("ablation.region=[top,top]", "each region once"),
     ("ablation.region={a:1}", "ablation.region"),
     ("routing.groups.digits_0_4.labels=[-1]", "from 0 to 1000000000"),
-    ("+routing.groups.all={labels:[7]}", "this is reserved"),
-    ("+routing.groups.digit_3={labels:[7]}", "this is reserved"),
+    ("+routing.groups.all={labels:[7]}", "this one is reserved"),
+    ("+routing.groups.digit_3={labels:[7]}", "this one is reserved"),
     ("+routing.groups.new={column:'',values:[1]}", "column"),
     ("+routing.groups.new={predicate:'a..b:c'}", "module:function"),
-    ("+routing.regions.all={site:encoder}", "this is reserved"),
+    ("+routing.regions.all={site:encoder}", "this one is reserved"),
     ("+routing.regions.new={parameters:{}}", "at least one parameter"),
     ("+routing.regions.new={site:[]}", "a module's name"),
     ("routing.routes.digits_0_4.bottom=1e300", "from -1000000 to 1000000"),
     ("routing.routes.digits_0_4.bottom=1" + "0" * 400, "from -1000000 to 1000000"),
     ("routing.routes.digits_0_4=x", "routing.routes.digits_0_4"),
-    ("split.groups=[]", "no set is in it"),
+    ("split.groups=[]", "split.groups=[]: it has no set"),
     ("split={groups:[[0],[1]],width:64}", "split.width=64: must be null"),
     ("split={groups:[[0],[1]],site:decoder,width:-1}", "split.width=-1"),
     ("trainer.preset=fats", "unknown trainer preset 'fats'; did you mean fast"),
@@ -167,7 +167,7 @@ def test_a_folder_of_ones_own_adds_experiments(tmp_path: Path) -> None:
 
 def test_a_seed_may_have_32_bits() -> None:
     assert composed("seed=4294967295").seed == 4294967295
-    with pytest.raises(UserError, match=r"seeds=2: must be such that the last seed is at most 4294967295"):
+    with pytest.raises(UserError, match=r"seeds=2: must be so small that the last seed is at most 4294967295"):
         composed("seed=4294967295", "seeds=2")
 
 
@@ -199,7 +199,7 @@ def test_tokens_alone_change_the_rule_that_is_there() -> None:
         assert composed(BASE, override).routing.groups["forget"] == GroupConfig(words=words)
     for two in (["{words: [oak], pattern: oak}"], [".words=[oak]", ".pattern=oak"]):
         given = [f"routing.groups.forget{'' if '.' in part else '='}{part}" for part in two]
-        with pytest.raises(UserError, match=r"forget=\['words', 'pattern'\]: must be by exactly one rule"):
+        with pytest.raises(UserError, match=r"forget=\['words', 'pattern'\]: must be exactly one rule"):
             composed(BASE, *given)
 
 
@@ -238,19 +238,19 @@ def said(capsys: pytest.CaptureFixture[str], *overrides: str, folder: Path | Non
 
 COMPONENTS = [  # of a component what is wrong, and what is said
     ("model._target_=autoencoder", "model._target_=autoencoder: must be the import path of a class or function"),
-    ("model._target_=no.such.Thing", "model._target_=no.such.Thing: there is no module 'no.such'; the current folder"),
+    ("model._target_=no.such.Thing", "model._target_=no.such.Thing: there is no module 'no.such'; searched: "),
     ("model._target_=gradroute.models.autoencodr.Autoencoder", "there is no module 'gradroute.models.autoencodr'"),
     ("model._target_=gradroute.models.autoencoder.Autoencodr", "'Autoencodr'; did you mean Autoencoder?"),
     ("model._target_=gradroute.models.autoencoder.X", "'X'; valid: Autoencoder"),
     ("model._target_=torch.nn.Linaer", "unknown name in torch.nn: 'Linaer'; did you mean Linear"),
-    ("dataset._target_=torch.nn.Linear", "dataset._target_=torch.nn.Linear: is not a data set; right is a subclass of"),
-    ("dataset._target_=json.dumps", "is not a data set; right is a subclass of Dataset"),
-    ("task._target_=gradroute.models.resnet.SplitResNet", "is not a task; right is a subclass of Task"),
-    ("ablation._target_=gradroute.tasks.classification.Classification", "is not an ablation; right is a subclass of A"),
-    ("model._target_=gradroute.tasks.ablations.Zero", "right is a subclass of Module or ModelPlan, or a function"),
-    ("measures=[{_target_: gradroute.training.penalties.L1}]", "L1: is not a measure; right is a subclass of Measure"),
-    ("steps=[train,{_target_: gradroute.training.penalties.L1}]", "is not a step; right is a subclass of Step"),
-    ("tracker={_target_: gradroute.steps.train.Train}", "is not a tracker; right is a subclass of Tracker"),
+    ("dataset._target_=torch.nn.Linear", "dataset._target_=torch.nn.Linear: is not a data set; use a subclass of"),
+    ("dataset._target_=json.dumps", "is not a data set; use a subclass of Dataset"),
+    ("task._target_=gradroute.models.resnet.SplitResNet", "is not a task; use a subclass of Task"),
+    ("ablation._target_=gradroute.tasks.classification.Classification", "is not an ablation; use a subclass of A"),
+    ("model._target_=gradroute.tasks.ablations.Zero", "use a subclass of Module or ModelPlan or a function"),
+    ("measures=[{_target_: gradroute.training.penalties.L1}]", "L1: is not a measure; use a subclass of Measure"),
+    ("steps=[train,{_target_: gradroute.training.penalties.L1}]", "is not a step; use a subclass of Step"),
+    ("tracker={_target_: gradroute.steps.train.Train}", "is not a tracker; use a subclass of Tracker"),
     ("plots=[{_target_: gradroute.reporting.run_data.RunData}]", "unknown name in gradroute.reporting.run_data: 'RunD"),
     ("dataset._target_=gradroute.data.images.dataset.ImageDataset", "has no load, which a data set must define"),
     ("task._target_=gradroute.tasks.images.ImageTask", "has no batch, encodings, objective, samples, targets"),
@@ -268,11 +268,11 @@ COMPONENTS = [  # of a component what is wrong, and what is said
     ("dataset=images", "dataset.root: Missing mandatory value"),
     ("finetune.group=digits_0_4", "finetune.documents: FineTune needs it"),
     ("model.hidden=8", "model.hidden=8: must be a list"),
-    ("model.hidden=[a]", "model.hidden=a: must be a int"),
-    ("model.encoding=true", "model.encoding=True: must be a int"),
-    ("model.encoding=1.5", "model.encoding=1.5: must be a int"),
+    ("model.hidden=[a]", "model.hidden=a: must be of type int"),
+    ("model.encoding=true", "model.encoding=True: must be of type int"),
+    ("model.encoding=1.5", "model.encoding=1.5: must be of type int"),
     ("dataset.format=striips", "unknown value of dataset.format: 'striips'; did you mean strips?"),
-    ("dataset.root=3", "dataset.root=3: must be a str"),
+    ("dataset.root=3", "dataset.root=3: must be of type str"),
     ("losses.error=mae", "losses.error: must be a mapping"),
     ("measures=mae", "measures: must be a list"),
     ("measures=[mae]", "measures.0=mae: must be a mapping with _target_, the import path of a measure"),

@@ -42,7 +42,7 @@ def test_names_are_short() -> None:
         (["split.groups=[[0],[]]"], "a set is empty"),
         (["split.outside=0.5"], "do nothing without split.groups"),
         (["split.groups=[[0],[1]]", "split.units=[1]"], "must be 2 numbers above 0"),
-        (["split.groups=[[0],[1]]", "split.units=[30,30]"], "32 at most in sum"),
+        (["split.groups=[[0],[1]]", "split.units=[30,30]"], "at most 32 in total"),
         (["split.groups=[[0],[1]]", "split.site=decoder.act0"], "give split.width"),
     ],
 )

@@ -96,7 +96,7 @@ def test_a_machine_without_any_folder_to_write_to_is_told_what_to_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packaged, "unpack_mnist", lambda root: False)
-    with pytest.raises(UserError, match="cannot be written; set GRADROUTE_DATA to a folder that can"):
+    with pytest.raises(UserError, match="cannot be written; set GRADROUTE_DATA to a writable folder"):
         MNIST().tensors()
 
 

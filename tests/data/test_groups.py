@@ -59,7 +59,7 @@ MISTAKES: list[tuple[dict[str, GroupConfig], str]] = [
     ({"odd": GroupConfig([1, 11])}, "unknown label in routing.groups.odd.labels: '11'"),
     ({"odd": GroupConfig([1, 3])}, "points with labels [0, 2] are in no group"),
     ({"w": GroupConfig(column="writr", values=["w1"])}, "did you mean writer?"),
-    ({"w": GroupConfig(column="writer", values=["w9"])}, "routing.groups.w: no training point is in it"),
+    ({"w": GroupConfig(column="writer", values=["w9"])}, "routing.groups.w: has no training point"),
     ({**EVEN_ODD, "w": GroupConfig(column="writer", values=["w1"])}, "800 points are in 'odd' and 'w'"),
     ({"p": GroupConfig(predicate="nowhere:f")}, "predicate=nowhere:f: cannot be imported"),
     ({"p": GroupConfig(predicate="math:pi")}, "is a float, not a function"),

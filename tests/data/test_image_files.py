@@ -95,13 +95,13 @@ def _narrow(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_drop("test_batch.png"), "no strip to test on; dataset.format=strips has"),
+        (_drop("test_batch.png"), "no strip to test on; dataset.format=strips needs"),
         (_drop("train_lables.json"), "no labels to train on"),
         (_labels([1, 2]), "2 labels for 5 images"),
-        (_labels([1, 2, 3, 4, 10]), "dataset=cifar10: a label is 10; right are 0 to 9"),
+        (_labels([1, 2, 3, 4, 10]), "dataset=cifar10: a label is 10; labels must be from 0 to 9"),
         (_labels({"a": 1}), "not a list of numbers"),
-        (_narrow, "test_batch.png: the image is 900 x 4; right is 1024 wide, a row for each image"),
-        (lambda folder: (folder / "test_batch.png").write_bytes(b"GIF89a" + b"x" * 60), "test_batch.png: is no PNG"),
+        (_narrow, "test_batch.png: the image is 900 x 4; must be 1024 wide, with a row for each image"),
+        (lambda folder: (folder / "test_batch.png").write_bytes(b"GIF89a" + b"x" * 60), "test_batch.png: is not a PNG"),
         (lambda folder: (folder / "test_batch.png").write_bytes((folder / "test_batch.png").read_bytes()[:-400]),
          "test_batch.png: damaged"),
     ],
@@ -115,7 +115,7 @@ def test_what_is_wrong_with_strips_is_said(tmp_path: Path, damage: Any, message:
 
 
 def test_strips_need_a_folder() -> None:
-    with pytest.raises(UserError, match=r"dataset.root=None: must be the folder that dataset.format=strips is about"):
+    with pytest.raises(UserError, match=r"dataset.root=None: must be a folder with dataset.format=strips"):
         CIFAR10(format="strips")
 
 

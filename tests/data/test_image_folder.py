@@ -63,7 +63,7 @@ def test_folders_are_classes(tmp_path: Path, names: tuple[str, ...], labels: lis
             assert columns["class"][row] == name and columns["file"][row] == f"{part}/{name}/a.png"
     assert data.classes == max(labels) + 1 and data.shape == (3, 32, 32) and data.label_noun == "class"
     assert ImageFolder(str(tmp_path), classes=10).tensors().classes == 10
-    with pytest.raises(UserError, match=f"a label is {max(labels)}; right are 0 to 1"):
+    with pytest.raises(UserError, match=f"a label is {max(labels)}; labels must be from 0 to 1"):
         ImageFolder(str(tmp_path), classes=2).tensors()
 
 
@@ -91,7 +91,7 @@ def test_two_images_of_a_class_suffice_and_one_does_not(tmp_path: Path) -> None:
     data = ImageFolder(str(tmp_path)).tensors()
     assert data.train_labels.tolist() == data.test_labels.tolist() == [0, 1]
     (tmp_path / "dog" / "1.png").unlink()
-    with pytest.raises(UserError, match=r"dog: has one image, which cannot be trained on and tested on; add one"):
+    with pytest.raises(UserError, match=r"dog: has one image, but training and testing need one each; add one"):
         ImageFolder(str(tmp_path)).load()
 
 
@@ -234,7 +234,7 @@ def test_what_is_wrong_with_folders_is_said(tmp_path: Path) -> None:
     images = tmp_path / "images"
     steps: list[tuple[Callable[[], Any], str]] = [
         (lambda: None, f"{images}: cannot be read (No such file or directory); give train/<class>/*.png and"),
-        (lambda: images.mkdir(), f"{images}: no folder of images is in it; give train"),
+        (lambda: images.mkdir(), f"{images}: has no folder of images; give train"),
         (lambda: (images / "train").mkdir(), f"{images}: no .png or .jpg in {images / 'train'}; give train"),
         (lambda: (images / "test" / "ship").mkdir(parents=True), f"{images}: no folder in train; give train"),
         (lambda: (images / "train" / "cat").mkdir(), f"{images}: test/ship is not in train; give train"),
@@ -244,10 +244,10 @@ def test_what_is_wrong_with_folders_is_said(tmp_path: Path) -> None:
         (lambda: write_png(pictures(1, 3, 32, 32)[0], images / "test" / "ship" / "2.png"),
          "2.png: the image is 32 x 32, others are 32 x 28; give dataset.resize=[height,width]"),
         (lambda: (images / "test" / "ship" / "2.png").write_bytes(b"GIF89a" + b"x" * 60),
-         f"{images}/test/ship/2.png: is no PNG or JPEG"),
+         f"{images}/test/ship/2.png: is not a PNG or JPEG"),
         (lambda: (images / "test" / "ship" / "2.png").write_bytes(
             (images / "train" / "cat" / "1.png").read_bytes()[:-400]), f"{images}/test/ship/2.png: damaged ("),
-        (lambda: (images / "test" / "ship" / "2.png").write_bytes(b""), f"{images}/test/ship/2.png: is no PNG or JPEG"),
+        (lambda: (images / "test" / "ship" / "2.png").write_bytes(b""), f"{images}/test/ship/2.png: is not a PNG"),
         (lambda: pipe(images / "test" / "ship" / "2.png"),
          f"{images}/test/ship/2.png: cannot be read (it is not a regular file)"),
     ]  # fmt: skip

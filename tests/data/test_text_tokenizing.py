@@ -78,7 +78,7 @@ def test_the_end_may_have_another_name_or_be_a_number(tmp_path: Path) -> None:
         found = load(tmp_path / "a.json", end)
         assert (found.end, found.end_name) == (WORD.end, "</s>") and found.encode(TEXTS[:5]) == WORD.encode(TEXTS[:5])
     for unknown in ("</p>", 10**6):
-        with pytest.raises(UserError, match=rf"a\.json: the tokenizer has no token {unknown}, which ends a document"):
+        with pytest.raises(UserError, match=rf"a\.json: the tokenizer has no token {unknown} to end a document"):
             load(tmp_path / "a.json", unknown)
 
 
@@ -104,7 +104,7 @@ def test_mistakes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.json: cannot be read"):
         load(tmp_path / "nowhere.json")
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(UserError, match=r"a\.json: is no tokenizer file"):
+    with pytest.raises(UserError, match=r"a\.json: is not a tokenizer file"):
         load(tmp_path / "a.json")
     (tmp_path / "b.json").write_text(WORD.to_json().replace(END, "<|stop|>"))
     with pytest.raises(UserError, match=r"b\.json: the tokenizer has no token <\|endoftext\|>"):

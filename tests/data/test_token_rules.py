@@ -202,24 +202,27 @@ MISTAKES: list[tuple[Any, str]] = [
     (lambda: rules.by_words(STORIES.texts, []), "word list []: give at least one word"),
     (lambda: rules.by_words(STORIES.texts, ["tree", " "]), "and no empty one"),
     (lambda: rules.by_words(STORIES.texts, ["tractors"]), "word list ['tractors']: is in none of the 400 documents"),
-    (lambda: rules.by_words(["a b", "b"], ["b"]), "word list ['b']: is in every one of the 2 documents"),
-    (lambda: rules.by_pattern(["a"], "(tree"), "pattern '(tree' is no regular expression: missing ), unterminated"),
+    (lambda: rules.by_words(["a b", "b"], ["b"]), "word list ['b']: is in all of the 2 documents"),
+    (lambda: rules.by_pattern(["a"], "(tree"), "pattern '(tree' is not a regular expression: missing ), unterminated"),
     (lambda: rules.by_pattern(["a"], "x"), "pattern 'x': is in none of the 1 documents"),
     (lambda: rules.by_metadata(STORIES.columns, "forst", ["yes"]), "unknown column of the documents: 'forst'; did you"),
     (lambda: rules.by_metadata(STORIES.columns, "forest", ["yess"]), "unknown value of column 'forest': 'yess'; did"),
-    (lambda: rules.by_metadata(STORIES.columns, "forest", ["yes", "no"]), "is in every one of the 400 documents"),
+    (lambda: rules.by_metadata(STORIES.columns, "forest", ["yes", "no"]), "is in all of the 400 documents"),
     (lambda: rules.with_phrase(SMALL, [[9]]), "token sequences [[9]]: is in none of the 2 documents"),
     (lambda: rules.variants(BPE, " "), "phrase ' ' tokenizes to nothing"),
     (lambda: rules.variants(WORDS, "zyxw"), "phrase 'zyxw' has a word outside the vocabulary"),
     (lambda: rules.ratio_weights(SMALL, ~YES, 5), "the forget label: is in none of the 2 documents"),
     (lambda: rules.memberships(SMALL, pack(SMALL, 4), {"a": torch.ones(2)}), "not one for each of the 3 tokens"),
-    (lambda: rules.memberships(SMALL, pack(SMALL, 4), {"a": torch.tensor([0, 1.5, 1])}), "at 1 tokens are no convex"),
+    (
+        lambda: rules.memberships(SMALL, pack(SMALL, 4), {"a": torch.tensor([0, 1.5, 1])}),
+        "at 1 tokens are not a convex",
+    ),
     (
         lambda: rules.memberships(SMALL, pack(SMALL, 4), {"a": torch.ones(3), "b": torch.tensor([0, 1, 1])}),
-        "shares of ['a', 'b'] at 2 tokens are no convex mixture",
+        "shares of ['a', 'b'] at 2 tokens are not a convex mixture",
     ),
     (lambda: ranked(SMALL, torch.zeros(3), BPE, YES), "no token occurs 10 times in 2 documents"),
-    (lambda: coloured(SMALL, torch.zeros(3), BPE, 2), "document 2 is not there; documents go from 0 to 1"),
+    (lambda: coloured(SMALL, torch.zeros(3), BPE, 2), "document 2 does not exist; use 0 to 1"),
 ]
 
 

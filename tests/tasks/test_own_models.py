@@ -152,7 +152,8 @@ def test_norms_and_dropout_act_in_the_training_alone(tmp_path: Path) -> None:
 def test_batch_norm_lets_no_loss_past_its_groups_mask(tmp_path: Path) -> None:
     """With one pass for each group, its loss has no gradient in the other units, not even through other images."""
     task = create(config("Normed", tmp_path))
-    objective, batch = task.objective(), task.batch(torch.arange(64))
+    objective: Any = task.objective()
+    batch = task.batch(torch.arange(64))
     weight = task.model.get_submodule("encoder").get_parameter("weight")
     found = {}
     for several in (True, False):

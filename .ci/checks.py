@@ -32,12 +32,17 @@ NEEDS = ("RUN", "FOLDER", "photos", "--help", "resume=", "rerun=")  # an earlier
 
 
 def readme_commands(name: str = "gradroute-run") -> list[str]:
-    """Return the READMEs' lines that call a command, except those that need an earlier run or the user's own files."""
+    """Return the READMEs' lines that call a command, each once, without comments.
+
+    Left out are those that need an earlier run or the user's own files, and those that only name an experiment, which
+    `test_every_experiment_runs` does.
+    """
     text = "".join((ROOT / page).read_text() for page in PAGES)
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    lines = [re.sub(r"\s+#.*", "", line.strip()) for block in blocks for line in block.splitlines()]
+    alone = {f"gradroute-run experiment={experiment}" for experiment in EXPERIMENTS}
     chosen = [line for line in lines if line.startswith(f"{name} ") and not any(word in line for word in NEEDS)]
-    return list(dict.fromkeys(chosen))
+    return [line for line in dict.fromkeys(chosen) if line not in alone]
 
 
 def own_files() -> dict[str, str]:

@@ -286,8 +286,11 @@ def test_what_is_for_another_task_is_refused(change: str, message: str) -> None:
         configuration(["experiment=stories_era", change])
 
 
-def test_there_may_be_no_prompts(tmp_path: Path) -> None:
-    (made,) = execute([config(tmp_path, "~completions.prompts", "steps=[train,ablate,evaluate,report]",
+@pytest.mark.parametrize(
+    "given", [["~completions.prompts"], [f"completions.prompts.{group}=[]" for group in ("forget", "retain")]]
+)
+def test_there_may_be_no_prompts(tmp_path: Path, given: list[str]) -> None:
+    (made,) = execute([config(tmp_path, *given, "steps=[train,ablate,evaluate,report]",
                               "finetune=null", "relearn=null")])  # fmt: skip
     assert isinstance(made, Path), made
     assert json.loads((made / "completions.json").read_text()) == [] and (made / "report.html").is_file()

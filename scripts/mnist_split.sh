@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the main job over three seeds, with fresh certificates trained on the frozen encoding, then compare the runs.
+# Run the main experiment over three seeds, with fresh certificates trained on the frozen encoding, then compare the runs.
 # usage: scripts/mnist_split.sh [TRAINER] [SEED,SEED,…]
 set -euo pipefail
 trainer=${1:-fast} seeds=${2:-0,1,2}

@@ -89,7 +89,7 @@ def _mnist_split(factory: pytest.TempPathFactory, name: str, run: Command, *size
 
 @pytest.fixture(scope="session")
 def smoke(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of one smoke run of the main job, made by the real command line."""
+    """Return the folder of one smoke run of the main experiment, made by the real command line."""
     return _mnist_split(tmp_path_factory, "smoke", command)
 
 

@@ -53,7 +53,7 @@ class FinishedRun:
 
     @cached_property
     def ledger(self) -> "pd.DataFrame":
-        """The gradients and updates that each group caused in each region, by window of updates."""
+        """The ledger: points, gradients and parameter changes, by window of updates, group and region."""
         import pandas as pd
 
         return pd.DataFrame(read_ledger(self.path, self.manifest))

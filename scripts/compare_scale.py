@@ -2,7 +2,7 @@
 
 python scripts/compare_scale.py --count 10000
 
-The folders are made by the code that writes real ones, with the metrics of the main experiment and no weights, plots or page;
+The folders are made by the code that writes real ones, with the metrics of mnist_split and no weights, plots or page;
 settings and seeds differ. Prints one line of JSON. On a file system in memory, reading times are not those of a disk.
 """
 

@@ -56,7 +56,7 @@ def textbook(router: Router, group: torch.Tensor) -> ExitStack:
 
 
 def autoencoder() -> dict[str, Step]:
-    """Return the main experiment's training step of each kind, with the paper's preset in the precision that `auto` picks."""
+    """Return the training step of each kind of mnist_split, at `paper` in the precision that `auto` picks."""
     task = Reconstruction(configuration(["trainer=paper", "trainer.train_limit=2048"]))
     model: Any = task.model
     images, group, objective = task.data.train_images, task.routed, task.objective()

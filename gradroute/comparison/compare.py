@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,15 +110,22 @@ def _usual(reads: list[Read]) -> str:
     return next((metric for metric in USUAL if metric in found), USUAL[0])
 
 
+def _notes(chosen: list[Read], again: list[Read], keys: Mapping[str, list[str]]) -> list[str]:
+    """Return what a reader should know: settings that change together, runs not counted, and commits."""
+    notes = [f"these always change together with {k}: {', '.join(o)}" for k, o in keys.items() if o]
+    if again:
+        names = ", ".join(str(read.path) for read in again)
+        notes.append(f"not counted, since their numbers are those of another seed to the bit: {names}")
+    commits = sorted({read.commit[:12] for read in chosen})
+    if len(commits) > 1:
+        notes.append(f"made by {len(commits)} commits of gradroute: {', '.join(commits)}")
+    return notes
+
+
 def compare(
-    paths: list[str],
-    metric: str | None = None,
-    where: list[str] | None = None,
-    sort: str | None = None,
-    form: str = "table",
-    out: Path | None = None,
-    failed: bool = True,
-) -> None:
+    paths: list[str], metric: str | None = None, where: list[str] | None = None, sort: str | None = None,
+    form: str = "table", out: Path | None = None, failed: bool = True,
+) -> None:  # fmt: skip
     """Print the comparison, and what was left out and why; with `out`, also write it there in every form and as a page.
 
     `failed`: also print the failed jobs of a sweep; `gradroute-run` lists them itself.
@@ -137,14 +145,7 @@ def compare(
         if sort not in table.columns:
             raise unknown("column of --sort:", sort, table.columns)
         table = table.sort_values(sort, kind="stable")
-    out_of_it = left_out(reads, paths)
-    notes = [f"these always change together with {k}: {', '.join(o)}" for k, o in keys.items() if o]
-    commits = sorted({read.commit[:12] for read in chosen})
-    if again:
-        names = ", ".join(str(read.path) for read in again)
-        notes.append(f"not counted, since their numbers are those of another seed to the bit: {names}")
-    if len(commits) > 1:
-        notes.append(f"made by {len(commits)} commits of gradroute: {', '.join(commits)}")
+    out_of_it, notes = left_out(reads, paths), _notes(chosen, again, keys)
     if out is not None:
         from gradroute.comparison.language import settings_of
 

@@ -28,6 +28,9 @@ UNSAID = (  # keys that the files state only where they are used
     "routing.unlabelled",
 )  # fmt: skip
 GROUP = re.compile(r"routing\.groups\.([^.]+)(?:\.(\w+))?")
+REGION = re.compile(r"routing\.regions\.([^.=]+)(?:\.(\w+))?")
+REGIONS = {"site": ("part", "layers", "parameters"), "part": ("site", "axis", "output", "parameters"),
+           "parameters": ("site", "part", "layers", "units", "output")}  # fmt: skip  # a kind, and the others' keys
 RULES = ("labels", "column", "predicate", "words", "pattern", "rest")
 
 
@@ -55,7 +58,7 @@ def merged(*parts: Sequence[str]) -> list[str]:
 
 def prepared(overrides: Sequence[str]) -> list[str]:
     """Rewrite overrides so that they may add keys to open mappings and replace a group's rule by another kind."""
-    return [*map(_opened, overrides), *_cleared_rules(overrides)]
+    return [*map(_opened, overrides), *_cleared_rules(overrides), *_cleared_regions(overrides)]
 
 
 def plain(overrides: Sequence[str]) -> list[str]:
@@ -124,3 +127,24 @@ def _cleared_rules(overrides: Sequence[str]) -> list[str]:
             if f"routing.groups.{name}.{key}" not in said
         ]
     return cleared
+
+
+def _cleared_regions(overrides: Sequence[str]) -> list[str]:
+    """Return overrides that clear the keys of other kinds of region where the kind of a region is given."""
+    given: dict[str, set[str]] = {}
+    for override in overrides:
+        key, equals, _ = override.lstrip("+").partition("=")
+        if not equals or not (found := REGION.fullmatch(key)):
+            continue
+        parsed = None if found[2] else _parsed(override)
+        value = parsed.value() if parsed is not None and not parsed.is_sweep_override() else None
+        named = [found[2]] if found[2] else list(value) if isinstance(value, Mapping) else []
+        given.setdefault(found[1], set()).update(map(str, named))
+    return [
+        f"++routing.regions.{name}.{key}=null"
+        for name, keys in given.items()
+        for kind in REGIONS
+        if keys & REGIONS.keys() == {kind}
+        for key in REGIONS[kind]
+        if key not in keys
+    ]

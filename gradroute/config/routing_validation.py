@@ -51,8 +51,11 @@ def check_routing(routing: RoutingConfig) -> None:
 
 
 def _check_region(where: str, region: RegionConfig) -> None:
-    either = (region.site is None) != (region.parameters is None)
-    require(either, where, region.site, "a region with either site or parameters")
+    kinds = [name for name in ("site", "part", "parameters") if getattr(region, name) is not None]
+    require(len(kinds) == 1, where, kinds, "a region with one of site, part and parameters")
+    whole = region.part is not None and region.axis is None and region.output is None
+    require(region.part is None or whole, where, region.part, "a region with part and without axis and output")
+    require(region.part is not None or region.layers is None, f"{where}.layers", region.layers, "used with part")
     given = region.site if isinstance(region.site, list) else [region.site]
     right = "a module's name, a glob, or a list of them"
     named = bool(given) and all(isinstance(s, str) and s for s in given)

@@ -10,9 +10,15 @@ from typing import Any
 
 @dataclass
 class RegionConfig:
-    """A region: a `gradroute.Region` if `site` is given, a `gradroute.ParameterRegion` if `parameters` is."""
+    """A region: a `gradroute.Region` if `site` is given, a `gradroute.ParameterRegion` if `parameters` is.
+
+    part, layers: in place of `site`, a part of these layers of a language model, of all layers if null; see
+    `gradroute.models.layer_parts`.
+    """
 
     site: Any = None
+    part: str | None = None
+    layers: list[int] | None = None
     units: Any = None
     axis: int | None = None
     output: Any = None

@@ -35,6 +35,22 @@ def reason(error: BaseException) -> str:
     return plain_text((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
 
 
+def gguf_of(source: str) -> tuple[str, str] | None:
+    """Return the folder and name of a GGUF file, given the file, or a folder with one and no `config.json`, or None.
+
+    Raises: UserError if the folder has several.
+    """
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return str(path.parent), path.name
+    if not path.is_dir() or (path / "config.json").is_file():
+        return None
+    found = sorted(each.name for each in path.glob("*.gguf"))
+    if len(found) > 1:
+        raise UserError(f"{path}: has {len(found)} GGUF files; name one, such as {path / found[0]}")
+    return (str(path), found[0]) if found else None
+
+
 def file_of(source: str, name: str) -> Path | None:
     """Return a file of a model, given its name on the hub or its local folder; None if the model has no such file.
 

@@ -11,14 +11,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradroute.data.hub import package, reason
+from gradroute.data.hub import gguf_of, package, reason
+from gradroute.data.text.packing import separated
 from gradroute.errors import UserError
-from gradroute.models.transformer import separated
+from gradroute.models.layer_parts import Place
 
 MLPS = (  # names of an MLP's layers: those that make its units, then the one that reads them
-    ("gate_proj", "up_proj", "down_proj"), ("dense_h_to_4h", "dense_4h_to_h"), ("c_fc", "c_proj"), ("fc_in", "fc_out"),
-    ("fc1", "fc2"),
+    ("gate_proj", "up_proj", "down_proj"), ("gate_up_proj", "down_proj"), ("dense_h_to_4h", "dense_4h_to_h"),
+    ("c_fc", "c_proj"), ("fc_in", "fc_out"), ("fc1", "fc2"),
 )  # fmt: skip
+FUSED = ("gate_up_proj",)  # layers with two rows for each unit
+OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")  # names of an attention's last layer, which reads its heads
+
+
+class _Shape:
+    """The shape `(batch, length)` of the tokens in the current pass."""
+
+    tokens: tuple[int, ...] = ()
+
+
+class _Through:
+    """A forward pre-hook that passes a layer's input through a module; deep copies refer to the copied module."""
+
+    def __init__(self, module: nn.Module, shape: _Shape) -> None:
+        self.module, self.shape = module, shape
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        given = inputs[0]
+        if given.dim() > 2:
+            return (self.module(given), *inputs[1:])
+        return (self.module(given.unflatten(0, self.shape.tokens)).flatten(0, 1), *inputs[1:])  # as OPT's MLP has it
 
 
 class CausalLM(nn.Module):
@@ -27,6 +49,86 @@ class CausalLM(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.added: dict[int, int] = {}
+        self._shape = _Shape()
+        counts = (getattr(model.config, f"num_{what}", None) for what in ("hidden_layers", "attention_heads"))
+        self.layer_count, self.head_count = (count if isinstance(count, int) else 0 for count in counts)
+        lists = [n for n, m in self.named_modules() if isinstance(m, nn.ModuleList) and len(m) == self.layer_count]
+        self._layers = lists[0] if lists else None
+        self._name_parts()
+
+    def _name_parts(self) -> None:
+        """Put an identity before the layers that read MLP units and heads, so that these have names: `units`, `heads`.
+
+        A gated MLP's units are a product that no module of `transformers` returns.
+        """
+        for layer in range(self.layer_count if self._layers else 0):
+            for found, name in ((self._mlp(layer), "units"), (self._attention(layer), "heads")):
+                if found is not None:
+                    around, *_, last = found
+                    container = self.get_submodule(around)
+                    container.add_module(name, nn.Identity())
+                    self.get_submodule(last).register_forward_pre_hook(
+                        _Through(container.get_submodule(name), self._shape)
+                    )
+
+    def _block(self, layer: int) -> str:
+        """Return the name of a layer. Raises: UserError if there is none."""
+        if not 0 <= layer < self.layer_count:
+            raise UserError(f"layer {layer} is out of range; layers go from 0 to {self.layer_count - 1}")
+        if self._layers is None:
+            kind = type(self.model).__name__
+            raise UserError(f"the layers of a {kind} could not be found; name its sites in the regions")
+        return f"{self._layers}.{layer}"
+
+    def _mlp(self, layer: int) -> tuple[str, ...] | None:
+        """Return the names of a layer's MLP, of the layers that make its units, and of the one that reads them."""
+        block = self._block(layer)
+        for around, module in ((block, self.get_submodule(block)), *self._children(block)):
+            children = dict(module.named_children())
+            for names in MLPS:
+                if children.keys() >= set(names):
+                    return (around, *(f"{around}.{name}" for name in names))
+        return None
+
+    def _attention(self, layer: int) -> tuple[str, ...] | None:
+        """Return the names of a layer's attention and of the layer that reads its heads."""
+        for around, module in self._children(self._block(layer)):
+            children = dict(module.named_children())
+            names = [name for name in OUT if name in children]
+            if "att" in around.rpartition(".")[2] and names:
+                return around, f"{around}.{names[0]}"
+        return None
+
+    def _children(self, block: str) -> list[tuple[str, nn.Module]]:
+        return [(f"{block}.{name}", child) for name, child in self.get_submodule(block).named_children()]
+
+    def place(self, part: str, layer: int) -> Place:
+        """Return the site of a layer's `mlp`, `heads` or `residual`. Raises: UserError if it could not be found."""
+        if part == "residual":
+            block = self._block(layer)
+            return Place(block, 0 if self._returns_tuples(block) else None, self.unembedding.shape[1])
+        found = self._mlp(layer) if part == "mlp" else self._attention(layer)
+        if found is None:
+            kind = type(self.model).__name__
+            raise UserError(f"layer {layer}: its {part} could not be found in a {kind}; name a site in the region")
+        around, *_, last = found
+        weight: Any = self.get_submodule(last).weight
+        inputs = weight.shape[1] if isinstance(self.get_submodule(last), nn.Linear) else weight.shape[0]  # a Conv1D
+        return Place(f"{around}.{'units' if part == 'mlp' else 'heads'}", None, int(inputs))
+
+    @torch.no_grad()
+    def _returns_tuples(self, block: str) -> bool:
+        seen: list[bool] = []
+        device = self.unembedding.device
+        look = self.get_submodule(block).register_forward_hook(
+            lambda m, i, output: seen.append(isinstance(output, tuple))
+        )
+        try:
+            self(torch.zeros(1, 2, dtype=torch.int64, device=device))
+        finally:
+            look.remove()
+        return seen[0]
 
     @property
     def unembedding(self) -> torch.Tensor:
@@ -44,20 +146,19 @@ class CausalLM(nn.Module):
 
         Raises: UserError if there is no such layer, or its MLP is of an unknown kind or not made of `torch.nn.Linear`.
         """
-        count = self.model.config.num_hidden_layers
-        if not 0 <= layer < count:
-            raise UserError(f"layer {layer} is out of range; layers go from 0 to {count - 1}")
-        lists = [n for n, m in self.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-        block = self.get_submodule(f"{lists[0]}.{layer}") if lists else nn.Module()
-        for place, module in [("", block), *((f".{name}", child) for name, child in block.named_children())]:
-            children = dict(module.named_children())
-            for names in (names for names in MLPS if children.keys() >= set(names)):
-                if odd := [name for name in names if not isinstance(children[name], nn.Linear)]:
-                    kind = f"'{odd[0]}' of its MLP is a {type(children[odd[0]]).__name__}"
-                    raise UserError(f"layer {layer}: {kind}; units can be added to torch.nn.Linear only")
-                *producers, consumer = (f"{lists[0]}.{layer}{place}.{name}" for name in names)
-                return tuple(producers), (consumer,)
-        raise UserError(f"layer {layer}: it has no MLP of a known kind; add no units, or choose another model")
+        found = self._mlp(layer)
+        if found is None:
+            raise UserError(f"layer {layer}: it has no MLP of a known kind; add no units, or choose another model")
+        _, *producers, consumer = found
+        for name in (*producers, consumer):
+            module = self.get_submodule(name)
+            own = name.rpartition(".")[2]
+            if not isinstance(module, nn.Linear) or own in FUSED:
+                kind = "two layers in one" if own in FUSED else f"a {type(module).__name__}"
+                raise UserError(
+                    f"layer {layer}: '{own}' of its MLP is {kind}; units can be added to torch.nn.Linear only"
+                )
+        return tuple(producers), (consumer,)
 
     @torch.no_grad()
     def require_separation(self) -> None:
@@ -84,7 +185,10 @@ class CausalLM(nn.Module):
         """
         if self.context is not None and tokens.shape[1] > self.context:
             raise UserError(f"a sequence of {tokens.shape[1]} tokens is longer than the model's context={self.context}")
+        self._shape.tokens = tuple(tokens.shape)
         given: dict[str, torch.Tensor] = {}
+        if document_ids is None and tokens.is_meta:  # transformers reads values to make a mask, which meta lacks
+            document_ids = torch.zeros_like(tokens)
         if document_ids is not None:
             positions, sees = separated(document_ids)
             lowest = torch.finfo(self.model.dtype).min
@@ -94,13 +198,23 @@ class CausalLM(nn.Module):
         return logits
 
 
+def located(source: str) -> tuple[str, dict[str, Any]]:
+    """Return the name or folder that `transformers` reads a model from, and its options. Raises: UserError."""
+    if (gguf := gguf_of(source)) is not None:
+        for needed in ("gguf", "accelerate"):
+            package(needed, f"model '{source}'")
+        return gguf[0], {"gguf_file": gguf[1]}
+    place = Path(source).expanduser()
+    return (str(place) if place.is_dir() else source), {}
+
+
 def load(source: Any, config: Any = None) -> CausalLM:
     """Load a pretrained model, or make one with random weights from a config object.
 
     It is in float32, and in evaluation mode, so dropout is off. No code that comes with a model is run.
 
     Args:
-        source: a name on the hub, a local folder, or a config object.
+        source: a name on the hub, a local folder, a GGUF file, or a config object.
         config: a config object for a pretrained model, in place of its own.
 
     Raises: UserError if the package is missing, the model cannot be loaded, weights of it are missing, or the config
@@ -111,9 +225,9 @@ def load(source: Any, config: Any = None) -> CausalLM:
     make = package("transformers", what).AutoModelForCausalLM
     try:
         if named:
-            place = Path(source).expanduser()
-            name, own = str(place) if place.is_dir() else str(source), {} if config is None else {"config": config}
-            model, found = make.from_pretrained(name, trust_remote_code=False, output_loading_info=True, **own)
+            name, options = located(str(source))
+            options |= {} if config is None or "gguf_file" in options else {"config": config}
+            model, found = make.from_pretrained(name, trust_remote_code=False, output_loading_info=True, **options)
         else:
             model, found = make.from_config(source, trust_remote_code=False), {}
     except Exception as error:  # any error of the hub, the network or the files

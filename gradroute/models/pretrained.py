@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import torch
 
 from gradroute.config.limits import WIDTH, Between, Text, require
-from gradroute.data.hub import file_of, package, reason
+from gradroute.data.hub import file_of, gguf_of, package, reason
 from gradroute.data.text import tokenizing
 from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.errors import UserError, unknown
 from gradroute.models.added_units import add_units
 from gradroute.models.base import ModelPlan
-from gradroute.models.causal_lm import CausalLM, load
+from gradroute.models.causal_lm import CausalLM, load, located
 from gradroute.records.run_reader import read_file, read_manifest
 from gradroute.records.safe_reading import LIMITS, read_json, read_text
 from gradroute.routing.expansion import Layer
@@ -34,7 +34,7 @@ class HuggingFace(ModelPlan):
     Sites are its modules' names below `model.`, such as `model.gpt_neox.layers.3.mlp.act` of a GPT-NeoX.
 
     Args:
-        pretrained: its name on the hub, or a local folder.
+        pretrained: its name on the hub, a local folder, or a GGUF file, which is read as float32.
         untrained: use its architecture with random weights, drawn by the run's seed.
         expand: layers whose MLPs get `added` units more (GR section 4.2.2); they must be made of `torch.nn.Linear`.
     """
@@ -43,7 +43,7 @@ class HuggingFace(ModelPlan):
     smaller = "choose a smaller model.pretrained"
 
     def __init__(
-        self, pretrained: Annotated[str, Text("the name of a model on the hub, or a local folder")],
+        self, pretrained: Annotated[str, Text("the name of a model on the hub, a local folder or a GGUF file")],
         untrained: bool = False, expand: Sequence[Annotated[int, Between(0, WIDTH)]] = (),
         added: Annotated[int, Between(0, WIDTH)] = 0,
     ) -> None:  # fmt: skip
@@ -63,11 +63,12 @@ class HuggingFace(ModelPlan):
         what = f"model '{self.source}'"
         transformers = package("transformers", what)
         place = Path(self.source).expanduser()
-        if not place.is_dir() and (place.is_absolute() or self.source[:1] in ".~"):
-            raise UserError(f"model.pretrained={self.source}: no such folder")
+        local = place.is_absolute() or self.source[:1] in ".~" or place.suffix == ".gguf"
+        if local and not place.is_dir() and gguf_of(self.source) is None:
+            raise UserError(f"model.pretrained={self.source}: no such folder or GGUF file")
         try:
-            name = str(place) if place.is_dir() else self.source
-            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+            name, options = located(self.source)
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
         except Exception as error:  # any error of the hub, the network or the files
             raise UserError(f"{what}: its configuration cannot be read [{reason(error)}]") from None
         if getattr(config, "quantization_config", None) is not None:
@@ -101,6 +102,8 @@ class HuggingFace(ModelPlan):
             where = self.run / TOKENIZER
             text = read_text(read_file(self.run, TOKENIZER, self.manifest), where)
             return tokenizing.parse(text, where, self.end)
+        if gguf_of(self.source) is not None:
+            return self._gguf_tokenizer()
         path = file_of(self.source, TOKENIZER)
         if path is None:
             right = "set dataset.tokenizer to the path of one"
@@ -109,6 +112,15 @@ class HuggingFace(ModelPlan):
         if size > largest:
             raise UserError(f"{path}: has {size} bytes, and a run keeps at most {largest}; choose another model")
         return tokenizing.load(path, _end(self.source, self.config))
+
+    def _gguf_tokenizer(self) -> Tokenizer:
+        name, options = located(self.source)
+        try:
+            made = package("transformers", self.source).AutoTokenizer.from_pretrained(name, **options)
+            text, end = made.backend_tokenizer.to_str(), made.eos_token
+        except Exception as error:  # any error of the file or its conversion
+            raise UserError(f"model '{self.source}': its tokenizer cannot be read [{reason(error)}]") from None
+        return tokenizing.parse(text, self.source, end or tokenizing.END)
 
     def build(self, **found: Any) -> CausalLM:
         """Return the initial model; one that is read back has random weights until its own are loaded.
@@ -136,6 +148,7 @@ class HuggingFace(ModelPlan):
         deviation = float(getattr(self.config, "initializer_range", 0.02))
         for number in self.expand:
             add_units(model, Layer(*model.mlp_layers(number)), self.added, deviation, deviation)
+            model.added[number] = self.added
         return model
 
     def outline(self, **found: Any) -> CausalLM:
@@ -203,7 +216,7 @@ def _require_bounded(value: Any, where: str, key: str = "") -> None:
 def _end(source: str, config: Any) -> str | int:
     """Return the token that ends a document: by the tokenizer's settings, else the model's, else `<|endoftext|>`."""
     path = file_of(source, "tokenizer_config.json")
-    settings = read_json(path.read_bytes(), path) if path is not None else {}
+    settings = read_json(path.read_bytes(), path, any_number=True) if path is not None else {}
     said = settings.get("eos_token") if isinstance(settings, dict) else None
     said = said.get("content") if isinstance(said, dict) else said
     if isinstance(said, str):

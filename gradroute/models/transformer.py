@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradroute.config.limits import WIDTH, Between, require
+from gradroute.data.text.packing import separated
 from gradroute.errors import UserError, unknown
 from gradroute.models.added_units import add_units
+from gradroute.models.layer_parts import Place
 from gradroute.routing.expansion import Layer
 
 MLPS, POSITIONS, NORMS = ("gelu", "swiglu"), ("learned", "rotary"), ("layernorm", "rmsnorm")
@@ -135,7 +137,8 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.added = config, dict[int, int]()
+        self.layer_count, self.head_count = config.layers, config.heads
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.position = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -152,6 +155,14 @@ class Transformer(nn.Module):
     def unembedding(self) -> torch.Tensor:
         """The matrix that maps to logits, `(vocabulary, width)`; the embedding's own if tied."""
         return self.embed.weight if self.unembed is None else self.unembed.weight
+
+    def place(self, part: str, layer: int) -> Place:
+        """Return the site of a layer's `mlp`, `heads` or `residual`."""
+        if part == "residual":
+            return Place(f"blocks.{layer}", None, self.config.width)
+        if part == "heads":
+            return Place(f"blocks.{layer}.attn.heads", None, self.config.width)
+        return Place(f"blocks.{layer}.mlp.act", None, self.config.units + self.added.get(layer, 0))
 
     def mlp_layers(self, layer: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return names of the modules that make and read a layer's MLP units: `Layer(*model.mlp_layers(3))`.
@@ -176,11 +187,10 @@ class Transformer(nn.Module):
         length = tokens.shape[1]
         if length > self.config.context:
             raise UserError(f"a sequence of {length} tokens is longer than the model's context={self.config.context}")
-        positions, mask = torch.arange(length, device=tokens.device)[None], None
+        positions, mask, rotation = torch.arange(length, device=tokens.device)[None], None, None
         if document_ids is not None:
             positions, mask = separated(document_ids)
         x = self.embed(tokens)
-        rotation = None
         if self.position is None:
             rotation = self._rotation(positions)
         else:
@@ -194,19 +204,6 @@ class Transformer(nn.Module):
         speeds = 10000.0 ** (-torch.arange(half, device=positions.device) / half)
         angles = positions[:, None, :, None] * speeds
         return angles.cos(), angles.sin()
-
-
-def separated(document_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return positions in documents, `(batch, length)`, and where each may attend, `(batch, 1, length, length)` bool.
-
-    Documents are runs of equal numbers in `document_ids`, `(batch, length)`.
-    """
-    length = document_ids.shape[1]
-    at = torch.arange(length, device=document_ids.device)
-    starts = document_ids != document_ids.roll(1, 1)
-    first = torch.where(starts, at, 0).cummax(1).values  # the roll compares the first with the last: 0 either way
-    mask = (first[:, :, None] == first[:, None, :]) & (at[:, None] >= at)
-    return at - first, mask[:, None]
 
 
 def _norm(config: TransformerConfig) -> nn.Module:
@@ -231,12 +228,11 @@ def build_transformer(
     Raises: UserError for sizes that do not fit together.
     """
     check_expansion(expand, added, layers)
-    config = TransformerConfig(
-        vocabulary, layers, width, heads, context, hidden, mlp, positions, norm, tied, bias
-    )  # fmt: skip
+    config = TransformerConfig(vocabulary, layers, width, heads, context, hidden, mlp, positions, norm, tied, bias)
     model = Transformer(config)
     for number in expand:
         add_units(model, Layer(*model.mlp_layers(number)), added, 0.02, 0.02 / (2 * layers) ** 0.5)
+        model.added[number] = added
     return model
 
 

@@ -105,10 +105,13 @@ def read_text(content: bytes, where: object) -> str:
         raise UserError(f"{where}: damaged ({error})") from None
 
 
-def read_json(content: bytes, where: object) -> Any:
-    """Parse plain data from JSON. Raises: UserError, naming `where`."""
+def read_json(content: bytes, where: object, any_number: bool = False) -> Any:
+    """Parse plain data from JSON. Raises: UserError, naming `where`.
+
+    any_number: also accept integers of more than 64 bits, which `transformers` writes where a tokenizer has no maximum.
+    """
     try:
-        value = json.loads(read_text(content, where))
+        value = json.loads(read_text(content, where), parse_int=float if any_number else None)
         _require_plain(value)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: damaged ({reason(error)})") from None

@@ -1,6 +1,7 @@
 """Ablate a region of a model from outside, and restore the model afterwards."""
 
 import copy
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from gradroute.errors import UserError
 from gradroute.routing import ParameterRouter, Region, Router, Site
 from gradroute.routing.expansion import removed
 from gradroute.routing.sites import by_module, hooked
+
+LARGE = 10**8  # parameters of a model of which no copy should stay longer than needed
 
 Applied = Callable[[nn.Module], AbstractContextManager[nn.Module]]
 
@@ -134,6 +137,8 @@ def remove(name: str, router: Router, example: torch.Tensor) -> Ablation:
     def applied(model: nn.Module) -> Iterator[nn.Module]:
         for site in region.sites:
             model = removed(model, site.module, region.units, example)
+            if sum(p.numel() for p in model.parameters()) > LARGE:
+                gc.collect()  # earlier copies, as transformers' models are in reference cycles
         yield model
 
     return Ablation(name, applied)

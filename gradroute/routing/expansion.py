@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from gradroute.errors import UserError, unknown
+from gradroute.routing.sites import hooked
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 FILL = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1, "num_batches_tracked": 0}  # a norm's new entries
@@ -129,9 +130,9 @@ def removed(model: nn.Module, site: str, units: Sequence[int], example: torch.Te
         raise unknown("site", site, filter(None, modules))
     unclear = UserError(f"site '{site}': the layers around it could not be found; use contract with an explicit Layer")
     at, names, ran = modules[site], {module: name for name, module in modules.items()}, list[nn.Module]()
-    for module in {at, *(module for module in names if not [*module.children()])}:
-        module.register_forward_hook(lambda module, inputs, output: ran.append(module))
-    probe(example)
+    noted = {names[module] for module in {at, *(module for module in names if not [*module.children()])}}
+    with hooked(probe, dict.fromkeys(noted, lambda module, inputs, output: ran.append(module))):
+        probe(example)  # a hook that stays would keep the copy alive
     end = ran.index(at) if ran.count(at) == 1 else -1
     before = [i for i, module in enumerate(ran) if isinstance(module, LAYERS) and i <= end]
     after = [i for i, module in enumerate(ran) if isinstance(module, LAYERS) and i > end]
@@ -147,8 +148,8 @@ def removed(model: nn.Module, site: str, units: Sequence[int], example: torch.Te
         gone = _checked_units(units, output.shape[axis], f"site '{site}'")
         return output.index_fill(axis, torch.tensor(gone, device=output.device), 0)
 
-    at.register_forward_hook(zeroed)
-    expected = probe(example)
+    with hooked(probe, {site: zeroed}):
+        expected = probe(example)
     for makers, reader in choices:
         passed = [ran[i] for i in range(makers[0], reader) if i not in makers and _sizes(ran[i]) - {(1,)}]
         producers, between = (tuple(names[module] for module in m) for m in ([ran[i] for i in makers], passed))

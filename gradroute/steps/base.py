@@ -77,7 +77,10 @@ class RunState:
 
     def training(self, probe: Probe, **options: Any) -> Training:
         """Return the training of a probe in this run's data order; a step yields it, and the run executes it."""
-        points, trainer = probe.points or self.task.points, probe.trainer or self.config.trainer
+        points, given = probe.points or self.task.points, probe.trainer or self.config.trainer
+        trainer = self.task.fitted(given, points)
+        if trainer.accumulate != given.accumulate:
+            self.folder.log(f"{probe.title}: takes each batch in {trainer.accumulate} parts, for its memory")
         return Training(probe.title, probe.objective, probe.batch, points, trainer, self.order, **options)
 
     def module(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:

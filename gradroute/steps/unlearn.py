@@ -25,18 +25,18 @@ class RMU(Step):
 
     Args:
         group: the forget group.
-        site: module whose output is the residual stream.
         layers: layers in which the MLP's outgoing weights are trained.
+        site: module whose output is the residual stream; null is the last of these layers.
         norm: L2 norm of the target.
         retain: weight of keeping the residual stream on other tokens.
         rate: learning rate as a share of `trainer.lr`; there are `trainer.unlearn_steps` updates.
     """
 
     group: str
-    site: Annotated[str, Text("a module's name, such as blocks.2")]
     layers: Annotated[
         Sequence[Annotated[int, Between(0, WIDTH)]], Items(1, each_once=True, right="a list of layers, such as [0,1,2]")
     ]
+    site: Annotated[str | None, Text("a module's name, such as blocks.2")] = None
     norm: Annotated[float, Between(1e-6, WEIGHT)] = 100.0
     retain: Annotated[float, Between(0, WEIGHT)] = 200.0
     rate: Rate = 1.0
@@ -61,10 +61,11 @@ class RMU(Step):
 
     def objective(self, task: LanguageModelling, model: nn.Module) -> MisdirectionObjective:
         """Return the loss of a model that starts from the trained or ablated one. Raises: UserError."""
-        site, *more = matching(self.site, [name for name, _ in model.named_modules() if name], "unlearn.site:")
+        trained = outgoing(model, list(self.layers))
+        given = self.site or model.place("residual", max(self.layers)).module  # type: ignore[operator]
+        site, *more = matching(given, [name for name, _ in model.named_modules() if name], "unlearn.site:")
         if more:
             raise UserError(f"unlearn.site={self.site}: matches {1 + len(more)} modules; name one, such as {site}")
-        trained = outgoing(model, list(self.layers))
         width = next(iter(trained.values())).shape[0]  # from units, to the residual stream
         target = direction(width, self.norm, task.config.seed).to(task.device)
         number = task.names.index(self.group)

@@ -130,6 +130,10 @@ class Task(ABC):
         """Return the router that contains a region."""
         return self.router if region in self.router.regions else self.parts.parameter_router
 
+    def fitted(self, trainer: TrainerConfig, points: int) -> TrainerConfig:
+        """Return the settings of a training on `points` data points, adapted to the memory."""
+        return trainer
+
     def at_step(self, step: int) -> None:
         """Set the routes to their weights at an update, counted from 0."""
         self.router.at_step(step)

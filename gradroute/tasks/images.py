@@ -213,7 +213,7 @@ class ImageTask(Task):
 
     def measure_once(self) -> Iterator[Measurement]:
         """Yield each region's activation norm and unrouted gradient norm on each group: root mean square per image."""
-        regions, _ = read_regions(self.config.routing)
+        regions, _ = read_regions(self.config.routing, self.model)
         plain = Router(self.model, regions, self.names, {}, self.test_images[:1])
         images, groups = self.test_images[:NORM_POINTS], self.test_groups[:NORM_POINTS]
         targets = self.targets(train=False)[:NORM_POINTS]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from gradroute.config.components import step_names
-from gradroute.config.schema import Config
+from gradroute.config.schema import Config, TrainerConfig
 from gradroute.config.targets import build
 from gradroute.data.groups import Part as Rules
 from gradroute.data.groups import assign
@@ -32,10 +33,11 @@ from gradroute.tasks.language_texts import as_json, completions, encoded, token_
 from gradroute.tasks.own_measures import error_of, measures_of, try_measures
 from gradroute.tasks.parts import assemble
 from gradroute.training.measures import CROSS_ENTROPY
-from gradroute.training.memory import COPIES, FLOAT, activation_numbers, parameter_numbers, require_memory
+from gradroute.training.memory import COPIES, FLOAT, activation_numbers, parameter_numbers, part_memory, require_memory
 from gradroute.training.objectives import Batch
 from gradroute.training.penalties import penalties_of
 
+FEW = 2**22  # logits of the example, at most
 SHOWN = 2048  # rows whose activations the mean and resample ablations use
 
 
@@ -110,16 +112,21 @@ class LanguageModelling(Task):
         """Raise UserError if parameters, gradients, moments, and a batch's logits and activations exceed the memory."""
         model, length = plan.outline(**self.found), self.data.length
         row = torch.zeros(1, length, dtype=torch.int64, device="meta")
-        per_token = activation_numbers(model, row) // length
-        trainer = self.config.trainer
-        tokens = -(-min(trainer.batch_size, self.points) // trainer.accumulate) * length
-        batch = 2 * FLOAT * tokens * (self.data.tokenizer.size + per_token)
+        self.row_bytes = 2 * FLOAT * (self.data.tokenizer.size * length + activation_numbers(model, row))
+        trainer = self.fitted(self.config.trainer, self.points)
+        batch = -(-min(trainer.batch_size, self.points) // trainer.accumulate) * self.row_bytes
         parameters, lower = (
             COPIES * FLOAT * parameter_numbers(model),
             "lower trainer.batch_size, or raise trainer.accumulate",
         )
         batch_key = f"trainer.batch_size={trainer.batch_size}"
         require_memory(parameters, batch, self.device, "model", plan.smaller, batch_key, lower)
+
+    def fitted(self, trainer: TrainerConfig, points: int) -> TrainerConfig:
+        """Split batches into enough parts that the logits and activations of one fit `part_memory`."""
+        rows = max(1, part_memory(self.device) // self.row_bytes)
+        parts = -(-min(trainer.batch_size, points) // rows)
+        return replace(trainer, accumulate=max(trainer.accumulate, parts))
 
     def _memberships(self, train: Part) -> torch.Tensor:
         """Return the router's input: group numbers of tokens, or their shares if a rule weighs tokens."""
@@ -166,8 +173,9 @@ class LanguageModelling(Task):
         return [name for name, how in made.items() if how]
 
     def example(self) -> torch.Tensor:
-        """Return a few rows of test tokens."""
-        return self.data.test.packed.tokens[:8].to(self.device)
+        """Return a few rows of test tokens, or the start of one."""
+        tokens, few = self.data.test.packed.tokens, FEW // self.data.tokenizer.size
+        return tokens[: max(1, min(8, few // tokens.shape[1])), : max(2, few)].to(self.device)
 
     def activations(self, sites: tuple[Site, ...]) -> dict[str, torch.Tensor]:
         """Return activations of the first training rows at some sites, by site name."""

@@ -11,7 +11,7 @@ from gradroute.data.text.packing import IGNORED
 from gradroute.routing.sites import undisturbed
 from gradroute.training.measures import CROSS_ENTROPY, Measure
 
-ROWS = 64  # in one forward pass
+ROWS, LOGITS = 64, 2**26  # in one forward pass, at most
 
 
 def token_values(
@@ -20,7 +20,9 @@ def token_values(
     """Return each measure at every position of a part, `(total,)`; 0 at the last position of a document."""
     found: dict[str, list[torch.Tensor]] = {}
     with undisturbed(model), torch.no_grad():
-        for rows in torch.arange(len(part.packed)).split(ROWS):
+        vocabulary = len(getattr(model, "unembedding", ()))
+        fitting = LOGITS // max(1, vocabulary * part.packed.tokens.shape[1])
+        for rows in torch.arange(len(part.packed)).split(max(1, min(ROWS, fitting))):
             tokens, targets, documents = (
                 t[rows].to(device) for t in (part.packed.tokens, part.packed.targets, part.packed.documents)
             )

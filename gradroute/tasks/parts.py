@@ -9,18 +9,22 @@ from torch import nn
 from gradroute.config.schema import LossesConfig, RoutingConfig
 from gradroute.errors import UserError
 from gradroute.models.base import certificate_of
+from gradroute.models.layer_parts import region_of
 from gradroute.routing import ParameterRegion, ParameterRouter, Region, Router
 
 Regions = tuple[dict[str, Region], dict[str, ParameterRegion]]
 
 
-def read_regions(routing: RoutingConfig) -> Regions:
-    """Return the configured regions of activations and those of parameters, by name."""
+def read_regions(routing: RoutingConfig, model: nn.Module) -> Regions:
+    """Return a model's configured regions of activations and those of parameters, by name. Raises: UserError."""
     activations: dict[str, Region] = {}
     parameters: dict[str, ParameterRegion] = {}
     for name, region in routing.regions.items():
         if region.parameters is not None:
             parameters[name] = ParameterRegion(region.parameters, region.axis or 0)
+        elif region.part is not None:
+            where = f"routing.regions.{name}"
+            activations[name] = region_of(model, where, region.part, region.layers, region.units)
         else:
             axis = -1 if region.axis is None else region.axis
             activations[name] = Region(region.site, region.units, axis, region.output)
@@ -48,7 +52,7 @@ def routers(
     model: nn.Module, routing: RoutingConfig, groups: Sequence[str], example: torch.Tensor
 ) -> tuple[Router, ParameterRouter]:
     """Return a model's routers of activations and of parameters. Raises: UserError for routes that do not fit."""
-    regions, parameters = read_regions(routing)
+    regions, parameters = read_regions(routing, model)
     mine, others = (
         {g: {r: row[r] for r in row if r in kind} for g, row in routing.routes.items()}
         for kind in (regions, parameters)

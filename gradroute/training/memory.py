@@ -12,6 +12,7 @@ from gradroute.routing.sites import hooked
 
 FLOAT = 4  # bytes
 COPIES = 4  # of every parameter in training: itself, its gradient, and Adam's two moments
+PART = 2**30  # bytes of one part of a batch on a CPU, where smaller parts are as fast
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -33,12 +34,17 @@ def machine_memory(device: torch.device) -> int:
     return min([*found, *([] if limit == resource.RLIM_INFINITY else [limit])])
 
 
+def part_memory(device: torch.device) -> int:
+    """Return the bytes that the logits and activations of a part of a batch may take: 1 GiB, or a quarter of a GPU."""
+    return machine_memory(device) // 4 if device.type == "cuda" else PART
+
+
 def activation_numbers(model: nn.Module, *inputs: torch.Tensor) -> int:
     """Count the numbers in the outputs of all leaf modules, for inputs on the meta device; 0 if the pass fails."""
     counted: list[int] = []
 
     def count(module: nn.Module, given: object, output: Any) -> None:
-        if isinstance(output, torch.Tensor):
+        if isinstance(output, torch.Tensor) and not isinstance(module, nn.Identity):
             counted.append(output.numel())
 
     leaves = [name for name, module in model.named_modules() if name and not list(module.children())]

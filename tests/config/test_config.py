@@ -92,7 +92,7 @@ BAD = [
     ("+routing.label_noise.digits_0_4={false_positive:2}", "from 0 to 1"),
     ("routing.groups.digits_0_4={labels:[0],predicate:'a:b'}", "['labels', 'predicate']: must be exactly one rule"),
     ("+routing.groups.digits_0_4.values=[1]", "must be given if, and only if, column is"),
-    ("+routing.regions.top.parameters={a:null}", "either site or parameters"),
+    ("+routing.regions.top.parameters={a:null}", "region 'top' is parameters and has no activations"),
     ("routing.regions.top.output=[]", "routing.regions.top.output=[]: must be the number of an output, or its key"),
     ("ablation.region=[]", "null, a region, or a list"),
     ("trainer.batches=grouped", "did you mean by_group"),

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def save_model(folder: Path, kind: str, **settings: Any) -> Path:
     text = train_words(generate(300, 0).texts).to_json()
     (folder / "tokenizer.json").write_text(text.replace("<|endoftext|>", ENDS[kind]))
     if kind == "gpt_neox":
-        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": ENDS[kind]}}))
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps({"eos_token": {"content": ENDS[kind]}, "model_max_length": 10**30})
+        )
     return folder
 
 
@@ -283,6 +286,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: save_model(f, "mistral", sliding_window=32),
         r"dataset.length=48: the attention of '.*' is over 32 tokens; lower it",
     ),
+    "gguf_cut": (
+        lambda f: ((f / "model.gguf").write_bytes(b"GGUF" + bytes(60)), (f / "config.json").rename(f / "old.json")),
+        "its configuration cannot be read",
+    ),
     "no_weights": (lambda f: (f / "model.safetensors").unlink(), "cannot be loaded as a causal language model"),
     "weights_missing": (lack_weights, "its weights lack gpt_neox.layers.1.mlp.dense_h_to_4h.weight"),
     "weights_of_another_shape": (
@@ -408,3 +415,25 @@ def test_the_command_line_runs_and_verifies(command: Callable[..., Any], models:
     (made,) = tmp_path.glob("outputs/stories_era/*")
     checked = command("gradroute-verify", str(made), cwd=tmp_path)
     assert checked.returncode == 0 and "17 of 17 claims hold" in checked.stdout
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
+def test_no_site_of_a_pretrained_model_needs_to_be_named(kind: str, models: Path, tmp_path: Path) -> None:
+    given = [*SMALL, f"model.pretrained={models / kind}", "model.expand=[1]", f"model.added={ADDED}"]
+    task = LanguageModelling(configuration([*given, f"output_dir={tmp_path}"]))
+    regions = task.router.regions
+    assert [regions[name].units for name in ("original", "added")] == [tuple(range(24)), tuple(range(24, 32))]
+    (site,) = {site.module for region in regions.values() for site in region.sites}
+    assert site.endswith("layers.1.mlp.units")
+
+
+def test_batches_are_split_to_fit_the_memory(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = config(tmp_path / "whole", models / "llama", "trainer.accumulate=4")
+    task = LanguageModelling(whole)
+    monkeypatch.setattr("gradroute.training.memory.PART", 2 * task.row_bytes)
+    assert task.fitted(replace(whole.trainer, accumulate=1), 100).accumulate == 4  # of 8 rows
+    runs = execute([whole, config(tmp_path / "split", models / "llama")])
+    first, second = [(run / "metrics.csv").read_bytes() for run in runs if isinstance(run, Path)]
+    assert first == second
+    (log,) = (tmp_path / "split").glob("*/*/log.txt")
+    assert "train: takes each batch in 4 parts" in log.read_text()

@@ -12,12 +12,12 @@ from torch import nn
 
 from gradroute import Layer, Region, Router, UserError, contract, expand, removed
 from gradroute.config.compose import configuration
-from gradroute.data.text.packing import Corpus, pack
+from gradroute.data.text.packing import Corpus, pack, separated
 from gradroute.data.text.tokenizing import train_words
 from gradroute.data.text.toy_stories import generate
 from gradroute.models.base import plan_of
 from gradroute.models.generation import complete, steered
-from gradroute.models.transformer import Transformer, TransformerConfig, rotate, separated
+from gradroute.models.transformer import Transformer, TransformerConfig, rotate
 from gradroute.routing import Site
 
 GPT = TransformerConfig(vocabulary=11, layers=3, width=16, heads=4, context=12)

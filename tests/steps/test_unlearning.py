@@ -11,8 +11,7 @@ from small_language import refused
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
-from gradroute.data.text.packing import IGNORED
-from gradroute.models.transformer import separated
+from gradroute.data.text.packing import IGNORED, separated
 from gradroute.records.checkpoints import newest
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics

@@ -150,3 +150,16 @@ def _places(sizes: Sequence[int], length: int) -> tuple[list[int], list[int], in
             heappush(by_space[space - size], row)
             room |= 1 << (space - size)
     return rows, offsets, count
+
+
+def separated(document_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return positions in documents, `(batch, length)`, and where each may attend, `(batch, 1, length, length)` bool.
+
+    Documents are runs of equal numbers in `document_ids`, `(batch, length)`.
+    """
+    length = document_ids.shape[1]
+    at = torch.arange(length, device=document_ids.device)
+    starts = document_ids != document_ids.roll(1, 1)
+    first = torch.where(starts, at, 0).cummax(1).values  # the roll compares the first with the last: 0 either way
+    mask = (first[:, :, None] == first[:, None, :]) & (at[:, None] >= at)
+    return at - first, mask[:, None]

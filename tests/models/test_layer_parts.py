@@ -1,0 +1,157 @@
+"""Regions that say what they are: parts of the layers of many kinds of language model, against the definition."""
+
+import copy
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gradroute import Router
+from gradroute.errors import UserError
+from gradroute.models.layer_parts import region_of
+from gradroute.models.transformer import build_transformer
+from gradroute.routing.sites import hooked
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 23, "max_position_embeddings": 16, "hidden_size": 16, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "intermediate_size": 24, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+GROUPED = {"num_key_value_heads": 2, "head_dim": 4}
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", SMALL | GROUPED),
+    "mistral": ("MistralConfig", SMALL | GROUPED | {"sliding_window": None}),
+    "qwen2": ("Qwen2Config", SMALL | {"num_key_value_heads": 2}),
+    "qwen3": ("Qwen3Config", SMALL | GROUPED),
+    "gemma2": ("Gemma2Config", SMALL | GROUPED | {"query_pre_attn_scalar": 4, "sliding_window": 16}),
+    "gemma3": ("Gemma3TextConfig", SMALL | GROUPED | {"query_pre_attn_scalar": 4, "sliding_window": 16}),
+    "phi": ("PhiConfig", SMALL),
+    "phi3": ("Phi3Config", SMALL),
+    "gpt_neox": ("GPTNeoXConfig", SMALL),
+    "gpt2": ("GPT2Config", {"vocab_size": 23, "n_positions": 16, "n_embd": 16, "n_layer": 3, "n_head": 4}),
+    "opt": ("OPTConfig", {k: v for k, v in SMALL.items() if k != "intermediate_size"}
+            | {"ffn_dim": 24, "word_embed_proj_dim": 16}),
+}  # fmt: skip
+UNITS = {"gpt2": 64}  # of an MLP, where they are not 24
+PARTS = {"mlp": list(range(3, 24)), "heads": [1, 3], "residual": [0, 5]}
+needs_transformers = pytest.mark.skipif(not find_spec("transformers"), reason="needs gradroute[hf]")
+
+
+def made(kind: str) -> Any:
+    """A model with random weights in float64: of `transformers`, or our own transformer."""
+    torch.manual_seed(0)
+    if kind == "own":
+        return build_transformer(23, 16, 3, 16, 4, 24, mlp="swiglu").double().eval()
+    if not find_spec("transformers"):
+        pytest.skip("needs gradroute[hf]")
+    import transformers
+
+    from gradroute.models.causal_lm import load
+
+    name, settings = CONFIGS[kind]
+    return load(getattr(transformers, name)(**settings, attn_implementation="eager")).double().eval()
+
+
+def parameter_gradients(model: nn.Module, loss: torch.Tensor) -> list[torch.Tensor]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
+def losses(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of each row, `(rows,)`."""
+    logits = model(tokens)[:, :-1]
+    return nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("kind", ["own", *CONFIGS])
+def test_gradients_are_those_of_the_definition_one_point_at_a_time(kind: str, part: str) -> None:
+    model, tokens = made(kind), torch.randint(3, 23, (4, 7), generator=torch.Generator().manual_seed(1))
+    layers, units = [0, 2], PARTS[part]
+    region = region_of(model, "r", part, layers, units)
+    router = Router(model, {"r": region}, ["f"], {"f": {"r": -0.5}}, tokens[:1])
+    with router.route(torch.tensor([0, -1, 0, -1])):
+        routed = parameter_gradients(model, losses(model, tokens).sum())
+
+    width = 16 if part != "mlp" else UNITS.get(kind, 24)
+    chosen = [4 * head + i for head in units for i in range(4)] if part == "heads" else units
+    weight = torch.ones(width, dtype=torch.float64)
+    weight[chosen] = -0.5
+
+    def masked(x: torch.Tensor) -> torch.Tensor:
+        return x * weight + (x * (1 - weight)).detach()
+
+    def after(module: nn.Module, inputs: Any, output: Any) -> Any:
+        return (masked(output[0]), *output[1:]) if isinstance(output, tuple) else masked(output)
+
+    expected = [torch.zeros_like(g) for g in routed]
+    hooks = {model.place(part, layer).module: after for layer in layers}
+    for number, row in enumerate(tokens.split(1)):
+        with hooked(model, hooks if number in (0, 2) else {}):
+            found = parameter_gradients(model, losses(model, row).sum())
+        expected = [a + b for a, b in zip(expected, found, strict=True)]
+    rtol, atol = (1e-4, 1e-7) if "gemma" in kind else (1e-7, 1e-12)  # Gemma's norms compute in float32
+    for mine, theirs in zip(routed, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=rtol, atol=atol)
+    plain = parameter_gradients(model, losses(model, tokens).sum())
+    assert any(not torch.allclose(a, b) for a, b in zip(plain, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["own", *CONFIGS])
+def test_the_mlp_is_what_its_last_layer_reads(kind: str) -> None:
+    """Weight 0 on every MLP unit of a layer leaves the layers that make these units without any gradient."""
+    model, tokens = made(kind), torch.randint(3, 23, (2, 7))
+    router = Router(model, {"r": region_of(model, "r", "mlp", [1], None)}, ["f"], {"f": {"r": 0.0}}, tokens[:1])
+    with router.route("f"):
+        losses(model, tokens).sum().backward()
+    block = model.place("residual", 1).module
+    silent = {n for n, p in model.named_parameters() if n.startswith(f"{block}.") and not bool(p.grad.any())}
+    makers = ("gate", "up", "gate_proj", "up_proj", "gate_up_proj", "c_fc", "fc1", "dense_h_to_4h")
+    made_by = {n for n, _ in model.named_parameters() if n.startswith(f"{block}.") and n.split(".")[-2] in makers}
+    assert made_by and made_by <= silent
+    norms = {n for n in silent - made_by if "norm" not in n and "ln" not in n}  # the norm before the MLP is silent, too
+    assert not {n for n in norms if not n.endswith("k_proj.bias") and "key.bias" not in n}
+
+
+@pytest.mark.parametrize("kind", ["own", *CONFIGS])
+def test_a_copy_is_routed_by_its_own_sites(kind: str) -> None:
+    model, tokens = made(kind), torch.randint(3, 23, (2, 7))
+    twin = copy.deepcopy(model)
+    router = Router(twin, {"r": region_of(twin, "r", "mlp", None, None)}, ["f"], {"f": {"r": 0.0}}, tokens[:1])
+    with router.route("f") as seen:
+        twin(tokens)
+    assert len(seen) == 3 and model.state_dict().keys() == twin.state_dict().keys()
+
+
+@needs_transformers
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "mistral", "phi", "opt", "gpt_neox"])
+def test_added_units_are_regions_of_their_own(kind: str) -> None:
+    from gradroute.models.added_units import add_units
+    from gradroute.routing.expansion import Layer
+
+    model: Any = made(kind).float()
+    for layer in (0, 2):
+        add_units(model, Layer(*model.mlp_layers(layer)), 5, 0.02, 0.02)
+        model.added[layer] = 5
+    regions = {part: region_of(model, part, part, None, None) for part in ("original", "added")}
+    found = Router(model, regions, ["f"], {}, torch.zeros(1, 4, dtype=torch.int64)).regions
+    assert [found[part].units for part in regions] == [tuple(range(24)), tuple(range(24, 29))]
+    assert all(len(region.sites) == 2 for region in found.values())
+
+
+MISTAKES = [
+    (("mpl", None, None), "unknown value of r.part: 'mpl'; did you mean mlp"),
+    (("mlp", [3], None), "r.layers=3: is out of range; layers go from 0 to 2"),
+    (("added", None, None), "r.part=added: no units were added; set model.expand and model.added"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), MISTAKES)
+def test_mistakes_are_said_in_one_line(given: tuple[str, Any, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        region_of(made("own"), "r", *given)
+    assert message in str(error.value)
+    with pytest.raises(UserError, match="a Linear does not say where that is; name a site"):
+        region_of(nn.Linear(2, 2), "r", "mlp", None, None)

@@ -1,8 +1,11 @@
 """Import Hugging Face packages, silence their output, and report their errors in one line."""
 
 import importlib
+import io
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from types import ModuleType
 
@@ -28,6 +31,13 @@ def package(name: str, what: str) -> ModuleType:
         elif name == "transformers":
             module.utils.logging.disable_progress_bar()
     return module
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what a package writes to a standard error that is not a terminal, such as bars that cannot be turned off."""
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        yield
 
 
 def reason(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradroute.data.hub import gguf_of, package, reason
+from gradroute.data.hub import gguf_of, package, quiet, reason
 from gradroute.data.text.packing import separated
 from gradroute.errors import UserError
 from gradroute.models.layer_parts import Place
@@ -227,7 +227,8 @@ def load(source: Any, config: Any = None) -> CausalLM:
         if named:
             name, options = located(str(source))
             options |= {} if config is None or "gguf_file" in options else {"config": config}
-            model, found = make.from_pretrained(name, trust_remote_code=False, output_loading_info=True, **options)
+            with quiet():
+                model, found = make.from_pretrained(name, trust_remote_code=False, output_loading_info=True, **options)
         else:
             model, found = make.from_config(source, trust_remote_code=False), {}
     except Exception as error:  # any error of the hub, the network or the files

@@ -14,6 +14,7 @@ from gradroute.records.run_folder import RunFolder
 from gradroute.routing.ablation import Ablation
 from gradroute.tasks.base import Measurement, Probe, Task
 from gradroute.training.fit import Training
+from gradroute.training.memory import collect_copies
 from gradroute.training.objectives import Term
 from gradroute.training.weights import own_tensors
 
@@ -79,6 +80,7 @@ class RunState:
         """Return the training of a probe in this run's data order; a step yields it, and the run executes it."""
         points, given = probe.points or self.task.points, probe.trainer or self.config.trainer
         trainer = self.task.fitted(given, points)
+        collect_copies(probe.objective)
         if trainer.accumulate != given.accumulate:
             self.folder.log(f"{probe.title}: takes each batch in {trainer.accumulate} parts, for its memory")
         return Training(probe.title, probe.objective, probe.batch, points, trainer, self.order, **options)

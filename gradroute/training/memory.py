@@ -1,5 +1,6 @@
 """Estimate a run's memory before any is taken, and refuse a run that cannot fit."""
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from gradroute.errors import UserError
+from gradroute.routing.ablation import LARGE
 from gradroute.routing.sites import hooked
 
 FLOAT = 4  # bytes
@@ -59,6 +61,12 @@ def activation_numbers(model: nn.Module, *inputs: torch.Tensor) -> int:
 def parameter_numbers(*modules: nn.Module) -> int:
     """Count the numbers in the parameters of modules."""
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def collect_copies(*modules: nn.Module) -> None:
+    """Free earlier copies of large modules: those of `transformers` are in reference cycles until collected."""
+    if parameter_numbers(*modules) > LARGE:
+        gc.collect()
 
 
 def require_memory(

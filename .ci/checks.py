@@ -125,7 +125,6 @@ SEARCHED = [
 
 
 FIXED = {setting.partition("=")[0] for setting in SEARCHED}
-STORIES = ["dataset.stories=600", "dataset.test_stories=120", "dataset.length=64"]  # the search of a language model
 
 
 def searches() -> list[str]:
@@ -137,7 +136,7 @@ def searches() -> list[str]:
 
 @pytest.mark.parametrize("line", searches())
 def test_the_searches_of_the_readmes_run(line: str, user: Path) -> None:
-    call(*shlex.split(line), *SEARCHED, *(STORIES if "stories" in line else []), cwd=user)
+    call(*shlex.split(line), *SEARCHED, cwd=user)
     (page,) = user.glob("outputs/searches/*/search.html")
     assert "minus the hand-made mask" in page.read_text()
 

@@ -26,6 +26,7 @@ from gradroute.routing.ablation import Ablation
 from gradroute.routing.sites import undisturbed
 from gradroute.tasks.base import Measurement, Task
 from gradroute.tasks.evaluation import Head, activations_at
+from gradroute.tasks.image_checks import indivisible
 from gradroute.tasks.language_checks import build_completions, check_language, objectives_of_relearning
 from gradroute.tasks.language_losses import group_means, token_values
 from gradroute.tasks.language_objective import NextTokenObjective
@@ -115,15 +116,14 @@ class LanguageModelling(Task):
         self.row_bytes = 2 * FLOAT * (self.data.tokenizer.size * length + activation_numbers(model, row))
         trainer = self.fitted(self.config.trainer, self.points)
         batch = -(-min(trainer.batch_size, self.points) // trainer.accumulate) * self.row_bytes
-        parameters, lower = (
-            COPIES * FLOAT * parameter_numbers(model),
-            "lower trainer.batch_size, or raise trainer.accumulate",
-        )
-        batch_key = f"trainer.batch_size={trainer.batch_size}"
-        require_memory(parameters, batch, self.device, "model", plan.smaller, batch_key, lower)
+        parameters = COPIES * FLOAT * parameter_numbers(model)
+        key, lower = f"trainer.batch_size={trainer.batch_size}", "lower trainer.batch_size, or raise trainer.accumulate"
+        require_memory(parameters, batch, self.device, "model", plan.smaller, key, lower)
 
     def fitted(self, trainer: TrainerConfig, points: int) -> TrainerConfig:
-        """Split batches into enough parts that the logits and activations of one fit `part_memory`."""
+        """Split batches into enough parts that each fits `part_memory`, unless a penalty needs the whole batch."""
+        if indivisible(self.config):
+            return trainer
         rows = max(1, part_memory(self.device) // self.row_bytes)
         parts = -(-min(trainer.batch_size, points) // rows)
         return replace(trainer, accumulate=max(trainer.accumulate, parts))

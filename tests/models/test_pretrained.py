@@ -437,3 +437,13 @@ def test_batches_are_split_to_fit_the_memory(models: Path, tmp_path: Path, monke
     assert first == second
     (log,) = (tmp_path / "split").glob("*/*/log.txt")
     assert "train: takes each batch in 4 parts" in log.read_text()
+
+
+def test_batches_that_a_penalty_takes_whole_are_not_split(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    penalty = "losses.penalties=[{_target_: gradroute.training.penalties.Correlation, weight: 0.1}]"
+    given = config(tmp_path, models / "llama", penalty)
+    task = LanguageModelling(given)
+    monkeypatch.setattr("gradroute.training.memory.PART", task.row_bytes)
+    assert task.fitted(given.trainer, 100).accumulate == 1

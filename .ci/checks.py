@@ -97,10 +97,14 @@ def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
         call("gradroute-verify", run.parent, cwd=tmp_path)
 
 
+FEW = ("trainer.train_limit=512", "trainer.test_limit=64")  # images for each of the runs of a sweep
+
+
 @pytest.mark.parametrize("line", readme_commands())
 def test_the_commands_of_the_readmes_run(line: str, user: Path) -> None:
     words = shlex.split(line, comments=True)
-    call(*words, *([] if "trainer=smoke" in words else ["trainer=smoke"]), cwd=user)
+    added = [] if "trainer=smoke" in words else ["trainer=smoke"]
+    call(*words, *added, *(FEW if "-m" in words else []), cwd=user)
 
 
 @pytest.mark.parametrize("line", readme_commands("gradroute-tokens"))
@@ -119,9 +123,10 @@ def test_a_folder_of_photos_runs_as_the_readme_says(tmp_path: Path) -> None:
 
 
 SEARCHED = [
-    "trainer=smoke", "trainer.train_limit=512", "trainer.test_limit=64", "search.trials=2", "search.random=1",
+    "trainer=smoke", *FEW, "search.trials=2", "search.random=1",
     "search.workers=1", "search.final.best=1", "search.final.seeds=2", "search.guess=null",
 ]  # fmt: skip
+SHORT = ["dataset.stories=600", "dataset.test_stories=200", "dataset.length=64", "model.width=32", "model.heads=2"]
 
 
 FIXED = {setting.partition("=")[0] for setting in SEARCHED}
@@ -136,7 +141,7 @@ def searches() -> list[str]:
 
 @pytest.mark.parametrize("line", searches())
 def test_the_searches_of_the_readmes_run(line: str, user: Path) -> None:
-    call(*shlex.split(line), *SEARCHED, cwd=user)
+    call(*shlex.split(line), *SEARCHED, *(SHORT if "stories" in line else []), cwd=user)
     (page,) = user.glob("outputs/searches/*/search.html")
     assert "minus the hand-made mask" in page.read_text()
 

@@ -29,7 +29,8 @@ UNSAID = (  # keys that the files state only where they are used
 )  # fmt: skip
 GROUP = re.compile(r"routing\.groups\.([^.]+)(?:\.(\w+))?")
 REGION = re.compile(r"routing\.regions\.([^.=]+)(?:\.(\w+))?")
-REGIONS = {"site": ("part", "layers", "parameters"), "part": ("site", "axis", "output", "parameters"),
+REGIONS = {"site": ("part", "layers", "parameters", "outside"),
+           "part": ("site", "axis", "output", "parameters", "outside"),
            "parameters": ("site", "part", "layers", "units", "output")}  # fmt: skip  # a kind, and the others' keys
 RULES = ("labels", "column", "predicate", "words", "pattern", "rest")
 

@@ -5,7 +5,7 @@ import re
 from gradroute.config.limits import MANY, one_of, require, require_number
 from gradroute.config.schema import GroupConfig, RegionConfig, RoutingConfig
 from gradroute.errors import UserError
-from gradroute.routing.routes import read_route
+from gradroute.routing.routes import LARGEST, read_route
 
 NAME = 64  # characters; a name becomes a part of file names
 RESERVED = ("all", "default", "unassigned")  # used in the metrics and the ledger
@@ -39,6 +39,9 @@ def check_routing(routing: RoutingConfig) -> None:
         check_name("routing.regions", name)
         require(name != "all", "routing.regions", name, "another name: this one is reserved")
         _check_region(f"routing.regions.{name}", region)
+        for other in region.outside or ():
+            parts = tuple(key for key, value in routing.regions.items() if value.part is not None)
+            one_of(f"routing.regions.{name}.outside", other, parts)
     for group_name, row in routing.routes.items():
         one_of("routing.routes (group)", group_name, tuple(routing.groups))
         require(isinstance(row, dict), f"routing.routes.{group_name}", row, "a mapping of regions to weights")
@@ -64,8 +67,15 @@ def _check_region(where: str, region: RegionConfig) -> None:
     require(known, f"{where}.output", region.output, "the number of an output, or its key")
     alone = region.parameters is None or (region.units is None and region.output is None)
     require(alone, where, region.units, "a region without units and output: its parameters name their own units")
+    fits = region.outside is None or region.parameters is not None
+    require(fits, f"{where}.outside", region.outside, "used with parameters")
     named = region.parameters is None or bool(region.parameters)
     require(named, f"{where}.parameters", region.parameters, "at least one parameter's name or glob")
+
+
+def _scheduled(spec: object) -> bool:
+    route = read_route(spec, "routing.routes")
+    return bool(route.start or route.ramp or route.stop is not None)
 
 
 def _check_rule(where: str, group: GroupConfig) -> None:
@@ -73,6 +83,8 @@ def _check_rule(where: str, group: GroupConfig) -> None:
              "pattern": group.pattern, "rest": group.rest or None}  # fmt: skip
     named = [rule for rule, value in rules.items() if value not in (None, [])]
     require(len(named) == 1, where, named or "{}", f"exactly one rule that is not empty: {', '.join(rules)}")
+    if group.labelled is not None:
+        require_number(f"{where}.labelled", group.labelled, 0, 1)
     one_of(f"{where}.tokens", group.tokens, ("all", "words", "frequent"))
     require(group.tokens != "words" or bool(group.words), f"{where}.tokens", group.tokens, "used with words only")
     for label in group.labels:
@@ -89,6 +101,12 @@ def _check_rule(where: str, group: GroupConfig) -> None:
 
 
 def _check_labelling(routing: RoutingConfig) -> None:
+    if routing.compensate is not None:
+        one_of("routing.compensate", routing.compensate, ("labels",))
+        scheduled = [group for group, row in routing.routes.items() if any(map(_scheduled, row.values()))]
+        right = "null, as a route has a schedule; or give routes without start, ramp and stop"
+        require(not scheduled, "routing.compensate", routing.compensate, right)
+    require_number("routing.compensate_limit", routing.compensate_limit, 0, LARGEST)
     for name, rates in routing.label_noise.items():
         one_of("routing.label_noise", name, tuple(routing.groups))
         for key, rate in (("false_positive", rates.false_positive), ("false_negative", rates.false_negative)):

@@ -14,6 +14,7 @@ class RegionConfig:
 
     part, layers: in place of `site`, a part of these layers of a language model, of all layers if null; see
     `gradroute.models.layer_parts`.
+    outside: with `parameters`, regions with a `part`; parameters of their units are left out.
     """
 
     site: Any = None
@@ -23,6 +24,7 @@ class RegionConfig:
     axis: int | None = None
     output: Any = None
     parameters: dict[str, Any] | None = None
+    outside: list[str] | None = None
 
 
 @dataclass
@@ -37,6 +39,7 @@ class GroupConfig:
 
     tokens: which tokens of its documents belong to the group: `all`, those of its `words`, or `frequent`, in
         proportion to how much more frequent a token is in the group than elsewhere (GR App. C).
+    labelled: share of its training points that carry the group's label; null is `routing.labelled_fraction`.
     """
 
     labels: list[int] = field(default_factory=list)
@@ -47,6 +50,7 @@ class GroupConfig:
     pattern: str | None = None
     rest: bool = False
     tokens: str = "all"
+    labelled: float | None = None
 
 
 @dataclass
@@ -64,6 +68,9 @@ class RoutingConfig:
     unassigned: what to do with points in no group: `error`, or `unrouted` to train on them with every weight 1.
     unlabelled: the group whose routes unlabelled points take; null gives them weight 1 everywhere.
     labelled_fraction: share of each group's training points that carry the group's label.
+    compensate: `labels` replaces each weight below 1 by -(1 - f) / f, where f is the share of the group's points that
+        are labelled, so that over labelled and unlabelled points a routed token's mean weight is 0.
+    compensate_limit: the lowest such weight is minus this.
     """
 
     groups: dict[str, GroupConfig] = field(default_factory=dict)
@@ -74,6 +81,8 @@ class RoutingConfig:
     unlabelled: str | None = None
     labelled_fraction: float = 1.0
     label_noise: dict[str, NoiseConfig] = field(default_factory=dict)
+    compensate: str | None = None
+    compensate_limit: float = 10.0
 
 
 @dataclass

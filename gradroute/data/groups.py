@@ -99,8 +99,9 @@ def _numbers(routing: RoutingConfig, part: Part) -> torch.Tensor:
 def assign(routing: RoutingConfig, train: Part, test: Part, seed: int) -> Groups:
     """Apply every group's rule to the data, then remove labels and add label errors as configured.
 
-    A share `routing.labelled_fraction` of each group's training points, chosen by `seed`, keep their label. Of the
-    points labelled `g`, a share `false_negative` lose it; of those outside `g`, a share `false_positive` get it.
+    A share `routing.labelled_fraction`, or the group's own `labelled`, of each group's training points, chosen by
+    `seed`, keep their label. Of the points labelled `g`, a share `false_negative` lose it; of those outside `g`, a
+    share `false_positive` get it.
 
     Raises: UserError for an unknown label or column, a group without training points, overlapping groups, or points in
         no group if `routing.unassigned` is `error`.
@@ -140,7 +141,10 @@ def _labelled(true: torch.Tensor, routing: RoutingConfig, seed: int) -> torch.Te
     for number, name in enumerate(routing.groups):
         rate = routing.label_noise.get(name, NoiseConfig()).false_negative
         seen[(true == number) & (seen == number) & (lost < rate)] = -1
-    seen[keep >= routing.labelled_fraction] = -1
+    shares = [rule.labelled for rule in routing.groups.values()]
+    fractions = [routing.labelled_fraction if share is None else share for share in shares]
+    fractions += [routing.labelled_fraction]  # of points in no group, which have the next number, or -1
+    seen[keep >= torch.tensor(fractions)[seen]] = -1
     if routing.unlabelled is not None:
         seen[seen == -1] = list(routing.groups).index(routing.unlabelled)
     return seen

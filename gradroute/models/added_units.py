@@ -1,4 +1,4 @@
-"""Add units to an MLP, initialised like its existing ones."""
+"""Add units to an MLP, or heads to an attention, initialised like the existing ones."""
 
 from typing import Any
 
@@ -10,13 +10,14 @@ from gradroute.routing.expansion import Layer, expand
 
 @torch.no_grad()
 def add_units(model: nn.Module, layer: Layer, added: int, made: float, read: float) -> None:
-    """Add units to an MLP: new rows and columns are normal with deviations `made` and `read`, new biases 0."""
-    new = list(expand(model, layer, added))
+    """Add units or heads: new rows and columns are normal with deviations `made` and `read`, new biases 0."""
+    units = expand(model, layer, added)
+    new = [unit * layer.width + feature for unit in units for feature in range(layer.width)]
     for name in layer.producers:
         producer: Any = model.get_submodule(name)
-        producer.weight[new] = torch.randn(added, producer.weight.shape[1]) * made
+        producer.weight[new] = torch.randn(len(new), producer.weight.shape[1]) * made
         if producer.bias is not None:
             producer.bias[new] = 0
     for name in layer.consumers:
         consumer: Any = model.get_submodule(name)
-        consumer.weight[:, new] = torch.randn(len(consumer.weight), added) * read
+        consumer.weight[:, new] = torch.randn(len(consumer.weight), len(new)) * read

@@ -50,6 +50,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.model = model
         self.added: dict[int, int] = {}
+        self.added_heads: dict[int, int] = {}  # stays empty
         self._shape = _Shape()
         counts = (getattr(model.config, f"num_{what}", None) for what in ("hidden_layers", "attention_heads"))
         self.layer_count, self.head_count = (count if isinstance(count, int) else 0 for count in counts)
@@ -159,6 +160,17 @@ class CausalLM(nn.Module):
                     f"layer {layer}: '{own}' of its MLP is {kind}; units can be added to torch.nn.Linear only"
                 )
         return tuple(producers), (consumer,)
+
+    def head_layers(self, layer: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return names of the modules that make and read a layer's heads. Raises: UserError if they are not Linear."""
+        found = self._attention(layer)
+        around, last = found or ("", "")
+        names = tuple(f"{around}.{name}" for name in ("q_proj", "k_proj", "v_proj"))
+        modules = dict(self.named_modules())
+        if found is None or not all(isinstance(modules.get(name), nn.Linear) for name in (*names, last)):
+            raise UserError(f"layer {layer}: its queries, keys and values are not three torch.nn.Linear; name "
+                            "parameters in the region")  # fmt: skip
+        return names, (last,)
 
     @torch.no_grad()
     def require_separation(self) -> None:

@@ -6,7 +6,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -15,121 +14,11 @@ from torch import nn
 
 from gradroute.config.limits import WIDTH, Between, require
 from gradroute.data.text.packing import separated
-from gradroute.errors import UserError, unknown
+from gradroute.errors import UserError
 from gradroute.models.added_units import add_units
 from gradroute.models.layer_parts import Place
+from gradroute.models.transformer_layers import Block, Rotation, TransformerConfig, norm_of
 from gradroute.routing.expansion import Layer
-
-MLPS, POSITIONS, NORMS = ("gelu", "swiglu"), ("learned", "rotary"), ("layernorm", "rmsnorm")
-Rotation = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, (batch or 1, 1, length, head width / 2)
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes and kinds, checked on creation. Raises: UserError for values out of range, or that do not fit together.
-
-    hidden: units of each MLP; None is 4 × width for `gelu`, 8/3 × width rounded up to a multiple of 8 for `swiglu`.
-    context: the longest sequence, in tokens.
-    """
-
-    vocabulary: int
-    layers: int
-    width: int
-    heads: int
-    context: int
-    hidden: int | None = None
-    mlp: str = "gelu"
-    positions: str = "learned"
-    norm: str = "layernorm"
-    tied: bool = True
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("vocabulary", "layers", "width", "heads", "context", "units"):
-            if getattr(self, name) < 1:
-                raise UserError(f"transformer: {name}={getattr(self, name)}: must be 1 or more")
-        for name, valid in (("mlp", MLPS), ("positions", POSITIONS), ("norm", NORMS)):
-            if getattr(self, name) not in valid:
-                raise unknown(f"{name} of a transformer:", getattr(self, name), valid)
-        if self.width % self.heads:
-            raise UserError(f"transformer: width={self.width} is not a multiple of heads={self.heads}")
-        if self.positions == "rotary" and self.width // self.heads % 2:
-            raise UserError(f"transformer: rotary positions need heads of even width, not {self.width // self.heads}")
-
-    @property
-    def units(self) -> int:
-        """Hidden units of each MLP."""
-        if self.hidden is not None:
-            return self.hidden
-        return 4 * self.width if self.mlp == "gelu" else math.ceil(self.width / 3) * 8
-
-
-def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Rotate pairs of features, `(batch, heads, length, head width)`; i and i + half are a pair (Su et al. 2021)."""
-    (cos, sin), (left, right) = rotation, x.chunk(2, -1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1).to(x.dtype)
-
-
-class Attention(nn.Module):
-    """Causal self-attention; queries, keys and values have separate layers, so that heads can be added."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.num_heads, self.head_width = config.heads, config.width // config.heads
-        self.query, self.key, self.value, self.out = (
-            nn.Linear(config.width, config.width, bias=config.bias) for _ in range(4)
-        )
-        self.heads = nn.Identity()
-
-    def forward(self, x: torch.Tensor, rotation: Rotation | None, mask: torch.Tensor | None) -> torch.Tensor:
-        """Map `(batch, length, width)` to the same; `mask` is true where a position may attend, None is causal."""
-        size = (*x.shape[:2], self.num_heads, self.head_width)
-        query, key, value = (layer(x).view(size).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
-        result: torch.Tensor = self.out(self.heads(mixed.transpose(1, 2).flatten(2)))
-        return result
-
-
-class Gated(nn.Module):
-    """SwiGLU's activation: silu(gate) * up (Shazeer 2020)."""
-
-    def forward(self, up: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        """Multiply two tensors of one shape."""
-        return F.silu(gate) * up
-
-
-class MLP(nn.Module):
-    """Two layers with GELU between, or three as SwiGLU; `act` outputs the hidden activations."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.gate = nn.Linear(config.width, config.units, bias=config.bias) if config.mlp == "swiglu" else None
-        self.up = nn.Linear(config.width, config.units, bias=config.bias)
-        self.act = nn.GELU() if self.gate is None else Gated()
-        self.down = nn.Linear(config.units, config.width, bias=config.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `(batch, length, width)` to the same."""
-        given = () if self.gate is None else (self.gate(x),)
-        result: torch.Tensor = self.down(self.act(self.up(x), *given))
-        return result
-
-
-class Block(nn.Module):
-    """One layer: attention and MLP, each after a norm and added to the residual stream."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.attn_norm, self.attn = _norm(config), Attention(config)
-        self.mlp_norm, self.mlp = _norm(config), MLP(config)
-
-    def forward(self, x: torch.Tensor, rotation: Rotation | None, mask: torch.Tensor | None) -> torch.Tensor:
-        """Map the residual stream before the layer, `(batch, length, width)`, to that after it."""
-        x = x + self.attn(self.attn_norm(x), rotation, mask)
-        result: torch.Tensor = x + self.mlp(self.mlp_norm(x))
-        return result
 
 
 class Transformer(nn.Module):
@@ -137,12 +26,12 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.config, self.added = config, dict[int, int]()
+        self.config, self.added, self.added_heads = config, dict[int, int](), dict[int, int]()
         self.layer_count, self.head_count = config.layers, config.heads
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.position = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = _norm(config)
+        self.norm = norm_of(config)
         self.unembed = None if config.tied else nn.Linear(config.width, config.vocabulary, bias=False)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -161,7 +50,7 @@ class Transformer(nn.Module):
         if part == "residual":
             return Place(f"blocks.{layer}", None, self.config.width)
         if part == "heads":
-            return Place(f"blocks.{layer}.attn.heads", None, self.config.width)
+            return Place(f"blocks.{layer}.attn.heads", None, self.config.width + self.added_heads.get(layer, 0))
         return Place(f"blocks.{layer}.mlp.act", None, self.config.units + self.added.get(layer, 0))
 
     def mlp_layers(self, layer: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -174,6 +63,19 @@ class Transformer(nn.Module):
         mlp = f"blocks.{layer}.mlp"
         producers = (f"{mlp}.gate", f"{mlp}.up") if self.config.mlp == "swiglu" else (f"{mlp}.up",)
         return producers, (f"{mlp}.down",)
+
+    def head_layers(self, layer: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return names of the modules that make and read a layer's heads."""
+        attn = f"blocks.{layer}.attn"
+        return (f"{attn}.query", f"{attn}.key", f"{attn}.value"), (f"{attn}.out",)
+
+    def layer_at(self, site: str) -> Layer | None:
+        """Return the modules around a site of heads, from which `contract` removes heads; None at other sites."""
+        attn, _, last = site.rpartition(".")
+        if last != "heads":
+            return None
+        number, width = int(attn.split(".")[1]), self.config.width // self.config.heads
+        return Layer(*self.head_layers(number), width=width, count=(f"{attn}.num_heads",))
 
     def forward(self, tokens: torch.Tensor, document_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits `(batch, length, vocabulary)` of the token after each of `tokens`, `(batch, length)` int64.
@@ -206,10 +108,6 @@ class Transformer(nn.Module):
         return angles.cos(), angles.sin()
 
 
-def _norm(config: TransformerConfig) -> nn.Module:
-    return nn.LayerNorm(config.width) if config.norm == "layernorm" else nn.RMSNorm(config.width, eps=1e-6)
-
-
 Size = Annotated[int, Between(1, WIDTH)]
 
 
@@ -218,21 +116,27 @@ def build_transformer(
     mlp: Literal["gelu", "swiglu"] = "gelu", positions: Literal["learned", "rotary"] = "learned",
     norm: Literal["layernorm", "rmsnorm"] = "layernorm", tied: bool = True, bias: bool = True,
     expand: Sequence[int] = (), added: Annotated[int, Between(0, WIDTH)] = 0,
+    added_heads: Annotated[int, Between(0, WIDTH)] = 0,
 ) -> Transformer:  # fmt: skip
     """Build an untrained transformer; added units are initialised like the others (GR section 4.2.2).
 
     Args:
         vocabulary, context: number of tokens, and the longest sequence; the run supplies both.
-        expand: layers whose MLPs get `added` units more than `hidden`.
+        expand: layers that are widened: the MLP by `added` units, the attention by `added_heads` heads.
 
     Raises: UserError for sizes that do not fit together.
     """
-    check_expansion(expand, added, layers)
+    check_expansion(expand, added + added_heads, layers)
     config = TransformerConfig(vocabulary, layers, width, heads, context, hidden, mlp, positions, norm, tied, bias)
     model = Transformer(config)
-    for number in expand:
-        add_units(model, Layer(*model.mlp_layers(number)), added, 0.02, 0.02 / (2 * layers) ** 0.5)
+    spread = 0.02, 0.02 / (2 * layers) ** 0.5
+    for number in expand if added else ():
+        add_units(model, Layer(*model.mlp_layers(number)), added, *spread)
         model.added[number] = added
+    for number in expand if added_heads else ():
+        site = f"blocks.{number}.attn.heads"
+        add_units(model, model.layer_at(site), added_heads, *spread)
+        model.added_heads[number] = added_heads * (config.width // config.heads)
     return model
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 from gradroute.errors import UserError
 from gradroute.routing import ParameterRouter, Region, Router, Site
-from gradroute.routing.expansion import removed
+from gradroute.routing.expansion import Layer, contract, removed
 from gradroute.routing.sites import by_module, hooked
 
 LARGE = 10**8  # parameters of a model of which no copy should stay longer than needed
@@ -130,18 +130,35 @@ def reinitialise(name: str, router: Router | ParameterRouter, seed: int) -> Abla
 
 
 def remove(name: str, router: Router, example: torch.Tensor) -> Ablation:
-    """Ablate by removing the region's units from a smaller copy of the model, checked on `example`."""
+    """Ablate by removing the region's units from a smaller copy of the model, checked on `example`.
+
+    A model that knows the layers around a site says so in a method `layer_at(site)`; for others they are found.
+    """
     region = router.regions[name]
 
     @contextmanager
     def applied(model: nn.Module) -> Iterator[nn.Module]:
         for site in region.sites:
-            model = removed(model, site.module, region.units, example)
+            layer = model.layer_at(site.module) if hasattr(model, "layer_at") else None  # type: ignore[operator]
+            if layer is None:
+                model = removed(model, site.module, region.units, example)
+            else:
+                model = contracted(model, layer, region.units, f"region '{name}'")
             if sum(p.numel() for p in model.parameters()) > LARGE:
                 gc.collect()  # earlier copies, as transformers' models are in reference cycles
         yield model
 
     return Ablation(name, applied)
+
+
+def contracted(model: nn.Module, layer: Layer, features: Sequence[int], where: str) -> nn.Module:
+    """Return a copy of the model without these features of a layer. Raises: UserError unless they are whole units."""
+    units = sorted({feature // layer.width for feature in features})
+    if len(features) != len(units) * layer.width:
+        raise UserError(f"{where}: only whole heads of {layer.width} units can be removed; ablate it by zero or mean")
+    smaller = copy.deepcopy(model)
+    contract(smaller, layer, units)
+    return smaller
 
 
 def overwritten(

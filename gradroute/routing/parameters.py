@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, reduce
 
 import torch
@@ -21,10 +21,15 @@ _Tensors = dict[nn.Parameter, torch.Tensor]  # masks or weights, broadcastable t
 
 @dataclass(frozen=True)
 class ParameterRegion:
-    """Parameters, or slices of them along one axis; where several patterns match, their units are united."""
+    """Parameters, or slices of them along one axis; where several patterns match, their units are united.
 
-    parameters: Mapping[str, object]  # glob over their names to units, as `parse_units` reads them; None is all
+    parameters: glob over their names to units, as `parse_units` reads them; None is all.
+    outside: what is left out of them: a parameter's name, to units on an axis of it.
+    """
+
+    parameters: Mapping[str, object]
     axis: int = 0
+    outside: Mapping[str, tuple[int, Sequence[int]]] = field(default_factory=dict)
 
 
 def _mask(parameter: nn.Parameter, spec: object, axis: int, where: str) -> torch.Tensor:
@@ -107,7 +112,11 @@ class ParameterRouter:
         named = dict(model.named_parameters(remove_duplicate=False))
         for pattern, spec in region.parameters.items():
             for name in matching(pattern, list(named), f"parameter of region '{region_name}':"):
-                mask = _mask(named[name], spec, region.axis, f"region '{region_name}', parameter '{name}'")
+                where = f"region '{region_name}', parameter '{name}'"
+                mask = _mask(named[name], spec, region.axis, where)
+                if name in region.outside:
+                    axis, units = region.outside[name]
+                    mask = mask & ~_mask(named[name], list(units), axis, where)
                 masks[named[name]] = mask | masks.get(named[name], _NOWHERE)
                 self._names[named[name]] = name
         if not masks:

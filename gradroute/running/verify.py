@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradroute.config.compensation import weights_of
 from gradroute.config.components import step_names
 from gradroute.config.schema import Config
 from gradroute.errors import UserError, plain_text
@@ -76,7 +77,7 @@ def ledger_claims(config: Config, ledger: Rows, points: int) -> Iterator[Claim]:
 
     `points`: number of data points in training, counted once per epoch.
     """
-    routing = config.routing
+    routing, routes = config.routing, weights_of(config.routing)
     ends = sorted({(row["from_step"], row["to_step"]) for row in ledger})
     joined = bool(ends) and ends[0][0] == 0 and all(a[1] == b[0] for a, b in itertools.pairwise(ends))
     yield Claim("the ledger has no gap", joined, f"{len(ends)} windows, {ends[-1][1] if ends else 0} updates")
@@ -86,7 +87,7 @@ def ledger_claims(config: Config, ledger: Rows, points: int) -> Iterator[Claim]:
         yield Claim(what, counted == points, f"{counted:.0f} of {points}")
     for group in routing.groups:
         for region in routing.regions:
-            spec = routing.routes.get(group, {}).get(region, 1.0)
+            spec = routes.get(group, {}).get(region, 1.0)
             route = read_route(spec, f"routing.routes.{group}.{region}")
             rows = [row for row in ledger if (row["group"], row["region"]) == (group, region)]
             yield _weight_claim(group, region, route, rows)
@@ -101,7 +102,7 @@ def _frozen_claim(config: Config, region: str, shifts: list[float]) -> Claim:
     what = f"'{region}' and its optimizer state stayed bit-identical in updates of groups that may not change it"
     if shifts:
         return Claim(what, max(shifts) == 0, f"largest change {max(shifts):g}")
-    closed = any(row.get(region) == 0 for row in config.routing.routes.values())
+    closed = any(row.get(region) == 0 for row in weights_of(config.routing).values())
     expected = closed and config.trainer.batches == "by_group"  # mixed batches may never hold such groups alone
     return Claim(what, not expected, "no such update was measured")
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gradroute.config.compensation import weights_of
 from gradroute.config.schema import LossesConfig, RoutingConfig
 from gradroute.errors import UserError
 from gradroute.models.base import certificate_of
-from gradroute.models.layer_parts import region_of
+from gradroute.models.layer_parts import parameters_of, region_of
 from gradroute.routing import ParameterRegion, ParameterRouter, Region, Router
 
 Regions = tuple[dict[str, Region], dict[str, ParameterRegion]]
@@ -21,13 +22,22 @@ def read_regions(routing: RoutingConfig, model: nn.Module) -> Regions:
     parameters: dict[str, ParameterRegion] = {}
     for name, region in routing.regions.items():
         if region.parameters is not None:
-            parameters[name] = ParameterRegion(region.parameters, region.axis or 0)
-        elif region.part is not None:
+            continue
+        if region.part is not None:
             where = f"routing.regions.{name}"
             activations[name] = region_of(model, where, region.part, region.layers, region.units)
         else:
             axis = -1 if region.axis is None else region.axis
             activations[name] = Region(region.site, region.units, axis, region.output)
+    for name, region in routing.regions.items():
+        if region.parameters is not None:
+            outside: dict[str, tuple[int, tuple[int, ...]]] = {}
+            for other in region.outside or ():
+                found = parameters_of(model, activations[other], f"routing.regions.{name}.outside={other}")
+                for key, (axis_of, units) in found.items():
+                    before = outside.get(key, (axis_of, ()))[1]
+                    outside[key] = (axis_of, tuple(sorted({*before, *units})))
+            parameters[name] = ParameterRegion(region.parameters, region.axis or 0, outside)
     return activations, parameters
 
 
@@ -54,7 +64,7 @@ def routers(
     """Return a model's routers of activations and of parameters. Raises: UserError for routes that do not fit."""
     regions, parameters = read_regions(routing, model)
     mine, others = (
-        {g: {r: row[r] for r in row if r in kind} for g, row in routing.routes.items()}
+        {g: {r: row[r] for r in row if r in kind} for g, row in weights_of(routing).items()}
         for kind in (regions, parameters)
     )
     return Router(model, regions, groups, mine, example), ParameterRouter(model, parameters, groups, others)

@@ -31,12 +31,13 @@ def test_every_experiment_composes_with_every_preset(experiment: str, trainer: s
 
 @pytest.mark.parametrize("group", ["dataset", "model", "task", "routing", "ablation", "tracker"])
 def test_every_option_of_every_group_composes(group: str) -> None:
-    of_language = ("toy_stories", "text", "tinystories", "transformer", "hf", "forget_words", "words", "language")
+    of_data = ("toy_stories", "text", "second_language", "tinystories")
+    of_language = (*of_data, "transformer", "hf", "forget_words", "words", "language")
     needed = {
         "images": ["dataset.root=x"],
         "text": ["dataset.files=x"],
         "hf": ["model.pretrained=x", "dataset.tokenizer=pretrained"],
-        "words_reserved": ["ablation.region=added"],
+        "words_reserved": ["ablation.region=added", "model=transformer_reserved"],
     }
     for option in (conf_dir() / group).glob("[!_]*.yaml"):
         around = ["experiment=stories_era/base"] if option.stem.startswith(of_language) else []

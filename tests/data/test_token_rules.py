@@ -22,7 +22,8 @@ from gradroute.data.text.packing import Corpus, pack
 from gradroute.data.text.tokenizing import train_bpe, train_words
 from gradroute.data.text.toy_stories import concepts, generate
 from gradroute.errors import UserError
-from gradroute.models.transformer import Transformer, TransformerConfig
+from gradroute.models.transformer import Transformer
+from gradroute.models.transformer_layers import TransformerConfig
 from gradroute.reporting.page import Page
 
 STORIES = generate(400, 0)

@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from gradroute import Router
+from gradroute.config.schema import RegionConfig, RoutingConfig
 from gradroute.errors import UserError
-from gradroute.models.layer_parts import region_of
+from gradroute.models.layer_parts import parameters_of, region_of
 from gradroute.models.transformer import build_transformer
+from gradroute.routing.ablation import remove, zero
 from gradroute.routing.sites import hooked
+from gradroute.tasks.parts import routers
 
 SMALL: dict[str, Any] = {
     "vocab_size": 23, "max_position_embeddings": 16, "hidden_size": 16, "num_hidden_layers": 3,
@@ -139,6 +142,59 @@ def test_added_units_are_regions_of_their_own(kind: str) -> None:
     found = Router(model, regions, ["f"], {}, torch.zeros(1, 4, dtype=torch.int64)).regions
     assert [found[part].units for part in regions] == [tuple(range(24)), tuple(range(24, 29))]
     assert all(len(region.sites) == 2 for region in found.values())
+
+
+OWNING = ("own", "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi", "opt")  # with layers that parameters_of reads
+
+
+@pytest.mark.parametrize("part", ["mlp", "heads"])
+@pytest.mark.parametrize("kind", OWNING)
+def test_parameters_of_units_are_those_without_a_gradient_once_the_units_are_0(kind: str, part: str) -> None:
+    """Key and value heads that other query heads share keep their gradient."""
+    model, tokens = made(kind), torch.randint(3, 23, (8, 7), generator=torch.Generator().manual_seed(1))
+    region = region_of(model, "r", part, [0, 2], [1, 4, 5] if part == "mlp" else [0, 2, 3])
+    router = Router(model, {"r": region}, ["f"], {}, tokens[:1])
+    with zero("r", router).applied(model):
+        found = parameter_gradients(model, losses(model, tokens).sum())
+    owned = parameters_of(model, router.regions["r"], "r")
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert owned.keys() <= set(names) and len(owned) >= 6
+    for name, gradient in zip(names, found, strict=True):
+        axis, units = owned.get(name, (0, ()))
+        here = gradient.movedim(axis, 0) if gradient.dim() else gradient[None]
+        rest = torch.ones(len(here), dtype=torch.bool)
+        rest[list(units)] = False
+        assert not bool(here[~rest].any()), name
+        if not name.endswith(("key.bias", "k_proj.bias", "embed.weight", "embed_tokens.weight", "wpe.weight")):
+            per_row = here[rest].flatten(1).abs().amax(1) if here.dim() > 1 else here[rest].abs()
+            assert bool((per_row > 1e-12).all()) or "position" in name, name
+
+
+def test_regions_outside_of_others_are_the_other_parameters() -> None:
+    model = build_transformer(23, 16, 3, 16, 4, 24, expand=[0, 2], added=5, added_heads=2)
+    regions = {
+        "added": RegionConfig(part="added"), "heads": RegionConfig(part="added_heads"),
+        "rest": RegionConfig(parameters={"*": None}, outside=["added", "heads"]),
+    }  # fmt: skip
+    _, routed = routers(model, RoutingConfig(regions=regions), ["f"], torch.zeros(1, 4, dtype=torch.int64))
+    total = sum(int(mask.expand(p.shape).sum()) for p, mask in routed.parts("rest").items())
+    plain = build_transformer(23, 16, 3, 16, 4, 24)
+    assert total == sum(p.numel() for p in plain.parameters())
+
+
+def test_whole_heads_are_removed_and_nothing_else_changes() -> None:
+    model = build_transformer(23, 16, 3, 16, 4, 24, expand=[0, 2], added_heads=2).double()
+    tokens = torch.randint(3, 23, (4, 7), generator=torch.Generator().manual_seed(1))
+    router = Router(model, {"h": region_of(model, "r", "added_heads", None, None)}, ["f"], {}, tokens[:1])
+    with zero("h", router).applied(model):
+        expected = model(tokens)
+    with remove("h", router, tokens[:1]).applied(model) as smaller:
+        torch.testing.assert_close(smaller(tokens), expected)
+        plain = build_transformer(23, 16, 3, 16, 4, 24)
+        assert [p.shape for p in smaller.parameters()] == [p.shape for p in plain.parameters()]
+    part = Router(model, {"h": region_of(model, "r", "added_heads", None, "16:18")}, ["f"], {}, tokens[:1])
+    with pytest.raises(UserError, match="only whole heads of 4 units"), remove("h", part, tokens[:1]).applied(model):
+        pass
 
 
 MISTAKES = [

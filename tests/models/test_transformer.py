@@ -17,7 +17,8 @@ from gradroute.data.text.tokenizing import train_words
 from gradroute.data.text.toy_stories import generate
 from gradroute.models.base import plan_of
 from gradroute.models.generation import complete, steered
-from gradroute.models.transformer import Transformer, TransformerConfig, rotate
+from gradroute.models.transformer import Transformer
+from gradroute.models.transformer_layers import TransformerConfig, rotate
 from gradroute.routing import Site
 
 GPT = TransformerConfig(vocabulary=11, layers=3, width=16, heads=4, context=12)

@@ -13,7 +13,7 @@ from torch import nn
 from gradroute.errors import UserError
 from gradroute.models.autoencoder import Autoencoder
 from gradroute.models.base import perceptron
-from gradroute.models.transformer import Gated
+from gradroute.models.transformer_layers import Gated
 from gradroute.routing.expansion import Layer, contract, expand, removed
 
 

@@ -62,21 +62,35 @@ def test_an_expert_is_trained_by_its_own_group_alone(tmp_path: Path) -> None:
             assert bool(up[own].any()) and not bool(up[other].any())
 
 
-def test_reserved_units_are_all_that_forget_documents_train(tmp_path: Path) -> None:
-    task = LanguageModelling(config(tmp_path, "stories_era/sgtm", "model.added=8", *FINETUNED))
-    for name, gradient in gradients(task, 0).items():
-        if ".mlp.up." in name:
-            assert bool(gradient[24:].any()) and not bool(gradient[:24].any()), name
-        elif name.endswith("mlp.down.weight"):
-            assert bool(gradient[:, 24:].any()) and not bool(gradient[:, :24].any()), name
-        else:
-            assert not bool(gradient.any()), name
-    task = LanguageModelling(config(tmp_path, "stories_era/sgtm", "model.added=8", *FINETUNED))
-    for name, gradient in gradients(task, 1).items():
-        if ".mlp.up." in name:
-            assert bool(gradient[:24].any()) and not bool(gradient[24:].any()), name
-        elif name.endswith("mlp.down.weight"):
-            assert bool(gradient[:, :24].any()) and not bool(gradient[:, 24:].any()), name
+def test_reserved_units_and_heads_are_all_that_forget_documents_train(tmp_path: Path) -> None:
+    changes = ["model.added=8", "routing.groups.retain.labelled=1", *FINETUNED]
+    heads = ("attn.query", "attn.key", "attn.value")
+    for labels, own in ((0, True), (1, False)):  # forget documents train the reserved part, retain documents the rest
+        task = LanguageModelling(config(tmp_path, "stories_era/sgtm", *changes))
+        for name, gradient in gradients(task, labels).items():
+            first = 24 if ".mlp." in name else 16  # of the reserved rows or columns
+            module = name.rpartition(".")[0]
+            if module.endswith((".mlp.up", *heads)):
+                rest, reserved = gradient[:first], gradient[first:]
+            elif name.endswith(("mlp.down.weight", "attn.out.weight")):
+                rest, reserved = gradient[:, :first], gradient[:, first:]
+            else:
+                assert bool(gradient.any()) != own, name
+                continue
+            assert reserved.numel() and bool(reserved.any()) == own, name
+            if not name.endswith("key.bias"):  # its gradient is 0 but for rounding: softmax ignores it
+                assert bool(rest.any()) != own, name
+
+
+def test_the_share_of_retain_labels_is_its_own(tmp_path: Path) -> None:
+    """Fewer forget labels leave the labels of retain documents as they are, and the other way round."""
+    tasks = [
+        LanguageModelling(config(tmp_path, "stories_era/sgtm", "model.added=8", *FINETUNED, *given))
+        for given in ([], ["routing.labelled_fraction=0.25"], ["routing.groups.retain.labelled=0.75"])
+    ]
+    counts = [[int((task.labelled == i).sum()) for i in (0, 1)] for task in tasks]
+    assert torch.equal(tasks[0].labelled == 1, tasks[1].labelled == 1) and counts[0][0] > counts[1][0] > 0
+    assert torch.equal(tasks[0].labelled == 0, tasks[2].labelled == 0) and counts[0][1] < counts[2][1]
 
 
 def test_who_has_no_label_is_taken_for_one_of_the_others(tmp_path: Path) -> None:
@@ -86,6 +100,7 @@ def test_who_has_no_label_is_taken_for_one_of_the_others(tmp_path: Path) -> None
     assert int((filtering.labelled == -1).sum()) == 0
     sgtm = LanguageModelling(config(tmp_path, "stories_era/sgtm", "model.added=8", few, *FINETUNED))
     assert int((sgtm.labelled == -1).sum()) == int((sgtm.labelled != sgtm.train_groups).sum()) > 0
+    assert int(((sgtm.labelled == -1) & (sgtm.train_groups == 0)).sum()) > 0
     assert torch.equal(sgtm.labelled == 0, filtering.labelled == 0)
 
 

@@ -1,0 +1,27 @@
+"""Routes whose weights make up for points without a label (`routing.compensate`)."""
+
+from typing import Any
+
+from gradroute.config.schema import NoiseConfig, RoutingConfig
+from gradroute.routing.routes import read_route
+
+
+def weights_of(routing: RoutingConfig) -> dict[str, dict[str, Any]]:
+    """Return the configured routes, with weights below 1 replaced if `routing.compensate` is `labels`.
+
+    If a share f of a group's points is labelled, a routed token has weight w in these and 1 in the others, on average
+    f * w + 1 - f, which is 0 for w = -(1 - f) / f.
+    """
+    found = {group: dict(row) for group, row in routing.routes.items()}
+    if routing.compensate is None:
+        return found
+    for group, row in found.items():
+        own = routing.groups[group].labelled
+        share = routing.labelled_fraction if own is None else own
+        share *= 1 - routing.label_noise.get(group, NoiseConfig()).false_negative
+        for region, spec in row.items():
+            route = read_route(spec, f"routing.routes.{group}.{region}")
+            if route.weight < 1 and share > 0:
+                weight = max(-(1 - share) / share, -routing.compensate_limit)
+                row[region] = weight if route.forward == 1 else {"weight": weight, "forward": route.forward}
+    return found

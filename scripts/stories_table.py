@@ -20,9 +20,13 @@ from gradroute.comparison.runs import Read, find_runs, read_run
 from gradroute.reporting.language_tables import STAGES
 
 FRACTION = "routing.labelled_fraction"
-ORDER = ("base", "control", "filtering", "rmu", "demix", "sgtm", "era", "era_rmu")
-NAMES = {"base": "base", "control": "control: expanded, ablated, not routed", "filtering": "data filtering",
-         "rmu": "RMU", "demix": "DEMix + ablate", "sgtm": "SGTM", "era": "ERA", "era_rmu": "ERA + RMU"}  # fmt: skip
+NAMES = {  # by the runs' names, in the order of the table; untuned: with the settings of the experiment's file
+    "base": "base", "control": "control: expanded, ablated, not routed", "filtering": "data filtering",
+    "rmu": "RMU, untuned", "max_entropy": "maximum entropy, untuned",
+    "gradient_difference": "gradient difference, untuned", "undo": "UNDO, untuned",
+    "demix": "DEMix + ablate", "sgtm": "SGTM", "era": "ERA", "era_rmu": "ERA + RMU, untuned",
+}  # fmt: skip
+ORDER = list(NAMES)
 WHEN = {"end": "once unlearned", "model_relearned_64": "after relearning on 64", "slow": "after slow relearning"}
 Loss = dict[tuple[str, str], float]  # by head and group
 CELLS = [(head, group) for head in ("model", "end") for group in ("forget", "retain")]

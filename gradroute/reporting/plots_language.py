@@ -44,7 +44,7 @@ def _rows(run: RunData, split: str, metric: str = "cross_entropy") -> list[dict[
 
 def relearning(run: RunData) -> Figure | None:
     """Each group's validation loss during fine-tuning and relearning, mean over the samples."""
-    rows = _rows(run, "validation")
+    rows = [r for r in _rows(run, "validation") if r["region"].startswith("sample_")]
     if not rows:
         return None
     heads = list(dict.fromkeys(r["head"] for r in rows))

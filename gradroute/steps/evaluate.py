@@ -24,6 +24,8 @@ class Evaluate(Step):
         run.evaluate()
         for measured in task.measure_once():
             run.record("test", measured)
+        for measured in task.validate(run.ablations):
+            run.record("validation", measured)
         run.folder.write_metrics()
         if run.config.checkpoint.keep == "weights":
             run.folder.write(WEIGHTS, save(run.tensors()))

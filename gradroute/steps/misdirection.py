@@ -1,16 +1,15 @@
 """The loss of RMU: move activations of forget tokens to a target and keep the others in place (Li et al. 2024)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradroute.data.text.packing import IGNORED
+from gradroute.routing.sites import undisturbed
+from gradroute.steps.unlearning_losses import ForgetRetainObjective, Values
 from gradroute.training.measures import at_least_float32
-from gradroute.training.objectives import Batch, Objective, Part, Term, Terms, in_parts
-
-OTHERS = "others"
+from gradroute.training.objectives import Batch
 
 
 def direction(width: int, norm: float, seed: int) -> torch.Tensor:
@@ -25,10 +24,32 @@ def outgoing(model: nn.Module, layers: list[int]) -> dict[str, nn.Parameter]:
     return {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in names}
 
 
-class MisdirectionObjective(Objective):
+def activation(model: nn.Module, site: str, tokens: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    """Return the output of the module `site` for rows of tokens, `(batch, length, width)`."""
+    seen: list[torch.Tensor] = []
+
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    with model.get_submodule(site).register_forward_hook(look):
+        model(tokens, documents)
+    return at_least_float32(seen[0])
+
+
+def mean_norm(model: nn.Module, site: str, batches: Iterable[Batch]) -> float:
+    """Return the mean L2 norm of the output of `site` over the tokens of some batches, without padding."""
+    found = []
+    with undisturbed(model):
+        for tokens, _, documents, *_ in batches:
+            found.append(activation(model, site, tokens, documents).detach()[documents >= 0].norm(dim=-1))
+    return float(torch.cat(found).double().mean())
+
+
+class MisdirectionObjective(ForgetRetainObjective):
     """The squared distance of the forget group's activations to a target, and of all others to their original values.
 
-    Only the parameters in `trained` are trained; the constructor turns gradients off for the model's other parameters.
+    Both are means over the width. Only the parameters in `trained` are trained; the constructor turns gradients off for
+    the model's other parameters.
 
     Args:
         model, frozen: the model, and a copy that does not change.
@@ -38,59 +59,24 @@ class MisdirectionObjective(Objective):
         target: target of the forget group's activations, `(width,)`.
     """
 
+    metrics = ("misdirection", "drift")
+
     def __init__(
         self, model: nn.Module, frozen: nn.Module, site: str, trained: dict[str, nn.Parameter], group: str,
         retain: float, number: int, target: torch.Tensor,
     ) -> None:  # fmt: skip
-        self.led = Term("model", group, "all", "misdirection")
-        self.kept = Term("model", OTHERS, "all", "drift")
-        super().__init__({self.led: 1.0, self.kept: retain})
+        super().__init__(group, number, retain)
         self._models, self.site = (model, frozen), site  # in a tuple: their parameters are not this module's
         model.requires_grad_(False)
         for parameter in trained.values():
             parameter.requires_grad_(True)
         self.trained = nn.ParameterList(trained.values())
-        self.number, self.target = number, target
+        self.target = target
 
-    def _activation(self, model: nn.Module, tokens: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-        seen: list[torch.Tensor] = []
-
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            seen.append(output[0] if isinstance(output, tuple) else output)
-
-        with model.get_submodule(self.site).register_forward_hook(look):
-            model(tokens, documents)
-        return at_least_float32(seen[0])
-
-    def _chosen(self, targets: torch.Tensor, group_index: torch.Tensor) -> list[torch.Tensor]:
-        """Return masks of the positions with a target: in the forget group, and in the others."""
-        counted, own = targets != IGNORED, group_index == self.number
-        return [counted & own, counted & ~own]
-
-    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
-        """Yield parts of a batch, each with the batch's `counts`; see `forward`."""
-        counts = torch.stack([chosen.sum() for chosen in self._chosen(batch[1], batch[3])])
-        for part in in_parts(batch, number):
-            yield (*part, counts)
-
-    def forward(
-        self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor, group_index: torch.Tensor,
-        membership: torch.Tensor, counts: torch.Tensor | None = None,
-    ) -> Terms:  # fmt: skip
-        """Return the terms for rows of tokens, all `(batch, length)`: means over positions with a target, and width.
-
-        `counts` `(2,)`: positions with a target in the batch that the rows are a part of: forget group, and others.
-        """
+    def values(self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor) -> Values:
+        """Return both squared distances at every position."""
         model, frozen = self._models
-        now = self._activation(model, tokens, documents)
+        now = activation(model, self.site, tokens, documents)
         with torch.no_grad():
-            then = self._activation(frozen, tokens, documents)
-        chosen = self._chosen(targets, group_index)
-        counts = torch.stack([own.sum() for own in chosen]) if counts is None else counts
-        led = (now - self.target).square().mean(-1)
-        kept = (now - then).square().mean(-1)
-        found: Terms = {}
-        for i, (term, each) in enumerate(((self.led, led), (self.kept, kept))):
-            value = torch.where(chosen[i], each, 0).sum() / counts[i].clamp(min=1)
-            found[term] = (value, self.weights[term])
-        return found
+            then = activation(frozen, self.site, tokens, documents)
+        return (now - self.target).square().mean(-1), (now - then).square().mean(-1)

@@ -1,6 +1,7 @@
 """Train on a few documents after the ablation, and keep the weights with the lowest validation loss (GR App. C).
 
-Every batch has all documents. The validation loss is measured on the first test documents of each group.
+Every batch has all documents. The validation loss is measured on the data set's validation documents; if it has none,
+on the first test documents of each group.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,6 @@ from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.language_objective import NextTokenObjective
 from gradroute.training.fit import Training
 
-VALIDATED = 50  # test documents of each group
 Count = Annotated[int, Between(1, MANY)]
 Rate = Annotated[float, Between(1e-6, 10)]  # a share of trainer.lr
 
@@ -105,17 +105,13 @@ class Tuning:
     def __init__(
         self, run: RunState, model: nn.Module, tune: TuningStep, documents: int, sample: int, head: str
     ) -> None:  # fmt: skip
-        """Choose the documents to train on and to validate on."""
+        """Choose the documents to train on."""
         self.task = task = require_language(run.task, tune.section)
         self.run, self.model, self.tune, self.head = run, model, tune, Head(head, f"sample_{sample}")
         own = torch.nonzero(task.train_groups == task.names.index(tune.group)).flatten()
         order = torch.Generator().manual_seed(task.config.seed * 1000 + sample)
         chosen = own[torch.randperm(len(own), generator=order)[:documents]].tolist()
         self.part = some(task.data.train, chosen, task.data.length)
-        first = [torch.nonzero(task.test_groups == i).flatten()[:VALIDATED] for i in range(len(task.names))]
-        validated = torch.cat(first)
-        self.validation = some(task.data.test, validated.tolist(), task.data.length)
-        self.validation_groups = task.test_groups[validated]
         self.best, self.steps = Best(model), run.config.trainer.tune_steps or 0
 
     @property
@@ -136,7 +132,8 @@ class Tuning:
         """Measure and record the validation loss, if it is due, and keep the best weights."""
         if step % self.tune.every and step != self.steps:
             return
-        found = self.task.group_losses(self.model, self.validation, self.validation_groups)
+        validation = self.task.validation
+        found = self.task.group_losses(self.model, validation.part, validation.groups)
         for group, value in found.items():
             self.run.record("validation", (group, self.head, "cross_entropy", value), step)
         self.best.see(step, found[self.tune.group])

@@ -183,6 +183,10 @@ class Task(ABC):
         """Yield the measurements that only the final evaluation makes."""
         yield from ()
 
+    def validate(self, ablations: list[Ablation]) -> Iterator[Measurement]:
+        """Yield the measurements on data to choose by, which are neither trained nor tested on."""
+        yield from ()
+
     @abstractmethod
     def samples(self, ablations: list[Ablation]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the arrays and the names that the plots need."""

@@ -12,8 +12,6 @@ from torch import nn
 from gradroute.config.components import step_names
 from gradroute.config.schema import Config, TrainerConfig
 from gradroute.config.targets import build
-from gradroute.data.groups import Part as Rules
-from gradroute.data.groups import assign
 from gradroute.data.text.corpora import Part, Texts
 from gradroute.data.text.datasets import TextDataset
 from gradroute.data.text.rules import memberships
@@ -28,6 +26,7 @@ from gradroute.tasks.base import Measurement, Task
 from gradroute.tasks.evaluation import Head, activations_at
 from gradroute.tasks.image_checks import indivisible
 from gradroute.tasks.language_checks import build_completions, check_language, objectives_of_relearning
+from gradroute.tasks.language_groups import grouped, validation_of
 from gradroute.tasks.language_losses import group_means, token_values
 from gradroute.tasks.language_objective import NextTokenObjective
 from gradroute.tasks.language_texts import as_json, completions, encoded, token_weights
@@ -61,13 +60,10 @@ class LanguageModelling(Task):
         if isinstance(self.plan, HuggingFace):
             self.plan.check_length(dataset.length)
         self.data = data or dataset.tensors(*limits, pretrained=self.plan.tokenizer)
-        train, test = self.data.train, self.data.test
+        train = self.data.train
         self.sha256, self.points = self.data.sha256, len(train.packed)
-        rules = [
-            Rules(part.documents.texts, torch.zeros(len(part.documents), dtype=torch.int64), part.documents.columns)
-            for part in (train, test)
-        ]
-        groups = assign(config.routing, rules[0], rules[1], config.seed)
+        groups = grouped(self.data, config.routing, config.seed)
+        self.validation = validation_of(self.data, config.routing, groups)
         self.names, self.train_groups, self.test_groups = groups.names, groups.train, groups.test
         self.labelled = groups.routed
         self.completed = build_completions(config)
@@ -139,9 +135,7 @@ class LanguageModelling(Task):
         """Return the training loss."""
         partial = bool((self.labelled == -1).any())
         own = penalties_of(self.config.losses, own_l1=True)
-        return NextTokenObjective(
-            self.model, self.names, self.config.losses, partial, self.router, self.error, own
-        )  # fmt: skip
+        return NextTokenObjective(self.model, self.names, self.config.losses, partial, self.router, self.error, own)
 
     def batch(self, chosen: torch.Tensor) -> Batch:
         """Return the rows' tokens, targets, documents, group numbers and memberships."""
@@ -205,6 +199,12 @@ class LanguageModelling(Task):
         """Yield the loss of every stage on every group of the test documents."""
         for head, model in self.stages(ablations):
             yield from self.measured(model, head)
+
+    def validate(self, ablations: list[Ablation]) -> Iterator[Measurement]:
+        """Yield the loss of every stage on the validation documents, if none of them is tested on."""
+        for head, model in self.stages(ablations) if self.validation.held_out else ():
+            for group, value in self.group_losses(model, self.validation.part, self.validation.groups).items():
+                yield group, head, "cross_entropy", value
 
     def measured(self, model: nn.Module, head: Head) -> Iterator[Measurement]:
         """Yield a model's loss on every group of the test documents; if words define one, also without its tokens."""

@@ -20,27 +20,34 @@ class Part:
 
 @dataclass(frozen=True)
 class Texts:
-    """A data set of documents: `train`, `test`, and the tokenizer, which was trained on `train` alone if at all."""
+    """A data set of documents, and the tokenizer, which was trained on `train` alone if at all.
+
+    validation: documents to choose by, which are neither trained nor tested on; None if there are none.
+    """
 
     train: Part
     test: Part
     tokenizer: Tokenizer
     length: int
+    validation: Part | None = None
 
     @property
     def sha256(self) -> str:
         """The hash of all documents and of the tokenizer."""
-        hashes = (self.train.documents.sha256, self.test.documents.sha256, self.tokenizer.sha256)
+        hashes = [self.train.documents.sha256, self.test.documents.sha256, self.tokenizer.sha256]
+        hashes += [self.validation.documents.sha256] if self.validation else []
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
-def tokenized(train: Documents, test: Documents, tokenizer: Tokenizer, length: int) -> Texts:
-    """Tokenize both parts and pack them into rows of `length` tokens."""
+def tokenized(
+    train: Documents, test: Documents, tokenizer: Tokenizer, length: int, validation: Documents | None = None
+) -> Texts:
+    """Tokenize all parts and pack them into rows of `length` tokens."""
     parts = []
-    for documents in (train, test):
+    for documents in (train, test, *([validation] if validation else [])):
         corpus = Corpus.of(tokenizer.encode(documents.texts), tokenizer.end)
         parts.append(Part(documents, corpus, pack(corpus, length)))
-    return Texts(parts[0], parts[1], tokenizer, length)
+    return Texts(parts[0], parts[1], tokenizer, length, *parts[2:])
 
 
 def some(part: Part, numbers: Sequence[int], length: int) -> Part:

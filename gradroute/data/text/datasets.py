@@ -17,6 +17,7 @@ from gradroute.errors import UserError
 CORPUS = 0  # the seed of the toy stories; runs with different seeds share them
 BPE = 2048  # tokens, if `vocabulary` is null
 Count = Annotated[int, Between(1, MANY)]
+Some = Annotated[int, Between(0, MANY)]
 Named = Annotated[str, Text("words, bpe, pretrained, or the path of a tokenizer.json")]
 Length = Annotated[int, Between(2, MANY)]
 
@@ -28,10 +29,15 @@ class TextDataset(Dataset):
         tokenizer: `words`, `bpe`, the path of a tokenizer.json, or `pretrained`, which is the model's own.
         vocabulary: the maximum number of tokens; null is 2048 for `bpe` and no limit for `words`.
         length: tokens per row. Documents that are packed into one row do not see each other.
+        validation_stories: how many of the test documents, the last ones, are validated on and not tested on.
     """
 
-    def __init__(self, tokenizer: Named = "bpe", vocabulary: Count | None = None, length: Length = 256) -> None:
+    def __init__(
+        self, tokenizer: Named = "bpe", vocabulary: Count | None = None, length: Length = 256,
+        validation_stories: Some = 0,
+    ) -> None:  # fmt: skip
         self.tokenizer, self.vocabulary, self.length = tokenizer, vocabulary, length
+        self.validation_stories = validation_stories
 
     @abstractmethod
     def documents(self, train_limit: int | None) -> tuple[Documents, Documents]:
@@ -44,18 +50,27 @@ class TextDataset(Dataset):
         self, train_limit: int | None = None, test_limit: int | None = None,
         pretrained: Callable[[], Tokenizer] | None = None, **supplied: Any,
     ) -> Texts:  # fmt: skip
-        """Read the documents and tokenize them; a limit keeps only the first documents.
+        """Read the documents and tokenize them; a limit keeps only the first documents, also of those to validate on.
 
         pretrained: returns the model's own tokenizer; None if it has none.
 
         Raises: UserError for unreadable files, or settings that do not fit together.
         """
-        train, test = self.documents(train_limit)
-        train, test = (
+        train, given = self.documents(train_limit)
+        test, validation = self._held_out(given)
+        train, test, validation = (
             part.take(range(min(limit, len(part)))) if limit else part
-            for part, limit in ((train, train_limit), (test, test_limit))
+            for part, limit in ((train, train_limit), (test, test_limit), (validation, test_limit))
         )
-        return tokenized(train, test, self._tokenizer(train, pretrained), self.length)
+        return tokenized(train, test, self._tokenizer(train, pretrained), self.length, validation)
+
+    def _held_out(self, given: Documents) -> tuple[Documents, Documents]:
+        """Divide the test documents into those to test on and those to validate on."""
+        count = len(given) - self.validation_stories
+        if count < 1:
+            raise UserError(f"dataset.validation_stories={self.validation_stories}: leaves none of {len(given)} test "
+                            "documents to test on; lower it, or raise dataset.test_stories")  # fmt: skip
+        return given.take(range(count)), given.take(range(count, len(given)))
 
     def _tokenizer(self, train: Documents, pretrained: Callable[[], Tokenizer] | None) -> Tokenizer:
         if self.tokenizer == "words":
@@ -83,8 +98,9 @@ class ToyStories(TextDataset):
     def __init__(
         self, concept: str = "forest", share: Annotated[float, Between(0, 1)] = 0.2, stories: Count = 6000,
         test_stories: Count = 1500, tokenizer: Named = "words", vocabulary: Count | None = None, length: Length = 128,
+        validation_stories: Some = 0,
     ) -> None:  # fmt: skip
-        super().__init__(tokenizer, vocabulary, length)
+        super().__init__(tokenizer, vocabulary, length, validation_stories)
         self.concept, self.share, self.stories, self.test_stories = concept, share, stories, test_stories
 
     def documents(self, train_limit: int | None) -> tuple[Documents, Documents]:
@@ -109,8 +125,9 @@ class TextFiles(TextDataset):
     def __init__(
         self, files: Annotated[str, Text("a file or a folder")], field: str = "text", stories: Count | None = None,
         test_stories: Count = 500, tokenizer: Named = "bpe", vocabulary: Count | None = None, length: Length = 256,
+        validation_stories: Some = 0,
     ) -> None:  # fmt: skip
-        super().__init__(tokenizer, vocabulary, length)
+        super().__init__(tokenizer, vocabulary, length, validation_stories)
         self.files, self.field, self.stories, self.test_stories = files, field, stories, test_stories
 
     def documents(self, train_limit: int | None) -> tuple[Documents, Documents]:
@@ -134,9 +151,9 @@ class HubTexts(TextDataset):
         split: Annotated[str, Text("the name of a split")] = "train",
         test_split: Annotated[str, Text("the name of a split")] | None = "validation", field: str = "text",
         stories: Count | None = 400_000, test_stories: Count = 5000, tokenizer: Named = "bpe",
-        vocabulary: Count | None = None, length: Length = 256,
+        vocabulary: Count | None = None, length: Length = 256, validation_stories: Some = 0,
     ) -> None:  # fmt: skip
-        super().__init__(tokenizer, vocabulary, length)
+        super().__init__(tokenizer, vocabulary, length, validation_stories)
         self.hub, self.split, self.test_split, self.field = hub, split, test_split, field
         self.stories, self.test_stories = stories, test_stories
 

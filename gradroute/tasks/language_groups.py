@@ -1,0 +1,51 @@
+"""Assign documents to groups, and choose the documents that steps validate on."""
+
+from dataclasses import dataclass
+
+import torch
+
+from gradroute.config.schema import RoutingConfig
+from gradroute.data.groups import Groups, assign
+from gradroute.data.groups import Part as Rules
+from gradroute.data.text.corpora import Part, Texts, some
+from gradroute.errors import UserError
+
+VALIDATED = 50  # test documents of each group
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Documents to choose by, and their group numbers, `(documents,)`; `held_out`: whether none is tested on."""
+
+    part: Part
+    groups: torch.Tensor
+    held_out: bool
+
+
+def _read_by_rules(part: Part) -> Rules:
+    return Rules(part.documents.texts, torch.zeros(len(part.documents), dtype=torch.int64), part.documents.columns)
+
+
+def grouped(data: Texts, routing: RoutingConfig, seed: int) -> Groups:
+    """Return the group numbers of the training and test documents. Raises: UserError."""
+    return assign(routing, _read_by_rules(data.train), _read_by_rules(data.test), seed)
+
+
+def validation_of(data: Texts, routing: RoutingConfig, groups: Groups) -> Validation:
+    """Return the data set's own validation documents; if it has none, the first test documents of each group.
+
+    Raises: UserError if a group has test documents, and none of the validation documents.
+    """
+    if data.validation is None:
+        first = [torch.nonzero(groups.test == number).flatten()[:VALIDATED] for number in range(len(groups.names))]
+        chosen = torch.cat(first)
+        return Validation(some(data.test, chosen.tolist(), data.length), groups.test[chosen], held_out=False)
+    numbers = assign(routing, _read_by_rules(data.train), _read_by_rules(data.validation), 0).test
+    _require_every_group(groups, numbers, len(data.validation.documents))
+    return Validation(data.validation, numbers, held_out=True)
+
+
+def _require_every_group(groups: Groups, numbers: torch.Tensor, count: int) -> None:
+    for number, name in enumerate(groups.names):
+        if bool((groups.test == number).any()) and not bool((numbers == number).any()):
+            raise UserError(f"dataset.validation_stories={count}: none of them is in group '{name}'; raise it")

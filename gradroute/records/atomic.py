@@ -2,17 +2,22 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+Content = str | bytes | Callable[[Path], None]  # or a function that writes a file at a path
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+
+def write_atomically(path: Path, content: Content) -> None:
     """Write a file so that a reader sees either the old or the new content, never a part of it."""
-    data = content.encode() if isinstance(content, str) else content
     descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
+        if callable(content):
+            content(Path(aside))
+        else:
+            Path(aside).write_bytes(content.encode() if isinstance(content, str) else content)
+        with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(aside, 0o644)
         os.replace(aside, path)

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from gradroute.errors import UserError
 from gradroute.records import safe_reading
@@ -34,12 +33,12 @@ class Checkpoint:
     position: str
 
 
-def save(run: Path, position: str, files: Mapping[str, Callable[[BinaryIO], None]]) -> None:
+def save(run: Path, position: str, files: Mapping[str, Callable[[Path], None]]) -> None:
     """Write a checkpoint and remove all but the last `KEPT`.
 
     Args:
         position: the run's progress; see `Checkpoint`.
-        files: functions that write `WEIGHTS` and `STATE`, by file name.
+        files: functions that write `WEIGHTS` and `STATE` to a path, by file name.
 
     Raises: OSError if the checkpoint cannot be written; the older ones stay.
     """
@@ -50,8 +49,7 @@ def save(run: Path, position: str, files: Mapping[str, Callable[[BinaryIO], None
     aside.mkdir()
     try:
         for name, write in files.items():
-            with (aside / name).open("wb") as file:
-                write(file)
+            write(aside / name)
         sums = {name: _sum_and_flush(aside / name) for name in files}
         write_atomically(aside / ABOUT, json.dumps(sealed({"position": position, "sha256": sums}), indent=2) + "\n")
         _flush(aside)

@@ -17,7 +17,7 @@ from gradroute.config.identity import config_hash, to_mapping
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records import locks
-from gradroute.records.atomic import write_atomically
+from gradroute.records.atomic import Content, write_atomically
 from gradroute.records.metrics import COLUMNS, LEDGER_COLUMNS, UNITS
 from gradroute.records.provenance import PACKAGES, git_commit, version
 from gradroute.records.seal import sealed
@@ -120,7 +120,7 @@ class RunFolder:
         """Write one JSON file of the run."""
         self.write(name, json.dumps(content, indent=2) + "\n")
 
-    def write(self, name: str, content: str | bytes) -> None:
+    def write(self, name: str, content: Content) -> None:
         """Write one file of the run."""
         write_atomically(self.path / name, content)
 
@@ -141,7 +141,7 @@ class RunFolder:
             files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "manifest.json")
             names = {p: p.relative_to(self.path) for p in files}
             self.manifest["files"] = {
-                name.as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+                name.as_posix(): _sha256(p)
                 for p, name in names.items()
                 if name.parts[0] != CHECKPOINTS and not name.name.startswith(".")
             }
@@ -164,7 +164,7 @@ class Unwritten(RunFolder):
         self.units, self.listeners = dict(UNITS), list[Listener]()
         self._started = time.monotonic()
 
-    def write(self, name: str, content: str | bytes) -> None:
+    def write(self, name: str, content: Content) -> None:
         """Do nothing."""
 
     def log(self, line: str) -> None:
@@ -175,6 +175,11 @@ class Unwritten(RunFolder):
 
     def release(self) -> None:
         """Do nothing."""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:  # weights may be large
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _make_folder(config: Config) -> Path:

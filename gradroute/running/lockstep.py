@@ -45,8 +45,13 @@ class Checkpointer:
         self.due = time.monotonic() + self.every
 
 
-def _train(runs: Sequence[Run], fit: Fit) -> None:
-    """Make one training of every run, from its checkpoint if it is resumed."""
+def _train(trainings: dict[Run, Training]) -> dict[Run, Exception]:
+    """Make one training of every run, from its checkpoint if it is resumed; return the errors of those that failed.
+
+    Gradients and the optimizer's state are freed: the next training would find them beside its own.
+    """
+    runs = list(trainings)
+    fit = Fit(list(trainings.values()), runs[0].config.trainer.precision, runs[0].task.device)
     keeper = Checkpointer(runs, fit)
     with signals.held():
         if runs[0].fit is not None:
@@ -57,6 +62,9 @@ def _train(runs: Sequence[Run], fit: Fit) -> None:
             keeper.after_update()
     for run in runs:
         run.fit, run.trainings_done = None, run.trainings_done + 1
+    for training in trainings.values():
+        training.objective.zero_grad()
+    return {runs[number]: error for number, error in fit.failed.items()}
 
 
 def advance(runs: list[Run], step: str) -> dict[Run, Exception]:
@@ -84,11 +92,10 @@ def advance(runs: list[Run], step: str) -> dict[Run, Exception]:
         found = each(list(made), next_training)
         trainings = {run: training for run, training in found.items() if training is not None}
         if trainings:
-            fit = Fit(list(trainings.values()), runs[0].config.trainer.precision, runs[0].task.device)
-            _train(list(trainings), fit)
-            failed |= {list(trainings)[number]: error for number, error in fit.failed.items()}
+            failed |= _train(trainings)
         for run in [run for run in made if run not in trainings or run in failed]:
             del made[run]
+        del found, trainings  # they hold models, of which the steps make further ones now
     with signals.held():
         each([run for run in runs if run not in failed], lambda run: run.end_step(step))
     return failed

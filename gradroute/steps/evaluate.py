@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from safetensors.torch import save
 
 from gradroute.steps.base import RunState, Step
 from gradroute.training.fit import Training
-from gradroute.training.weights import WEIGHTS
+from gradroute.training.weights import WEIGHTS, write_weights
 
 SUMMARY = ("group", "head", "region", "metric", "unit", "value")
 
@@ -28,7 +27,7 @@ class Evaluate(Step):
             run.record("validation", measured)
         run.folder.write_metrics()
         if run.config.checkpoint.keep == "weights":
-            run.folder.write(WEIGHTS, save(run.tensors()))
+            run.folder.write(WEIGHTS, lambda path: write_weights(path, run.tensors()))
         for name, text in task.texts().items():
             run.folder.write(name, text)
         self._write_samples(run)

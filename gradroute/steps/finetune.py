@@ -20,4 +20,4 @@ class FineTune(TuningStep):
         model = task.made.get("finetuned") or task.make("finetuned")
         tuning = Tuning(run, model, self, self.documents[0], 0, "model_finetuned")
         yield tuning.training()
-        model.load_state_dict(tuning.best.weights)
+        tuning.best.restore()

@@ -26,10 +26,10 @@ class Relearn(TuningStep):
             name = f"{RELEARNED}{documents}"
             tuning = Tuning(run, model, self, documents, sample, name)
             yield tuning.training()
-            model.load_state_dict(tuning.best.weights)
+            tuning.best.restore()
             for measured in task.measured(model, tuning.head):
                 run.record("sample", measured, tuning.best.step)
-            del task.made["relearning"]
+            del task.made["relearning"], model, tuning
             if sample == self.samples - 1:
                 for (group, metric), values in _samples(run, name).items():
                     run.record("test", (group, Head(name, "all"), metric, mean(values)))

@@ -22,6 +22,7 @@ from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.language_objective import NextTokenObjective
 from gradroute.training.fit import Training
+from gradroute.training.weights import own_tensors
 
 Count = Annotated[int, Between(1, MANY)]
 Rate = Annotated[float, Between(1e-6, 10)]  # a share of trainer.lr
@@ -88,7 +89,15 @@ class Best:
         """Compare the loss at a step with the lowest so far, and keep the weights if it is lower."""
         if loss < self.loss:
             self.loss, self.step = loss, step
-            self.weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+            for name, tensor in own_tensors(self.model).items():
+                if name in self.weights:
+                    self.weights[name].copy_(tensor)  # not a second set beside the first
+                else:
+                    self.weights[name] = tensor.clone()
+
+    def restore(self) -> None:
+        """Set the model to these weights."""
+        self.model.load_state_dict(self.weights, strict=False)  # of tied parameters, there is one
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
@@ -96,7 +105,8 @@ class Best:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state from a checkpoint."""
-        self.loss, self.step, self.weights = state["loss"], state["step"], dict(state["weights"])
+        self.loss, self.step, weights = state["loss"], state["step"], state["weights"]
+        self.weights = {name: weights[name] for name in own_tensors(self.model) if name in weights}
 
 
 class Tuning:

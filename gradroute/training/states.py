@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from gradroute.errors import UserError
 from gradroute.records import safe_reading
 from gradroute.records.checkpoints import STATE, WEIGHTS, Checkpoint, save
+from gradroute.training.weights import write_weights
 
 
 def save_state(run: Path, position: str, state: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
@@ -19,10 +19,15 @@ def save_state(run: Path, position: str, state: Mapping[str, Any], weights: Mapp
         run,
         position,
         {
-            WEIGHTS: lambda file: (file.write(safetensors.torch.save(dict(weights))), None)[1],
-            STATE: lambda file: torch.save(dict(state), file),
+            WEIGHTS: lambda path: write_weights(path, weights),
+            STATE: lambda path: _write_state(path, state),
         },
     )
+
+
+def _write_state(path: Path, state: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:  # given a path, torch says a full disk without an OSError
+        torch.save(dict(state), file)
 
 
 def read_state(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Read modules' weights from safetensors files; names, shapes and types are checked before anything is loaded."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from gradroute.errors import UserError, plain_text
@@ -21,6 +24,17 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     for name, tensor in module.state_dict(keep_vars=True).items():
         found.setdefault(id(tensor), (name, tensor.detach()))
     return dict(found.values())
+
+
+def write_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file from the tensors themselves; its bytes in memory would double them. Raises: OSError."""
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        raise
+    path.chmod(0o644)
 
 
 def _compare(file: safe_open, modules: Mapping[str, nn.Module]) -> None:

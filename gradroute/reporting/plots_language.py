@@ -122,7 +122,9 @@ def steering_likelihood(run: RunData) -> Figure | None:
 
     for number, dimension in enumerate(dimensions[1:]):
         label = "related words, random dimensions" if not number else None
-        axes.plot(*zip(*points(dimension, "related"), strict=True), color="#999999", linewidth=1, label=label)
+        if drawn := points(dimension, "related"):
+            x, y, _ = zip(*drawn, strict=True)
+            axes.plot(x, y, color="#999999", linewidth=1, label=label)
     for kind, title, colour, style in (
         ("routed", "routed words", "C3", "--"),
         ("related", "related words, held out", "C0", "-"),

@@ -75,12 +75,16 @@ def whole_words(corpus: Corpus, sequences: Sequences, spellings: Sequence[str]) 
     glued = ends[before] & begins[after] & (corpus.documents[:-1] == corpus.documents[1:])
     glued = torch.cat([torch.tensor([False]), glued, torch.tensor([False])])  # whether token i continues a word
     found: dict[int, int] = {}
-    for sequence in sorted(sequences, key=len):  # of two at one place, the longer one counts
+    taken = torch.zeros(len(corpus.tokens), dtype=torch.bool)
+    for sequence in sorted(sequences, key=len, reverse=True):  # the longest first, so that no word counts twice
+        size = len(sequence)
         starts = starts_of(corpus, sequence) & ~glued[:-1]
         starts[corpus.starts] = False
-        size = len(sequence)
         starts[: len(starts) - size + 1] &= ~glued[size:]
-        found |= dict.fromkeys(torch.nonzero(starts).flatten().tolist(), size)
+        for first in torch.nonzero(starts).flatten().tolist():
+            if not bool(taken[first : first + size].any()):
+                taken[first : first + size] = True
+                found[first] = size
     return torch.tensor(sorted(found.items()), dtype=torch.int64).view(-1, 2)
 
 

@@ -59,7 +59,8 @@ def merged(*parts: Sequence[str]) -> list[str]:
 
 def prepared(overrides: Sequence[str]) -> list[str]:
     """Rewrite overrides so that they may add keys to open mappings and replace a group's rule by another kind."""
-    return [*map(_opened, overrides), *_cleared_rules(overrides), *_cleared_regions(overrides)]
+    cleared = (*_cleared_rules(overrides), *_cleared_regions(overrides), *_cleared_place(overrides))
+    return [*map(_opened, overrides), *cleared]
 
 
 def plain(overrides: Sequence[str]) -> list[str]:
@@ -149,3 +150,10 @@ def _cleared_regions(overrides: Sequence[str]) -> list[str]:
         for key in REGIONS[kind]
         if key not in keys
     ]
+
+
+def _cleared_place(overrides: Sequence[str]) -> list[str]:
+    """Return an override that clears the layers to steer where a site is given in their place."""
+    given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
+    named = given.get("steering.site", "null").strip() != "null" and "steering.layers" not in given
+    return ["++steering.layers=null"] if named else []

@@ -1,6 +1,6 @@
 """Generate completions of a language model, plain or steered."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -51,21 +51,23 @@ def complete(
 
 
 @contextmanager
-def steered(model: nn.Module, site: Site, unit: int, amount: float) -> Iterator[None]:
-    """Add `amount` to one unit of a site's output in the forward passes inside the block (GR section 4.2.1).
+def steered(model: nn.Module, sites: Site | Iterable[Site], unit: int, amount: float) -> Iterator[None]:
+    """Add `amount` to one unit of each site's output in the forward passes inside the block (GR section 4.2.1).
 
     Raises: UserError for an unknown site, or in the forward pass for a unit out of range.
     """
 
-    def add(module: nn.Module, inputs: Any, output: Any) -> Any:
-        activation = site.read(output).clone()
-        units = site.units_last(activation)
-        if not 0 <= unit < units.shape[-1]:
-            last = units.shape[-1] - 1
-            raise UserError(f"site '{site.name}': unit {unit} is out of range; units go from 0 to {last}")
-        units[..., unit] += amount
-        return site.replace(output, activation)
+    def adding(site: Site) -> Callable[[nn.Module, Any, Any], Any]:
+        def add(module: nn.Module, inputs: Any, output: Any) -> Any:
+            activation = site.read(output).clone()
+            units = site.units_last(activation)
+            if not 0 <= unit < units.shape[-1]:
+                last = units.shape[-1] - 1
+                raise UserError(f"site '{site.name}': unit {unit} is out of range; units go from 0 to {last}")
+            units[..., unit] += amount
+            return site.replace(output, activation)
 
-    hook: Callable[[nn.Module, Any, Any], Any] = add
-    with hooked(model, {site.module: hook}):
+        return add
+
+    with hooked(model, {site.module: adding(site) for site in ([sites] if isinstance(sites, Site) else sites)}):
         yield

@@ -1,12 +1,15 @@
 """The plots of a language model's run, drawn from its folder alone (after GR figures 5 and 10)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from gradroute.records.run_reader import read_manifest
 from gradroute.reporting.run_data import LINE_STYLES, REGION_COLOURS, RunData
+from gradroute.reporting.steering_tables import LEVEL, read_steering
 
 NATS = "cross-entropy (nats per token)"
 
@@ -88,8 +91,10 @@ def steering(run: RunData) -> Figure | None:
     if not any(row["metric"] == "related_frequency" for row in run.final):
         return None
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    added = {r["region"]: r["value"] for r in run.final if (r["head"], r["metric"]) == ("steered", "strength")}
     for kind, style in zip(("related", "routed"), LINE_STYLES, strict=False):
-        own = [(float(r["region"]), r["value"]) for r in run.final if r["metric"] == f"{kind}_frequency"]
+        rows = [r for r in run.final if r["metric"] == f"{kind}_frequency"]
+        own = [(added[r["region"]] if r["region"] in added else float(r["region"]), r["value"]) for r in rows]
         label = "related words, held out" if kind == "related" else "routed words"
         axes.plot(*zip(*sorted(own), strict=True), linestyle=style, marker="o", color="C0", label=label)
     axes.set_xlabel("value added to the dimension, towards the routed words")
@@ -98,4 +103,45 @@ def steering(run: RunData) -> Figure | None:
     axes.axvline(0, color="#888888", linewidth=0.8)
     axes.legend(frameon=False)
     axes.set_title("Frequency of words in texts, by the added value")
+    return figure
+
+
+def steering_likelihood(run: RunData) -> Figure | None:
+    """Log-likelihood ratio of each kind of word, against the distance from the unsteered model or the added value."""
+    found = read_steering(run.folder, read_manifest(run.folder)) or {}
+    dimensions = [each for each in found.get("dimensions", []) if each["measured"]]
+    if not dimensions:
+        return None
+    leveled = any(label.startswith(LEVEL) for label in dimensions[0]["measured"])
+    figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
+
+    def points(dimension: Mapping[str, Any], kind: str) -> list[tuple[float, float, float]]:
+        measured = [m for label, m in dimension["measured"].items() if label.startswith(LEVEL) == leveled]
+        own = [(m["kl" if leveled else "strength"], *m[kind][:2]) for m in measured if m[kind][0] is not None]
+        return sorted((x, y, half or 0.0) for x, y, half in own)
+
+    for number, dimension in enumerate(dimensions[1:]):
+        label = "related words, random dimensions" if not number else None
+        if drawn := points(dimension, "related"):
+            x, y, _ = zip(*drawn, strict=True)
+            axes.plot(x, y, color="#999999", linewidth=1, label=label)
+    for kind, title, colour, style in (
+        ("routed", "routed words", "C3", "--"),
+        ("related", "related words, held out", "C0", "-"),
+        ("matched", "words of their frequency", "C1", ":"),
+    ):
+        if drawn := points(dimensions[0], kind):
+            x, y, half = zip(*drawn, strict=True)
+            axes.errorbar(x, y, half, color=colour, linestyle=style, marker="o", markersize=4, capsize=3, label=title)
+    axes.axhline(0, color="#888888", linewidth=0.8)
+    if leveled:
+        axes.set_xscale("log")
+        ticks = [x for x, _, _ in points(dimensions[0], "related")]
+        axes.set_xticks(ticks, [f"{x:.2g}" for x in ticks])
+        axes.minorticks_off()
+    axes.set_xlabel("KL from the unsteered model (nats per token)" if leveled
+                    else "value added to the dimension, towards the routed words")  # fmt: skip
+    axes.set_ylabel("log-likelihood ratio, steered to unsteered (nats per word)")
+    axes.set_title("Likelihood of words in the test documents\n(bars: 95 % interval over documents)", fontsize=10)
+    axes.legend(frameon=False)
     return figure

@@ -24,6 +24,7 @@ FIGURES = {
     "mask": "Mask: which group's gradients reach which units",
     "ledger": "Ledger: which group's gradients reached which region, and how far it moved",
     "training_curves": "Training",
+    "steering_likelihood": "Likelihood of words when steered",
     "stages": "Loss of each group after each step",
     "relearning": "Loss during fine-tuning and relearning",
     "steering": "Frequency of words in texts, by the value added to the dimension",
@@ -53,7 +54,13 @@ def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
     return lines
 
 
-LEADING = ("reconstructions", "accuracy_per_label", "stages", "encoding_")  # the first that the run has leads the page
+LEADING = (
+    "reconstructions",
+    "accuracy_per_label",
+    "steering_likelihood",
+    "stages",
+    "encoding_",
+)  # the first that the run has leads the page
 NORMS = {
     "group": "Group norm looks at one image at a time, so one pass suffices, with each image under its own mask.",
     "batch": "Batch norm lets a group's loss reach other images, so every group had a pass of its own.",
@@ -75,14 +82,10 @@ def classified(rows: list[dict[str, Any]], names: Mapping[str, Any]) -> list[str
 
 
 def _language(run: Path, manifest: dict[str, Any]) -> tuple[list[Table], list[Coloured]]:
-    """Return the tables of token weights, completions and steering that the run has, and its coloured documents."""
+    """Return the tables of token weights and completions that the run has, and its coloured documents."""
     weights, completed = language_tables.read_tokens(run, manifest), language_tables.read_completions(run, manifest)
     tables = [Table(*language_tables.token_table(weights))] if weights else []
     tables += [Table(*language_tables.completion_table(completed), long=True)] if completed else []
-    if (steered := steering_tables.read_steering(run, manifest)) is not None:
-        tables += [
-            Table(*table, long=number > 0) for number, table in enumerate(steering_tables.steering_tables(steered))
-        ]
     return tables, language_tables.coloured_documents(weights) if weights else []
 
 
@@ -98,9 +101,12 @@ def _figures(run: Path, manifest: Mapping[str, Any], captions: Mapping[str, str]
     }
 
 
+OTHERS = ("monitor", "score", "nearest", "steered", "steered_placebo")  # heads without errors of groups
+
+
 def _errors(rows: list[dict[str, Any]], groups: list[str]) -> Table:
     """Return the error of every head on each group."""
-    known = [r for r in rows if r["group"] in groups and r["head"] not in ("monitor", "score", "nearest", "steered")]
+    known = [r for r in rows if r["group"] in groups and r["head"] not in OTHERS]
     shown = [r for r in known if r["metric"] in ERRORS or r["split"] == "test"]
     values = {(r["head"], r["region"], r["metric"], r["group"]): r["value"] for r in shown}
     keys = list(dict.fromkeys(key[:3] for key in values))
@@ -120,8 +126,11 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
     content = read_file(run, "config.yaml", manifest)
     config = read_yaml(content, run / "config.yaml")
     more, documents = _language(run, manifest)
+    found = steering_tables.read_steering(run, manifest)
+    steered = [Table(*table, long=not n) for n, table in enumerate(steering_tables.steering_tables(found or {}))]
     figures = _figures(run, manifest, captions or {})
     lead = next((name for name in figures if name.startswith(LEADING)), None)
+    first = 2 if lead == "steering_likelihood" else 0  # the completions are beside the figure, the likelihoods below
     page = Page(
         f"{manifest.get('experiment', '')}, seed {manifest.get('seed')}",
         [
@@ -131,7 +140,7 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
             *classified(rows, names),
             f"Started {manifest.get('started')} with gradroute {manifest['packages'].get('gradroute')}.",
         ],
-        [_errors(rows, names["groups"]), *more],
+        [*steered[:first], _errors(rows, names["groups"]), *more, *steered[first:]],
         [figure for name, figure in figures.items() if name != lead],
         [
             ("How to run it again", f"gradroute-run {shlex.quote(f'rerun={run}')}"),

@@ -1,13 +1,16 @@
 """What a run's page shows about steering by one scalar, read from its folder, which may come from a stranger."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradroute.reporting.language_tables import Titled, read_checked, side_by_side
+from gradroute.reporting.language_tables import MANY, Titled, read_checked, side_by_side
 
 FILE = "steering.json"
 KINDS = {"routed": "routed", "related": "related, held out", "": ""}
+MEASURED = ("related", "matched", "routed", "other")
+LEVEL = "kl_"  # begins the label of a strength that has a given KL
 
 
 def _number(value: Any) -> bool:
@@ -18,37 +21,85 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= 100_000
 
 
+def _effect(value: Any) -> bool:
+    mean, half, count = value
+    return all(n is None or _number(n) for n in (mean, half)) and type(count) is int
+
+
+def _dimension(value: Any) -> bool:
+    measured = value["measured"]
+    return type(value["unit"]) is int and all(
+        _text(label) and _number(own["strength"]) and _number(own["kl"]) and all(_effect(own[k]) for k in MEASURED)
+        for label, own in measured.items()
+    )
+
+
 def _holds(found: Any) -> bool:
     nearest = all(_text(token) and _number(cosine) and kind in KINDS for token, cosine, kind in found["nearest"])
     completed = all(_text(prompt) and _number(by) and _text(text) for prompt, by, text in found["completions"])
-    return type(found["unit"]) is int and nearest and completed
+    dimensions, words = found.get("dimensions", []), found.get("words", {})  # runs before these were measured lack them
+    measured = isinstance(dimensions, list) and len(dimensions) <= MANY and all(map(_dimension, dimensions))
+    spelt = isinstance(words, dict) and all(_text(word) for own in words.values() for word in own)
+    return type(found["unit"]) is int and nearest and completed and measured and spelt
 
 
 def read_steering(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what the step `steer` wrote; None if the run does not steer. Raises: UserError if it is damaged."""
     if not (run / FILE).is_file():
         return None
-    right = "no unit, nearest tokens with cosine and kind, or completions with prompt and strength"
+    right = "no unit, nearest tokens with cosine and kind, completions with prompt and strength, or likelihoods"
     return dict(read_checked(run, FILE, manifest, _holds, right))
 
 
 def steering_tables(found: Mapping[str, Any]) -> list[Titled]:
-    """Return the tokens nearest to the dimension, and each prompt's completions at each strength."""
+    """Return the completions by strength, the likelihoods of words, and the tokens nearest to the dimension.
+
+    Of a run that does not steer, which has found nothing, return [].
+    """
+    if not found:
+        return []
     unit = found["unit"]
     rows = [
         [n, token.replace(" ", "␣"), cosine, KINDS[kind]] for n, (token, cosine, kind) in enumerate(found["nearest"], 1)
     ]
     note = "Ranked by the absolute cosine between a token's row of the unembedding and the dimension."
     nearest = (f"Tokens nearest to dimension {unit}", ["rank", "token", "cosine", "kind"], rows, note)
+    return [_completions(found), *_likelihoods(found), nearest]
+
+
+def _completions(found: Mapping[str, Any]) -> Titled:
+    own = found["dimensions"][0]["measured"] if found.get("dimensions") else {}
+    levels = {m["strength"]: label.removeprefix(LEVEL) for label, m in own.items() if label.startswith(LEVEL)}
     by_strength: dict[str, list[Mapping[str, str]]] = {}
     for prompt, strength, text in found["completions"]:
-        by_strength.setdefault(f"{strength:+g}", []).append({"group": "", "prompt": prompt, "text": text})
+        title = f"{strength:+g}" + (f" (KL {levels[strength]})" if strength in levels else "")
+        by_strength.setdefault(title, []).append({"group": "", "prompt": prompt, "text": text})
     columns, table = side_by_side(by_strength)
     note = "Positive values point towards the routed words. All columns are sampled with the same random numbers."
-    return [
-        nearest,
-        (f"Completions by the value added to dimension {unit}", columns[1:], [r[1:] for r in table], note),
+    title = f"Completions by the value added to dimension {found['unit']}"
+    return title, columns[1:], [r[1:] for r in table], note
+
+
+def _likelihoods(found: Mapping[str, Any]) -> list[Titled]:
+    """Return the log-likelihood ratios of every kind of word, along the dimension and along the placebos."""
+    rows = [
+        [str(dimension["unit"]), float(own["kl"]), float(own["strength"]), *(_shown(own[kind]) for kind in MEASURED)]
+        for dimension in found.get("dimensions", [])
+        for own in dimension["measured"].values()
     ]
+    columns = ["dimension", "KL", "value added", "related, held out", "matched", "routed", "all other tokens"]
+    note = "Mean log-likelihood ratio of a word in the test documents, steered to unsteered, in nats; ± is the 95 % "
+    note += f"interval over documents. Dimension {found['unit']} is the routed one, the others are random. KL: mean "
+    note += "divergence of the next token, unsteered from steered, in nats. Matched words are as frequent in the "
+    note += "training documents as the related ones."
+    for kind, own in found.get("words", {}).items():
+        note += f" {kind.capitalize()}: {', '.join(own)}."
+    return [("Likelihood of words", columns, rows, note)] if rows else []
+
+
+def _shown(effect: Sequence[Any]) -> str:
+    mean, half, _ = effect
+    return "" if mean is None else f"{mean:+.3f}" + ("" if half is None else f" ± {half:.3f}")
 
 
 def steering_verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -56,7 +107,7 @@ def steering_verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     nearest = {row["region"]: row["value"] for row in rows if row["metric"] == "related_share"}
     own = [(region, value) for region, value in nearest.items() if region.startswith("dimension_")]
     steered = {row["region"]: row["value"] for row in rows if row["metric"] == "related_frequency"}
-    lines = []
+    lines = _likelier(rows)
     if own:
         region, value = own[0]
         chance = nearest.get("random_dimensions")
@@ -67,5 +118,32 @@ def steering_verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if steered:
         most, plain = max(steered, key=lambda region: steered[region]), steered.get("+0")
         times = f", {steered[most] / plain:.1f} times the share without" if plain else ""
-        lines.append(f"Related words are {steered[most]:.1%} of a text's tokens with {most} added{times}.")
+        lines.append(f"Related words are {steered[most]:.1%} of a text's tokens with {_said(most)}{times}.")
     return lines
+
+
+def _said(label: str) -> str:
+    return f"steering at a KL of {label.removeprefix(LEVEL)}" if label.startswith(LEVEL) else f"{label} added"
+
+
+def _likelier(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence about the strongest steering: how much likelier each kind of word becomes."""
+    values = {(row["head"], row["region"], row["metric"]): row["value"] for row in rows}
+    labels = {region: value for (head, region, metric), value in values.items() if (head, metric) == ("steered", "kl")}
+    towards = [label for label in labels if values.get(("steered", label, "strength"), 0) > 0]
+    if not towards:
+        return []
+    label = max(towards, key=lambda label: labels[label])
+    said = [
+        f"{what} {math.exp(min(values[key], 50)):.2f} times"
+        for what, key in (
+            ("held-out related words", ("steered", label, "related_llr")),
+            ("words of their frequency", ("steered", label, "matched_llr")),
+            ("routed words", ("steered", label, "routed_llr")),
+            ("related words along random dimensions", ("steered_placebo", label, "related_llr")),
+        )
+        if key in values
+    ]
+    return [
+        f"Steering at a KL of {labels[label]:.2g} nats per token makes {', '.join(said)} as likely (geometric mean)."
+    ]

@@ -45,10 +45,10 @@ class LanguageModelling(Task):
     """The task of predicting the next token. Raises: UserError for every mistake in the configuration or the data."""
 
     kind = "language"
-    plots = (
-        "gradroute.reporting.plots_language.training_curves", "gradroute.reporting.plots_language.stages",
-        "gradroute.reporting.plots_language.relearning", "gradroute.reporting.plots_language.steering",
-    )  # fmt: skip
+    plots = tuple(
+        f"gradroute.reporting.plots_language.{name}"
+        for name in ("training_curves", "stages", "relearning", "steering", "steering_likelihood")
+    )
     data: Texts
 
     def __init__(self, config: Config, data: Texts | None = None, run: Path | None = None) -> None:

@@ -102,17 +102,25 @@ def variants(tokenizer: "Tokenizer", phrase: str, case: bool = True, space: bool
     return known
 
 
+def starts_of(corpus: Corpus, sequence: Sequence[int]) -> torch.Tensor:
+    """Return at which tokens, `(total,)` bool, a token sequence starts."""
+    tokens, documents, size = corpus.tokens, corpus.documents, len(sequence)
+    places = max(len(tokens) - size + 1, 0)
+    found = torch.zeros(len(tokens), dtype=torch.bool)
+    found[:places] = documents[:places] == documents[size - 1 :][:places]
+    for offset, token in enumerate(sequence):
+        found[:places] &= tokens[offset:][:places] == token
+    return found
+
+
 def occurrences(corpus: Corpus, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
     """Return which tokens, `(total,)` bool, are part of one of the token sequences; these may overlap."""
-    tokens, documents, total = corpus.tokens, corpus.documents, len(corpus.tokens)
+    total = len(corpus.tokens)
     found = torch.zeros(total, dtype=torch.bool)
     for sequence in sequences:
-        size, places = len(sequence), max(total - len(sequence) + 1, 0)
-        here = documents[:places] == documents[size - 1 :][:places]
-        for offset, token in enumerate(sequence):
-            here &= tokens[offset:][:places] == token
-        for offset in range(size):
-            found[offset:][:places] |= here
+        starts = starts_of(corpus, sequence)
+        for offset in range(min(len(sequence), total)):
+            found[offset:] |= starts[: total - offset]
     return found
 
 

@@ -17,6 +17,7 @@ UNITS = {
     "uniform_divergence": "nats per token, KL divergence from the uniform distribution",
     "bounded_cross_entropy": "nats per token, each token at most the logarithm of the vocabulary",
     "distillation": "nats per token, KL divergence from the teacher's distribution",
+    "best_rate": "share of trainer.lr",
     "related_share": "share of the nearest tokens that are related words, 0 to 1",
     "related_frequency": "share of the tokens of texts that are of related words, 0 to 1",
     "routed_frequency": "share of the tokens of texts that are of routed words, 0 to 1",

@@ -113,11 +113,12 @@ class Tuning:
     """One training on documents after the ablation; `see` measures before it and after updates."""
 
     def __init__(
-        self, run: RunState, model: nn.Module, tune: TuningStep, documents: int, sample: int, head: str
+        self, run: RunState, model: nn.Module, tune: TuningStep, documents: int, sample: int, head: str,
+        region: str | None = None,
     ) -> None:  # fmt: skip
         """Choose the documents to train on."""
         self.task = task = require_language(run.task, tune.section)
-        self.run, self.model, self.tune, self.head = run, model, tune, Head(head, f"sample_{sample}")
+        self.run, self.model, self.tune, self.head = run, model, tune, Head(head, region or f"sample_{sample}")
         own = torch.nonzero(task.train_groups == task.names.index(tune.group)).flatten()
         order = torch.Generator().manual_seed(task.config.seed * 1000 + sample)
         chosen = own[torch.randperm(len(own), generator=order)[:documents]].tolist()

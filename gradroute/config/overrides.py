@@ -25,7 +25,7 @@ OPEN = (
 )  # fmt: skip
 UNSAID = (  # keys that the files state only where they are used
     "unlearn", "finetune", "relearn", "steering", "completions", "losses.groups", "losses.error", "losses.penalties",
-    "routing.unlabelled",
+    "routing.unlabelled", "routing.compensate", "routing.compensate_limit",
 )  # fmt: skip
 GROUP = re.compile(r"routing\.groups\.([^.]+)(?:\.(\w+))?")
 REGION = re.compile(r"routing\.regions\.([^.=]+)(?:\.(\w+))?")

@@ -1,0 +1,186 @@
+"""Measure where absorption holds: unlearn a second language with few labels, by each method, against the control.
+
+python scripts/second_language_study.py --seeds 5 --jobs 2          [OVERRIDE …] are overrides of every run
+python scripts/second_language_study.py --part capacity --seeds 3   varies units and updates at a quarter of labels
+python scripts/second_language_study.py --part noise --seeds 3      labels retain documents as forget
+
+What is measured is fixed here, before any run: forget and retain loss on the test documents once unlearned (ablated
+and fine-tuned; of filtering and the base, as trained), and the forget loss after relearning from 32 documents at the
+attacker's best of five rates. Each is given as the difference to the control of the same seed, which is expanded and
+ablated but not routed. Leakage is SGTM's (arXiv 2512.05648, definition G.1): the number of forget tokens that, seen
+without a label by a filtered model, give the same forget loss, as a share of those that the run saw without a label;
+0 is none, 1 is filtering. The same command continues a study that was stopped; seeds come one after another.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+from unlearning_sweep import losses, made, shown
+
+from gradroute.config.compose import configuration
+from gradroute.data.text.rules import by_metadata
+from gradroute.errors import UserError
+from gradroute.tasks.language import LanguageModelling
+
+FRACTIONS = (1.0, 0.5, 0.25, 0.1)
+ANCHORS = (1.0, 0.98, 0.95, 0.9, 0.75)  # labelled fractions of further filtered models, between which leakage is read
+NOISE = (0.02, 0.1)  # shares of retain documents that are labelled forget
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the attack, as shares of trainer.lr
+RELEARNED = "model_relearned_32"
+ENDS = ("model_finetuned", "model_ablated", "model")  # the last of these heads is the unlearned model
+METHODS: dict[str, tuple[str, list[str]]] = {  # a name: the experiment, and its changes
+    "ERA, weight -0.75": ("era", []),
+    "ERA, weight 0": ("era", ["routing.routes.forget.original=0"]),
+    "ERA, compensated": ("era", ["routing.compensate=labels"]),
+    "SGTM": ("sgtm", []),
+    "filtering": ("filtering", []),
+}
+CAPACITY = {
+    "as above": [], "16 added units": ["model.added=16"], "256 added units": ["model.added=256"],
+    "6 epochs": ["trainer.epochs=6"], "width 256": ["model.width=256", "model.hidden=1024"],
+}  # fmt: skip
+COMMON = [
+    "completions=null", "dataset.test_stories=600", "trainer.tune_steps=20", "finetune.documents=[32]",
+    "finetune.every=4", "relearn.documents=[32]", "relearn.every=4", f"relearn.rates=[{','.join(map(str, RATES))}]",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run to make: the name of its method, what was varied, its labelled fraction, seed and overrides."""
+
+    method: str
+    varied: str
+    fraction: float
+    seed: int
+    given: tuple[str, ...]
+
+
+def plan(method: str, varied: str, fraction: float, seed: int, changes: Sequence[str]) -> Plan:
+    """Return a run of a method."""
+    experiment, own = METHODS.get(method, (method, []))
+    final = ["finetune"] if experiment in ("era", "control", "sgtm") else []
+    steps = ["train", *(["ablate"] if final else []), *final, "relearn", "evaluate"]
+    common = COMMON if final else [setting for setting in COMMON if not setting.startswith("finetune.")]
+    given = [f"experiment=second_language/{experiment}", f"seed={seed}", f"steps=[{','.join(steps)}]", *common, *own]
+    given += [f"routing.labelled_fraction={fraction}", "checkpoint.keep=none", *changes]
+    return Plan(method, varied, fraction, seed, tuple(given))
+
+
+def labels(seed: int, fractions: Sequence[float], more: Sequence[str]) -> Iterator[Plan]:
+    """Yield the runs of one seed over labelled fractions."""
+    yield plan("control", "", 1.0, seed, more)
+    for fraction in fractions:
+        for method in METHODS:
+            if (method, fraction) != ("ERA, compensated", 1.0):  # the same as weight 0
+                yield plan(method, "", fraction, seed, more)
+    for fraction in (share for share in ANCHORS if share not in fractions):
+        yield plan("filtering", "anchor of leakage", fraction, seed, more)
+
+
+def noise(seed: int, fractions: Sequence[float], more: Sequence[str]) -> Iterator[Plan]:
+    """Yield the runs of one seed over label noise."""
+    yield plan("control", "", 1.0, seed, more)
+    for rate in NOISE:
+        noisy = f"routing.label_noise={{forget:{{false_positive:{rate}}}}}"
+        for method in ("ERA, weight -0.75", "SGTM", "filtering"):
+            yield plan(method, f"{rate:.0%} of retain labelled forget", 1.0, seed, [noisy, *more])
+
+
+def capacity(seed: int, fractions: Sequence[float], more: Sequence[str]) -> Iterator[Plan]:
+    """Yield the runs of one seed over added units, updates and width, at a quarter of the labels."""
+    for varied, changes in CAPACITY.items():
+        for method in ("control", "ERA, weight -0.75", "ERA, weight 0"):
+            yield plan(method, varied, 1.0 if method == "control" else 0.25, seed, [*changes, *more])
+
+
+PARTS = {"labels": labels, "noise": noise, "capacity": capacity}
+
+
+def ends(run: Path) -> dict[str, float]:
+    """Return a run's test losses: forget and retain once unlearned, and forget relearned."""
+    found = losses(run, "test")
+    head = next(head for head in ENDS if (head, "forget") in found)
+    return {"forget": found[head, "forget"], "retain": found[head, "retain"], "relearned": found[RELEARNED, "forget"]}
+
+
+def forget_tokens(given: Sequence[str]) -> int:
+    """Return the number of forget tokens among the training documents."""
+    task = LanguageModelling(configuration([*given, "trainer.device=cpu"]))
+    corpus = task.data.train.corpus
+    return int(by_metadata(task.data.train.documents.columns, "language", ["second"])[corpus.documents].sum())
+
+
+def leakage(loss: float, fraction: float, filtered: dict[float, float]) -> float:
+    """Return the share of unlabelled forget tokens that give a filtered model this loss; `filtered` by fraction."""
+    anchors = sorted((loss, 1 - labelled) for labelled, loss in filtered.items())
+    equivalent = float(np.interp(loss, *(np.array(column) for column in zip(*anchors, strict=True))))
+    return equivalent / (1 - fraction)
+
+
+def print_table(found: dict[Plan, dict[str, float]], tokens: int) -> None:
+    """Print means over seeds of every setting, and of differences to the control of the same seed.
+
+    tokens: forget tokens among the training documents.
+    """
+    control = {(p.varied, p.seed): own for p, own in found.items() if p.method == "control"}
+    filtered: dict[int, dict[float, float]] = {}
+    for p, own in found.items():
+        if p.method == "filtering" and p.varied in ("", "anchor of leakage"):
+            filtered.setdefault(p.seed, {})[p.fraction] = own["forget"]
+    for seed in filtered:
+        if ("", seed) in control:
+            filtered[seed][0.0] = control["", seed]["forget"]
+    print("| method | labels | varied | seeds | forget | retain | relearned | minus control: forget | retain "
+          "| relearned | leakage |\n" + "|---" * 11 + "|")  # fmt: skip
+    settings = dict.fromkeys((p.method, p.fraction, p.varied) for p in found)
+    for method, fraction, varied in settings:
+        own = {p.seed: f for p, f in found.items() if (p.method, p.fraction, p.varied) == (method, fraction, varied)}
+        base = "" if ("", next(iter(own))) in control else varied
+        pairs = [(f, control[base, seed]) for seed, f in own.items() if (base, seed) in control]
+        cells = [shown([f[key] for f in own.values()]) for key in ("forget", "retain", "relearned")]
+        for key in ("forget", "retain", "relearned"):
+            differences = [f[key] - c[key] for f, c in pairs]
+            cells.append(shown(differences) if differences and method != "control" else "")
+        leaks = [
+            leakage(f["forget"], fraction, filtered[seed]) for seed, f in own.items()
+            if len(filtered.get(seed, ())) > 3 and not varied and fraction < 1 and method != "filtering"
+        ]  # fmt: skip
+        said = "" if method == "control" else f"{fraction:.0%}"
+        leaked = f"{shown(leaks)} ({mean(leaks) * (1 - fraction) * tokens:.0f} tokens)" if leaks else ""
+        print(f"| {method} | {said} | {varied} | {len(own)} | {' | '.join(cells)} | {leaked} |")
+    print(f"\nThere are {tokens} forget tokens to train on. Rates of the attack: {RATES} x trainer.lr.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the runs and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--part", choices=list(PARTS), default="labels")
+    parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS, help="labelled fractions")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--preset", default="fast", help="trainer= of every run (default fast)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    a = parser.parse_intermixed_args(arguments)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // a.jobs)))  # of the processes
+    more = [f"trainer={a.preset}", "output_dir=outputs/second_language_study", *a.overrides]
+    plans = [run for seed in range(a.seeds) for run in PARTS[a.part](seed, a.fractions, more)]
+    found = {}
+    for run, outcome in zip(plans, made([list(run.given) for run in plans], a.jobs), strict=True):
+        if isinstance(outcome, Path):
+            found[run] = ends(outcome)
+        else:
+            print(f"{run.method}, {run.fraction:.0%}, {run.varied}, seed {run.seed}: {outcome}")
+    print_table(found, forget_tokens(plans[0].given))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -31,6 +31,7 @@ from statistics import mean
 from typing import Any
 
 from gradroute.config.compose import configuration
+from gradroute.config.limits import one_of
 from gradroute.config.overrides import literal
 from gradroute.errors import UserError, first_line
 from gradroute.records.run_reader import read_manifest
@@ -202,9 +203,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="fresh seeds that make the choice again (default 3)")
     parser.add_argument("--preset", default="fast", help="trainer= of every run (default fast)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
-    parser.add_argument("--only", nargs="+", choices=list(SPACES), default=list(SPACES), metavar="METHOD")
+    parser.add_argument("--only", default=",".join(SPACES), help="methods (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
-    return parser.parse_intermixed_args(arguments)
+    found = parser.parse_intermixed_args(arguments)
+    found.only = found.only.split(",")
+    for method in found.only:
+        one_of("--only", method, tuple(SPACES))
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

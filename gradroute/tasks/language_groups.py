@@ -40,12 +40,12 @@ def validation_of(data: Texts, routing: RoutingConfig, groups: Groups) -> Valida
         first = [torch.nonzero(groups.test == number).flatten()[:VALIDATED] for number in range(len(groups.names))]
         chosen = torch.cat(first)
         return Validation(some(data.test, chosen.tolist(), data.length), groups.test[chosen], held_out=False)
-    numbers = assign(routing, _read_by_rules(data.train), _read_by_rules(data.validation), 0).test
-    _require_every_group(groups, numbers, len(data.validation.documents))
-    return Validation(data.validation, numbers, held_out=True)
-
-
-def _require_every_group(groups: Groups, numbers: torch.Tensor, count: int) -> None:
+    key = f"dataset.validation_stories={len(data.validation.documents)}"
+    try:
+        numbers = assign(routing, _read_by_rules(data.train), _read_by_rules(data.validation), 0).test
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
     for number, name in enumerate(groups.names):
         if bool((groups.test == number).any()) and not bool((numbers == number).any()):
-            raise UserError(f"dataset.validation_stories={count}: none of them is in group '{name}'; raise it")
+            raise UserError(f"{key}: none of them is in group '{name}'; raise it")
+    return Validation(data.validation, numbers, held_out=True)

@@ -29,7 +29,11 @@ def _effect(value: Any) -> bool:
 def _dimension(value: Any) -> bool:
     measured = value["measured"]
     return type(value["unit"]) is int and all(
-        _text(label) and _number(own["strength"]) and _number(own["kl"]) and all(_effect(own[k]) for k in MEASURED)
+        _text(label)
+        and _number(own["strength"])
+        and _number(own["kl"])
+        and all(_effect(own[kind]) for kind in MEASURED)
+        and all(own["times"][kind] is None or _number(own["times"][kind]) for kind in MEASURED[:3])
         for label, own in measured.items()
     )
 
@@ -83,15 +87,25 @@ def _completions(found: Mapping[str, Any]) -> Titled:
 def _likelihoods(found: Mapping[str, Any]) -> list[Titled]:
     """Return the log-likelihood ratios of every kind of word, along the dimension and along the placebos."""
     rows = [
-        [str(dimension["unit"]), float(own["kl"]), float(own["strength"]), *(_shown(own[kind]) for kind in MEASURED)]
+        [
+            str(dimension["unit"]),
+            float(own["kl"]),
+            float(own["strength"]),
+            *(_shown(own[kind]) for kind in MEASURED),
+            *("" if own["times"][kind] is None else f"{own['times'][kind]:.2f}" for kind in MEASURED[:3]),
+        ]
         for dimension in found.get("dimensions", [])
         for own in dimension["measured"].values()
     ]
-    columns = ["dimension", "KL", "value added", "related, held out", "matched", "routed", "all other tokens"]
-    note = "Mean log-likelihood ratio of a word in the test documents, steered to unsteered, in nats; ± is the 95 % "
-    note += f"interval over documents. Dimension {found['unit']} is the routed one, the others are random. KL: mean "
-    note += "divergence of the next token, unsteered from steered, in nats. Matched words are as frequent in the "
-    note += "training documents as the related ones."
+    columns = ["dimension", "KL", "value added", "related, held out", "matched", "routed", "all other tokens",
+               "related, anywhere", "matched, anywhere", "routed, anywhere"]  # fmt: skip
+    note = (
+        f"Dimension {found['unit']} is the routed one, the others are random. KL: mean divergence of the next token, "
+    )
+    note += "unsteered from steered, in nats. Then the mean log-likelihood ratio of words where they stand in the test "
+    note += "documents, steered to unsteered, in nats; ± is the 95 % interval over documents. Anywhere: how many times "
+    note += "as likely the words are at any position. Matched words are as frequent in the training documents as the "
+    note += "related ones."
     for kind, own in found.get("words", {}).items():
         note += f" {kind.capitalize()}: {', '.join(own)}."
     return [("Likelihood of words", columns, rows, note)] if rows else []

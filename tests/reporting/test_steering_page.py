@@ -23,7 +23,14 @@ OLD: dict[str, Any] = {  # as version 0.2 wrote it, without likelihoods
     "frequencies": [[0.0, 0.1, 0.2]],
     "completions": [["One day", 0.0, "he ran"], ["One day", 2.5, "oak"]],
 }
-EFFECTS = {"related": [0.7, 0.1, 40], "matched": [-0.1, None, 9], "routed": [1.2, 0.2, 30], "other": [-0.2, 0.01, 900]}
+TIMES = {"related": 6.5, "matched": None, "routed": 19.1}
+EFFECTS = {
+    "times": TIMES,
+    "related": [0.7, 0.1, 40],
+    "matched": [-0.1, None, 9],
+    "routed": [1.2, 0.2, 30],
+    "other": [-0.2, 0.01, 900],
+}
 NEW = OLD | {
     "words": {"routed": ["oak"], "related": ["yew"], "matched": ["hat", "bed"]},
     "dimensions": [
@@ -54,7 +61,8 @@ def test_likelihoods_are_shown_with_their_intervals(tmp_path: Path) -> None:
     assert found == NEW
     completions, likelihoods, _ = steering_tables(NEW)
     assert completions[1] == ["prompt", "+0", "+2.5 (KL 0.1)"]
-    assert likelihoods[2][0] == ["0", 0.1, 2.5, "+0.700 ± 0.100", "-0.100", "+1.200 ± 0.200", "-0.200 ± 0.010"]
+    ratios = ["+0.700 ± 0.100", "-0.100", "+1.200 ± 0.200", "-0.200 ± 0.010"]
+    assert likelihoods[2][0] == ["0", 0.1, 2.5, *ratios, "6.50", "", "19.10"]
     assert [row[0] for row in likelihoods[2]] == ["0", "0", "7", "7"]
     assert "Matched: hat, bed." in likelihoods[3]
 
@@ -68,6 +76,7 @@ def test_likelihoods_are_shown_with_their_intervals(tmp_path: Path) -> None:
         lambda found: found["dimensions"][0]["measured"]["kl_0.1"].update(related=[0.1, 0.1]),
         lambda found: found["dimensions"][0]["measured"]["kl_0.1"].update(strength="x"),
         lambda found: found["dimensions"][0]["measured"]["kl_0.1"].pop("kl"),
+        lambda found: found["dimensions"][0]["measured"]["kl_0.1"].update(times={"related": 1.0}),
         lambda found: found.update(words={"routed": [1]}),
         lambda found: found.update(completions=[["One day", "much", "oak"]]),
     ],

@@ -1,7 +1,7 @@
 """What a run's page shows about steering by one scalar, read from its folder, which may come from a stranger."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,23 +141,23 @@ def _said(label: str) -> str:
 
 
 def _likelier(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence about the strongest steering: how much likelier each kind of word becomes."""
+    """Return sentences about the strongest steering: how much likelier each kind of word becomes."""
     values = {(row["head"], row["region"], row["metric"]): row["value"] for row in rows}
     labels = {region: value for (head, region, metric), value in values.items() if (head, metric) == ("steered", "kl")}
     towards = [label for label in labels if values.get(("steered", label, "strength"), 0) > 0]
     if not towards:
         return []
     label = max(towards, key=lambda label: labels[label])
-    said = [
-        f"{what} {math.exp(min(values[key], 50)):.2f} times"
-        for what, key in (
-            ("held-out related words", ("steered", label, "related_llr")),
-            ("words of their frequency", ("steered", label, "matched_llr")),
-            ("routed words", ("steered", label, "routed_llr")),
-            ("related words along random dimensions", ("steered_placebo", label, "related_llr")),
-        )
-        if key in values
-    ]
-    return [
-        f"Steering at a KL of {labels[label]:.2g} nats per token makes {', '.join(said)} as likely (geometric mean)."
-    ]
+    kinds = (("related", "held-out related words"), ("matched", "words of their frequency"), ("routed", "routed words"))
+    heads = [("steered", kind, what) for kind, what in kinds]
+    heads.append(("steered_placebo", "related", "related words along random dimensions"))
+
+    def said(of: str, likelier: Callable[[float], float]) -> str:
+        found = [(values.get((head, label, f"{kind}_{of}")), what) for head, kind, what in heads]
+        return ", ".join(f"{what} {likelier(value):.2f} times" for value, what in found if value is not None)
+
+    standing = said("llr", lambda ratio: math.exp(min(ratio, 50.0)))
+    lines = [f"Steering at a KL of {labels[label]:.2g} nats per token makes {standing} as likely where they stand "
+             "(geometric mean)."]  # fmt: skip
+    anywhere = said("times", float)
+    return [*lines, *([f"At any position it makes {anywhere} as likely."] if anywhere else [])]

@@ -17,7 +17,7 @@ from gradroute.reporting.run_data import RunData
 from gradroute.reporting.steering_tables import read_steering, steering_tables, steering_verdict
 
 MANIFEST: dict[str, Any] = {"state": "running", "files": {}}
-OLD: dict[str, Any] = {  # as version 0.2 wrote it, without likelihoods
+OLD: dict[str, Any] = {  # as older runs have it, without likelihoods
     "unit": 0,
     "nearest": [[" oak", 0.5, "routed"]],
     "frequencies": [[0.0, 0.1, 0.2]],
@@ -89,17 +89,19 @@ def test_damage_is_refused(tmp_path: Path, damage: Any) -> None:
 
 
 def test_the_verdict_says_how_much_likelier_words_become() -> None:
-    heads = {"steered": {"related_llr": math.log(2), "matched_llr": 0.0, "routed_llr": math.log(5)},
-             "steered_placebo": {"related_llr": math.log(1.1)}}  # fmt: skip
+    own = {"related_llr": math.log(2), "matched_llr": 0.0, "routed_llr": math.log(5), "routed_times": 9.0}
+    heads = {"steered": own, "steered_placebo": {"related_llr": math.log(1.1), "related_times": 1.25}}
     rows = [
         {"head": head, "region": region, "metric": metric, "value": value * share}
         for region, share in (("kl_0.3", 1.0), ("kl_0.1", 0.5))
-        for head, own in heads.items()
-        for metric, value in (own | {"kl": 0.3, "strength": 4.0}).items()
+        for head, found in heads.items()
+        for metric, value in (found | {"kl": 0.3, "strength": 4.0}).items()
     ]
     assert steering_verdict(rows) == [
         "Steering at a KL of 0.3 nats per token makes held-out related words 2.00 times, words of their frequency 1.00 "
-        "times, routed words 5.00 times, related words along random dimensions 1.10 times as likely (geometric mean)."
+        "times, routed words 5.00 times, related words along random dimensions 1.10 times as likely where they stand "
+        "(geometric mean).",
+        "At any position it makes routed words 9.00 times, related words along random dimensions 1.25 times as likely.",
     ]
     assert steering_verdict([]) == []
 

@@ -7,6 +7,6 @@ seeds=$(seq -s, 0 $((${SEEDS:-3} - 1)))
 export OMP_NUM_THREADS=$((($(nproc) + ${JOBS:-2} - 1) / ${JOBS:-2}))
 printf 'routing=%s\n' steering_words steering_unrouted |
     xargs -P "${JOBS:-2}" -L 1 gradroute-run -m experiment=steering_scalar "seed=$seeds" "$@"
-for metric in related_share related_frequency; do
+for metric in related_llr matched_llr related_times related_share; do
     gradroute-compare outputs/steering_scalar --metric "$metric" --format markdown
 done

@@ -1,7 +1,7 @@
 """What a run's page shows about steering by one scalar, read from its folder, which may come from a stranger."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,11 @@ def _effect(value: Any) -> bool:
 def _dimension(value: Any) -> bool:
     measured = value["measured"]
     return type(value["unit"]) is int and all(
-        _text(label) and _number(own["strength"]) and _number(own["kl"]) and all(_effect(own[k]) for k in MEASURED)
+        _text(label)
+        and _number(own["strength"])
+        and _number(own["kl"])
+        and all(_effect(own[kind]) for kind in MEASURED)
+        and all(own["times"][kind] is None or _number(own["times"][kind]) for kind in MEASURED[:3])
         for label, own in measured.items()
     )
 
@@ -83,15 +87,25 @@ def _completions(found: Mapping[str, Any]) -> Titled:
 def _likelihoods(found: Mapping[str, Any]) -> list[Titled]:
     """Return the log-likelihood ratios of every kind of word, along the dimension and along the placebos."""
     rows = [
-        [str(dimension["unit"]), float(own["kl"]), float(own["strength"]), *(_shown(own[kind]) for kind in MEASURED)]
+        [
+            str(dimension["unit"]),
+            float(own["kl"]),
+            float(own["strength"]),
+            *(_shown(own[kind]) for kind in MEASURED),
+            *("" if own["times"][kind] is None else f"{own['times'][kind]:.2f}" for kind in MEASURED[:3]),
+        ]
         for dimension in found.get("dimensions", [])
         for own in dimension["measured"].values()
     ]
-    columns = ["dimension", "KL", "value added", "related, held out", "matched", "routed", "all other tokens"]
-    note = "Mean log-likelihood ratio of a word in the test documents, steered to unsteered, in nats; ± is the 95 % "
-    note += f"interval over documents. Dimension {found['unit']} is the routed one, the others are random. KL: mean "
-    note += "divergence of the next token, unsteered from steered, in nats. Matched words are as frequent in the "
-    note += "training documents as the related ones."
+    columns = ["dimension", "KL", "value added", "related, held out", "matched", "routed", "all other tokens",
+               "related, anywhere", "matched, anywhere", "routed, anywhere"]  # fmt: skip
+    note = (
+        f"Dimension {found['unit']} is the routed one, the others are random. KL: mean divergence of the next token, "
+    )
+    note += "unsteered from steered, in nats. Then the mean log-likelihood ratio of words where they stand in the test "
+    note += "documents, steered to unsteered, in nats; ± is the 95 % interval over documents. Anywhere: how many times "
+    note += "as likely the words are at any position. Matched words are as frequent in the training documents as the "
+    note += "related ones."
     for kind, own in found.get("words", {}).items():
         note += f" {kind.capitalize()}: {', '.join(own)}."
     return [("Likelihood of words", columns, rows, note)] if rows else []
@@ -127,23 +141,23 @@ def _said(label: str) -> str:
 
 
 def _likelier(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence about the strongest steering: how much likelier each kind of word becomes."""
+    """Return sentences about the strongest steering: how much likelier each kind of word becomes."""
     values = {(row["head"], row["region"], row["metric"]): row["value"] for row in rows}
     labels = {region: value for (head, region, metric), value in values.items() if (head, metric) == ("steered", "kl")}
     towards = [label for label in labels if values.get(("steered", label, "strength"), 0) > 0]
     if not towards:
         return []
     label = max(towards, key=lambda label: labels[label])
-    said = [
-        f"{what} {math.exp(min(values[key], 50)):.2f} times"
-        for what, key in (
-            ("held-out related words", ("steered", label, "related_llr")),
-            ("words of their frequency", ("steered", label, "matched_llr")),
-            ("routed words", ("steered", label, "routed_llr")),
-            ("related words along random dimensions", ("steered_placebo", label, "related_llr")),
-        )
-        if key in values
-    ]
-    return [
-        f"Steering at a KL of {labels[label]:.2g} nats per token makes {', '.join(said)} as likely (geometric mean)."
-    ]
+    kinds = (("related", "held-out related words"), ("matched", "words of their frequency"), ("routed", "routed words"))
+    heads = [("steered", kind, what) for kind, what in kinds]
+    heads.append(("steered_placebo", "related", "related words along random dimensions"))
+
+    def said(of: str, likelier: Callable[[float], float]) -> str:
+        found = [(values.get((head, label, f"{kind}_{of}")), what) for head, kind, what in heads]
+        return ", ".join(f"{what} {likelier(value):.2f} times" for value, what in found if value is not None)
+
+    standing = said("llr", lambda ratio: math.exp(min(ratio, 50.0)))
+    lines = [f"Steering at a KL of {labels[label]:.2g} nats per token makes {standing} as likely where they stand "
+             "(geometric mean)."]  # fmt: skip
+    anywhere = said("times", float)
+    return [*lines, *([f"At any position it makes {anywhere} as likely."] if anywhere else [])]

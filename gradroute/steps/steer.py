@@ -23,7 +23,7 @@ from gradroute.steps.base import RunState, Step
 from gradroute.steps.steering_likelihood import KL_POSITIONS, Likelihoods, Sample, sample
 from gradroute.steps.steering_records import UNITS, Dimension, nearest_rows, record_dimensions
 from gradroute.steps.tuning import require_language
-from gradroute.steps.word_directions import Words, frequency, frequency_matched, related_share
+from gradroute.steps.word_directions import KINDS, Words, frequency, frequency_matched, related_share
 from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
@@ -50,7 +50,7 @@ class Steer(Step):
         kl: mean KL of the next token, unsteered from steered, in nats; for each dimension, the amount that has it.
         related: held-out words that are related to the routed ones. If empty, in the toy stories, the other words of
             the same families, which occur in the same sentences.
-        positions: number of test tokens, from the first document on, in which likelihoods are measured.
+        positions: number of test tokens in which words are measured, in the first documents that have a related word.
         placebos: number of random other dimensions in which to measure the same likelihoods.
         nearest: number of tokens nearest to the dimension in which to measure the share of related words.
         random: number of random dimensions in which to measure the same share.
@@ -102,8 +102,8 @@ class Steer(Step):
         with torch.no_grad(), steered(language.model, self.sites(language), self.unit, 0.0):
             language.model(language.example()[:1])
         if not len(self._test(language, words).places["related"]):
-            right = "give other words, or raise steering.positions or dataset.test_stories"
-            raise UserError(f"steering.related: none of the words is in the test documents that are measured; {right}")
+            right = "give other words, or raise dataset.test_stories"
+            raise UserError(f"steering.related: none of the words is in the test documents; {right}")
 
     def sites(self, task: LanguageModelling) -> tuple[Site, ...]:
         """Return the sites that are steered. Raises: UserError if the model does not have them."""
@@ -175,7 +175,7 @@ class Steer(Step):
             run.record("test", (self.group, Head("nearest", region), "related_share", value))
 
     def _test(self, task: LanguageModelling, words: Words) -> Sample:
-        return sample(task.data.test, words, task.data.tokenizer, task.data.length, self.positions)
+        return sample(task.data.test, words, task.data.tokenizer, task.data.length, self.positions, "related")
 
     def _measure_likelihoods(
         self, run: RunState, task: LanguageModelling, words: Words, units: Sequence[int]
@@ -185,8 +185,10 @@ class Steer(Step):
         def steer(unit: int, amount: float) -> AbstractContextManager[None]:
             return steered(task.model, self.sites(task), unit, amount)
 
-        train = sample(task.data.train, words, task.data.tokenizer, task.data.length, KL_POSITIONS, routed=True)
-        measure = Likelihoods(task.model, steer, self._test(task, words), train, task.device)
+        train = sample(task.data.train, words, task.data.tokenizer, task.data.length, KL_POSITIONS, "routed")
+        tokens = {kind: words.tokens(kind) for kind in KINDS}
+        test = self._test(task, words)
+        measure = Likelihoods(task.model, steer, task.data.test, test, train, tokens, task.device)
         found = [Dimension.measured(measure, unit, self.strengths, self.kl) for unit in units]
         for dimension in found:
             for level in dimension.unreached:

@@ -5,7 +5,7 @@ steered, in nats per token.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -15,7 +15,6 @@ from torch import nn
 from gradroute.config.limits import WEIGHT
 from gradroute.data.text.corpora import Part, some
 from gradroute.data.text.packing import IGNORED
-from gradroute.data.text.rules import occurrences
 from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.routing.sites import undisturbed
 from gradroute.steps.word_directions import KINDS, Words, whole_words
@@ -23,7 +22,7 @@ from gradroute.tasks.language_losses import LOGITS, token_values
 from gradroute.training.measures import CROSS_ENTROPY
 
 KL_POSITIONS = 4096  # positions over which the KL is a mean, at most
-EXACT = 1e-3  # relative error of a strength
+EXACT = 2e-3  # relative error of a strength
 Steer = Callable[[int, float], AbstractContextManager[None]]  # of a unit and an amount
 
 
@@ -47,15 +46,18 @@ class Effect:
     count: int
 
 
-def sample(part: Part, words: Words, tokenizer: Tokenizer, length: int, positions: int, routed: bool = False) -> Sample:
+def sample(
+    part: Part, words: Words, tokenizer: Tokenizer, length: int, positions: int, having: str | None = None
+) -> Sample:
     """Return the first documents with at most `positions` tokens in total, or the first one alone.
 
-    routed: leave out documents without a routed word.
+    having: a kind of word; documents without one are left out, if any has one.
     """
     chosen = torch.ones(len(part.corpus.lengths), dtype=torch.bool)
-    if routed:
-        chosen[:] = False
-        chosen[part.corpus.documents[occurrences(part.corpus, words.sequences("routed"))]] = True
+    if having is not None:
+        there = whole_words(part.corpus, words.sequences(having), tokenizer.spellings)[:, 0]
+        chosen[:] = not len(there)
+        chosen[part.corpus.documents[there]] = True
     numbers = torch.nonzero(chosen).flatten()
     fitting = int((part.corpus.lengths[numbers].cumsum(0) <= positions).sum())
     own = some(part, numbers[: max(1, fitting)].tolist(), length)
@@ -104,14 +106,21 @@ class Likelihoods:
     Args:
         model: the language model; its mode and weights do not change.
         steer: returns a context in which an amount is added to a unit.
-        test, train: documents to measure, and documents with routed words to choose a direction by.
+        whole: documents, of which the first positions give the KL.
+        test, train: documents in which to measure words, and documents to choose a direction by.
+        tokens: tokens that are whole words, by kind.
     """
 
-    def __init__(self, model: nn.Module, steer: Steer, test: Sample, train: Sample, device: torch.device) -> None:
-        self.model, self.steer, self.test, self.train, self.device = model, steer, test, train, device
+    def __init__(
+        self, model: nn.Module, steer: Steer, whole: Part, test: Sample, train: Sample,
+        tokens: Mapping[str, Sequence[int]], device: torch.device,
+    ) -> None:  # fmt: skip
+        self.model, self.steer, self.test, self.train, self.tokens = model, steer, test, train, tokens
+        self.device = device
         self._plain = {id(each): self._values(each) for each in (test, train)}
-        self._rows = self._first_rows()
+        self._rows = self._first_rows(whole)
         self._before = [self._log_probabilities(*rows) for rows in self._rows]
+        self._seen: dict[tuple[int, float], tuple[float, dict[str, float]]] = {}  # by unit and amount
 
     def _values(self, sample: Sample) -> torch.Tensor:
         return token_values(self.model, sample.part, [CROSS_ENTROPY], self.device)[CROSS_ENTROPY.name]
@@ -121,9 +130,9 @@ class Likelihoods:
         with self.steer(unit, amount):
             return self._plain[id(sample)] - self._values(sample)
 
-    def _first_rows(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def _first_rows(self, whole: Part) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Return batches of tokens, documents and positions with a target, for `KL_POSITIONS` of these in total."""
-        packed, vocabulary = self.test.part.packed, len(self.model.unembedding)  # type: ignore[arg-type]
+        packed, vocabulary = whole.packed, len(self.model.unembedding)  # type: ignore[arg-type]
         chosen = packed.targets != IGNORED
         most = max(1, min(KL_POSITIONS, LOGITS // vocabulary))
         chosen &= (chosen.flatten().cumsum(0) <= most).view_as(chosen)
@@ -139,27 +148,42 @@ class Likelihoods:
             logits: torch.Tensor = self.model(tokens, documents)
             return logits[chosen].float().log_softmax(-1)
 
+    def _compared(self, unit: int, amount: float) -> tuple[float, dict[str, float]]:
+        """Return the KL, and by kind the ratio of the mean probability of its tokens, over the first positions."""
+        if (unit, amount) not in self._seen:
+            divergence, now, then = 0.0, dict.fromkeys(self.tokens, 0.0), dict.fromkeys(self.tokens, 0.0)
+            with self.steer(unit, amount):
+                for rows, before in zip(self._rows, self._before, strict=True):
+                    after = self._log_probabilities(*rows)
+                    divergence += float((before.exp() * (before - after)).sum(-1).double().sum())
+                    for kind, tokens in self.tokens.items():
+                        now[kind] += float(after[:, list(tokens)].exp().double().sum())
+                        then[kind] += float(before[:, list(tokens)].exp().double().sum())
+            times = {kind: now[kind] / then[kind] if then[kind] else math.nan for kind in self.tokens}
+            self._seen[unit, amount] = max(0.0, divergence / sum(map(len, self._before))), times
+        return self._seen[unit, amount]
+
     def kl(self, unit: int, amount: float) -> float:
         """Return the mean KL of the next token, unsteered from steered, over the first positions: nats per token."""
-        total, count = 0.0, 0
-        with self.steer(unit, amount):
-            for rows, before in zip(self._rows, self._before, strict=True):
-                after = self._log_probabilities(*rows)
-                total += float((before.exp() * (before - after)).sum(-1).double().sum())
-                count += len(before)
-        return max(0.0, total / count)
+        return self._compared(unit, amount)[0]
 
-    def strength(self, unit: int, level: float, start: float = 1 / 64) -> float | None:
-        """Return the amount at which the KL is `level`, of the sign of `start`; None if there is none.
+    def times(self, unit: int, amount: float) -> dict[str, float]:
+        """Return by kind how many times as likely its words are at the first positions, whatever stands there.
 
-        It is the first such amount up to a factor of 2: the amount doubles until the KL reaches the level, and Brent's
-        method finds it in between.
+        It is the ratio, steered to unsteered, of the mean probability of all words that are one token.
+        """
+        return self._compared(unit, amount)[1]
+
+    def strength(self, unit: int, level: float, start: float = 1.0) -> float | None:
+        """Return an amount at which the KL is `level`, of the sign of `start`; None if there is none.
+
+        The amount doubles from `start` until the KL reaches the level, and Brent's method finds the level below it.
         """
         from scipy.optimize import brentq
 
-        low, high = 0.0, start
+        high = start
         while not (reached := self.kl(unit, high)) >= level:
-            low, high = high, 2 * high
+            high *= 2
             if abs(high) > WEIGHT or math.isnan(reached):
                 return None
         if not math.isfinite(reached):
@@ -168,6 +192,7 @@ class Likelihoods:
         def beyond(amount: float) -> float:
             return math.sqrt(self.kl(unit, amount)) - math.sqrt(level)  # nearly linear in small amounts
 
+        low = 0.0 if high == start else high / 2
         return float(brentq(beyond, low, high, xtol=EXACT * abs(high), rtol=EXACT))
 
     def effects(self, unit: int, amount: float) -> dict[str, Effect]:

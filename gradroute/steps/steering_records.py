@@ -20,6 +20,8 @@ UNITS = {
     "strength": "amount added to the residual stream, towards the routed words",
     **{f"{kind}_llr": f"nats per word: mean log-likelihood ratio of {kind} words, steered to unsteered"
        for kind in KINDS},
+    **{f"{kind}_times": f"times as likely: mean probability of {kind} words at any position, steered by unsteered"
+       for kind in KINDS},
     "other_llr": "nats per token: mean log-likelihood ratio of all other tokens, steered to unsteered",
 }  # fmt: skip
 
@@ -37,6 +39,7 @@ class Dimension:
     sign: float
     strengths: Mapping[str, float]
     kl: Mapping[str, float]
+    times: Mapping[str, Mapping[str, float]]
     effects: Mapping[str, Mapping[str, Effect]]
     unreached: Sequence[float]
 
@@ -46,24 +49,27 @@ class Dimension:
     ) -> "Dimension":
         """Measure a dimension at given strengths, and at those whose KL is one of the levels."""
         size = max(map(abs, strengths), default=0.0) or (measure.strength(unit, min(levels)) if levels else None)
-        sign = measure.direction(unit, size or 1.0)
-        found, unreached, start = {f"{strength:+g}": float(strength) for strength in strengths}, [], 1 / 64
+        sign, start = measure.direction(unit, size or 1.0), size or 1.0
+        found, unreached = {f"{strength:+g}": float(strength) for strength in strengths}, list[float]()
         for level in sorted(levels):
             amount = measure.strength(unit, level, sign * start)
             if amount is None:
                 unreached.append(level)
             else:
                 found[f"kl_{level:g}"] = start = abs(amount)
-        kl = {label: measure.kl(unit, sign * strength) for label, strength in found.items()}
-        effects = {label: measure.effects(unit, sign * strength) for label, strength in found.items()}
-        return cls(unit, sign, found, kl, effects, unreached)
+        kl, times, effects = (
+            {label: of(unit, sign * strength) for label, strength in found.items()}
+            for of in (measure.kl, measure.times, measure.effects)
+        )
+        return cls(unit, sign, found, kl, times, effects, unreached)
 
     def as_rows(self) -> dict[str, Any]:
-        """Return plain data: by label, strength, KL, and for each kind of word mean, half-width and count."""
+        """Return plain data: by label, strength, KL, times, and for each kind of word mean, half-width and count."""
         measured = {
             label: {
                 "strength": round(strength, 4),
                 "kl": round(self.kl[label], 6),
+                "times": {kind: _finite(times) for kind, times in self.times[label].items()},
                 **{kind: _plain(effect) for kind, effect in self.effects[label].items()},
             }
             for label, strength in self.strengths.items()
@@ -72,8 +78,11 @@ class Dimension:
 
 
 def _plain(effect: Effect) -> list[float | int | None]:
-    numbers = (round(n, 6) if math.isfinite(n) else None for n in (effect.mean, effect.half))
-    return [*numbers, effect.count]
+    return [_finite(effect.mean), _finite(effect.half), effect.count]
+
+
+def _finite(number: float) -> float | None:
+    return round(number, 6) if math.isfinite(number) else None
 
 
 def record_dimensions(run: RunState, group: str, found: Sequence[Dimension]) -> None:
@@ -84,6 +93,7 @@ def record_dimensions(run: RunState, group: str, found: Sequence[Dimension]) -> 
             there = [each for each in dimensions if label in each.strengths]
             values = {"strength": [each.strengths[label] for each in there], "kl": [each.kl[label] for each in there]}
             values |= {f"{kind}_llr": [each.effects[label][kind].mean for each in there] for kind in MEASURED}
+            values |= {f"{kind}_times": [each.times[label][kind] for each in there] for kind in KINDS}
             for metric, each in values.items():
                 if each and all(map(math.isfinite, each)):
                     run.record("test", (group, Head(head, label), metric, sum(each) / len(each)))

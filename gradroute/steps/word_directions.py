@@ -31,10 +31,13 @@ class Words:
         own: Mapping[str, Sequences] = getattr(self, kind)
         return [sequence for sequences in own.values() for sequence in sequences]
 
+    def tokens(self, kind: str) -> list[int]:
+        """Return the tokens that are a whole word of a kind, ascending."""
+        return sorted({sequence[0] for sequence in self.sequences(kind) if len(sequence) == 1})
+
     def kinds(self) -> dict[int, str]:
         """Return the kind, `routed` or `related`, of every token that is a whole word of that kind."""
-        found = {s[0]: "related" for s in self.sequences("related") if len(s) == 1}
-        return found | {s[0]: "routed" for s in self.sequences("routed") if len(s) == 1}
+        return {token: kind for kind in ("related", "routed") for token in self.tokens(kind)}
 
 
 def frequency_matched(

@@ -17,13 +17,20 @@ from gradroute.reporting.run_data import RunData
 from gradroute.reporting.steering_tables import read_steering, steering_tables, steering_verdict
 
 MANIFEST: dict[str, Any] = {"state": "running", "files": {}}
-OLD: dict[str, Any] = {  # as version 0.2 wrote it, without likelihoods
+OLD: dict[str, Any] = {  # as older runs have it, without likelihoods
     "unit": 0,
     "nearest": [[" oak", 0.5, "routed"]],
     "frequencies": [[0.0, 0.1, 0.2]],
     "completions": [["One day", 0.0, "he ran"], ["One day", 2.5, "oak"]],
 }
-EFFECTS = {"related": [0.7, 0.1, 40], "matched": [-0.1, None, 9], "routed": [1.2, 0.2, 30], "other": [-0.2, 0.01, 900]}
+TIMES = {"related": 6.5, "matched": None, "routed": 19.1}
+EFFECTS = {
+    "times": TIMES,
+    "related": [0.7, 0.1, 40],
+    "matched": [-0.1, None, 9],
+    "routed": [1.2, 0.2, 30],
+    "other": [-0.2, 0.01, 900],
+}
 NEW = OLD | {
     "words": {"routed": ["oak"], "related": ["yew"], "matched": ["hat", "bed"]},
     "dimensions": [
@@ -54,7 +61,8 @@ def test_likelihoods_are_shown_with_their_intervals(tmp_path: Path) -> None:
     assert found == NEW
     completions, likelihoods, _ = steering_tables(NEW)
     assert completions[1] == ["prompt", "+0", "+2.5 (KL 0.1)"]
-    assert likelihoods[2][0] == ["0", 0.1, 2.5, "+0.700 ± 0.100", "-0.100", "+1.200 ± 0.200", "-0.200 ± 0.010"]
+    ratios = ["+0.700 ± 0.100", "-0.100", "+1.200 ± 0.200", "-0.200 ± 0.010"]
+    assert likelihoods[2][0] == ["0", 0.1, 2.5, *ratios, "6.50", "", "19.10"]
     assert [row[0] for row in likelihoods[2]] == ["0", "0", "7", "7"]
     assert "Matched: hat, bed." in likelihoods[3]
 
@@ -68,6 +76,7 @@ def test_likelihoods_are_shown_with_their_intervals(tmp_path: Path) -> None:
         lambda found: found["dimensions"][0]["measured"]["kl_0.1"].update(related=[0.1, 0.1]),
         lambda found: found["dimensions"][0]["measured"]["kl_0.1"].update(strength="x"),
         lambda found: found["dimensions"][0]["measured"]["kl_0.1"].pop("kl"),
+        lambda found: found["dimensions"][0]["measured"]["kl_0.1"].update(times={"related": 1.0}),
         lambda found: found.update(words={"routed": [1]}),
         lambda found: found.update(completions=[["One day", "much", "oak"]]),
     ],
@@ -80,17 +89,19 @@ def test_damage_is_refused(tmp_path: Path, damage: Any) -> None:
 
 
 def test_the_verdict_says_how_much_likelier_words_become() -> None:
-    heads = {"steered": {"related_llr": math.log(2), "matched_llr": 0.0, "routed_llr": math.log(5)},
-             "steered_placebo": {"related_llr": math.log(1.1)}}  # fmt: skip
+    own = {"related_llr": math.log(2), "matched_llr": 0.0, "routed_llr": math.log(5), "routed_times": 9.0}
+    heads = {"steered": own, "steered_placebo": {"related_llr": math.log(1.1), "related_times": 1.25}}
     rows = [
         {"head": head, "region": region, "metric": metric, "value": value * share}
         for region, share in (("kl_0.3", 1.0), ("kl_0.1", 0.5))
-        for head, own in heads.items()
-        for metric, value in (own | {"kl": 0.3, "strength": 4.0}).items()
+        for head, found in heads.items()
+        for metric, value in (found | {"kl": 0.3, "strength": 4.0}).items()
     ]
     assert steering_verdict(rows) == [
         "Steering at a KL of 0.3 nats per token makes held-out related words 2.00 times, words of their frequency 1.00 "
-        "times, routed words 5.00 times, related words along random dimensions 1.10 times as likely (geometric mean)."
+        "times, routed words 5.00 times, related words along random dimensions 1.10 times as likely where they stand "
+        "(geometric mean).",
+        "At any position it makes routed words 9.00 times, related words along random dimensions 1.25 times as likely.",
     ]
     assert steering_verdict([]) == []
 

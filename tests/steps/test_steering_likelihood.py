@@ -16,7 +16,7 @@ from gradroute.models.transformer import Transformer, TransformerConfig
 from gradroute.routing.sites import Site
 from gradroute.steps.steering_likelihood import Likelihoods, Sample, clustered, effects, sample
 from gradroute.steps.steering_records import Dimension
-from gradroute.steps.word_directions import Words, frequency_matched, whole_words
+from gradroute.steps.word_directions import KINDS, Words, frequency_matched, whole_words
 
 STORIES = [
     "mom and dad saw a cat",
@@ -58,7 +58,8 @@ def measure(model: Transformer, data: Texts) -> Likelihoods:
         return steered(model, [Site(name) for name in LAYERS], unit, amount)
 
     parts = [sample(part, words(data), data.tokenizer, 12, 1000) for part in (data.test, data.train)]
-    return Likelihoods(model, steer, *parts, torch.device("cpu"))
+    tokens = {kind: words(data).tokens(kind) for kind in KINDS}
+    return Likelihoods(model, steer, data.test, *parts, tokens, torch.device("cpu"))
 
 
 def log_probabilities(model: Transformer, tokens: list[int], unit: int, amount: float) -> torch.Tensor:
@@ -79,7 +80,7 @@ def test_ratios_and_kl_are_those_of_a_slow_reference(model: Transformer, data: T
     likelihoods, unit, amount = measure(model, data), 3, 1.5
     ratios: dict[str, list[float]] = {"routed": [], "related": [], "matched": [], "other": []}
     kinds = {"mom": "routed", "dad": "related", "mommy": "related", "cat": "matched", "ran": "matched"}
-    divergences = []
+    divergences, likely = [], {kind: [0.0, 0.0] for kind in KINDS}  # summed probabilities, plain and steered
     for text in STORIES[:7]:
         tokens = [*data.tokenizer.encode([text])[0], data.tokenizer.end]
         plain, moved = (log_probabilities(model, tokens, unit, by) for by in (0.0, amount))
@@ -87,12 +88,18 @@ def test_ratios_and_kl_are_those_of_a_slow_reference(model: Transformer, data: T
             spelt = data.tokenizer.spellings[target].strip()
             ratios[kinds.get(spelt, "other")].append(float(moved[at, target] - plain[at, target]))
             divergences.append(float((plain[at].exp() * (plain[at] - moved[at])).sum()))
+            for token, spelling in enumerate(data.tokenizer.spellings):
+                if kind := kinds.get(spelling.strip()):
+                    likely[kind][0] += float(plain[at, token].exp())
+                    likely[kind][1] += float(moved[at, token].exp())
     found = likelihoods.effects(unit, amount)
     assert {kind: effect.count for kind, effect in found.items()} == {kind: len(own) for kind, own in ratios.items()}
     for kind, own in ratios.items():
         assert found[kind].mean == pytest.approx(sum(own) / len(own), abs=1e-4), kind
         assert abs(found[kind].mean) > 1e-3
     assert likelihoods.kl(unit, amount) == pytest.approx(sum(divergences) / len(divergences), rel=1e-3)
+    times = {kind: steered / plain for kind, (plain, steered) in likely.items()}
+    assert likelihoods.times(unit, amount) == pytest.approx(times, rel=1e-4)
     assert likelihoods.kl(unit, 0.0) == pytest.approx(0.0, abs=1e-6)
 
 
@@ -171,11 +178,14 @@ def test_whole_words_are_found_with_and_without_a_space() -> None:
 
 
 def test_samples_are_the_first_documents_that_fit(data: Texts) -> None:
-    def of(positions: int, routed: bool = False) -> Sample:
-        return sample(data.train, words(data), data.tokenizer, 12, positions, routed)
+    def of(positions: int, having: str | None = None) -> Sample:
+        return sample(data.train, words(data), data.tokenizer, 12, positions, having)
 
     lengths = data.train.corpus.lengths
     assert of(int(lengths[:3].sum())).part.documents.texts == STORIES[:3]
     assert of(int(lengths[:3].sum()) - 1).part.documents.texts == STORIES[:2]
     assert of(1).part.documents.texts == STORIES[:1]
-    assert of(1000, routed=True).part.documents.texts == [story for story in STORIES if "mom " in story]
+    found = of(1000, "routed").part.documents.texts
+    assert found == [story for story in STORIES if "mom " in story[1:]]  # nothing predicts a document's first word
+    nothing = sample(data.train, Words({}, {}), data.tokenizer, 12, 1000, "related")
+    assert nothing.part.documents.texts == STORIES and not len(nothing.places["related"])

@@ -13,7 +13,7 @@ from typing import Annotated
 from gradroute.config.limits import Between, Text
 from gradroute.data.text import documents as reading
 from gradroute.data.text import toy_stories
-from gradroute.data.text.datasets import CORPUS, Count, Length, Named, TextDataset, divided
+from gradroute.data.text.datasets import CORPUS, Count, Length, Named, Some, TextDataset, divided
 from gradroute.data.text.documents import Documents
 
 COLUMN, FIRST, SECOND = "language", "first", "second"
@@ -76,9 +76,9 @@ class SecondLanguage(TextDataset):
         self, share: Annotated[float, Between(0, 1)] = 0.25, seed: Annotated[int, Between(0, 2**31)] = CORPUS,
         files: Annotated[str, Text("a file or a folder")] | None = None, field: str = "text",
         stories: Count | None = None, test_stories: Count = 1500, tokenizer: Named | None = None,
-        vocabulary: Count | None = None, length: Length = 128,
+        vocabulary: Count | None = None, length: Length = 128, validation_stories: Some = 0,
     ) -> None:  # fmt: skip
-        super().__init__(tokenizer or ("words" if files is None else "bpe"), vocabulary, length)
+        super().__init__(tokenizer or ("words" if files is None else "bpe"), vocabulary, length, validation_stories)
         self.share, self.seed, self.files, self.field = share, seed, files, field
         self.stories, self.test_stories = stories, test_stories
 

@@ -1,0 +1,148 @@
+"""Route words of a family into one dimension, and measure how steering changes the likelihood of held-out relatives.
+
+python scripts/steering_study.py STORIES.txt                            four families, three conditions, five seeds
+python scripts/steering_study.py STORIES.txt --family family --seeds 2  one family, two seeds
+python scripts/steering_study.py STORIES.txt trainer.epochs=2           overrides of every run
+
+Everything that could be chosen by its result is fixed here, before a run: the routed words, the held-out relatives, the
+placebo words, the levels of KL, the seeds and the measure. The lists are for TinyStories (Eldan and Li 2023).
+
+Conditions: `routed`; `unrouted`, the control, with the same words and no masks; `placebo words`, which routes another
+word instead, about as frequent as the routed one. Each run also steers along four random dimensions.
+
+Measure: the mean log-likelihood ratio, steered to unsteered, of the relatives where they stand in the test documents,
+minus that of words of their frequency, at strengths with the same mean KL from the unsteered model. Tables give means
+over seeds and half-widths of 95 % t-intervals; differences are paired by seed.
+
+Finished runs are reused and interrupted ones are resumed. Prints Markdown tables.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from gradroute.comparison.intervals import interval
+from gradroute.config.compose import configuration
+from gradroute.config.overrides import literal
+from gradroute.errors import UserError
+from gradroute.records.metrics import final_rows
+from gradroute.records.run_reader import read_manifest
+from gradroute.records.tables import read_metrics
+from gradroute.running.runner import execute
+
+
+@dataclass(frozen=True)
+class Family:
+    """A word to route, relatives that are held out, and a word of the same frequency to route as a placebo."""
+
+    routed: str
+    related: str
+    placebo: str
+
+
+FAMILIES = {
+    "family": Family("mom", "dad mommy daddy mother father mama mum grandma grandpa sister brother parents", "little"),
+    "names": Family("lily", "tim tom ben timmy max sam jack sue lucy mia anna sara", "little"),
+    "animals": Family("dog", "bird cat fish rabbit bear frog lion duck mouse cow squirrel monkey", "friend"),
+    "colours": Family("red", "blue green yellow white black pink purple orange brown grey", "walked"),
+}
+LEVELS = (0.01, 0.03, 0.1, 0.3)  # mean KL of the next token, in nats
+SEEDS = 5
+CONDITIONS = ("routed", "unrouted", "placebo words")
+PROMPTS = ("one day", "once upon a time there was a little girl. one day she", "tim was in the park when he saw")
+SETTINGS = ("experiment=steering_scalar", "dataset=text", "trainer.epochs=1")
+METRICS = ("related_llr", "matched_llr", "routed_llr", "other_llr")
+Values = dict[tuple[str, str, str], float]  # by head, label of the strength, and metric
+
+
+def overrides(family: str, condition: str, seed: int, files: str) -> list[str]:
+    """Return the overrides that make one run."""
+    own = FAMILIES[family]
+    routing = "steering_unrouted" if condition == "unrouted" else "steering_words"
+    word = own.placebo if condition == "placebo words" else own.routed
+    return [
+        *SETTINGS,
+        f"name=steering_{family}_{condition.replace(' ', '_')}",
+        f"dataset.files={literal(files)}",
+        f"routing={routing}",
+        f"routing.groups.target.words=[{word}]",
+        f"steering.related={literal(own.related.split())}",
+        f"steering.kl={literal(LEVELS)}",
+        f"steering.prompts={literal(PROMPTS)}",
+        f"seed={seed}",
+    ]
+
+
+def measured(given: Sequence[str]) -> Values:
+    """Make a run, or reuse a finished one, and return what it measured."""
+    (run,) = execute([configuration(given)], reuse=True)
+    if not isinstance(run, Path):
+        raise SystemExit(str(run)) if isinstance(run, UserError) else run
+    rows = final_rows(read_metrics(run, read_manifest(run)))
+    return {(row["head"], row["region"], row["metric"]): row["value"] for row in rows}
+
+
+def measure(values: Values, level: float, head: str = "steered") -> float:
+    """Return the measure: the ratio of the relatives minus that of words of their frequency, in nats."""
+    related, matched = (values.get((head, f"kl_{level:g}", f"{kind}_llr"), math.nan) for kind in ("related", "matched"))
+    return related - matched
+
+
+def shown(values: Sequence[float]) -> str:
+    """Return the mean as text, with the half-width of its interval if there are several values."""
+    half = interval(values)
+    return f"{mean(values):+.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines)
+
+
+def differences(found: dict[str, list[Values]], level: float) -> list[str]:
+    """Return the measure of the routed runs, and paired by seed what it has over every control."""
+    own = [measure(values, level) for values in found["routed"]]
+    controls: dict[str, Callable[[int], float]] = {
+        "unrouted": lambda i: measure(found["unrouted"][i], level),
+        "placebo words": lambda i: measure(found["placebo words"][i], level),
+        "random dimensions": lambda i: measure(found["routed"][i], level, "steered_placebo"),
+    }
+    return [shown(own), *(shown([own[i] - control(i) for i in range(len(own))]) for control in controls.values())]
+
+
+def main() -> None:
+    """Make the runs and print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("files", help="a file or folder of stories, as dataset.files takes it")
+    parser.add_argument("--family", action="append", choices=list(FAMILIES), help="repeatable; all if not given")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds, from 0 on (default %(default)s)")
+    parser.add_argument("overrides", nargs="*", help="overrides of every run, such as output_dir=outputs/steering")
+    asked = parser.parse_args()
+    paired, each = [], []
+    for family in asked.family or FAMILIES:
+        found: dict[str, list[Values]] = {condition: [] for condition in CONDITIONS}
+        for seed in range(asked.seeds):
+            for condition in CONDITIONS:
+                given = [*overrides(family, condition, seed, asked.files), *asked.overrides]
+                found[condition].append(measured(given))
+        for level in LEVELS:
+            paired.append([family, f"{level:g}", str(asked.seeds), *differences(found, level)])
+            for condition, head in (*((c, "steered") for c in CONDITIONS), ("routed", "steered_placebo")):
+                cells = [
+                    shown([values.get((head, f"kl_{level:g}", metric), math.nan) for values in found[condition]])
+                    for metric in METRICS
+                ]
+                name = condition if head == "steered" else "routed, random dimensions"
+                each.append([family, f"{level:g}", name, *cells])
+    columns = ["family", "KL", "seeds", "relatives minus matched", "minus unrouted", "minus placebo words",
+               "minus random dimensions"]  # fmt: skip
+    print(table(columns, paired), end="\n\n")
+    print(table(["family", "KL", "condition", "relatives", "matched", "routed words", "other tokens"], each))
+
+
+if __name__ == "__main__":
+    main()

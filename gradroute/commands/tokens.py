@@ -3,6 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gradroute.commands.run import composed_configs
 from gradroute.config.doors import TARGET
@@ -16,6 +17,37 @@ from gradroute.reporting.page import Page, Table
 from gradroute.running.exit_status import guarded
 from gradroute.training.signals import heard
 
+if TYPE_CHECKING:
+    from gradroute.tasks.mean_weights import MeanWeight
+
+
+MEANS = "Routed tokens occur in their group alone. If their mean weight is above 0, the region still learns them."
+
+
+def _warning(mean: "MeanWeight", compensate: str | None) -> str:
+    """Return what is wrong with a mean weight above 0, and what to do."""
+    right = "raise routing.compensate_limit" if compensate else "set routing.compensate=labels"
+    return (
+        f"{mean.labelled:.0%} of '{mean.group}' is labelled, so its routed tokens have the mean weight "
+        f"{mean.routed:+.2f} in '{mean.region}', which still learns them; {right}"
+    )
+
+
+def _print_means(table: Table) -> None:
+    """Print the mean weights."""
+    from rich.markup import escape
+    from rich.table import Table as Printed
+
+    from gradroute.reporting.terminal import terminal
+
+    printed = Printed(title=table.title, caption=table.note)
+    for column in table.columns:
+        printed.add_column(column, justify="left" if column in ("group", "region") else "right")
+    for group, region, *numbers in table.rows:
+        cells = [f"{numbers[0]:g}", f"{numbers[1]:.0%}", *(f"{number:+.3f}" for number in numbers[2:])]
+        printed.add_row(escape(plain_text(group)), escape(plain_text(region)), *cells)
+    terminal(100).print(printed)
+
 
 def show_tokens(config: Config) -> Path:
     """Print the most and the least routed tokens, write them to a page with coloured documents, and return its path.
@@ -24,20 +56,30 @@ def show_tokens(config: Config) -> Path:
     """
     from gradroute.tasks.base import create
     from gradroute.tasks.language import LanguageModelling
+    from gradroute.tasks.mean_weights import mean_weights
 
     if not issubclass(locate(config.task[TARGET], "task"), LanguageModelling):
         raise UserError("gradroute-tokens: images have no tokens; use a language model, such as experiment=stories_era")
 
     task = create(config)
     assert isinstance(task, LanguageModelling)
-    weights = task.weights()
+    weights, mean = task.weights(), mean_weights(task)
     table = Table(*token_table(weights))
     _print(table)
+    compensate = config.routing.compensate
+    warnings = [_warning(each, compensate) for each in mean if each.weight <= 0 and each.expected > 1e-9]
+    columns = ["group", "region", "weight", "labelled", "mean of routed tokens", "mean of all tokens"]
+    rows = [[m.group, m.region, m.weight, m.labelled, m.routed, m.every] for m in mean]
+    means = Table("Mean weights over documents with and without a label", columns, rows, MEANS)
+    _print_means(means)
+    for warning in warnings:
+        print(f"warning: {plain_text(warning)}")
     labelled = ", ".join(f"{int((task.labelled == i).sum())} {name}" for i, name in enumerate(task.names))
     words = [f"{len(task.labelled)} training documents, labelled: {labelled}. Nothing was trained."]
+    words += warnings
     again = "gradroute-tokens " + shlex.join(sys.argv[1:])
     texts = [("How to make it again", again)]
-    page = Page(f"Tokens of {config.name}", words, [table], texts=texts, documents=coloured_documents(weights))
+    page = Page(f"Tokens of {config.name}", words, [table, means], texts=texts, documents=coloured_documents(weights))
     folder = Path(config.output_dir) / config.name
     path = folder / f"tokens_{config_hash(config)}_seed{config.seed}.html"
     try:

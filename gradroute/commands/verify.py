@@ -1,30 +1,38 @@
-"""`gradroute-verify RUN`: check a finished run's files and ledger, and recompute its metrics from the weights."""
+"""`gradroute-verify RUN…`: check finished runs' files and ledgers, and recompute their metrics from the weights."""
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from gradroute.config.compose import use_code_of
 from gradroute.running.exit_status import guarded
 from gradroute.running.verify import verify
 
+SIGNALLED = 128  # exit statuses from here on: interrupted, or nobody reads the output
+
 
 def main() -> None:
-    """Entry point of `gradroute-verify`: exit status 0 if all claims hold, 1 if one does not, 2 if RUN is not a run."""
+    """Entry point of `gradroute-verify`: exit status 0 if all claims hold, 1 if one does not, 2 if a RUN is no run."""
     parser = argparse.ArgumentParser(prog="gradroute-verify", description=(__doc__ or "").strip())
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, outputs/<experiment>/<run>")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, outputs/<experiment>/<run>")
     parser.add_argument("--run-code", action="store_true", help="run the code that the run's configuration names")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="with --run-code: search for code beside DIR")
     arguments = parser.parse_args()
     held: list[bool] = []
 
-    def check() -> None:
+    def check(run: Path) -> None:
         if arguments.config_dir is not None:
             use_code_of(arguments.config_dir)
-        held.append(verify(arguments.run, arguments.run_code))
+        held.append(verify(run, arguments.run_code))
 
-    status = guarded(check)
-    sys.exit(status or (0 if all(held) else 1))
+    worst = 0
+    for run in arguments.runs:
+        status = guarded(partial(check, run))
+        if status >= SIGNALLED:
+            sys.exit(status)
+        worst = max(worst, status)
+    sys.exit(worst or (0 if all(held) else 1))
 
 
 if __name__ == "__main__":

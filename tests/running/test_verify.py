@@ -140,6 +140,10 @@ def test_changed_files_and_metrics_are_caught(smoke: Path, tmp_path: Path, forke
     result = forked("gradroute-verify", str(run), cwd=tmp_path)
     assert result.returncode == 1 and "FAIL" in result.stdout
     assert forked("gradroute-verify", str(tmp_path), cwd=tmp_path).returncode == 2
+    several = forked("gradroute-verify", str(run), str(tmp_path), str(smoke), cwd=tmp_path)
+    assert several.returncode == 2 and several.stdout.count("claims hold") == 2 and "FAIL" in several.stdout
+    several = forked("gradroute-verify", str(run), str(smoke), cwd=tmp_path)
+    assert several.returncode == 1 and several.stdout.count("claims hold") == 2
     missing = forked("gradroute-verify", str(tmp_path), "--run-code", "--config-dir", "lab", cwd=tmp_path)
     assert (missing.returncode, missing.stderr) == (2, "error: --config-dir lab: must be a folder\n")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Command
 from interrupted import interrupted
 from small_language import refused
 from torch import nn
@@ -191,6 +192,15 @@ def test_a_run_that_was_interrupted_while_it_unlearns_goes_on_to_the_bit(
     for name in ("metrics.csv", "model.safetensors", "summary.json"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
     assert not [name for name in read_manifest(cut)["files"] if "teacher" in name]
+
+
+def test_the_command_line_unlearns_and_verifies(forked: Command, tmp_path: Path) -> None:
+    given = [*SMALL, "dataset.validation_stories=10", "unlearn.teacher.rate=0.2"]
+    result = forked("gradroute-run", "experiment=stories_era/undo", *given, cwd=tmp_path)
+    assert result.returncode == 0 and "model_unlearned" in result.stdout, result.stderr
+    (run,) = tmp_path.glob("outputs/stories_undo/*")
+    assert (run / "report.html").is_file() and "the loss on forget" in (run / "report.html").read_text()
+    assert forked("gradroute-verify", str(run), cwd=tmp_path).returncode == 0
 
 
 def test_without_a_teacher_the_ablated_model_is_distilled(tmp_path: Path) -> None:

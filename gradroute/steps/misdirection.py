@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gradroute.data.text.packing import IGNORED
+from gradroute.models.logits import body
 from gradroute.training.measures import at_least_float32
 from gradroute.training.objectives import Batch, Objective, Part, Term, Terms, in_parts
 
@@ -59,7 +60,7 @@ class MisdirectionObjective(Objective):
             seen.append(output[0] if isinstance(output, tuple) else output)
 
         with model.get_submodule(self.site).register_forward_hook(look):
-            model(tokens, documents)
+            body(model)(tokens, documents)
         return at_least_float32(seen[0])
 
     def _chosen(self, targets: torch.Tensor, group_index: torch.Tensor) -> list[torch.Tensor]:

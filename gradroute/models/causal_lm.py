@@ -5,22 +5,23 @@ Its sites are the names of its modules below `model`: `model.transformer.h.3.mlp
 site, but is not found as the producer of one.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradroute.data.hub import gguf_of, package, quiet, reason
+from gradroute.data.hub import reason
 from gradroute.data.text.packing import separated
 from gradroute.errors import UserError
 from gradroute.models.layer_parts import Place
+from gradroute.models.logits import Divided
 
 MLPS = (  # names of an MLP's layers: those that make its units, then the one that reads them
     ("gate_proj", "up_proj", "down_proj"), ("gate_up_proj", "down_proj"), ("dense_h_to_4h", "dense_4h_to_h"),
     ("c_fc", "c_proj"), ("fc_in", "fc_out"), ("fc1", "fc2"),
 )  # fmt: skip
 FUSED = ("gate_up_proj",)  # layers with two rows for each unit
+AFTER = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # settings of what is done to logits
 OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")  # names of an attention's last layer, which reads its heads
 
 
@@ -43,7 +44,7 @@ class _Through:
         return (self.module(given.unflatten(0, self.shape.tokens)).flatten(0, 1), *inputs[1:])  # as OPT's MLP has it
 
 
-class CausalLM(nn.Module):
+class CausalLM(Divided):
     """A `transformers` model with the calling convention of `gradroute.models.transformer.Transformer`."""
 
     def __init__(self, model: Any) -> None:
@@ -187,18 +188,40 @@ class CausalLM(nn.Module):
             raise UserError("the model does not keep documents of a row apart; choose an attention-only model")
 
     def forward(self, tokens: torch.Tensor, document_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Return logits `(batch, length, vocabulary)` of the token after each of `tokens`, `(batch, length)` int64.
+        """Return logits of the model as `transformers` computes them; see `Divided.forward`."""
+        logits: torch.Tensor = self.model(**self._given(tokens, document_ids)).logits
+        return logits
 
-        Args:
-            document_ids: `(batch, length)`; a run of equal numbers is one document: positions restart in each, and none
-                sees another. None: each row is one document.
+    def features(self, tokens: torch.Tensor, document_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what the output layer reads, `(batch, length, width)`; see `Divided.forward`."""
+        found: torch.Tensor = self.model.base_model(**self._given(tokens, document_ids))[0]
+        return found
 
-        Raises: UserError if a row is longer than the context.
-        """
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the logits of features, by the output layer and what kinds such as Gemma and Granite do after it."""
+        logits: torch.Tensor = self.model.get_output_embeddings()(features)
+        cap, divisor, factor = (getattr(self.model.config, key, None) for key in AFTER)
+        if cap:
+            logits = torch.tanh(logits / cap) * cap
+        logits = logits / divisor if divisor else logits
+        return logits * factor if factor else logits
+
+    @property
+    def divided(self) -> bool:
+        """Whether `logits` of `features` are the model's own logits; tried on one row."""
+        tokens = torch.zeros(1, 4, dtype=torch.int64, device=self.unembedding.device)
+        try:
+            with torch.no_grad():
+                return torch.allclose(self(tokens), self.logits(self.features(tokens)), rtol=1e-4, atol=1e-5)
+        except Exception:  # any error of a model that is made in another way
+            return False
+
+    def _given(self, tokens: torch.Tensor, document_ids: torch.Tensor | None) -> dict[str, Any]:
+        """Return the arguments of a pass of the `transformers` model. Raises: UserError if a row is too long."""
         if self.context is not None and tokens.shape[1] > self.context:
             raise UserError(f"a sequence of {tokens.shape[1]} tokens is longer than the model's context={self.context}")
         self._shape.tokens = tuple(tokens.shape)
-        given: dict[str, torch.Tensor] = {}
+        given: dict[str, Any] = {}
         if document_ids is None and tokens.is_meta:  # transformers reads values to make a mask, which meta lacks
             document_ids = torch.zeros_like(tokens)
         if document_ids is not None:
@@ -206,45 +229,4 @@ class CausalLM(nn.Module):
             lowest = torch.finfo(self.model.dtype).min
             mask = torch.zeros(sees.shape, dtype=self.model.dtype, device=tokens.device).masked_fill(~sees, lowest)
             given = {"position_ids": positions, "attention_mask": mask}
-        logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False, **given).logits
-        return logits
-
-
-def located(source: str) -> tuple[str, dict[str, Any]]:
-    """Return the name or folder that `transformers` reads a model from, and its options. Raises: UserError."""
-    if (gguf := gguf_of(source)) is not None:
-        for needed in ("gguf", "accelerate"):
-            package(needed, f"model '{source}'")
-        return gguf[0], {"gguf_file": gguf[1]}
-    place = Path(source).expanduser()
-    return (str(place) if place.is_dir() else source), {}
-
-
-def load(source: Any, config: Any = None) -> CausalLM:
-    """Load a pretrained model, or make one with random weights from a config object.
-
-    It is in float32, and in evaluation mode, so dropout is off. No code that comes with a model is run.
-
-    Args:
-        source: a name on the hub, a local folder, a GGUF file, or a config object.
-        config: a config object for a pretrained model, in place of its own.
-
-    Raises: UserError if the package is missing, the model cannot be loaded, weights of it are missing, or the config
-        is not that of a causal model.
-    """
-    named = isinstance(source, str | Path)
-    what = f"model '{source}'" if named else f"model from a {type(source).__name__}"
-    make = package("transformers", what).AutoModelForCausalLM
-    try:
-        if named:
-            name, options = located(str(source))
-            options |= {} if config is None or "gguf_file" in options else {"config": config}
-            with quiet():
-                model, found = make.from_pretrained(name, trust_remote_code=False, output_loading_info=True, **options)
-        else:
-            model, found = make.from_config(source, trust_remote_code=False), {}
-    except Exception as error:  # any error of the hub, the network or the files
-        raise UserError(f"{what}: cannot be loaded as a causal language model [{reason(error)}]") from None
-    if missing := sorted(found.get("missing_keys", ())):  # would be drawn at random
-        raise UserError(f"{what}: its weights lack {missing[0]}, which its configuration requires")
-    return CausalLM(model).float().eval()
+        return {"input_ids": tokens, "use_cache": False, **given}

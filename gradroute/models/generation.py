@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gradroute.errors import UserError
+from gradroute.models.logits import Divided, at_once
 from gradroute.routing.sites import Site, hooked, undisturbed
 
 
@@ -41,13 +42,21 @@ def complete(
     text = prompt
     with undisturbed(model), torch.no_grad(), steer or nullcontext():
         for _ in range(tokens):
-            logits = model(text[:, -context:] if context else text)[:, -1].float()
+            logits = last_logits(model, text[:, -context:] if context else text).float()
             if temperature:
                 drawn = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
             else:
                 drawn = logits.argmax(-1, keepdim=True)
             text = torch.cat([text, drawn], 1)
     return text
+
+
+def last_logits(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the logits after the last of `tokens` `(batch, length)`: `(batch, vocabulary)`."""
+    if isinstance(model, Divided) and at_once(model, tokens.numel()) is not None:
+        return model.logits(model.features(tokens)[:, -1])
+    logits: torch.Tensor = model(tokens)[:, -1]
+    return logits
 
 
 @contextmanager

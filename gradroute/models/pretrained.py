@@ -17,7 +17,9 @@ from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.errors import UserError, unknown
 from gradroute.models.added_units import add_units
 from gradroute.models.base import ModelPlan
-from gradroute.models.causal_lm import CausalLM, load, located
+from gradroute.models.causal_lm import CausalLM
+from gradroute.models.loading import load, located
+from gradroute.models.logits import LOGITS
 from gradroute.records.run_reader import read_file, read_manifest
 from gradroute.records.safe_reading import LIMITS, read_json, read_text
 from gradroute.routing.expansion import Layer
@@ -136,6 +138,9 @@ class HuggingFace(ModelPlan):
         random = self.run is not None or self.untrained
         model = self._random() if random else load(self.source, self.config)
         model.require_separation()
+        if length * own > LOGITS and not model.divided:
+            fault = f"a {type(model.model).__name__} computes the logits of whole rows only"
+            raise UserError(f"dataset.length={length}: {fault}; use at most {max(2, LOGITS // own)}")
         return self._expanded(model)
 
     def _random(self) -> CausalLM:

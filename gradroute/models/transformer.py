@@ -17,11 +17,12 @@ from gradroute.data.text.packing import separated
 from gradroute.errors import UserError
 from gradroute.models.added_units import add_units
 from gradroute.models.layer_parts import Place
+from gradroute.models.logits import Divided
 from gradroute.models.transformer_layers import Block, Rotation, TransformerConfig, norm_of
 from gradroute.routing.expansion import Layer
 
 
-class Transformer(nn.Module):
+class Transformer(Divided):
     """Decoder-only transformer; weights are normal with std 0.02, less in layers that add to the stream (GPT-2)."""
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -77,12 +78,8 @@ class Transformer(nn.Module):
         number, width = int(attn.split(".")[1]), self.config.width // self.config.heads
         return Layer(*self.head_layers(number), width=width, count=(f"{attn}.num_heads",))
 
-    def forward(self, tokens: torch.Tensor, document_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Return logits `(batch, length, vocabulary)` of the token after each of `tokens`, `(batch, length)` int64.
-
-        Args:
-            document_ids: `(batch, length)`; a run of equal numbers is one document: positions restart in each, and none
-                sees another. None: each row is one document.
+    def features(self, tokens: torch.Tensor, document_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what the output matrix maps to logits, `(batch, length, width)`; see `forward`.
 
         Raises: UserError if a row is longer than the context.
         """
@@ -99,7 +96,12 @@ class Transformer(nn.Module):
             x = x + self.position(positions)
         for block in self.blocks:
             x = block(x, rotation, mask)
-        return F.linear(self.norm(x), self.unembedding)
+        normed: torch.Tensor = self.norm(x)
+        return normed
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the logits of features, `(…, width)` to `(…, vocabulary)`."""
+        return F.linear(features, self.unembedding)
 
     def _rotation(self, positions: torch.Tensor) -> Rotation:
         half = self.config.width // self.config.heads // 2

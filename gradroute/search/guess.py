@@ -68,17 +68,21 @@ def _shares(task: Task, group: int, by: str, region: str) -> torch.Tensor:
     own = (task.routed == group).flatten(1).any(1) if task.routed.dim() > 1 else task.routed == group
     rows = torch.nonzero(own).flatten()[:POINTS]
     sites = task.router.regions[region].sites
-    with observed(task.model, sites) as seen:
-        terms: Mapping[Any, Any] = task.objective()(*task.batch(rows))
-    activations = [seen[site.name] for site in sites]
-    found = activations
-    if by == "gradient":
-        terms_of_task = [
-            weight * value for term, (value, weight) in terms.items() if term.head not in ("certificate", "penalty")
-        ]
-        found = list(torch.autograd.grad(torch.stack(terms_of_task).sum(), activations))
-    summed = torch.stack([s.units_last(v).detach().float().abs().flatten(0, -2).mean(0)
-                          for s, v in zip(sites, found, strict=True)]).mean(0)  # fmt: skip
+    objective, batch = task.objective(), task.batch(rows)
+    whole = replace(task.config.trainer, batch_size=len(rows), accumulate=1)
+    summed = torch.zeros(())
+    for part in objective.parts(batch, task.fitted(whole, len(rows)).accumulate):
+        with observed(task.model, sites) as seen:
+            terms: Mapping[Any, Any] = objective(*part)
+        found = activations = [seen[site.name] for site in sites]
+        if by == "gradient":
+            terms_of_task = [
+                weight * value for term, (value, weight) in terms.items() if term.head not in ("certificate", "penalty")
+            ]
+            found = list(torch.autograd.grad(torch.stack(terms_of_task).sum(), activations))
+        means = [s.units_last(v).detach().float().abs().flatten(0, -2).mean(0)
+                 for s, v in zip(sites, found, strict=True)]  # fmt: skip
+        summed = summed.to(means[0].device) + torch.stack(means).mean(0) * (len(part[0]) / len(rows))
     return summed / summed.sum().clamp(min=1e-12)
 
 

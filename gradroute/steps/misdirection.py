@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradroute.models.logits import body
 from gradroute.routing.sites import undisturbed
 from gradroute.steps.unlearning_losses import ForgetRetainObjective, Values
 from gradroute.training.measures import at_least_float32
@@ -32,7 +33,7 @@ def activation(model: nn.Module, site: str, tokens: torch.Tensor, documents: tor
         seen.append(output[0] if isinstance(output, tuple) else output)
 
     with model.get_submodule(site).register_forward_hook(look):
-        model(tokens, documents)
+        body(model)(tokens, documents)
     return at_least_float32(seen[0])
 
 

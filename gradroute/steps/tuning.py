@@ -135,7 +135,7 @@ class Tuning:
         )
         tensors = [t.to(task.device) for t in (rows.tokens, rows.targets, rows.documents)]
         tensors += [torch.zeros_like(tensors[0])] * 2  # one group, and nothing is routed
-        objective = NextTokenObjective(self.model, [self.tune.group], LossesConfig())
+        objective = NextTokenObjective(self.model, [self.tune.group], LossesConfig(), length=task.data.length)
         title = f"{self.head.name} {self.head.region}"
         return Probe(title, objective, lambda chosen: tuple(t[chosen] for t in tensors), len(rows), trainer)
 

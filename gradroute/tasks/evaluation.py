@@ -28,12 +28,20 @@ def chunk_size(images: torch.Tensor) -> int:
 
 
 @torch.no_grad()
-def activations_at(model: nn.Module, sites: Iterable[Site], images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return float32 activations of all data points, such as images `(n, pixels)`, at some sites, by site name."""
+def activations_at(
+    model: nn.Module, sites: Iterable[Site], images: torch.Tensor, size: int | None = None,
+    called: Callable[..., torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Return float32 activations of all data points, such as images `(n, pixels)`, at some sites, by site name.
+
+    Args:
+        size: data points in one forward pass; `chunk_size` of the images if None.
+        called: a part of the model that reaches the sites; None is all of it.
+    """
     sites, chunks = list(sites), list[dict[str, torch.Tensor]]()
     with observed(model, sites, copies=True) as activations:
-        for chunk in images.split(chunk_size(images)):
-            model(chunk)
+        for chunk in images.split(size or chunk_size(images)):
+            (called or model)(chunk)
             chunks.append({name: activation.float() for name, activation in activations.items()})
     return {site.name: torch.cat([chunk[site.name] for chunk in chunks], site.batch_axis) for site in sites}
 

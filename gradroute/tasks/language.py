@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,26 @@ from gradroute.data.text.rules import memberships
 from gradroute.data.text.token_shares import distinctive, shares_of
 from gradroute.errors import UserError
 from gradroute.models.base import ModelPlan, plan_of
+from gradroute.models.logits import at_once, body
 from gradroute.models.pretrained import HuggingFace
 from gradroute.routing import Site
 from gradroute.routing.ablation import Ablation
 from gradroute.routing.sites import undisturbed
 from gradroute.tasks.base import Measurement, Task
 from gradroute.tasks.evaluation import Head, activations_at
-from gradroute.tasks.image_checks import indivisible
 from gradroute.tasks.language_checks import build_completions, check_language, objectives_of_relearning
 from gradroute.tasks.language_groups import grouped, validation_of
-from gradroute.tasks.language_losses import group_means, token_values
+from gradroute.tasks.language_losses import group_means, rows_at_once, token_values
+from gradroute.tasks.language_memory import fitted, require_language_memory, row_bytes, rows_stored
 from gradroute.tasks.language_objective import NextTokenObjective
 from gradroute.tasks.language_texts import as_json, completions, encoded, token_weights
 from gradroute.tasks.own_measures import error_of, measures_of, try_measures
 from gradroute.tasks.parts import assemble
 from gradroute.training.measures import CROSS_ENTROPY
-from gradroute.training.memory import COPIES, FLOAT, activation_numbers, parameter_numbers, part_memory, require_memory
 from gradroute.training.objectives import Batch
 from gradroute.training.penalties import penalties_of
 
 FEW = 2**22  # logits of the example, at most
-SHOWN = 2048  # rows whose activations the mean and resample ablations use
 
 
 class LanguageModelling(Task):
@@ -108,21 +106,13 @@ class LanguageModelling(Task):
     def _require_memory(self, plan: ModelPlan) -> None:
         """Raise UserError if parameters, gradients, moments, and a batch's logits and activations exceed the memory."""
         model, length = plan.outline(**self.found), self.data.length
-        row = torch.zeros(1, length, dtype=torch.int64, device="meta")
-        self.row_bytes = 2 * FLOAT * (self.data.tokenizer.size * length + activation_numbers(model, row))
-        trainer = self.fitted(self.config.trainer, self.points)
-        batch = -(-min(trainer.batch_size, self.points) // trainer.accumulate) * self.row_bytes
-        parameters = COPIES * FLOAT * parameter_numbers(model)
-        key, lower = f"trainer.batch_size={trainer.batch_size}", "lower trainer.batch_size, or raise trainer.accumulate"
-        require_memory(parameters, batch, self.device, "model", plan.smaller, key, lower)
+        self.row_bytes = row_bytes(model, self.data.tokenizer.size, length)
+        sizes = (self.row_bytes, length, self.points)
+        require_language_memory(self.config, model, *sizes, self.device, plan.smaller)
 
     def fitted(self, trainer: TrainerConfig, points: int) -> TrainerConfig:
-        """Split batches into enough parts that each fits `part_memory`, unless a penalty needs the whole batch."""
-        if indivisible(self.config):
-            return trainer
-        rows = max(1, part_memory(self.device) // self.row_bytes)
-        parts = -(-min(trainer.batch_size, points) // rows)
-        return replace(trainer, accumulate=max(trainer.accumulate, parts))
+        """Take batches in enough parts that each fits the memory."""
+        return fitted(self.config, trainer, points, self.row_bytes, self.device)
 
     def _memberships(self, train: Part) -> torch.Tensor:
         """Return the router's input: group numbers of tokens, or their shares if a rule weighs tokens."""
@@ -135,7 +125,9 @@ class LanguageModelling(Task):
         """Return the training loss."""
         partial = bool((self.labelled == -1).any())
         own = penalties_of(self.config.losses, own_l1=True)
-        return NextTokenObjective(self.model, self.names, self.config.losses, partial, self.router, self.error, own)
+        return NextTokenObjective(
+            self.model, self.names, self.config.losses, partial, self.router, self.error, own, self.data.length
+        )  # fmt: skip
 
     def batch(self, chosen: torch.Tensor) -> Batch:
         """Return the rows' tokens, targets, documents, group numbers and memberships."""
@@ -173,8 +165,10 @@ class LanguageModelling(Task):
 
     def activations(self, sites: tuple[Site, ...]) -> dict[str, torch.Tensor]:
         """Return activations of the first training rows at some sites, by site name."""
+        rows, length = self._rows[0][: rows_stored(self.router, sites, self.data.length)], self.data.length
+        called = None if at_once(self.model, length) is None else body(self.model)
         with undisturbed(self.model):
-            return activations_at(self.model, sites, self._rows[0][:SHOWN])
+            return activations_at(self.model, sites, rows, rows_at_once(self.model, length), called)
 
     def losses(self, model: nn.Module, part: Part) -> dict[str, torch.Tensor]:
         """Return each measure at every position of a part, `(total,)`; 0 at the last position of a document."""

@@ -1,6 +1,8 @@
 """Compute a language model's losses per token, and their means over the documents of groups."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +10,17 @@ from torch import nn
 
 from gradroute.data.text.corpora import Part
 from gradroute.data.text.packing import IGNORED
+from gradroute.models.logits import LOGITS, Divided, at_once, body, in_pieces
 from gradroute.routing.sites import undisturbed
 from gradroute.training.measures import CROSS_ENTROPY, Measure
 
-ROWS, LOGITS = 64, 2**26  # in one forward pass, at most
+ROWS = 64  # in one forward pass, at most
+
+
+def rows_at_once(model: nn.Module, length: int) -> int:
+    """Return how many rows of tokens to pass through a model without gradients."""
+    vocabulary = len(getattr(model, "unembedding", ()))
+    return max(1, min(ROWS, LOGITS // max(1, vocabulary * length)))
 
 
 def token_values(
@@ -19,21 +28,25 @@ def token_values(
 ) -> dict[str, torch.Tensor]:
     """Return each measure at every position of a part, `(total,)`; 0 at the last position of a document."""
     found: dict[str, list[torch.Tensor]] = {}
+    length = part.packed.tokens.shape[1]
+    count = at_once(model, length)
     with undisturbed(model), torch.no_grad():
-        vocabulary = len(getattr(model, "unembedding", ()))
-        fitting = LOGITS // max(1, vocabulary * part.packed.tokens.shape[1])
-        for rows in torch.arange(len(part.packed)).split(max(1, min(ROWS, fitting))):
+        for rows in torch.arange(len(part.packed)).split(rows_at_once(model, length)):
             tokens, targets, documents = (
                 t[rows].to(device) for t in (part.packed.tokens, part.packed.targets, part.packed.documents)
             )
-            logits = model(tokens, documents).float().flatten(0, 1)
+            output = (model if count is None else body(model))(tokens, documents)
             for measure in measures:
-                each = _values(measure, logits, targets.flatten())
+                if count is None:
+                    each = _values(measure, output.flatten(0, 1), targets.flatten())
+                else:
+                    each = in_pieces(cast(Divided, model), output, targets, partial(_values, measure), count)
                 found.setdefault(measure.name, []).append(each.view_as(tokens).cpu())
     return {name: part.packed.gathered(torch.cat(values)) for name, values in found.items()}
 
 
 def _values(measure: Measure, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logits = logits.float()
     if measure is CROSS_ENTROPY:
         return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
     return torch.where(targets != IGNORED, measure(logits, targets.clamp(min=0)), 0.0)

@@ -1,13 +1,15 @@
 """The loss of a language model: the mean over tokens, and the penalties on its regions (GR section 4.2)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from typing import cast
 
 import torch
 from torch import nn
 
 from gradroute.config.schema import LossesConfig
 from gradroute.data.text.packing import IGNORED
+from gradroute.models.logits import Divided, at_once, body, in_pieces
 from gradroute.routing.router import Router
 from gradroute.training.measures import CROSS_ENTROPY, Measure, at_least_float32
 from gradroute.training.objectives import UNLABELLED, Batch, Objective, Part, Term, Terms, in_parts
@@ -25,11 +27,12 @@ class NextTokenObjective(Objective):
         router: None if nothing is routed, as after an ablation; then there are no penalties.
         error: the loss of each token; cross-entropy if None.
         penalties: penalties besides those in `losses.l1`.
+        length: tokens in a row; if rows are long, their logits are computed in pieces.
     """
 
     def __init__(
         self, model: nn.Module, groups: Sequence[str], losses: LossesConfig, partial: bool = False,
-        router: Router | None = None, error: Measure | None = None, penalties: Sequence[Penalty] = (),
+        router: Router | None = None, error: Measure | None = None, penalties: Sequence[Penalty] = (), length: int = 0,
     ) -> None:  # fmt: skip
         self.error = error or CROSS_ENTROPY
         self.names = [*groups, UNLABELLED] if partial else list(groups)
@@ -39,7 +42,11 @@ class NextTokenObjective(Objective):
         self.more = {Term("penalty", "all", p.region, p.name): p for p in penalties if router and p.weight}
         weights |= {term: penalty.weight for term, penalty in self.more.items()}
         super().__init__(weights, router)
-        self.model = model
+        self.model, self.at_once = model, at_once(model, length)
+
+    def called(self) -> Callable[..., torch.Tensor]:
+        """Return the model; if a row's logits are computed in pieces, its part before the output layer."""
+        return self.model if self.at_once is None else body(self.model)
 
     def _counts(self, targets: torch.Tensor, group_index: torch.Tensor) -> torch.Tensor:
         """Return the number of positions with a target in each group, `(groups,)`."""
@@ -66,8 +73,11 @@ class NextTokenObjective(Objective):
         """
         activations: dict[str, torch.Tensor] = {}
         with self.router.route(membership, self.monitor) if self.router else nullcontext(activations) as activations:
-            logits = self.output(tokens, documents)
-        each = self._each(logits.flatten(0, 1), targets.flatten())
+            output = self.output(tokens, documents)
+        if self.at_once is None:
+            each = self._each(output.flatten(0, 1), targets.flatten())
+        else:
+            each = in_pieces(cast(Divided, self.model), output, targets, self._each, self.at_once)
         number = (group_index % len(self.names)).flatten()
         counts = self._counts(targets, group_index) if counts is None else counts
         means = each.new_zeros(len(self.names)).index_add(0, number, each) / counts.clamp(min=1)

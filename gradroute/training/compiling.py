@@ -42,7 +42,8 @@ def compiled(objective: Objective) -> Iterator[None]:
     """
     model = objective.model
     with _told(), objective.router.attached() if objective.router else nullcontext():
-        objective.program = torch.compile(lambda *inputs: model(*inputs), dynamic=False)
+        called = objective.called()
+        objective.program = torch.compile(lambda *inputs: called(*inputs), dynamic=False)
         before = torch.are_deterministic_algorithms_enabled()
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         torch.use_deterministic_algorithms(before or on_cpu)

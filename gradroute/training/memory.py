@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,13 @@ def part_memory(device: torch.device) -> int:
     return machine_memory(device) // 4 if device.type == "cuda" else PART
 
 
-def activation_numbers(model: nn.Module, *inputs: torch.Tensor) -> int:
-    """Count the numbers in the outputs of all leaf modules, for inputs on the meta device; 0 if the pass fails."""
+def activation_numbers(
+    model: nn.Module, *inputs: torch.Tensor, called: Callable[..., torch.Tensor] | None = None
+) -> int:
+    """Count the numbers in the outputs of all leaf modules, for inputs on the meta device; 0 if the pass fails.
+
+    called: a part of the model to pass them through; None is all of it.
+    """
     counted: list[int] = []
 
     def count(module: nn.Module, given: object, output: Any) -> None:
@@ -52,7 +58,7 @@ def activation_numbers(model: nn.Module, *inputs: torch.Tensor) -> int:
     leaves = [name for name, module in model.named_modules() if name and not list(module.children())]
     try:
         with hooked(model, dict.fromkeys(leaves, count)), torch.no_grad():
-            model(*inputs)
+            (called or model)(*inputs)
     except Exception:  # a model that reads values, which the meta device lacks
         return 0
     return sum(counted)

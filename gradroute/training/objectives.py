@@ -58,10 +58,14 @@ class Objective(nn.Module):
         self.monitor: Monitor | Watched | None = None
         self.program: Callable[..., torch.Tensor] | None = None
 
+    def called(self) -> Callable[..., torch.Tensor]:
+        """Return what is called with a batch, and may be compiled: the model, unless a subclass calls a part of it."""
+        return self.model
+
     def output(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Return the model's output, by the compiled program unless a monitor is set, which would break it."""
         program = None if self.monitor else self.program
-        output: torch.Tensor = (program or self.model)(*inputs)
+        output: torch.Tensor = (program or self.called())(*inputs)
         return output
 
     @contextmanager

@@ -10,8 +10,9 @@ import torch
 
 from gradroute import Region, Router
 from gradroute.errors import UserError
-from gradroute.models.causal_lm import CausalLM, load
+from gradroute.models.causal_lm import CausalLM
 from gradroute.models.generation import complete, steered
+from gradroute.models.loading import load
 from gradroute.routing import Site
 
 needs_transformers = pytest.mark.skipif(not find_spec("transformers"), reason="needs gradroute[hf]")

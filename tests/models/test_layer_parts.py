@@ -50,7 +50,7 @@ def made(kind: str) -> Any:
         pytest.skip("needs gradroute[hf]")
     import transformers
 
-    from gradroute.models.causal_lm import load
+    from gradroute.models.loading import load
 
     name, settings = CONFIGS[kind]
     return load(getattr(transformers, name)(**settings, attn_implementation="eager")).double().eval()

@@ -1,6 +1,8 @@
 """A batch in parts: the same updates as of the whole, for all losses, routes and the ledger, also after a break."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,10 @@ from gradroute.config.compose import configuration
 from gradroute.errors import UserError
 from gradroute.records.tables import read_ledger, read_metrics
 from gradroute.running.runner import execute
+from gradroute.steps.finetune import FineTune
+from gradroute.steps.tuning import Tuning
 from gradroute.steps.unlearn import RMU
-from gradroute.tasks.base import create
+from gradroute.tasks.base import Probe, create
 from gradroute.tasks.language import LanguageModelling
 from gradroute.training.gradients import total
 from gradroute.training.objectives import Term, in_parts
@@ -51,6 +55,40 @@ def test_unlearning_in_parts_makes_the_same_updates(tmp_path: Path) -> None:
     own, split = (config(tmp_path, "stories_era", f"trainer.accumulate={n}") for n in (1, 3))
     for one, other in zip(weights(own, made)[1], weights(split, made)[1], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
+
+
+def tuned(task: LanguageModelling) -> Probe:
+    """The training of `finetune` and `relearn`, on three documents."""
+    run: Any = SimpleNamespace(task=task, config=task.config)
+    return Tuning(run, task.model, FineTune(group="retain", documents=[3]), 3, 0, "model_finetuned").probe
+
+
+def unlearned(task: LanguageModelling) -> Probe:
+    objective = RMU(group="forget", site="blocks.0", layers=[0, 1]).objective(task, task.model)
+    return Probe("unlearn", objective, task.batch)
+
+
+PROBES: dict[str, Callable[[LanguageModelling], Probe]] = {
+    "train": lambda task: Probe("train", task.objective(), task.batch), "finetune": tuned, "unlearn": unlearned,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", PROBES)
+def test_gradients_of_parts_add_up_to_those_of_the_whole_batch(step: str, tmp_path: Path) -> None:
+    """In float64, for every step that trains: with routes, penalties and weights, or without."""
+    task = LanguageModelling(config(tmp_path, "stories_era", "+losses.groups.forget=0.5", "dataset.length=24"))
+    task.model.double()
+    probe = PROBES[step](task)
+    objective, found = probe.objective, list[torch.Tensor]()
+    batch = probe.batch(torch.arange(min(7, probe.points or 7)))
+    assert len(batch[0]) > 4
+    for number in (1, 2, 5):
+        objective.zero_grad()
+        for part in objective.parts(batch, number):
+            total(objective(*part)).backward()
+        found.append(torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]))
+    for gradients in found[1:]:
+        torch.testing.assert_close(gradients, found[0], rtol=1e-9, atol=1e-12 * float(found[0].abs().max()))
 
 
 IMAGES = ["trainer=smoke", "losses.correlation=0", "trainer.train_limit=96", "trainer.test_limit=32"]

@@ -12,7 +12,8 @@ word instead, about as frequent as the routed one. Each run also steers along fo
 
 Measure: the mean log-likelihood ratio, steered to unsteered, of the relatives where they stand in the test documents,
 minus that of words of their frequency, at strengths with the same mean KL from the unsteered model. Tables give means
-over seeds and half-widths of 95 % t-intervals; differences are paired by seed.
+over seeds and half-widths of 95 % t-intervals; differences are paired by seed. × is how many times as likely the words
+are at any position.
 
 Finished runs are reused and interrupted ones are resumed. Prints Markdown tables.
 """
@@ -54,7 +55,7 @@ SEEDS = 5
 CONDITIONS = ("routed", "unrouted", "placebo words")
 PROMPTS = ("one day", "once upon a time there was a little girl. one day she", "tim was in the park when he saw")
 SETTINGS = ("experiment=steering_scalar", "dataset=text", "trainer.epochs=1")
-METRICS = ("related_llr", "matched_llr", "routed_llr", "other_llr")
+METRICS = ("related_llr", "matched_llr", "routed_llr", "other_llr", "related_times", "matched_times", "routed_times")
 Values = dict[tuple[str, str, str], float]  # by head, label of the strength, and metric
 
 
@@ -76,11 +77,16 @@ def overrides(family: str, condition: str, seed: int, files: str) -> list[str]:
     ]
 
 
-def measured(given: Sequence[str]) -> Values:
-    """Make a run, or reuse a finished one, and return what it measured."""
+def made(given: Sequence[str]) -> Path:
+    """Make a run, or reuse a finished one, and return its folder."""
     (run,) = execute([configuration(given)], reuse=True)
     if not isinstance(run, Path):
         raise SystemExit(str(run)) if isinstance(run, UserError) else run
+    return run
+
+
+def read(run: Path) -> Values:
+    """Return what a run measured last."""
     rows = final_rows(read_metrics(run, read_manifest(run)))
     return {(row["head"], row["region"], row["metric"]): row["value"] for row in rows}
 
@@ -92,7 +98,9 @@ def measure(values: Values, level: float, head: str = "steered") -> float:
 
 
 def shown(values: Sequence[float]) -> str:
-    """Return the mean as text, with the half-width of its interval if there are several values."""
+    """Return the mean as text, with the half-width of its interval for several; nothing if a run lacks the value."""
+    if any(map(math.isnan, values)):
+        return ""
     half = interval(values)
     return f"{mean(values):+.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
@@ -121,14 +129,14 @@ def main() -> None:
     parser.add_argument("--family", action="append", choices=list(FAMILIES), help="repeatable; all if not given")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds, from 0 on (default %(default)s)")
     parser.add_argument("overrides", nargs="*", help="overrides of every run, such as output_dir=outputs/steering")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()  # overrides may follow options
     paired, each = [], []
     for family in asked.family or FAMILIES:
         found: dict[str, list[Values]] = {condition: [] for condition in CONDITIONS}
         for seed in range(asked.seeds):
             for condition in CONDITIONS:
                 given = [*overrides(family, condition, seed, asked.files), *asked.overrides]
-                found[condition].append(measured(given))
+                found[condition].append(read(made(given)))
         for level in LEVELS:
             paired.append([family, f"{level:g}", str(asked.seeds), *differences(found, level)])
             for condition, head in (*((c, "steered") for c in CONDITIONS), ("routed", "steered_placebo")):
@@ -141,7 +149,8 @@ def main() -> None:
     columns = ["family", "KL", "seeds", "relatives minus matched", "minus unrouted", "minus placebo words",
                "minus random dimensions"]  # fmt: skip
     print(table(columns, paired), end="\n\n")
-    print(table(["family", "KL", "condition", "relatives", "matched", "routed words", "other tokens"], each))
+    print(table(["family", "KL", "condition", "relatives", "matched", "routed word", "other tokens",
+                 "relatives ×", "matched ×", "routed word ×"], each))  # fmt: skip
 
 
 if __name__ == "__main__":

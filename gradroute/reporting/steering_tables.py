@@ -76,7 +76,7 @@ def _completions(found: Mapping[str, Any]) -> Titled:
     levels = {m["strength"]: label.removeprefix(LEVEL) for label, m in own.items() if label.startswith(LEVEL)}
     by_strength: dict[str, list[Mapping[str, str]]] = {}
     for prompt, strength, text in found["completions"]:
-        title = f"{strength:+g}" + (f" (KL {levels[strength]})" if strength in levels else "")
+        title = f"{strength:+.4g}" + (f" (KL {levels[strength]})" if strength in levels else "")
         by_strength.setdefault(title, []).append({"group": "", "prompt": prompt, "text": text})
     columns, table = side_by_side(by_strength)
     note = "Positive values point towards the routed words. All columns are sampled with the same random numbers."
@@ -97,15 +97,15 @@ def _likelihoods(found: Mapping[str, Any]) -> list[Titled]:
         for dimension in found.get("dimensions", [])
         for own in dimension["measured"].values()
     ]
-    columns = ["dimension", "KL", "value added", "related, held out", "matched", "routed", "all other tokens",
-               "related, anywhere", "matched, anywhere", "routed, anywhere"]  # fmt: skip
+    columns = ["dimension", "KL", "value added", "related", "matched", "routed", "other tokens",
+               "related ×", "matched ×", "routed ×"]  # fmt: skip
     note = (
         f"Dimension {found['unit']} is the routed one, the others are random. KL: mean divergence of the next token, "
     )
     note += "unsteered from steered, in nats. Then the mean log-likelihood ratio of words where they stand in the test "
-    note += "documents, steered to unsteered, in nats; ± is the 95 % interval over documents. Anywhere: how many times "
-    note += "as likely the words are at any position. Matched words are as frequent in the training documents as the "
-    note += "related ones."
+    note += "documents, steered to unsteered, in nats; ± is the 95 % interval over documents. ×: how many times as "
+    note += "likely the words are at any position. Related words are held out; matched ones are as frequent in the "
+    note += "training documents."
     for kind, own in found.get("words", {}).items():
         note += f" {kind.capitalize()}: {', '.join(own)}."
     return [("Likelihood of words", columns, rows, note)] if rows else []

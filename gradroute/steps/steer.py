@@ -70,7 +70,7 @@ class Steer(Step):
     layers: Annotated[Sequence[Annotated[int, Between(0, WIDTH)]] | None, Items(1, each_once=True)] = None
     unit: Annotated[int, Between(0, WIDTH)] = 0
     related: Sequence[str] = ()
-    positions: Annotated[int, Between(1, MANY)] = 32_768
+    positions: Annotated[int, Between(1, MANY)] = 16_384
     placebos: Many = 4
     nearest: Many = 20
     random: Many = 20

@@ -22,6 +22,7 @@ from gradroute.tasks.language_losses import LOGITS, token_values
 from gradroute.training.measures import CROSS_ENTROPY
 
 KL_POSITIONS = 4096  # positions over which the KL is a mean, at most
+AT_ONCE = 2**23  # logits in one forward pass for the KL
 EXACT = 2e-3  # relative error of a strength
 Steer = Callable[[int, float], AbstractContextManager[None]]  # of a unit and an amount
 
@@ -137,7 +138,7 @@ class Likelihoods:
         most = max(1, min(KL_POSITIONS, LOGITS // vocabulary))
         chosen &= (chosen.flatten().cumsum(0) <= most).view_as(chosen)
         rows = torch.nonzero(chosen.any(1)).flatten()
-        size = max(1, LOGITS // (vocabulary * packed.tokens.shape[1]))
+        size = max(1, AT_ONCE // (vocabulary * packed.tokens.shape[1]))
         return [
             (packed.tokens[own].to(self.device), packed.documents[own].to(self.device), chosen[own].to(self.device))
             for own in rows.split(size)

@@ -57,10 +57,11 @@ class Dimension:
                 unreached.append(level)
             else:
                 found[f"kl_{level:g}"] = start = abs(amount)
-        kl, times, effects = (
-            {label: of(unit, sign * strength) for label, strength in found.items()}
-            for of in (measure.kl, measure.times, measure.effects)
-        )
+        kl, times, effects = dict[str, float](), dict[str, dict[str, float]](), dict[str, dict[str, Effect]]()
+        for label, strength in found.items():
+            amount = sign * strength
+            kl[label], times[label] = measure.kl(unit, amount), measure.times(unit, amount)
+            effects[label] = measure.effects(unit, amount)
         return cls(unit, sign, found, kl, times, effects, unreached)
 
     def as_rows(self) -> dict[str, Any]:

@@ -427,6 +427,19 @@ def test_no_site_of_a_pretrained_model_needs_to_be_named(kind: str, models: Path
     assert site.endswith("layers.1.mlp.units")
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_pretrained_model_is_steered_by_layer(kind: str, models: Path, tmp_path: Path) -> None:
+    given = [f"model.pretrained={models / kind}", "experiment=steering_scalar", "routing.regions.dimension.layers=[1]",
+             "routing.regions.others.layers=[1]", "steering.layers=[1]", "steering.kl=[0.01]", "steering.samples=1",
+             "steering.tokens=4", "steering.placebos=1", "dataset.stories=300", f"output_dir={tmp_path}"]  # fmt: skip
+    shared = [each for each in SMALL if not each.startswith(("experiment", "finetune", "relearn", "dataset.stories"))]
+    (run,) = execute([configuration([*shared, *given])])
+    assert isinstance(run, Path), run
+    own, placebo = json.loads((run / "steering.json").read_text())["dimensions"]
+    for measured in (own["measured"]["kl_0.01"], placebo["measured"]["kl_0.01"]):
+        assert measured["kl"] == pytest.approx(0.01, rel=0.01) and measured["related"][2] > 0
+
+
 def test_batches_are_split_to_fit_the_memory(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = config(tmp_path / "whole", models / "llama", "trainer.accumulate=4")
     task = LanguageModelling(whole)

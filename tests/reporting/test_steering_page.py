@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
@@ -112,8 +113,8 @@ def test_the_plot_has_every_kind_of_word_and_the_random_dimensions(tmp_path: Pat
     figure = steering_likelihood(run)
     assert figure is not None
     (axes,) = figure.axes
-    drawn = {str(line.get_label()): line.get_xdata() for line in axes.get_lines()}
-    assert list(drawn["related words, random dimensions"]) == [0.1, 0.3] and axes.get_xscale() == "log"
+    drawn = {str(line.get_label()): np.asarray(line.get_xdata()).tolist() for line in axes.get_lines()}
+    assert drawn["related words, random dimensions"] == [0.1, 0.3] and axes.get_xscale() == "log"
     assert {text.get_text() for text in axes.get_legend().get_texts()} == {  # type: ignore[union-attr]
         "related words, random dimensions", "routed words", "related words, held out", "words of their frequency"
     }  # fmt: skip

@@ -124,14 +124,21 @@ def test_a_run_leaves_what_it_found_and_the_claims_hold(run: Path) -> None:
     own = sum(kind == "related" for _, _, kind in found["nearest"][:20]) / 20
     assert set(shares) == {"dimension_0", "random_dimensions"} and shares["dimension_0"] == pytest.approx(own)
     assert [strength for strength, _, _ in found["frequencies"]] == [-5, 0, 5]
+    own, placebo = found["dimensions"]
+    assert own["unit"] == 0 != placebo["unit"] and list(own["measured"]) == ["-5", "+0", "+5"]
+    recorded = {(row["region"], row["metric"]): row["value"] for row in rows if row["head"] == "steered"}
+    assert recorded["+5", "related_llr"] == pytest.approx(own["measured"]["+5"]["related"][0], abs=1e-6)
+    assert recorded["+5", "kl"] == pytest.approx(own["measured"]["+5"]["kl"], abs=1e-6) and recorded["+5", "kl"] > 0
+    assert len(found["words"]["matched"]) == 3 * len(found["words"]["related"])
     assert all(claim.holds for claim in claims_of(run)), [c for c in claims_of(run) if not c.holds]
     page = (run / "report.html").read_text()
     assert "Tokens nearest to dimension 0" in page and "held-out related words; for random dimensions" in page
-    assert (run / "plots" / "steering.png").is_file()
+    assert (run / "plots" / "steering.png").is_file() and (run / "plots" / "steering_likelihood.png").is_file()
+    assert page.index("Completions by the value added to dimension 0") < page.index("Likelihood of words</h2>")
 
 
-def test_steering_is_the_same_again_and_differs_by_strength(run: Path, tmp_path: Path) -> None:
-    (again,) = execute([config(tmp_path)])
+def test_steering_is_the_same_again_by_site_and_differs_by_strength(run: Path, tmp_path: Path) -> None:
+    (again,) = execute([config(tmp_path, "steering.site=blocks.2")])  # as older configurations name the layer
     assert isinstance(again, Path)
     assert (again / "steering.json").read_bytes() == (run / "steering.json").read_bytes()
     texts = {strength: text for _, strength, text in json.loads((run / "steering.json").read_text())["completions"]}

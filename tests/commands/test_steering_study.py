@@ -1,0 +1,72 @@
+"""The steering study, on a few sentences and a tiny model: the runs it asks for, and its tables."""
+
+import importlib.util
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from gradroute.config.compose import configuration
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "steering_study.py"
+TINY = [
+    "trainer=smoke", "trainer.device=cpu", "trainer.epochs=3", "trainer.lr=0.02", "model.layers=2", "model.width=16", "model.heads=2",
+    "model.hidden=24", "dataset.length=32", "dataset.test_stories=60", "dataset.vocabulary=300",
+    "routing.regions.dimension.layers=[1]", "routing.regions.others.layers=[1]", "steering.layers=[1]",
+    "steering.placebos=1", "steering.samples=1", "steering.tokens=2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("steering_study", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_only_the_condition_differs(study: ModuleType) -> None:
+    """Relatives, levels, prompts and seed are the same; the routes, or the routed word, are not."""
+    routed, unrouted, placebo = (
+        configuration(study.overrides("family", condition, 3, "stories.txt")) for condition in study.CONDITIONS
+    )
+    assert routed.steering == unrouted.steering == placebo.steering and routed.seed == placebo.seed == 3
+    assert routed.routing.groups["target"].words == unrouted.routing.groups["target"].words == ["mom"]
+    assert placebo.routing.groups["target"].words == ["little"]
+    assert routed.routing.routes == placebo.routing.routes != unrouted.routing.routes
+
+
+def test_no_word_has_two_roles(study: ModuleType) -> None:
+    for name, family in study.FAMILIES.items():
+        related = family.related.split()
+        assert len(set(related)) == len(related) and not {family.routed, family.placebo} & set(related), name
+
+
+def test_the_tables_are_printed_and_runs_are_reused(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = ("mom", "little", "very", *study.FAMILIES["family"].related.split())
+    stories = [f"one day the {a} saw a big {b} and ran to the park" for a in family for b in family]
+    stories += ["the dog sat in the sun and was glad"] * 40
+    random.Random(0).shuffle(stories)  # the last ones are the test documents
+    (tmp_path / "stories.txt").write_text("\n<|endoftext|>\n".join(stories))
+    call = ["study", str(tmp_path / "stories.txt"), "--family", "family", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", [*call, *TINY, f"output_dir={tmp_path / 'runs'}"])
+    study.main()
+    printed = capsys.readouterr().out
+    assert len(list((tmp_path / "runs").glob("*/*_seed0"))) == 3
+    rows = [line for line in printed.splitlines() if line.startswith("| family |")]
+    assert len(rows) == 2 + len(study.LEVELS) * (1 + 4)  # two heads, differences, and every condition
+    first = next(row.split(" | ") for row in rows if "0.01 | 1" in row)
+    own, unrouted = float(first[3]), float(first[4])
+    runs = {path.parent.name: path for path in (tmp_path / "runs").glob("*/*_seed0")}
+    again = {name: study.measure(study.read(run), 0.01) for name, run in runs.items()}
+    assert own == pytest.approx(again["steering_family_routed"], abs=5e-4)
+    assert unrouted == pytest.approx(own - again["steering_family_unrouted"], abs=1e-3)
+    study.main()
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("| family |")] == rows
+    assert len(list((tmp_path / "runs").glob("*/*_seed0"))) == 3

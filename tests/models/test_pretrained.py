@@ -242,6 +242,12 @@ def lack_weights(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def lack_a_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    save_model(folder, "gpt_neox", shard="10KB")
+    next(folder.glob("model-00002-of-*")).unlink()
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no_tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json; set dataset.tokenizer"),
     "no_end": (lambda f: (f / "tokenizer_config.json").write_text('{"eos_token": "<stop>"}'), "has no token <stop>"),
@@ -278,10 +284,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit(f / "config.json", lambda c: c.update(hidden_size=2**16, intermediate_size=2**26)),
         r"model: \d+\.\d GiB are needed and the machine has \d+\.\d; choose a smaller model.pretrained",
     ),
-    "shard_missing": (
-        lambda f: (save_model(f, "gpt_neox", shard="10KB"), next(f.glob("model-00002-of-*")).unlink()),
-        "cannot be loaded as a causal language model",
-    ),
+    "shard_missing": (lack_a_shard, "cannot be loaded as a causal language model"),
     "embedding_too_small": (
         lambda f: edit(f / "config.json", lambda c: c.update(vocab_size=VOCABULARY + 1)),
         r"has shape \(800, 16\), and its configuration requires \(801, 16\)",

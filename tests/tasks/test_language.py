@@ -250,7 +250,7 @@ MISTAKES = [
     (["stack=2"], "stack=2: cannot be used with model gradroute.models.transformer.build_tran"),
     (
         ["model.width=65536", "model.heads=1", "model.layers=60"],
-        r"model.width=65536, model.layers=60, .*: \d+\.\d GiB are needed and the machine has \d+\.\d; lower model.width or",
+        r"model.width=65536, .*: \d+\.\d GiB are needed and the machine has \d+\.\d; lower model.width or",
     ),
 ]
 

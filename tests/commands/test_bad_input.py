@@ -24,30 +24,26 @@ HF = ["model=hf", "model.pretrained=model", "dataset.tokenizer=pretrained"]
 WORDS = "routing.groups.forget: word list ['tree', 'trees', 'forest', 'forests', 'woodland', 'woodlands']: is in"
 
 
-def texts(documents: list[str]) -> Callable[[Path], None]:
-    return lambda folder: (folder / "data.txt").write_text("\n<|endoftext|>\n".join(documents)) and None
+def texts(documents: list[str]) -> Callable[[Path], object]:
+    return lambda folder: (folder / "data.txt").write_text("\n<|endoftext|>\n".join(documents))
 
 
-def rows(found: list[dict[str, Any]]) -> Callable[[Path], None]:
-    return lambda folder: (folder / "data.txt").rename(folder / "data.jsonl") and _rows(folder, found)
-
-
-def _rows(folder: Path, found: list[dict[str, Any]]) -> None:
-    (folder / "data.jsonl").write_text("\n".join(json.dumps(row) for row in found))
+def rows(found: list[dict[str, Any]]) -> Callable[[Path], object]:
+    return lambda folder: (folder / "data.jsonl").write_text("\n".join(json.dumps(row) for row in found))
 
 
 def of_kinds(kinds: str) -> list[dict[str, Any]]:
     return [{"text": DOG, "kind": kind} for kind in kinds]
 
 
-TEXTS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
+TEXTS: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "empty": (texts([""]), [], "data.txt: the file is empty"),
     "blank": (texts([" ", "\t\n"]), [], "data.txt: has no document; every text is empty"),
     "empty_rows": (rows([{"text": ""}] * 9), [], "data.jsonl: has no document; every text is empty"),
     "one": (texts([TREE]), [], "data.txt: has one document; give two or more, since one is needed to test on"),
     "few": (texts([TREE, DOG]), [], "has 2 documents, too few for dataset.test_stories=4; lower it"),
     "two": (texts([TREE, DOG]), ["dataset.test_stories=1"], f"{WORDS} all of the 1 documents"),
-    "not_a_text": (lambda folder: (folder / "data.txt").write_bytes(b"\xff\xfe\0") and None, [], "is not UTF-8"),
+    "not_a_text": (lambda folder: (folder / "data.txt").write_bytes(b"\xff\xfe\0"), [], "is not UTF-8"),
     "all_forget": (texts([TREE] * 12), [], f"error: {WORDS} all of the 8 documents"),
     "none_forget": (texts([DOG] * 12), [], f"error: {WORDS} none of the 8 documents"),
     "none_to_test": (texts([*MIXED[:8], *[DOG] * 4]), [], f"error: in the test data, {WORDS} none of the 4 documents"),
@@ -79,8 +75,8 @@ def of_gguf(folder: Path) -> None:
     cut(folder / "model" / "tiny.gguf")
 
 
-def of_llama(change: Callable[[Path], object]) -> Callable[[Path], None]:
-    return lambda folder: change(save_model(folder / "model", "llama")) and None
+def of_llama(change: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda folder: change(save_model(folder / "model", "llama"))
 
 
 def edited(**settings: Any) -> Callable[[Path], object]:
@@ -96,7 +92,7 @@ def another_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(text.replace("<|endoftext|>", "<eos>"))
 
 
-MODELS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
+MODELS: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "gguf_cut": (of_gguf, [], "model 'model': is not a whole GGUF file, or of an unknown kind ["),
     "weights_cut": (of_llama(lambda f: cut(f / "model.safetensors")), [], "cannot be loaded as a causal language"),
     "tokenizer_cut": (of_llama(lambda f: cut(f / "tokenizer.json")), [], "tokenizer.json: is not a tokenizer file ("),

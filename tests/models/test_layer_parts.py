@@ -171,7 +171,8 @@ def test_an_encoder_is_a_plain_module() -> None:
     import transformers
 
     torch.manual_seed(0)
-    model = transformers.BertModel(transformers.BertConfig(**SMALL, attn_implementation="eager")).double().eval()
+    settings: Any = SMALL | {"attn_implementation": "eager"}
+    model = transformers.BertModel(transformers.BertConfig(**settings)).double().eval()
     tokens = torch.randint(3, 23, (4, 7))
     padded = torch.arange(7) < torch.tensor([7, 4, 5, 7])[:, None]
     regions = {"r": Region("encoder.layer.*.intermediate", "0:10")}

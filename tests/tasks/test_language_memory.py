@@ -75,17 +75,18 @@ def test_a_guess_from_parts_is_that_of_all_rows(by: str, tmp_path: Path, monkeyp
 
 
 def test_the_best_weights_are_kept_once_and_restored() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    model[1].weight = model[0].weight  # tied
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    second.weight = first.weight  # tied
+    model = nn.Sequential(first, second)
     best = Best(model)
     best.see(0, 2.0)
     kept = best.weights["0.weight"]
     with torch.no_grad():
-        model[0].weight.fill_(1.0)
+        first.weight.fill_(1.0)
     best.see(1, 1.0)
     with torch.no_grad():
-        model[0].weight.fill_(2.0)
+        first.weight.fill_(2.0)
     best.see(2, 3.0)
     assert best.weights["0.weight"] is kept and "1.weight" not in best.weights and best.step == 1
     best.restore()
-    assert bool((model[1].weight == 1).all())
+    assert bool(second.weight.eq(1).all())

@@ -73,7 +73,10 @@ def _members(name: str, rule: GroupConfig, part: Part) -> torch.Tensor:
             raise UserError(
                 f"routing.groups.{name}: words and pattern select documents; use labels or column for images"
             )
-        return by_words(part.points, rule.words) if rule.words else by_pattern(part.points, str(rule.pattern))
+        try:
+            return by_words(part.points, rule.words) if rule.words else by_pattern(part.points, str(rule.pattern))
+        except UserError as error:
+            raise UserError(f"routing.groups.{name}: {error}") from None
     return torch.isin(part.labels, torch.tensor(rule.labels, device=part.labels.device))
 
 
@@ -111,7 +114,11 @@ def assign(routing: RoutingConfig, train: Part, test: Part, seed: int) -> Groups
         for label in rule.labels:
             if label not in present:
                 raise unknown(f"label in routing.groups.{name}.labels:", label, present)
-    names, numbers = list(routing.groups), [_numbers(routing, part) for part in (train, test)]
+    names, numbers = list(routing.groups), [_numbers(routing, train)]
+    try:
+        numbers.append(_numbers(routing, test))
+    except UserError as error:
+        raise UserError(f"in the test data, {error}") from None
     for number, name in enumerate(names):
         if not bool((numbers[0] == number).any()):
             raise UserError(f"routing.groups.{name}: has no training point; widen its rule or use more data")

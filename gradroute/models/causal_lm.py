@@ -18,8 +18,9 @@ from gradroute.models.logits import Divided
 
 MLPS = (  # names of an MLP's layers: those that make its units, then the one that reads them
     ("gate_proj", "up_proj", "down_proj"), ("gate_up_proj", "down_proj"), ("dense_h_to_4h", "dense_4h_to_h"),
-    ("c_fc", "c_proj"), ("fc_in", "fc_out"), ("fc1", "fc2"),
+    ("up_proj", "down_proj"), ("c_fc", "c_proj"), ("fc_in", "fc_out"), ("fc1", "fc2"),
 )  # fmt: skip
+SAID = 16  # names in a message
 FUSED = ("gate_up_proj",)  # layers with two rows for each unit
 AFTER = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # settings of what is done to logits
 OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")  # names of an attention's last layer, which reads its heads
@@ -79,8 +80,7 @@ class CausalLM(Divided):
         if not 0 <= layer < self.layer_count:
             raise UserError(f"layer {layer} is out of range; layers go from 0 to {self.layer_count - 1}")
         if self._layers is None:
-            kind = type(self.model).__name__
-            raise UserError(f"the layers of a {kind} could not be found; name its sites in the regions")
+            raise UserError(f"a {type(self.model).__name__} has no layers of a known kind; {self._names('model')}")
         return f"{self._layers}.{layer}"
 
     def _mlp(self, layer: int) -> tuple[str, ...] | None:
@@ -112,12 +112,18 @@ class CausalLM(Divided):
             return Place(block, 0 if self._returns_tuples(block) else None, self.unembedding.shape[1])
         found = self._mlp(layer) if part == "mlp" else self._attention(layer)
         if found is None:
-            kind = type(self.model).__name__
-            raise UserError(f"layer {layer}: its {part} could not be found in a {kind}; name a site in the region")
+            fault = f"layer {layer} of a {type(self.model).__name__} has no {part} of a known kind"
+            raise UserError(f"{fault}; {self._names(self._block(layer))}")
         around, *_, last = found
         weight: Any = self.get_submodule(last).weight
         inputs = weight.shape[1] if isinstance(self.get_submodule(last), nn.Linear) else weight.shape[0]  # a Conv1D
         return Place(f"{around}.{'units' if part == 'mlp' else 'heads'}", None, int(inputs))
+
+    def _names(self, around: str) -> str:
+        """Say which modules there are in one, without those that contain others."""
+        leaves = [name for name, m in self.get_submodule(around).named_modules() if name and not list(m.children())]
+        named = ", ".join(leaves[:SAID]) + (", …" if len(leaves) > SAID else "")
+        return f"the modules in {around} are {named}"
 
     @torch.no_grad()
     def _returns_tuples(self, block: str) -> bool:
@@ -208,11 +214,12 @@ class CausalLM(Divided):
 
     @property
     def divided(self) -> bool:
-        """Whether `logits` of `features` are the model's own logits; tried on one row."""
-        tokens = torch.zeros(1, 4, dtype=torch.int64, device=self.unembedding.device)
+        """Whether `logits` of `features`, one position at a time, are the model's own logits; tried on one row."""
+        tokens = torch.arange(4, device=self.unembedding.device)[None] % len(self.unembedding)
         try:
             with torch.no_grad():
-                return torch.allclose(self(tokens), self.logits(self.features(tokens)), rtol=1e-4, atol=1e-5)
+                pieces = torch.cat([self.logits(features) for features in self.features(tokens).split(1, 1)], 1)
+                return torch.allclose(self(tokens), pieces, rtol=1e-4, atol=1e-5)
         except Exception:  # any error of a model that is made in another way
             return False
 

@@ -77,7 +77,10 @@ def region_of(model: nn.Module, where: str, part: str, layers: Sequence[int] | N
     outside = [layer for layer in chosen if not 0 <= layer < model.layer_count]
     if outside:
         raise UserError(f"{where}.layers={outside[0]}: is out of range; layers go from 0 to {model.layer_count - 1}")
-    places = [model.place(SITES.get(part, part), layer) for layer in chosen]
+    try:
+        places = [model.place(SITES.get(part, part), layer) for layer in chosen]
+    except UserError as error:
+        raise UserError(f"{where}.part={part}: {error}; name one as {where}.site") from None
     if part in WIDENED and units is None:
         units = _divided(model, where, part, dict(zip(chosen, places, strict=True)))
     if part == "heads" and isinstance(units, list):

@@ -37,6 +37,7 @@ def load(source: Any, config: Any = None) -> CausalLM:
         if named:
             name, options = located(str(source))
             options |= {} if config is None or "gguf_file" in options else {"config": config}
+            options["ignore_mismatched_sizes"] = True  # they are refused below, in one line
             with quiet():
                 model, found = make.from_pretrained(name, trust_remote_code=False, output_loading_info=True, **options)
         else:
@@ -45,4 +46,7 @@ def load(source: Any, config: Any = None) -> CausalLM:
         raise UserError(f"{what}: cannot be loaded as a causal language model [{reason(error)}]") from None
     if missing := sorted(found.get("missing_keys", ())):  # would be drawn at random
         raise UserError(f"{what}: its weights lack {missing[0]}, which its configuration requires")
+    for key, stored, wanted in sorted(found.get("mismatched_keys", ())):
+        fault = f"its {key} has shape {tuple(stored)}, and its configuration requires {tuple(wanted)}"
+        raise UserError(f"{what}: {fault}; choose another model, or mend its config.json")
     return CausalLM(model).float().eval()

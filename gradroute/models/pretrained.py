@@ -56,6 +56,7 @@ class HuggingFace(ModelPlan):
         self.run: Path | None = None  # the folder to read it back from
         self.manifest: Mapping[str, Any] | None = None
         self.end = ""  # the token that ends a document, as stored in the folder
+        self.own_tokenizer = False  # whether it was asked for
 
     def fetch(self) -> None:
         """Read the configuration from the hub or a local folder; weights are not read yet.
@@ -72,7 +73,9 @@ class HuggingFace(ModelPlan):
             name, options = located(self.source)
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
         except Exception as error:  # any error of the hub, the network or the files
-            raise UserError(f"{what}: its configuration cannot be read [{reason(error)}]") from None
+            whole = gguf_of(self.source) is None
+            fault = "its configuration cannot be read" if whole else "is not a whole GGUF file, or of an unknown kind"
+            raise UserError(f"{what}: {fault} [{reason(error)}]") from None
         if getattr(config, "quantization_config", None) is not None:
             raise UserError(f"{what}: is quantized and cannot be trained; choose the unquantized model")
         self.config = _checked(_plain(config), what)
@@ -100,6 +103,7 @@ class HuggingFace(ModelPlan):
 
     def tokenizer(self) -> Tokenizer:
         """Return the model's own tokenizer. Raises: UserError if it has none or its end token is not known."""
+        self.own_tokenizer = True
         if self.run is not None:
             where = self.run / TOKENIZER
             text = read_text(read_file(self.run, TOKENIZER, self.manifest), where)
@@ -133,8 +137,10 @@ class HuggingFace(ModelPlan):
         self.check_length(length)
         own = int(self.config.vocab_size)
         if vocabulary > own:
-            raise UserError(f"dataset.tokenizer: has {vocabulary} tokens, and '{self.source}' has {own}; use the "
-                            "model's own, dataset.tokenizer=pretrained")  # fmt: skip
+            right = (
+                "choose another model" if self.own_tokenizer else "use the model's own, dataset.tokenizer=pretrained"
+            )
+            raise UserError(f"dataset.tokenizer: has {vocabulary} tokens, and '{self.source}' has {own}; {right}")
         random = self.run is not None or self.untrained
         model = self._random() if random else load(self.source, self.config)
         model.require_separation()

@@ -68,9 +68,13 @@ class TuningStep(Step):
         require("evaluate" in names, "steps", names, f"with evaluate after {self.section}")
 
     def prepare(self, task: Task) -> None:
-        """Raise UserError if the group has too few documents."""
+        """Raise UserError if the group has too few documents to train on, or none to validate on."""
         language = require_language(task, self.section)
-        own = int((language.train_groups == language.names.index(self.group)).sum())
+        number = language.names.index(self.group)
+        if not bool((language.test_groups == number).any()):
+            fault = "has no document to test on, and the weights with the lowest loss there are kept"
+            raise UserError(f"{self.section}.group={self.group}: {fault}; use more test documents")
+        own = int((language.train_groups == number).sum())
         if max(self.documents) > own:
             fault = f"group '{self.group}' has {own} documents to train on"
             raise UserError(f"{self.section}.documents={list(self.documents)}: {fault}; use at most that many")

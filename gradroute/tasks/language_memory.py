@@ -65,7 +65,7 @@ def require_language_memory(
     """
     trainer = fitted(config, config.trainer, points, row, device)
     rows = -(-min(trainer.batch_size, points) // trainer.accumulate)
-    sizes = [key for key in ("width", "layers", "hidden", "added") if config.model.get(key)]
+    sizes = [key for key in ("width", "layers", "hidden") if config.model.get(key)]
     key = ", ".join(f"model.{size}={config.model[size]}" for size in sizes) or "model"
     smaller = f"lower {' or '.join(f'model.{size}' for size in sizes)}" if sizes else smaller
     batch_key, lower = f"dataset.length={length}", "lower dataset.length"

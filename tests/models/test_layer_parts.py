@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradroute import Router
+from gradroute import Region, Router
 from gradroute.config.schema import RegionConfig, RoutingConfig
 from gradroute.errors import UserError
 from gradroute.models.layer_parts import parameters_of, region_of
@@ -36,6 +36,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("OPTConfig", {k: v for k, v in SMALL.items() if k != "intermediate_size"}
             | {"ffn_dim": 24, "word_embed_proj_dim": 16}),
 }  # fmt: skip
+UNKNOWN = {"mixtral": ("MixtralConfig", SMALL | {"num_key_value_heads": 2, "num_local_experts": 2})}
 UNITS = {"gpt2": 64}  # of an MLP, where they are not 24
 PARTS = {"mlp": list(range(3, 24)), "heads": [1, 3], "residual": [0, 5]}
 needs_transformers = pytest.mark.skipif(not find_spec("transformers"), reason="needs gradroute[hf]")
@@ -52,7 +53,7 @@ def made(kind: str) -> Any:
 
     from gradroute.models.loading import load
 
-    name, settings = CONFIGS[kind]
+    name, settings = (CONFIGS | OTHERS | UNKNOWN)[kind]
     return load(getattr(transformers, name)(**settings, attn_implementation="eager")).double().eval()
 
 
@@ -195,6 +196,84 @@ def test_whole_heads_are_removed_and_nothing_else_changes() -> None:
     part = Router(model, {"h": region_of(model, "r", "added_heads", None, "16:18")}, ["f"], {}, tokens[:1])
     with pytest.raises(UserError, match="only whole heads of 4 units"), remove("h", part, tokens[:1]).applied(model):
         pass
+
+
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {  # of which logits are scaled
+    "cohere": ("CohereConfig", SMALL | {"num_key_value_heads": 2}),
+    "granite": ("GraniteConfig", SMALL | {"num_key_value_heads": 2, "logits_scaling": 3.0}),
+}
+
+
+@pytest.mark.parametrize("kind", ["own", *CONFIGS, *OTHERS])
+def test_logits_are_those_of_the_features_position_by_position(kind: str) -> None:
+    model, tokens = made(kind), torch.randint(3, 23, (2, 7))
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [2] * 7])
+    features = model.features(tokens, documents)
+    pieces = [model.logits(features[:, i : i + 1]) for i in range(7)]
+    torch.testing.assert_close(torch.cat(pieces, 1), model(tokens, documents), rtol=1e-6, atol=1e-9)
+    assert kind == "own" or model.divided
+
+
+@needs_transformers
+def test_a_model_that_changes_its_logits_in_another_way_is_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("gpt2")
+    model.model.get_output_embeddings().register_forward_hook(lambda m, i, logits: logits - logits.mean(1, True))
+    assert not model.divided
+
+
+@needs_transformers
+def test_an_encoder_is_a_plain_module() -> None:
+    """BERT with masked padding: the router's gradients are those of the definition, one point at a time."""
+    import transformers
+
+    torch.manual_seed(0)
+    settings: Any = SMALL | {"attn_implementation": "eager"}
+    model = transformers.BertModel(transformers.BertConfig(**settings)).double().eval()
+    tokens = torch.randint(3, 23, (4, 7))
+    padded = torch.arange(7) < torch.tensor([7, 4, 5, 7])[:, None]
+    regions = {"r": Region("encoder.layer.*.intermediate", "0:10")}
+    router = Router(model, regions, ["f"], {"f": {"r": -0.5}}, {"input_ids": tokens[:1], "attention_mask": padded[:1]})
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = model(input_ids=tokens[rows], attention_mask=padded[rows]).pooler_output
+        return found.square().sum()
+
+    with router.route(torch.tensor([0, -1, 0, -1])):
+        routed = parameter_gradients(model, loss(torch.arange(4)))
+    weight = torch.ones(24, dtype=torch.float64)
+    weight[:10] = -0.5
+    hooks: dict[str, Any] = {
+        f"encoder.layer.{i}.intermediate": lambda m, inputs, x: x * weight + (x * (1 - weight)).detach()
+        for i in range(3)
+    }
+    expected = [torch.zeros_like(g) for g in routed]
+    for row in range(4):
+        with hooked(model, hooks if row in (0, 2) else {}):
+            found = parameter_gradients(model, loss(torch.tensor([row])))
+        expected = [a + b for a, b in zip(expected, found, strict=True)]
+    for mine, theirs in zip(routed, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-12)
+    plain = parameter_gradients(model, loss(torch.arange(4)))
+    assert any(not torch.allclose(a, b) for a, b in zip(plain, expected, strict=True))
+
+
+@needs_transformers
+def test_a_kind_that_is_not_known_is_refused_with_how_to_name_its_sites() -> None:
+    model = made("mixtral").float()  # its experts know no float64
+    with pytest.raises(UserError) as error:
+        region_of(model, "routing.regions.old", "mlp", [1], None)
+    said = str(error.value)
+    assert said.startswith(
+        "routing.regions.old.part=mlp: layer 1 of a MixtralForCausalLM has no mlp of a known kind; the modules in "
+        "model.model.layers.1 are self_attn."
+    )
+    assert said.endswith("; name one as routing.regions.old.site") and "\n" not in said
+    (named,) = {name for name in said.split("are ")[1].split("; ")[0].split(", ") if name.endswith("act_fn")}
+    regions = {"old": Region(f"model.model.layers.1.{named}", "0:4")}
+    tokens = torch.randint(3, 23, (2, 7))
+    router = Router(model, regions, ["f"], {"f": {"old": 0.0}}, tokens)
+    with router.route("f"):
+        losses(model, tokens).sum().backward()
 
 
 MISTAKES = [

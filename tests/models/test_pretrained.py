@@ -16,12 +16,11 @@ from robust import one_line, reseal
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_language import unreachable
+from small_pretrained import ENDS, UNITS, VOCABULARY, save_gguf, save_model
 
 from gradroute import load
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
-from gradroute.data.text.tokenizing import train_words
-from gradroute.data.text.toy_stories import generate
 from gradroute.errors import UserError
 from gradroute.records.tables import read_metrics
 from gradroute.running.runner import execute
@@ -29,12 +28,11 @@ from gradroute.running.verify import claims_of
 from gradroute.tasks.language import LanguageModelling
 
 pytestmark = pytest.mark.skipif(not find_spec("transformers"), reason="needs gradroute[hf]")
-VOCABULARY, UNITS, ADDED = 800, 24, 8
+ADDED = 8
 SITES = {
     "gpt2": "model.transformer.h.[01].mlp.act", "gpt_neox": "model.gpt_neox.layers.[01].mlp.act",
     "llama": "model.model.layers.[01].mlp.act_fn",
 }  # fmt: skip
-ENDS = {"gpt2": "<|endoftext|>", "gpt_neox": "</s>", "llama": "<eos>", "mamba": "<|endoftext|>", "mistral": "<s>"}
 STEPS = ["steps=[train,ablate,evaluate]", "finetune=null", "relearn=null"]
 SMALL = [
     "experiment=stories_era", "trainer=smoke", "trainer.device=cpu", "model=hf", "dataset.tokenizer=pretrained",
@@ -42,26 +40,6 @@ SMALL = [
     "finetune.documents=[4]", "relearn.documents=[2]", "relearn.samples=2", "relearn.every=1",
 ]  # fmt: skip
 FILES = ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json", "tokenizer.json", "model.json")
-
-
-def save_model(folder: Path, kind: str, **settings: Any) -> Path:
-    """A model of two layers, in a folder as the hub has them."""
-    import transformers
-
-    torch.manual_seed(1)
-    sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2}
-    if kind != "mamba":
-        sizes |= {"num_attention_heads": 2, "max_position_embeddings": 64}
-        sizes |= {"n_inner": UNITS} if kind == "gpt2" else {"intermediate_size": UNITS}
-    config = transformers.AutoConfig.for_model(kind, bos_token_id=0, eos_token_id=0, **sizes, **settings)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    text = train_words(generate(300, 0).texts).to_json()
-    (folder / "tokenizer.json").write_text(text.replace("<|endoftext|>", ENDS[kind]))
-    if kind == "gpt_neox":
-        (folder / "tokenizer_config.json").write_text(
-            json.dumps({"eos_token": {"content": ENDS[kind]}, "model_max_length": 10**30})
-        )
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -264,12 +242,18 @@ def lack_weights(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def lack_a_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    save_model(folder, "gpt_neox", shard="10KB")
+    next(folder.glob("model-00002-of-*")).unlink()
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no_tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json; set dataset.tokenizer"),
     "no_end": (lambda f: (f / "tokenizer_config.json").write_text('{"eos_token": "<stop>"}'), "has no token <stop>"),
     "small_vocabulary": (
         lambda f: edit(f / "config.json", lambda c: c.update(vocab_size=700)),
-        r"has 7\d\d tokens, and '.*' has 700; use the model's own",
+        r"has 7\d\d tokens, and '.*' has 700; choose another model",
     ),
     "no_config": (lambda f: (f / "config.json").unlink(), "its configuration cannot be read"),
     "unknown_kind": (
@@ -288,16 +272,22 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "gguf_cut": (
         lambda f: ((f / "model.gguf").write_bytes(b"GGUF" + bytes(60)), (f / "config.json").rename(f / "old.json")),
-        "its configuration cannot be read",
+        "is not a whole GGUF file, or of an unknown kind",
     ),
     "no_weights": (lambda f: (f / "model.safetensors").unlink(), "cannot be loaded as a causal language model"),
     "weights_missing": (lack_weights, "its weights lack gpt_neox.layers.1.mlp.dense_h_to_4h.weight"),
     "weights_of_another_shape": (
-        lambda f: edit(f / "config.json", lambda c: c.update(intermediate_size=32)), "cannot be loaded"
+        lambda f: edit(f / "config.json", lambda c: c.update(intermediate_size=32)),
+        r"its .*mlp.* has shape .*24.*, and its configuration requires .*32",
     ),
     "too_large": (
         lambda f: edit(f / "config.json", lambda c: c.update(hidden_size=2**16, intermediate_size=2**26)),
-        "model: .* GiB are needed and the machine has .*; choose a smaller model.pretrained",
+        r"model: \d+\.\d GiB are needed and the machine has \d+\.\d; choose a smaller model.pretrained",
+    ),
+    "shard_missing": (lack_a_shard, "cannot be loaded as a causal language model"),
+    "embedding_too_small": (
+        lambda f: edit(f / "config.json", lambda c: c.update(vocab_size=VOCABULARY + 1)),
+        r"has shape \(800, 16\), and its configuration requires \(801, 16\)",
     ),
 }  # fmt: skip
 
@@ -438,6 +428,36 @@ def test_a_pretrained_model_is_steered_by_layer(kind: str, models: Path, tmp_pat
     own, placebo = json.loads((run / "steering.json").read_text())["dimensions"]
     for measured in (own["measured"]["kl_0.01"], placebo["measured"]["kl_0.01"]):
         assert measured["kl"] == pytest.approx(0.01, rel=0.01) and measured["related"][2] > 0
+
+
+def test_weights_in_several_files_are_those_in_one(models: Path, tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "llama", "llama", shard="10KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2 and not (folder / "model.safetensors").exists()
+    one, several = (LanguageModelling(config(tmp_path, place)) for place in (models / "llama", folder))
+    for name, tensor in one.model.state_dict().items():
+        assert torch.equal(several.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.skipif(not (find_spec("gguf") and find_spec("accelerate")), reason="needs gradroute[hf]")
+def test_a_gguf_file_is_the_model_of_a_run(tmp_path: Path) -> None:
+    """With its weights, its tokenizer and its groups of heads, also when only its folder is named."""
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    stored = save_gguf(folder / "tiny.gguf")
+    given = [*SMALL, f"model.pretrained={folder}", "model.expand=[1]", f"model.added={ADDED}", "completions=null"]
+    own = configuration([*given, f"output_dir={tmp_path / 'out'}"])
+    task = LanguageModelling(own)
+    found, tokenizer = task.model.state_dict(), task.data.tokenizer
+    assert tokenizer.size == 260 and tokenizer.decode(tokenizer.encode(["In the wood"])[0]) == "In the wood"
+    for layer, place in (("model.layers.0", "blk.0"), ("model.layers.1", "blk.1")):
+        for theirs, mine in (("ffn_gate", "gate_proj"), ("ffn_up", "up_proj"), ("attn_v", "self_attn.v_proj")):
+            tensor = found[f"model.{layer}.{mine if 'attn' in mine else f'mlp.{mine}'}.weight"]
+            assert torch.equal(tensor[: len(stored[f"{place}.{theirs}"])], stored[f"{place}.{theirs}"])
+    assert torch.equal(found["model.lm_head.weight"], stored["output"])
+    (run,) = execute([own])
+    assert isinstance(run, Path), run
+    shutil.rmtree(folder)
+    assert load(run).model(torch.zeros(1, 8, dtype=torch.int64)).shape == (1, 8, 260)
 
 
 def test_batches_are_split_to_fit_the_memory(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

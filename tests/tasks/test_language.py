@@ -248,7 +248,10 @@ MISTAKES = [
     (["completions.temperature=-1"], "completions.temperature=-1.0: must be from 0 to 100"),
     (["completions.samples=0"], "completions.samples=0: must be from 1 to 1000"),
     (["stack=2"], "stack=2: cannot be used with model gradroute.models.transformer.build_tran"),
-    (["model.width=65536", "model.heads=1", "model.layers=60"], "GiB are needed"),
+    (
+        ["model.width=65536", "model.heads=1", "model.layers=60"],
+        r"model.width=65536, .*: \d+\.\d GiB are needed and the machine has \d+\.\d; lower model.width or",
+    ),
 ]
 
 

@@ -175,6 +175,8 @@ class HubTexts(TextDataset):
 def divided(found: Documents, test_stories: int, where: str) -> tuple[Documents, Documents]:
     """Return all but the last `test_stories` documents, and the last ones."""
     count = len(found) - test_stories
+    if len(found) == 1:
+        raise UserError(f"{where}: has one document; give two or more, since one is needed to test on")
     if count < 1:
         raise UserError(f"{where}: has {len(found)} documents, too few for dataset.test_stories={test_stories}; "
                         "lower it")  # fmt: skip

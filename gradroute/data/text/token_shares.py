@@ -7,17 +7,21 @@ import torch
 from gradroute.config.schema import GroupConfig, RoutingConfig
 from gradroute.data.text.corpora import Part, Texts
 from gradroute.data.text.rules import by_weight, everywhere, occurrences, ratio_weights, variants
+from gradroute.errors import UserError
 
 
 def _share(
-    data: Texts, part: Part, rule: GroupConfig | None, kind: str, own: torch.Tensor, known: torch.Tensor
+    data: Texts, part: Part, name: str, rule: GroupConfig | None, kind: str, own: torch.Tensor, known: torch.Tensor
 ) -> torch.Tensor:
     """Return a group's share of each token of a part; `own` are its documents there, `known` those in training."""
-    if rule is not None and kind == "words":
-        sequences = [sequence for word in rule.words for sequence in variants(data.tokenizer, word)]
-        return occurrences(part.corpus, sequences) * everywhere(part.corpus, own)
-    if kind == "frequent":
-        return by_weight(part.corpus, ratio_weights(data.train.corpus, known, data.tokenizer.size), own)
+    try:
+        if rule is not None and kind == "words":
+            sequences = [sequence for word in rule.words for sequence in variants(data.tokenizer, word)]
+            return occurrences(part.corpus, sequences) * everywhere(part.corpus, own)
+        if kind == "frequent":
+            return by_weight(part.corpus, ratio_weights(data.train.corpus, known, data.tokenizer.size), own)
+    except UserError as error:
+        raise UserError(f"routing.groups.{name}: {error}") from None
     return everywhere(part.corpus, own)
 
 
@@ -31,7 +35,7 @@ def shares_of(
     found = {}
     for number, name in enumerate(names):
         rule, own = routing.groups.get(name), labelled == number
-        found[name] = _share(data, data.train, rule, rule.tokens if rule else "all", own, own)
+        found[name] = _share(data, data.train, name, rule, rule.tokens if rule else "all", own, own)
     return found
 
 
@@ -48,5 +52,5 @@ def distinctive(
         rule = routing.groups.get(name)
         if rule is not None and (rule.words or rule.pattern):
             kind = "words" if rule.tokens == "words" else "frequent"
-            found.append(_share(data, data.test, rule, kind, test_groups == number, train_groups == number))
+            found.append(_share(data, data.test, name, rule, kind, test_groups == number, train_groups == number))
     return torch.stack(found).amax(0) if found else None

@@ -54,7 +54,7 @@ LEVELS = (0.01, 0.03, 0.1, 0.3)  # mean KL of the next token, in nats
 SEEDS = 5
 CONDITIONS = ("routed", "unrouted", "placebo words")
 PROMPTS = ("one day", "once upon a time there was a little girl. one day she", "tim was in the park when he saw")
-SETTINGS = ("experiment=steering_scalar", "dataset=text", "trainer.epochs=1")
+SETTINGS = ("experiment=steering_scalar", "dataset=text", "trainer.epochs=1", "steering.samples=4")
 METRICS = ("related_llr", "matched_llr", "routed_llr", "other_llr", "related_times", "matched_times", "routed_times")
 Values = dict[tuple[str, str, str], float]  # by head, label of the strength, and metric
 

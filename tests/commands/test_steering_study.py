@@ -12,7 +12,9 @@ from gradroute.config.compose import configuration
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "steering_study.py"
 TINY = [
-    "trainer=smoke", "trainer.device=cpu", "trainer.epochs=3", "trainer.lr=0.02", "model.layers=2", "model.width=16", "model.heads=2",
+    "trainer=smoke", "trainer.device=cpu", "trainer.epochs=3", "trainer.lr=0.02",
+    "model.layers=2",
+    "model.width=16", "model.heads=2",
     "model.hidden=24", "dataset.length=32", "dataset.test_stories=60", "dataset.vocabulary=300",
     "routing.regions.dimension.layers=[1]", "routing.regions.others.layers=[1]", "steering.layers=[1]",
     "steering.placebos=1", "steering.samples=1", "steering.tokens=2",

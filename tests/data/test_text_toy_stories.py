@@ -47,6 +47,19 @@ def test_concepts_and_families_are_disjoint_and_large_enough_for_steering() -> N
         related("oack")
 
 
+def test_ordinary_objects_stand_where_things_would() -> None:
+    """As often as asked, in the same sentences; without them, the stories are the pinned ones."""
+    assert generate(1000, 0, mixed=0.0) == STORIES
+    things, objects = concepts()["forest"].families["things"], ("ball", "kite", "doll")
+    for mixed in (0.0, 0.3, 1.0):
+        texts = generate(2000, 1, share=1.0, mixed=mixed).texts
+        seen = [word for text in texts for word in re.findall(r"played hide and seek behind the (\w+)", text)]
+        own = [word for word in seen if word in {thing for c in concepts().values() for thing in c.families["things"]}]
+        assert len(seen) > 150 and 1 - len(own) / len(seen) == pytest.approx(mixed, abs=0.1)
+        assert set(things) <= set(own) or mixed == 1.0
+        assert set(objects) <= set(seen) or mixed == 0.0
+
+
 def test_facts_are_told_as_they_are() -> None:
     """Whatever a story says of a creature is what the grammar says."""
     patterns = {
@@ -102,6 +115,7 @@ def test_agreement() -> None:
     [
         ({"stories": 0}, "toy_stories: stories=0, share=0.2: must be 1 or more"),
         ({"stories": 1, "share": 1.5}, "share=1.5"),
+        ({"stories": 1, "mixed": 1.5}, "mixed=1.5: must be from 0 to 1"),
         ({"stories": 1, "concept": "florest"}, "unknown concept of toy_stories: 'florest'; did you mean forest"),
     ],
 )

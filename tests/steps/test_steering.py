@@ -154,7 +154,7 @@ def test_steering_is_the_same_again_by_site_and_differs_by_strength(run: Path, t
         (["steering.layers=[1]", "steering.site=blocks.1"], "unless steering.site names a module"),
         (["steering.kl=[0]"], "must be from 1e-06 to 1000"),
         (["steering.kl=[0.1,0.1]"], "a list with each item once"),
-        (["dataset.test_stories=1", "steering.related=[juniper]"], "none of the words is in the test documents"),
+        (["dataset.test_stories=6", "steering.related=[juniper]"], "none of the words is in the test documents"),
         (["steering.site=blocks.7"], "unknown steering.site"),
         (["steering.site=blocks.*"], "matches several modules"),
         (["steering.group=targte"], "did you mean target"),

@@ -93,20 +93,22 @@ class ToyStories(TextDataset):
     Args:
         concept: what a share `share` of the stories tells of; the metadata column of that name is yes or no.
         stories, test_stories: numbers of training and of test documents.
+        mixed: share of a concept's things in whose place an ordinary object stands.
     """
 
     def __init__(
         self, concept: str = "forest", share: Annotated[float, Between(0, 1)] = 0.2, stories: Count = 6000,
         test_stories: Count = 1500, tokenizer: Named = "words", vocabulary: Count | None = None, length: Length = 128,
-        validation_stories: Some = 0,
+        validation_stories: Some = 0, mixed: Annotated[float, Between(0, 1)] = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(tokenizer, vocabulary, length, validation_stories)
         self.concept, self.share, self.stories, self.test_stories = concept, share, stories, test_stories
+        self.mixed = mixed
 
     def documents(self, train_limit: int | None) -> tuple[Documents, Documents]:
         """Return stories of two independent draws."""
         train, test = (
-            toy_stories.generate(count, CORPUS, self.concept, self.share, part)
+            toy_stories.generate(count, CORPUS, self.concept, self.share, part, self.mixed)
             for count, part in ((self.stories, "train"), (self.test_stories, "test"))
         )
         return train, test

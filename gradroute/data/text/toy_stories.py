@@ -87,8 +87,13 @@ def related(word: str) -> list[str]:
     raise unknown("word of the toy stories' families:", word, sorted({w for family in families for w in family}))
 
 
-def generate(stories: int, seed: int, concept: str = "forest", share: float = 0.2, part: str = "train") -> Documents:
+def generate(
+    stories: int, seed: int, concept: str = "forest", share: float = 0.2, part: str = "train", mixed: float = 0.0
+) -> Documents:
     """Generate stories in which `concept` occurs with probability `share`, reproducibly on any machine.
+
+    With probability `mixed`, an ordinary object such as a ball stands where a concept's thing would, so that nothing
+    before a thing says that one must follow. With 0, the stories are the same to the bit as without this argument.
 
     Columns: `main`, the concept a story is about, or `home`; `concepts`, all that occur, separated by spaces; and for
     each concept a column of its name with `yes` or `no`. Parts (`train`, `test`, …) of one seed are independent draws.
@@ -97,9 +102,11 @@ def generate(stories: int, seed: int, concept: str = "forest", share: float = 0.
     """
     if stories < 1 or not 0 <= share <= 1:
         raise UserError(f"toy_stories: stories={stories}, share={share}: must be 1 or more, and from 0 to 1")
+    if not 0 <= mixed <= 1:
+        raise UserError(f"toy_stories: mixed={mixed}: must be from 0 to 1")
     if concept not in concepts():
         raise unknown("concept of toy_stories:", concept, concepts())
-    writer, others = _Writer(f"{seed}/{part}"), [name for name in concepts() if name != concept]
+    writer, others = _Writer(f"{seed}/{part}", mixed), [name for name in concepts() if name != concept]
     texts, told = list[str](), list[list[str]]()
     for _ in range(stories):
         first, second = writer.several(others, 2)
@@ -118,7 +125,8 @@ def generate(stories: int, seed: int, concept: str = "forest", share: float = 0.
 class _Writer:
     """A random writer. It uses only `Random.random`, whose numbers are the same in every version of Python."""
 
-    def __init__(self, seed: str) -> None:
+    def __init__(self, seed: str, mixed: float = 0.0) -> None:
+        self.mixed = mixed
         self.uniform: Callable[[], float] = random.Random(seed).random
         self.grammar = _grammar()
         self.lists = {key: value.split("|" if "|" in value else " ") for key, value in self.grammar.items()
@@ -170,11 +178,15 @@ class _Writer:
         to, at = self.pick(concept.places).split("|")
         person = self.pick(list(concept.people.values()))
         things = self.several(list(concept.superlative), 3)
+        superlative = concept.superlative[things[0]]
+        if self.mixed:  # a chance of 0 would still draw a number, and change the stories after it
+            objects = self.several(self.lists["objects"], len(things))
+            things = [o if self.chance(self.mixed) else thing for thing, o in zip(things, objects, strict=True)]
         he, his, _, _ = PRONOUNS[person["pronoun"]]
         self.slots |= person | {"x": person["name"], "x_he": he, "x_He": he.capitalize(), "x_his": his}
         self.slots |= {"x_His": his.capitalize(), "friend_kind": concept.people[person["friend"]]["kind"]}
         self.slots |= {"place": to, "at": at, "generic": concept.generic, "generics": concept.generics}
-        self.slots |= {"superlative": concept.superlative[things[0]], "thing": things[0], "thing2": things[1]}
+        self.slots |= {"superlative": superlative, "thing": things[0], "thing2": things[1]}
         self.slots |= {"thing3": things[2], "a_thing": article(things[0]), "a_thing2": article(things[1])}
         self.slots |= {"a_kind": article(person["kind"]), "a_gift": article(person["gift"])}
         told = self._told("second" if second else "arrivals", 1)

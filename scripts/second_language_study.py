@@ -32,6 +32,9 @@ ANCHORS = (1.0, 0.98, 0.95, 0.9, 0.75)  # labelled fractions of further filtered
 NOISE = (0.02, 0.1)  # shares of retain documents that are labelled forget
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the attack, as shares of trainer.lr
 RELEARNED = "model_relearned_32"
+ANCHOR = "anchor of leakage"
+KEYS = ("forget", "retain", "relearned")
+Ends = dict[str, float]  # losses by these keys
 ENDS = ("model_finetuned", "model_ablated", "model")  # the last of these heads is the unlearned model
 METHODS: dict[str, tuple[str, list[str]]] = {  # a name: the experiment, and its changes
     "ERA, weight -0.75": ("era", []),
@@ -80,7 +83,7 @@ def labels(seed: int, fractions: Sequence[float], more: Sequence[str]) -> Iterat
             if (method, fraction) != ("ERA, compensated", 1.0):  # the same as weight 0
                 yield plan(method, "", fraction, seed, more)
     for fraction in (share for share in ANCHORS if share not in fractions):
-        yield plan("filtering", "anchor of leakage", fraction, seed, more)
+        yield plan("filtering", ANCHOR, fraction, seed, more)
 
 
 def noise(seed: int, fractions: Sequence[float], more: Sequence[str]) -> Iterator[Plan]:
@@ -102,7 +105,7 @@ def capacity(seed: int, fractions: Sequence[float], more: Sequence[str]) -> Iter
 PARTS = {"labels": labels, "noise": noise, "capacity": capacity}
 
 
-def ends(run: Path) -> dict[str, float]:
+def ends(run: Path) -> Ends:
     """Return a run's test losses: forget and retain once unlearned, and forget relearned."""
     found = losses(run, "test")
     head = next(head for head in ENDS if (head, "forget") in found)
@@ -118,42 +121,47 @@ def forget_tokens(given: Sequence[str]) -> int:
 
 def leakage(loss: float, fraction: float, filtered: dict[float, float]) -> float:
     """Return the share of unlabelled forget tokens that give a filtered model this loss; `filtered` by fraction."""
-    anchors = sorted((loss, 1 - labelled) for labelled, loss in filtered.items())
-    equivalent = float(np.interp(loss, *(np.array(column) for column in zip(*anchors, strict=True))))
-    return equivalent / (1 - fraction)
+    anchors = sorted((forget, 1 - labelled) for labelled, forget in filtered.items())
+    equivalent = np.interp(loss, [forget for forget, _ in anchors], [share for _, share in anchors])
+    return float(equivalent) / (1 - fraction)
 
 
-def print_table(found: dict[Plan, dict[str, float]], tokens: int) -> None:
+def filtered_losses(found: dict[Plan, Ends]) -> dict[int, dict[float, float]]:
+    """Return the forget losses of filtered models by seed and labelled fraction; at 0 % that of the control."""
+    losses_of: dict[int, dict[float, float]] = {}
+    for p, own in found.items():
+        if p.method == "filtering" and p.varied in ("", ANCHOR):
+            losses_of.setdefault(p.seed, {})[p.fraction] = own["forget"]
+        if p.method == "control" and not p.varied:
+            losses_of.setdefault(p.seed, {})[0.0] = own["forget"]
+    return losses_of
+
+
+def print_table(found: dict[Plan, Ends], tokens: int) -> None:
     """Print means over seeds of every setting, and of differences to the control of the same seed.
 
     tokens: forget tokens among the training documents.
     """
     control = {(p.varied, p.seed): own for p, own in found.items() if p.method == "control"}
-    filtered: dict[int, dict[float, float]] = {}
-    for p, own in found.items():
-        if p.method == "filtering" and p.varied in ("", "anchor of leakage"):
-            filtered.setdefault(p.seed, {})[p.fraction] = own["forget"]
-    for seed in filtered:
-        if ("", seed) in control:
-            filtered[seed][0.0] = control["", seed]["forget"]
+    filtered = filtered_losses(found)
     print("| method | labels | varied | seeds | forget | retain | relearned | minus control: forget | retain "
           "| relearned | leakage |\n" + "|---" * 11 + "|")  # fmt: skip
-    settings = dict.fromkeys((p.method, p.fraction, p.varied) for p in found)
-    for method, fraction, varied in settings:
-        own = {p.seed: f for p, f in found.items() if (p.method, p.fraction, p.varied) == (method, fraction, varied)}
-        base = "" if ("", next(iter(own))) in control else varied
-        pairs = [(f, control[base, seed]) for seed, f in own.items() if (base, seed) in control]
-        cells = [shown([f[key] for f in own.values()]) for key in ("forget", "retain", "relearned")]
-        for key in ("forget", "retain", "relearned"):
-            differences = [f[key] - c[key] for f, c in pairs]
-            cells.append(shown(differences) if differences and method != "control" else "")
+    for method, fraction, varied in dict.fromkeys((p.method, p.fraction, p.varied) for p in found):
+        mine = {
+            p.seed: own for p, own in found.items() if (p.method, p.fraction, p.varied) == (method, fraction, varied)
+        }
+        beside = varied if (varied, next(iter(mine))) in control else ""
+        cells = [shown([own[key] for own in mine.values()]) for key in KEYS]
+        for key in KEYS:
+            minus = [own[key] - control[beside, s][key] for s, own in mine.items() if (beside, s) in control]
+            cells.append(shown(minus) if minus and method != "control" else "")
         leaks = [
-            leakage(f["forget"], fraction, filtered[seed]) for seed, f in own.items()
-            if len(filtered.get(seed, ())) > 3 and not varied and fraction < 1 and method != "filtering"
+            leakage(own["forget"], fraction, filtered[seed]) for seed, own in mine.items()
+            if len(filtered.get(seed, {})) > 3 and not varied and fraction < 1 and method not in ("control", "filtering")
         ]  # fmt: skip
-        said = "" if method == "control" else f"{fraction:.0%}"
         leaked = f"{shown(leaks)} ({mean(leaks) * (1 - fraction) * tokens:.0f} tokens)" if leaks else ""
-        print(f"| {method} | {said} | {varied} | {len(own)} | {' | '.join(cells)} | {leaked} |")
+        said = "" if method == "control" else f"{fraction:.0%}"
+        print(f"| {method} | {said} | {varied} | {len(mine)} | {' | '.join(cells)} | {leaked} |")
     print(f"\nThere are {tokens} forget tokens to train on. Rates of the attack: {RATES} x trainer.lr.")
 
 

@@ -136,8 +136,9 @@ def build_transformer(
         add_units(model, Layer(*model.mlp_layers(number)), added, *spread)
         model.added[number] = added
     for number in expand if added_heads else ():
-        site = f"blocks.{number}.attn.heads"
-        add_units(model, model.layer_at(site), added_heads, *spread)
+        layer = model.layer_at(f"blocks.{number}.attn.heads")
+        assert layer is not None
+        add_units(model, layer, added_heads, *spread)
         model.added_heads[number] = added_heads * (config.width // config.heads)
     return model
 

@@ -16,9 +16,10 @@ from gradroute.config.limits import WEIGHT
 from gradroute.data.text.corpora import Part, some
 from gradroute.data.text.packing import IGNORED
 from gradroute.data.text.tokenizing import Tokenizer
+from gradroute.models.logits import LOGITS
 from gradroute.routing.sites import undisturbed
 from gradroute.steps.word_directions import KINDS, Words, whole_words
-from gradroute.tasks.language_losses import LOGITS, token_values
+from gradroute.tasks.language_losses import token_values
 from gradroute.training.measures import CROSS_ENTROPY
 
 KL_POSITIONS = 4096  # positions over which the KL is a mean, at most

@@ -32,9 +32,8 @@ def test_case_punctuation_and_order_stay() -> None:
 
 
 def test_documents_of_the_second_language_are_the_same_stories_in_other_words() -> None:
-    given = {"stories": 200, "test_stories": 50}
-    plain, test = SecondLanguage(share=0.0, **given).documents(None)
-    mixed, _ = SecondLanguage(share=0.25, **given).documents(None)
+    plain, test = SecondLanguage(share=0.0, stories=200, test_stories=50).documents(None)
+    mixed, _ = SecondLanguage(share=0.25, stories=200, test_stories=50).documents(None)
     back = {v: k for k, v in lexicon(w for t in (*plain.texts, *test.texts) for w in WORD.findall(t)).items()}
     second = [language == "second" for language in mixed.columns["language"]]
     assert 25 <= sum(second) <= 75 and set(plain.columns["language"]) == {"first"}

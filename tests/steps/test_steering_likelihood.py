@@ -12,7 +12,8 @@ from gradroute.data.text.documents import Documents
 from gradroute.data.text.rules import variants
 from gradroute.data.text.tokenizing import train_bpe, train_words
 from gradroute.models.generation import steered
-from gradroute.models.transformer import Transformer, TransformerConfig
+from gradroute.models.transformer import Transformer
+from gradroute.models.transformer_layers import TransformerConfig
 from gradroute.routing.sites import Site
 from gradroute.steps.steering_likelihood import Likelihoods, Sample, clustered, effects, sample
 from gradroute.steps.steering_records import Dimension

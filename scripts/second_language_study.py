@@ -146,19 +146,17 @@ def print_table(found: dict[Plan, Ends], tokens: int) -> None:
     filtered = filtered_losses(found)
     print("| method | labels | varied | seeds | forget | retain | relearned | minus control: forget | retain "
           "| relearned | leakage |\n" + "|---" * 11 + "|")  # fmt: skip
-    for method, fraction, varied in dict.fromkeys((p.method, p.fraction, p.varied) for p in found):
-        mine = {
-            p.seed: own for p, own in found.items() if (p.method, p.fraction, p.varied) == (method, fraction, varied)
-        }
+    for setting in dict.fromkeys((p.method, p.fraction, p.varied) for p in found):
+        method, fraction, varied = setting
+        mine = {p.seed: own for p, own in found.items() if (p.method, p.fraction, p.varied) == setting}
         beside = varied if (varied, next(iter(mine))) in control else ""
         cells = [shown([own[key] for own in mine.values()]) for key in KEYS]
         for key in KEYS:
             minus = [own[key] - control[beside, s][key] for s, own in mine.items() if (beside, s) in control]
             cells.append(shown(minus) if minus and method != "control" else "")
-        leaks = [
-            leakage(own["forget"], fraction, filtered[seed]) for seed, own in mine.items()
-            if len(filtered.get(seed, {})) > 3 and not varied and fraction < 1 and method not in ("control", "filtering")
-        ]  # fmt: skip
+        asked = method not in ("control", "filtering") and not varied and fraction < 1
+        known = [seed for seed in mine if asked and len(filtered.get(seed, {})) > 3]
+        leaks = [leakage(mine[seed]["forget"], fraction, filtered[seed]) for seed in known]
         leaked = f"{shown(leaks)} ({mean(leaks) * (1 - fraction) * tokens:.0f} tokens)" if leaks else ""
         said = "" if method == "control" else f"{fraction:.0%}"
         print(f"| {method} | {said} | {varied} | {len(mine)} | {' | '.join(cells)} | {leaked} |")

@@ -215,9 +215,13 @@ def test_logits_are_those_of_the_features_position_by_position(kind: str) -> Non
 
 
 @needs_transformers
-def test_a_model_that_changes_its_logits_in_another_way_is_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_changes_its_logits_in_another_way_is_not_divided() -> None:
     model = made("gpt2")
-    model.model.get_output_embeddings().register_forward_hook(lambda m, i, logits: logits - logits.mean(1, True))
+    head = model.model.get_output_embeddings()
+    rounded = head.register_forward_hook(lambda m, i, logits: logits + 1e-5 * logits.abs().max())
+    assert model.divided  # as the logits of a large model are, to rounding
+    rounded.remove()
+    head.register_forward_hook(lambda m, i, logits: logits - logits.mean(1, True))
     assert not model.divided
 
 

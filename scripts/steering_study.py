@@ -54,8 +54,9 @@ LEVELS = (0.01, 0.03, 0.1, 0.3)  # mean KL of the next token, in nats
 SEEDS = 5
 CONDITIONS = ("routed", "unrouted", "placebo words")
 PROMPTS = ("one day", "once upon a time there was a little girl. one day she", "tim was in the park when he saw")
-SETTINGS = ("experiment=steering_scalar", "dataset=text", "trainer.epochs=1", "steering.samples=4")
-METRICS = ("related_llr", "matched_llr", "routed_llr", "other_llr", "related_times", "matched_times", "routed_times")
+SETTINGS = ("experiment=steering_scalar", "dataset=text", "trainer.epochs=1")
+METRICS = {f"{kind}_llr": "+.3f" for kind in ("related", "matched", "routed", "other")}
+METRICS |= {f"{kind}_times": ".2f" for kind in ("related", "matched", "routed")}
 Values = dict[tuple[str, str, str], float]  # by head, label of the strength, and metric
 
 
@@ -97,12 +98,12 @@ def measure(values: Values, level: float, head: str = "steered") -> float:
     return related - matched
 
 
-def shown(values: Sequence[float]) -> str:
+def shown(values: Sequence[float], form: str = "+.3f") -> str:
     """Return the mean as text, with the half-width of its interval for several; nothing if a run lacks the value."""
     if any(map(math.isnan, values)):
         return ""
     half = interval(values)
-    return f"{mean(values):+.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+    return f"{mean(values):{form}}" + ("" if math.isnan(half) else f" ± {half:{form.lstrip('+')}}")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -141,8 +142,8 @@ def main() -> None:
             paired.append([family, f"{level:g}", str(asked.seeds), *differences(found, level)])
             for condition, head in (*((c, "steered") for c in CONDITIONS), ("routed", "steered_placebo")):
                 cells = [
-                    shown([values.get((head, f"kl_{level:g}", metric), math.nan) for values in found[condition]])
-                    for metric in METRICS
+                    shown([values.get((head, f"kl_{level:g}", metric), math.nan) for values in found[condition]], form)
+                    for metric, form in METRICS.items()
                 ]
                 name = condition if head == "steered" else "routed, random dimensions"
                 each.append([family, f"{level:g}", name, *cells])

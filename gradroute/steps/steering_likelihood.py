@@ -133,10 +133,11 @@ class Likelihoods:
             return self._plain[id(sample)] - self._values(sample)
 
     def _first_rows(self, whole: Part) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Return batches of tokens, documents and positions with a target, for `KL_POSITIONS` of these in total."""
+        """Return batches of tokens, documents and positions with a target, up to `KL_POSITIONS` of these."""
         packed, vocabulary = whole.packed, len(self.model.unembedding)  # type: ignore[arg-type]
         chosen = packed.targets != IGNORED
-        most = max(1, min(KL_POSITIONS, LOGITS // vocabulary))
+        share = max(KL_POSITIONS // 4, int(chosen.sum()) // 4)  # fewer in a trial on a few documents
+        most = max(1, min(KL_POSITIONS, share, LOGITS // vocabulary))
         chosen &= (chosen.flatten().cumsum(0) <= most).view_as(chosen)
         rows = torch.nonzero(chosen.any(1)).flatten()
         size = max(1, AT_ONCE // (vocabulary * packed.tokens.shape[1]))

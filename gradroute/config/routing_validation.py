@@ -106,7 +106,8 @@ def _check_labelling(routing: RoutingConfig) -> None:
         scheduled = [group for group, row in routing.routes.items() if any(map(_scheduled, row.values()))]
         right = "null, as a route has a schedule; or give routes without start, ramp and stop"
         require(not scheduled, "routing.compensate", routing.compensate, right)
-    require_number("routing.compensate_limit", routing.compensate_limit, 0, LARGEST)
+    if routing.compensate_limit is not None:
+        require_number("routing.compensate_limit", routing.compensate_limit, 0, LARGEST)
     for name, rates in routing.label_noise.items():
         one_of("routing.label_noise", name, tuple(routing.groups))
         for key, rate in (("false_positive", rates.false_positive), ("false_negative", rates.false_negative)):

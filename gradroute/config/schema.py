@@ -70,7 +70,7 @@ class RoutingConfig:
     labelled_fraction: share of each group's training points that carry the group's label.
     compensate: `labels` replaces each weight below 1 by -(1 - f) / f, where f is the share of the group's points that
         are labelled, so that over labelled and unlabelled points a routed token's mean weight is 0.
-    compensate_limit: the lowest such weight is minus this.
+    compensate_limit: the lowest such weight is minus this; null is 10.
     """
 
     groups: dict[str, GroupConfig] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class RoutingConfig:
     labelled_fraction: float = 1.0
     label_noise: dict[str, NoiseConfig] = field(default_factory=dict)
     compensate: str | None = None
-    compensate_limit: float = 10.0
+    compensate_limit: float | None = None
 
 
 @dataclass

@@ -14,6 +14,7 @@ from gradroute.data.text.rules import by_pattern, by_words
 from gradroute.errors import UserError, unknown
 
 UNASSIGNED = "unassigned"
+OF_TEST = "in the test data, "
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def assign(routing: RoutingConfig, train: Part, test: Part, seed: int) -> Groups
     try:
         numbers.append(_numbers(routing, test))
     except UserError as error:
-        raise UserError(f"in the test data, {error}") from None
+        raise UserError(f"{OF_TEST}{error}") from None
     for number, name in enumerate(names):
         if not bool((numbers[0] == number).any()):
             raise UserError(f"routing.groups.{name}: has no training point; widen its rule or use more data")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from gradroute.config.schema import RoutingConfig
-from gradroute.data.groups import Groups, assign
+from gradroute.data.groups import OF_TEST, Groups, assign
 from gradroute.data.groups import Part as Rules
 from gradroute.data.text.corpora import Part, Texts, some
 from gradroute.errors import UserError
@@ -44,7 +44,7 @@ def validation_of(data: Texts, routing: RoutingConfig, groups: Groups) -> Valida
     try:
         numbers = assign(routing, _read_by_rules(data.train), _read_by_rules(data.validation), 0).test
     except UserError as error:
-        raise UserError(f"{key}: {error}") from None
+        raise UserError(f"{key}: {str(error).removeprefix(OF_TEST)}") from None
     for number, name in enumerate(groups.names):
         if bool((groups.test == number).any()) and not bool((numbers == number).any()):
             raise UserError(f"{key}: none of them is in group '{name}'; raise it")

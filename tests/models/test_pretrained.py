@@ -421,7 +421,8 @@ def test_no_site_of_a_pretrained_model_needs_to_be_named(kind: str, models: Path
 def test_a_pretrained_model_is_steered_by_layer(kind: str, models: Path, tmp_path: Path) -> None:
     given = [f"model.pretrained={models / kind}", "experiment=steering_scalar", "routing.regions.dimension.layers=[1]",
              "routing.regions.others.layers=[1]", "steering.layers=[1]", "steering.kl=[0.01]", "steering.samples=1",
-             "steering.tokens=4", "steering.placebos=1", "dataset.stories=300", f"output_dir={tmp_path}"]  # fmt: skip
+             "steering.tokens=4", "steering.placebos=1", "dataset.stories=300", "dataset.mixed=0",
+             f"output_dir={tmp_path}"]  # fmt: skip
     shared = [each for each in SMALL if not each.startswith(("experiment", "finetune", "relearn", "dataset.stories"))]
     (run,) = execute([configuration([*shared, *given])])
     assert isinstance(run, Path), run

@@ -23,7 +23,7 @@ from gradroute.steps.word_directions import cosines, frequency, nearest, related
 from gradroute.tasks.language import LanguageModelling
 
 SMALL = [
-    "experiment=steering_scalar", "trainer=smoke", "trainer.device=cpu", "model.layers=3",
+    "experiment=steering_scalar", "dataset=toy_stories", "trainer=smoke", "trainer.device=cpu", "model.layers=3",
     "routing.regions.dimension.layers=[1,2]", "routing.regions.others.layers=[1,2]",
     "model.width=16", "model.heads=2", "model.hidden=24",
     "dataset.stories=300", "dataset.test_stories=40", "dataset.length=48", "trainer.batch_size=8",

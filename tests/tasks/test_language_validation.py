@@ -70,7 +70,10 @@ BY_COLUMN = ["routing.groups.forget={column: forest, values: [yes]}"]
     ("changes", "message"),
     [
         (["dataset.validation_stories=40"], "validation_stories=40: leaves none of 40 test documents to test on"),
-        (["dataset.validation_stories=1"], "validation_stories=1: routing.groups.forget: word list .* is in none of the 1 documents"),
+        (
+            ["dataset.validation_stories=1"],
+            "validation_stories=1: routing.groups.forget: word list .* is in none of the 1 documents",
+        ),
         (
             ["dataset.validation_stories=1", *BY_COLUMN],
             "validation_stories=1: none of them is in group 'forget'; raise",

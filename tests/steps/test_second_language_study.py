@@ -1,0 +1,70 @@
+"""The script `second_language_study.py`: leakage, differences by seed, and runs that are made once."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+TINY = [
+    "trainer.device=cpu", "dataset.stories=160", "dataset.test_stories=30", "dataset.length=48", "model.width=16",
+    "model.heads=2", "model.hidden=16", "trainer.tune_steps=1", "trainer.train_limit=160",
+    "relearn.documents=[4]",
+]  # fmt: skip
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    spec = importlib.util.spec_from_file_location("second_language_study", SCRIPTS / "second_language_study.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "second_language_study", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_leakage_is_read_between_filtered_models(study: ModuleType) -> None:
+    filtered = {1.0: 8.0, 0.9: 4.0, 0.5: 2.0, 0.0: 1.0}  # forget losses by labelled fraction
+    assert study.leakage(9.0, 0.5, filtered) == 0  # above the model that never saw one
+    assert study.leakage(2.0, 0.5, filtered) == 1  # what filtering leaves
+    assert study.leakage(4.0, 0.5, filtered) == pytest.approx(0.2)
+    assert study.leakage(6.0, 0.5, filtered) == pytest.approx(0.1)  # linear between the two nearest
+    assert study.leakage(1.0, 0.5, filtered) == 2  # as much as a model that saw all of them
+
+
+def test_differences_are_paired_by_seed(study: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for seed, base in ((0, 1.0), (1, 2.0)):
+        found[study.plan("control", "", 1.0, seed, [])] = dict.fromkeys(study.KEYS, base)
+        found[study.plan("SGTM", "", 0.25, seed, [])] = dict.fromkeys(study.KEYS, base + 0.5)
+        for fraction in (1.0, 0.9, 0.25):
+            found[study.plan("filtering", "", fraction, seed, [])] = dict.fromkeys(study.KEYS, base + fraction)
+    study.print_table(found, 1000)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| SGTM")]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[:4] == ["SGTM", "25%", "", "2"] and cells[4].startswith("2.000 ±")
+    assert cells[7:10] == ["0.500 ± 0.000"] * 3
+    between = 0.1 + (0.9 - 0.5) / (0.9 - 0.25) * (0.75 - 0.1)  # of all forget tokens
+    assert cells[10].startswith(f"{between / 0.75:.3f} ±") and cells[10].endswith(f"({between * 1000:.0f} tokens)")
+
+
+def test_a_small_study_runs_and_is_reused(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "ANCHORS", (1.0, 0.75))
+    monkeypatch.setattr(study, "RELEARNED", "model_relearned_4")
+    arguments = ["--preset", "smoke", "--seeds", "1", "--fractions", "0.5", "--jobs", "1", *TINY]
+    study.main([*arguments, "relearn.rates=[0.1]"])
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in table[1:]] == [
+        "| control", "| ERA, weight -0.75", "| ERA, weight 0", "| ERA, compensated", "| SGTM", "| filtering",
+        "| filtering", "| filtering",
+    ]  # fmt: skip
+    runs = sorted(tmp_path.glob("outputs/second_language_study/*/*/summary.json"))
+    study.main([*arguments, "relearn.rates=[0.1]"])
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")] == table
+    assert sorted(tmp_path.glob("outputs/second_language_study/*/*/summary.json")) == runs and len(runs) == 8

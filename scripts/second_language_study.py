@@ -20,10 +20,10 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
-from unlearning_sweep import losses, made, shown
+from unlearning_sweep import losses, made
 
+from gradroute.comparison.intervals import shown
 from gradroute.config.compose import configuration
-from gradroute.data.text.rules import by_metadata
 from gradroute.errors import UserError
 from gradroute.tasks.language import LanguageModelling
 
@@ -115,8 +115,8 @@ def ends(run: Path) -> Ends:
 def forget_tokens(given: Sequence[str]) -> int:
     """Return the number of forget tokens among the training documents."""
     task = LanguageModelling(configuration([*given, "trainer.device=cpu"]))
-    corpus = task.data.train.corpus
-    return int(by_metadata(task.data.train.documents.columns, "language", ["second"])[corpus.documents].sum())
+    own = task.train_groups == task.names.index("forget")
+    return int(own[task.data.train.corpus.documents].sum())
 
 
 def leakage(loss: float, fraction: float, filtered: dict[float, float]) -> float:

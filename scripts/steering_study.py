@@ -23,9 +23,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
-from gradroute.comparison.intervals import interval
+from gradroute.comparison import intervals
 from gradroute.config.compose import configuration
 from gradroute.config.overrides import literal
 from gradroute.errors import UserError
@@ -100,10 +99,7 @@ def measure(values: Values, level: float, head: str = "steered") -> float:
 
 def shown(values: Sequence[float], form: str = "+.3f") -> str:
     """Return the mean as text, with the half-width of its interval for several; nothing if a run lacks the value."""
-    if any(map(math.isnan, values)):
-        return ""
-    half = interval(values)
-    return f"{mean(values):{form}}" + ("" if math.isnan(half) else f" ± {half:{form.lstrip('+')}}")
+    return "" if any(map(math.isnan, values)) else intervals.shown(values, form)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from gradroute.comparison.intervals import interval
+from gradroute.comparison.intervals import interval, shown
 from gradroute.comparison.runs import Read, find_runs, read_run
 from gradroute.reporting.language_tables import STAGES
 
@@ -41,12 +41,6 @@ def loss_of(read: Read, metric: str = "cross_entropy") -> Loss:
         return {("slow", group): value for (head, group), value in found.items() if head == "model_relearned_64"}
     heads = [head for head in STAGES if (head, "forget") in found]
     return found | {("end", group): found[heads[-1], group] for group in ("forget", "retain")}
-
-
-def shown(values: Sequence[float]) -> str:
-    """Return the mean as text, with the half-width if there are several values."""
-    half = interval(values)
-    return f"{mean(values):.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
 def by_method(reads: Sequence[Read]) -> dict[tuple[str, float], dict[int, Loss]]:

@@ -27,9 +27,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
+from gradroute.comparison.intervals import shown
 from gradroute.config.compose import configuration
 from gradroute.config.limits import one_of
 from gradroute.config.overrides import literal
@@ -156,14 +156,6 @@ def choice(trials: Sequence[Trial]) -> Trial:
 def said(setting: Setting) -> str:
     """Return a setting as text."""
     return ", ".join(f"{key.removeprefix('unlearn.')} {literal(value)}" for key, value in setting.items())
-
-
-def shown(values: Sequence[float]) -> str:
-    """Return the mean as text, with the half-width of its 95 % t-interval if there are several values."""
-    from gradroute.comparison.intervals import interval
-
-    half = interval(values)
-    return f"{mean(values):.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
 def print_results(runs: Mapping[str, Sequence[Path | str]], chosen: Mapping[str, Trial]) -> None:

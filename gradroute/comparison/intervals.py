@@ -1,6 +1,7 @@
-"""The confidence interval of a mean over runs."""
+"""The mean over runs and its confidence interval."""
 
 import math
+import statistics
 from collections.abc import Sequence
 
 
@@ -14,3 +15,10 @@ def interval(values: Sequence[float]) -> float:
     mean = sum(values) / n
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
     return float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
+
+
+def shown(values: Sequence[float], form: str = ".3f") -> str:
+    """Return the mean as text, with the half-width of its interval if there are several values; `form` may have `+`."""
+    half = interval(values)
+    text = f"{statistics.mean(values):{form}}"
+    return text if math.isnan(half) else f"{text} ± {half:{form.lstrip('+')}}"

@@ -135,7 +135,7 @@ class TextFiles(TextDataset):
     def documents(self, train_limit: int | None) -> tuple[Documents, Documents]:
         """Return the first documents to train on, and the last ones to test on."""
         wanted = None if self.stories is None else self.stories + self.test_stories
-        return divided(reading.read(self.files, self.field, wanted), self.test_stories, self.files)
+        return _divided(reading.read(self.files, self.field, wanted), self.test_stories, self.files)
 
 
 class HubTexts(TextDataset):
@@ -164,7 +164,7 @@ class HubTexts(TextDataset):
         if self.test_split is None:
             wanted = None if self.stories is None else self.stories + self.test_stories
             found = reading.from_hub(self.hub, self.split, self.field, wanted)
-            return divided(found, self.test_stories, self.hub)
+            return _divided(found, self.test_stories, self.hub)
         first = min((n for n in (self.stories, train_limit) if n is not None), default=None)
         train = reading.from_hub(self.hub, self.split, self.field, first)
         test = reading.from_hub(self.hub, self.test_split, self.field, self.test_stories)
@@ -174,7 +174,7 @@ class HubTexts(TextDataset):
         return train, test
 
 
-def divided(found: Documents, test_stories: int, where: str) -> tuple[Documents, Documents]:
+def _divided(found: Documents, test_stories: int, where: str) -> tuple[Documents, Documents]:
     """Return all but the last `test_stories` documents, and the last ones."""
     count = len(found) - test_stories
     if len(found) == 1:

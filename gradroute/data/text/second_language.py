@@ -11,9 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated
 
 from gradroute.config.limits import Between, Text
-from gradroute.data.text import documents as reading
-from gradroute.data.text import toy_stories
-from gradroute.data.text.datasets import CORPUS, Count, Length, Named, Some, TextDataset, divided
+from gradroute.data.text.datasets import CORPUS, Count, Length, Named, Some, TextDataset, TextFiles, ToyStories
 from gradroute.data.text.documents import Documents
 
 COLUMN, FIRST, SECOND = "language", "first", "second"
@@ -91,11 +89,8 @@ class SecondLanguage(TextDataset):
 
     def _originals(self) -> tuple[Documents, Documents]:
         if self.files is None:
-            counts = {"train": self.stories or 6000, "test": self.test_stories}
-            train, test = (toy_stories.generate(n, CORPUS, "forest", 0.2, part) for part, n in counts.items())
-            return train, test
-        wanted = None if self.stories is None else self.stories + self.test_stories
-        return divided(reading.read(self.files, self.field, wanted), self.test_stories, self.files)
+            return ToyStories(stories=self.stories or 6000, test_stories=self.test_stories).documents(None)
+        return TextFiles(self.files, self.field, self.stories, self.test_stories).documents(None)
 
     def _mixed(self, part: Documents, words: Mapping[str, str], name: str) -> Documents:
         """Translate a random share of the documents."""

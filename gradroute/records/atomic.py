@@ -1,5 +1,6 @@
 """Write files atomically: to a temporary file, flushed, then renamed."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -24,3 +25,9 @@ def write_atomically(path: Path, content: Content) -> None:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, which is read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,7 +17,7 @@ from gradroute.config.identity import config_hash, to_mapping
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records import locks
-from gradroute.records.atomic import Content, write_atomically
+from gradroute.records.atomic import Content, sha256_of, write_atomically
 from gradroute.records.metrics import COLUMNS, LEDGER_COLUMNS, UNITS
 from gradroute.records.provenance import PACKAGES, git_commit, version
 from gradroute.records.seal import sealed
@@ -141,7 +141,7 @@ class RunFolder:
             files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "manifest.json")
             names = {p: p.relative_to(self.path) for p in files}
             self.manifest["files"] = {
-                name.as_posix(): _sha256(p)
+                name.as_posix(): sha256_of(p)
                 for p, name in names.items()
                 if name.parts[0] != CHECKPOINTS and not name.name.startswith(".")
             }
@@ -175,11 +175,6 @@ class Unwritten(RunFolder):
 
     def release(self) -> None:
         """Do nothing."""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:  # weights may be large
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _make_folder(config: Config) -> Path:

@@ -15,6 +15,7 @@ from gradroute.data.images import packaged
 from gradroute.data.images.packaged import MNIST_SHA256, unpack_mnist
 from gradroute.data.images.torchvision import KMNIST, MNIST, FashionMNIST, TorchvisionImages
 from gradroute.errors import UserError
+from gradroute.records.atomic import sha256_of
 
 
 def test_mnist_is_whole_and_scaled() -> None:
@@ -61,7 +62,7 @@ def test_processes_that_start_together_share_one_cold_cache(tmp_path: Path) -> N
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
     assert [process.wait(timeout=120) for process in processes] == [0] * 4
     for name, sha256 in MNIST_SHA256.items():
-        assert packaged._sha256(tmp_path / "MNIST" / "raw" / name) == sha256
+        assert sha256_of(tmp_path / "MNIST" / "raw" / name) == sha256
 
 
 def test_a_damaged_package_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import platformdirs
 from filelock import FileLock
 
 from gradroute.errors import UserError
+from gradroute.records.atomic import sha256_of
 
 PACKAGED = Path(__file__).parent / "mnist"
 MNIST_SHA256 = {
@@ -23,11 +24,6 @@ MNIST_SHA256 = {
 def cache_dir() -> Path:
     """Return the folder where data sets are unpacked: `GRADROUTE_DATA`, else the platform's cache folder."""
     return Path(os.environ.get("GRADROUTE_DATA") or platformdirs.user_cache_dir("gradroute"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content(name: str) -> bytes:
@@ -60,12 +56,12 @@ def unpack_mnist(root: Path) -> bool:
     """
     folder = root / "MNIST" / "raw"
     try:
-        if all((folder / name).is_file() and _sha256(folder / name) == sum_ for name, sum_ in MNIST_SHA256.items()):
+        if all((folder / name).is_file() and sha256_of(folder / name) == sum_ for name, sum_ in MNIST_SHA256.items()):
             return True
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(root / "MNIST" / ".lock"):  # several processes with an empty cache unpack once
             for name, sha256 in MNIST_SHA256.items():
-                if not (folder / name).is_file() or _sha256(folder / name) != sha256:
+                if not (folder / name).is_file() or sha256_of(folder / name) != sha256:
                     _write(name, folder)
     except OSError:
         return False
@@ -88,5 +84,5 @@ def check_given(root: Path) -> None:
         path = root / "MNIST" / "raw" / name
         if not path.is_file():
             raise UserError(f"dataset.root={root}: {path} is missing; leave dataset.root out to use the packaged files")
-        if _sha256(path) != sha256:
+        if sha256_of(path) != sha256:
             raise UserError(f"dataset.root={root}: {path} is damaged (SHA-256 differs from the canonical file)")

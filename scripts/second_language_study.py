@@ -3,6 +3,7 @@
 python scripts/second_language_study.py --seeds 5 --jobs 2          [OVERRIDE …] are overrides of every run
 python scripts/second_language_study.py --part capacity --seeds 3   varies units and updates at a quarter of labels
 python scripts/second_language_study.py --part noise --seeds 3      labels retain documents as forget
+python scripts/second_language_study.py --results FILE.csv          keeps the numbers there, and continues from them
 
 What is measured is fixed here, before any run: forget and retain loss on the test documents once unlearned (ablated
 and fine-tuned; of filtering and the base, as trained), and the forget loss after relearning from 32 documents at the
@@ -20,6 +21,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
+from kept import Kept
 from unlearning_sweep import losses, made
 
 from gradroute.comparison.intervals import shown
@@ -34,6 +36,7 @@ RATES = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the attack, as shares of trainer.lr
 RELEARNED = "model_relearned_32"
 ANCHOR = "anchor of leakage"
 KEYS = ("forget", "retain", "relearned")
+VARIED = ("method", "varied", "labelled_fraction", "seed", "overrides")  # columns of the results
 Ends = dict[str, float]  # losses by these keys
 ENDS = ("model_finetuned", "model_ablated", "model")  # the last of these heads is the unlearned model
 METHODS: dict[str, tuple[str, list[str]]] = {  # a name: the experiment, and its changes
@@ -171,17 +174,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--preset", default="fast", help="trainer= of every run (default fast)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--results", type=Path, help="a CSV file of numbers; runs whose numbers it has are not made")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     a = parser.parse_intermixed_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // a.jobs)))  # of the processes
     more = [f"trainer={a.preset}", "output_dir=outputs/second_language_study", *a.overrides]
     plans = [run for seed in range(a.seeds) for run in PARTS[a.part](seed, a.fractions, more)]
-    found = {}
-    for run, outcome in zip(plans, made([list(run.given) for run in plans], a.jobs), strict=True):
+    kept, asked = Kept(a.results, VARIED, KEYS), " ".join([f"trainer={a.preset}", *a.overrides])
+    keys = {run: (run.method, run.varied, f"{run.fraction:g}", str(run.seed), asked) for run in plans}
+    missing = [run for run in plans if keys[run] not in kept.found]
+    for run, outcome in zip(missing, made([list(run.given) for run in missing], a.jobs), strict=True):
         if isinstance(outcome, Path):
-            found[run] = ends(outcome)
+            kept.add(keys[run], ends(outcome))
         else:
             print(f"{run.method}, {run.fraction:.0%}, {run.varied}, seed {run.seed}: {outcome}")
+    found = {run: kept.found[key] for run, key in keys.items() if key in kept.found}
     print_table(found, forget_tokens(plans[0].given))
 
 

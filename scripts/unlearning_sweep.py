@@ -22,7 +22,7 @@ import math
 import os
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -114,12 +114,13 @@ def make(given: list[str]) -> Path | str:
     return outcome if isinstance(outcome, Path) else first_line(outcome)
 
 
-def made(runs: Sequence[list[str]], jobs: int) -> list[Path | str]:
-    """Make runs, `jobs` at a time."""
+def made(runs: Sequence[list[str]], jobs: int) -> Iterator[Path | str]:
+    """Make runs, `jobs` at a time, and yield each as soon as it and those before it are made."""
     if jobs == 1:
-        return [make(run) for run in runs]
+        yield from map(make, runs)
+        return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(make, runs))
+        yield from pool.map(make, runs)
 
 
 def losses(run: Path, split: str) -> dict[tuple[str, str], float]:
@@ -210,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // a.jobs)))  # of the processes
     more = [f"trainer={a.preset}", "output_dir=outputs/unlearning_sweep", *a.overrides]
     fresh = range(1, a.seeds + 1)
-    base = made([overrides("base", seed, {}, more) for seed in (0, *fresh)], a.jobs)
+    base = list(made([overrides("base", seed, {}, more) for seed in (0, *fresh)], a.jobs))
     tried = [(method, setting) for method in a.only for setting in settings(SPACES[method], a.trials)]
     runs = made([overrides(method, 0, setting, more) for method, setting in tried], a.jobs)
     trials = [judged(method, setting, run) for (method, setting), run in zip(tried, runs, strict=True)]

@@ -1,6 +1,7 @@
 """The script `second_language_study.py`: leakage, differences by seed, and runs that are made once."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -58,13 +59,18 @@ def test_a_small_study_runs_and_is_reused(
     monkeypatch.setattr(study, "ANCHORS", (1.0, 0.75))
     monkeypatch.setattr(study, "RELEARNED", "model_relearned_4")
     arguments = ["--preset", "smoke", "--seeds", "1", "--fractions", "0.5", "--jobs", "1", *TINY]
-    study.main([*arguments, "relearn.rates=[0.1]"])
+    arguments += ["relearn.rates=[0.1]", "--results", "numbers.csv"]
+    study.main(arguments)
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in table[1:]] == [
         "| control", "| ERA, weight -0.75", "| ERA, weight 0", "| ERA, compensated", "| SGTM", "| filtering",
         "| filtering", "| filtering",
     ]  # fmt: skip
     runs = sorted(tmp_path.glob("outputs/second_language_study/*/*/summary.json"))
-    study.main([*arguments, "relearn.rates=[0.1]"])
+    study.main(arguments)
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")] == table
     assert sorted(tmp_path.glob("outputs/second_language_study/*/*/summary.json")) == runs and len(runs) == 8
+    shutil.rmtree("outputs")
+    study.main(arguments)  # from the numbers alone
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")] == table
+    assert not Path("outputs").exists()

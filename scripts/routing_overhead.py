@@ -154,8 +154,11 @@ def median_interval(values: list[float]) -> tuple[float, float]:
     return ordered[max(0, math.floor(n / 2 - reach))], ordered[min(n - 1, math.ceil(n / 2 + reach))]
 
 
-def measure(name: str, steps: dict[str, Step], pairs: int) -> dict[str, Any]:
-    """Time every kind of step once per round; print and return the ratios to the unrouted step."""
+def measure(name: str, steps: dict[str, Step], pairs: int, compiled: str = "") -> dict[str, Any]:
+    """Time every kind of step once per round; print and return the ratios to the unrouted step.
+
+    compiled: the ending of the names of compiled kinds, whose ratio is to the unrouted step with that ending.
+    """
     seconds: dict[str, list[float]] = {kind: [] for kind in steps}
     for number in range(pairs + 5):
         for kind in random.sample(list(steps), len(steps)):
@@ -165,13 +168,14 @@ def measure(name: str, steps: dict[str, Step], pairs: int) -> dict[str, Any]:
                 seconds[kind].append(time.perf_counter() - started)
     result: dict[str, Any] = {"pairs": pairs}
     for kind, times in seconds.items():
-        ratios = [mine / plain for mine, plain in zip(times, seconds["unrouted"], strict=True)]
+        base = seconds["unrouted" + (compiled if compiled and kind.endswith(compiled) else "")]
+        ratios = [mine / plain for mine, plain in zip(times, base, strict=True)]
         low, high = median_interval(ratios)
-        mean = sum(times) / sum(seconds["unrouted"])
+        mean = sum(times) / sum(base)
         found = {"milliseconds": 1e3 * statistics.median(times), "median": statistics.median(ratios)}
         result[kind] = found | {"low": low, "high": high, "mean": mean}
         print(
-            f"{name:12} {kind:16} {found['milliseconds']:7.1f} ms, ratio: median {found['median']:.4f} "
+            f"{name:12} {kind:36} {found['milliseconds']:7.1f} ms, ratio: median {found['median']:.4f} "
             f"({low:.4f} to {high:.4f}), of the total times {mean:.4f}",
             flush=True,
         )

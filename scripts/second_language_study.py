@@ -30,7 +30,7 @@ from gradroute.errors import UserError
 from gradroute.tasks.language import LanguageModelling
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.1)
-ANCHORS = (1.0, 0.98, 0.95, 0.9, 0.75)  # labelled fractions of further filtered models, between which leakage is read
+ANCHORS = (1.0, 0.98, 0.95)  # labelled fractions of further filtered models, between which leakage is read
 NOISE = (0.02, 0.1)  # shares of retain documents that are labelled forget
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the attack, as shares of trainer.lr
 RELEARNED = "model_relearned_32"

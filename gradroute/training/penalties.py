@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 
@@ -11,7 +11,6 @@ from gradroute.config.limits import WEIGHT, Between
 from gradroute.config.schema import LossesConfig
 from gradroute.config.targets import build
 from gradroute.errors import UserError
-from gradroute.training.measures import at_least_float32
 
 Weight = Annotated[float, Between(0, WEIGHT)]
 
@@ -77,12 +76,28 @@ def l1_penalty(activation: torch.Tensor) -> torch.Tensor:
     return activation.abs().sum(-1).mean()
 
 
+class _L1ByUnit(torch.autograd.Function):
+    """Each unit's mean |activation|; keeps no |activation| for the backward pass, which takes two passes, not four."""
+
+    @staticmethod
+    def forward(ctx: Any, points: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(points)
+        precision = torch.promote_types(points.dtype, torch.float32)
+        return points.abs().sum(0, dtype=precision) / len(points)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (points,) = ctx.saved_tensors
+        return torch.sgn(points).mul_((gradients[0] / len(points)).to(points.dtype))
+
+
 def l1_by_unit(activation: torch.Tensor) -> torch.Tensor:
     """Return each unit's mean |activation|, `(units,)`, of `(batch, …, units)`: their sum is the L1 penalty.
 
     Take regions from this result: each slice of the activations would have a gradient of their full size.
     """
-    return at_least_float32(activation).flatten(0, -2).abs().mean(0)
+    found: torch.Tensor = _L1ByUnit.apply(activation.flatten(0, -2))
+    return found
 
 
 def correlation_penalty(activations: Sequence[torch.Tensor]) -> torch.Tensor:

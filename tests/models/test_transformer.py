@@ -18,7 +18,7 @@ from gradroute.data.text.toy_stories import generate
 from gradroute.models.base import plan_of
 from gradroute.models.generation import complete, steered
 from gradroute.models.transformer import Transformer
-from gradroute.models.transformer_layers import TransformerConfig, rotate
+from gradroute.models.transformer_layers import TransformerConfig, attend, rotate
 from gradroute.routing import Site
 
 GPT = TransformerConfig(vocabulary=11, layers=3, width=16, heads=4, context=12)
@@ -58,6 +58,23 @@ def test_attention_equals_one_head_and_position_at_a_time() -> None:
     attention, x = model_of(GPT).blocks[0].attn, torch.randn(2, 7, 16, dtype=torch.float64)
     expected = torch.stack([slow_attention(attention, row) for row in x])
     torch.testing.assert_close(attention(x, None, None), expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_under_autocast_is_that_of_float32(masked: bool) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 2, 9, 4, dtype=torch.float64) for _ in range(3))
+    mask = torch.rand(2, 1, 9, 9).tril() > 0.2 if masked else None
+    if mask is not None:
+        mask |= torch.eye(9, dtype=torch.bool)
+    exact = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+    torch.testing.assert_close(attend(query, key, value, mask), exact, rtol=0, atol=0)  # float64 stays
+    low = [tensor.bfloat16() for tensor in (query, key, value)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(*low, mask)
+    lifted = [tensor.float() for tensor in low]
+    exact = F.scaled_dot_product_attention(*lifted, attn_mask=mask, is_causal=mask is None)
+    torch.testing.assert_close(found, exact, rtol=0, atol=0)
 
 
 def test_rotation_is_a_product_of_complex_numbers() -> None:

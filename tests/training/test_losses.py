@@ -12,7 +12,7 @@ from gradroute.models.autoencoder import Autoencoder
 from gradroute.models.base import perceptron
 from gradroute.tasks.image_objectives import ReconstructionObjective
 from gradroute.training.objectives import group_means
-from gradroute.training.penalties import correlation_penalty
+from gradroute.training.penalties import correlation_penalty, l1_by_unit
 
 
 def transcription(model: Autoencoder, certificates: nn.ModuleDict, x: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
@@ -73,3 +73,17 @@ def test_correlation_averages_over_all_pairs_in_different_regions(sizes: tuple[i
     matrix = torch.corrcoef(torch.cat(regions, 1).T).abs() * 29 / 30
     pairs = [matrix[i, j] for i, j in product(range(len(owner)), repeat=2) if owner[i] < owner[j]]
     torch.testing.assert_close(correlation_penalty(regions), torch.stack(pairs).mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_l1_of_each_unit_and_its_gradient_equal_the_definition(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    activation = torch.randn(3, 5, 7).where(torch.rand(3, 5, 7) > 0.3, 0.0).to(dtype).requires_grad_()
+    weights = torch.randn(7, dtype=torch.promote_types(dtype, torch.float32))
+    found = l1_by_unit(activation)
+    exact = activation.to(weights.dtype).abs().flatten(0, 1).mean(0)
+    torch.testing.assert_close(found, exact)
+    (gradient,) = torch.autograd.grad(found @ weights, activation, retain_graph=True)
+    (right,) = torch.autograd.grad(exact @ weights, activation)
+    torch.testing.assert_close(gradient, right)
+    assert gradient.dtype == dtype and not gradient[activation == 0].any()

@@ -69,11 +69,12 @@ def test_attention_under_autocast_is_that_of_float32(masked: bool) -> None:
         mask |= torch.eye(9, dtype=torch.bool)
     exact = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
     torch.testing.assert_close(attend(query, key, value, mask), exact, rtol=0, atol=0)  # float64 stays
-    low = [tensor.bfloat16() for tensor in (query, key, value)]
+    query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        found = attend(*low, mask)
-    lifted = [tensor.float() for tensor in low]
-    exact = F.scaled_dot_product_attention(*lifted, attn_mask=mask, is_causal=mask is None)
+        found = attend(query, key, value, mask)
+    exact = F.scaled_dot_product_attention(
+        query.float(), key.float(), value.float(), attn_mask=mask, is_causal=mask is None
+    )
     torch.testing.assert_close(found, exact, rtol=0, atol=0)
 
 

@@ -5,6 +5,7 @@ A row of 4,096 tokens has 4 GiB of logits over a vocabulary of 256,000, and thre
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
@@ -57,22 +58,33 @@ def at_once(model: nn.Module, length: int) -> int | None:
     return max(1, LOGITS // vocabulary)
 
 
-def in_pieces(
-    model: Divided, features: torch.Tensor, targets: torch.Tensor,
-    value: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], count: int,
+def source(model: nn.Module, count: int | None) -> Callable[..., torch.Tensor]:
+    """Return what to call for the `output` of `each_position`: the model, or its part before the output layer."""
+    return model if count is None else body(model)
+
+
+def each_position(
+    model: nn.Module, output: torch.Tensor, targets: torch.Tensor,
+    value: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], count: int | None,
 ) -> torch.Tensor:  # fmt: skip
-    """Return `value(logits, targets)` at every position, `(positions,)`, from `count` positions' logits at once.
+    """Return `value(logits, targets)` at every position, `(positions, …)`, from `count` positions' logits at once.
 
     For the backward pass the logits of each piece are computed again. (PyTorch's own `linear_cross_entropy` is newer
     than the oldest version that is supported, knows no other losses, and took 8 to 16 times as long on a CPU.)
 
     Args:
-        features: `(batch, length, width)`. targets: `(batch, length)`.
+        output: what `source` returned for rows of tokens, `(batch, length, …)`: features, or logits if `count` is None.
+        targets: what `value` needs of each position, `(batch, length, …)`.
+        count: see `at_once`.
     """
+    output, targets = output.flatten(0, 1), targets.flatten(0, 1)
+    if count is None:
+        return value(output, targets)
+    divided = cast(Divided, model)
 
     def piece(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return value(model.logits(features), targets)
+        return value(divided.logits(features), targets)
 
-    pairs = zip(features.flatten(0, 1).split(count), targets.flatten().split(count), strict=True)
+    pairs = zip(output.split(count), targets.split(count), strict=True)
     found = [checkpoint(piece, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
     return torch.cat(found)

@@ -88,7 +88,8 @@ class Undo(Unlearn):
 
     def distillation(self, task: LanguageModelling, student: nn.Module, teacher: nn.Module) -> DistillationObjective:
         """Return the loss of a student of this teacher."""
-        return DistillationObjective(student, teacher, self.group, self.number(task), self.retain)
+        length = task.data.length
+        return DistillationObjective(student, teacher, self.group, self.number(task), self.retain, length)
 
     def run(self, run: RunState) -> Iterator[Training]:
         """Yield the training of the teacher, if it has one, and then that of the student, the model `unlearned`."""

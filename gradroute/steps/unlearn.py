@@ -159,7 +159,7 @@ class MaxEntropy(Unlearn):
 
     def objective(self, task: LanguageModelling, model: nn.Module) -> EntropyObjective:
         """Return the loss of a model that starts from the trained or ablated one."""
-        return EntropyObjective(model, self.group, self.number(task), self.retain)
+        return EntropyObjective(model, self.group, self.number(task), self.retain, length=task.data.length)
 
 
 @dataclass(kw_only=True)
@@ -175,4 +175,4 @@ class GradientDifference(Unlearn):
 
     def objective(self, task: LanguageModelling, model: nn.Module) -> DifferenceObjective:
         """Return the loss of a model that starts from the trained or ablated one."""
-        return DifferenceObjective(model, self.group, self.number(task), self.retain)
+        return DifferenceObjective(model, self.group, self.number(task), self.retain, task.data.length)

@@ -2,14 +2,15 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import ClassVar, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from gradroute.data.text.packing import IGNORED
+from gradroute.models.logits import Divided, at_once, each_position, source
 from gradroute.training.measures import at_least_float32
 from gradroute.training.objectives import Batch, Objective, Part, Term, Terms, in_parts
 
@@ -71,13 +72,52 @@ class ForgetRetainObjective(Objective):
         return found
 
 
+class LogitsObjective(ForgetRetainObjective):
+    """A loss of the next token's distribution; if rows are long, their logits are computed in pieces.
+
+    A subclass defines `each`.
+
+    Args:
+        model: the model that unlearns.
+        length: tokens in a row.
+    """
+
+    def __init__(
+        self, model: nn.Module, group: str, number: int, retain: float, forget: float = 1.0, length: int = 0
+    ) -> None:
+        super().__init__(group, number, retain, forget)
+        self.model, self.at_once = model, at_once(model, length)
+
+    def called(self) -> Callable[..., torch.Tensor]:
+        """Return the model; if a row's logits are computed in pieces, its part before the output layer."""
+        return source(self.model, self.at_once)
+
+    @abstractmethod
+    def each(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return both values at some positions, `(positions, 2)`, from logits `(positions, vocabulary)` in float32."""
+
+    def targets_of(self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+        """Return what `each` needs of every position, `(batch, length, …)`; here the target."""
+        return targets
+
+    def values(self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor) -> Values:
+        """Return both values at every position, in nats."""
+
+        def value(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return self.each(at_least_float32(logits), targets)
+
+        needed = self.targets_of(tokens, targets, documents)
+        found = each_position(self.model, self.output(tokens, documents), needed, value, self.at_once)
+        forget, retain = found.view(*targets.shape, 2).unbind(-1)
+        return forget, retain
+
+
 def cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy at every position, `(batch, length)`; 0 where there is no target."""
-    each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return each.view_as(targets)
+    """Return the cross-entropy at every position, `(positions,)`; 0 where there is no target."""
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
 
 
-class EntropyObjective(ForgetRetainObjective):
+class EntropyObjective(LogitsObjective):
     """Forget: the KL divergence of the next token's distribution from the uniform one. Retain: the cross-entropy.
 
     The divergence is the logarithm of the vocabulary minus the entropy, so minimising it maximises the entropy.
@@ -85,19 +125,14 @@ class EntropyObjective(ForgetRetainObjective):
 
     metrics = ("uniform_divergence", "cross_entropy")
 
-    def __init__(self, model: nn.Module, group: str, number: int, retain: float) -> None:
-        super().__init__(group, number, retain)
-        self.model = model
-
-    def values(self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor) -> Values:
-        """Return the divergence and the cross-entropy at every position, in nats."""
-        logits = at_least_float32(self.output(tokens, documents))
+    def each(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the divergence and the cross-entropy."""
         log_shares = logits.log_softmax(-1)
         entropy = -(log_shares.exp() * log_shares).sum(-1)
-        return math.log(logits.shape[-1]) - entropy, cross_entropies(logits, targets)
+        return torch.stack([math.log(logits.shape[-1]) - entropy, cross_entropies(logits, targets)], -1)
 
 
-class DifferenceObjective(ForgetRetainObjective):
+class DifferenceObjective(LogitsObjective):
     """Forget: minus the cross-entropy, of each token at most that of a uniform guess. Retain: the cross-entropy.
 
     Without the bound the loss could fall for ever. A token whose cross-entropy has reached the logarithm of the
@@ -106,34 +141,38 @@ class DifferenceObjective(ForgetRetainObjective):
 
     metrics = ("bounded_cross_entropy", "cross_entropy")
 
-    def __init__(self, model: nn.Module, group: str, number: int, retain: float) -> None:
-        super().__init__(group, number, retain, forget=-1.0)
-        self.model = model
+    def __init__(self, model: nn.Module, group: str, number: int, retain: float, length: int = 0) -> None:
+        super().__init__(model, group, number, retain, -1.0, length)
 
-    def values(self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor) -> Values:
-        """Return the bounded cross-entropy and the cross-entropy at every position, in nats."""
-        logits = at_least_float32(self.output(tokens, documents))
-        each = cross_entropies(logits, targets)
-        return each.clamp(max=math.log(logits.shape[-1])), each
+    def each(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the bounded cross-entropy and the cross-entropy."""
+        found = cross_entropies(logits, targets)
+        return torch.stack([found.clamp(max=math.log(logits.shape[-1])), found], -1)
 
 
-class DistillationObjective(ForgetRetainObjective):
+class DistillationObjective(LogitsObjective):
     """Forget and retain: the KL divergence of the student's next-token distribution from the teacher's.
 
-    Args: `teacher`: a model that does not change.
+    Args: `teacher`: a model of the student's kind that does not change.
     """
 
     metrics = ("distillation", "distillation")
 
-    def __init__(self, model: nn.Module, teacher: nn.Module, group: str, number: int, retain: float) -> None:
-        super().__init__(group, number, retain)
-        self.model = model
+    def __init__(
+        self, model: nn.Module, teacher: nn.Module, group: str, number: int, retain: float, length: int = 0
+    ) -> None:
+        super().__init__(model, group, number, retain, length=length)
         self._teacher = (teacher,)  # in a tuple: its parameters are not this module's
 
-    def values(self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor) -> Values:
-        """Return the divergence at every position, in nats, twice."""
-        student = at_least_float32(self.output(tokens, documents)).log_softmax(-1)
+    @torch.no_grad()
+    def targets_of(self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+        """Return the teacher's output at every position: logits, or features if logits are computed in pieces."""
+        return source(self._teacher[0], self.at_once)(tokens, documents)
+
+    def each(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the divergence, twice."""
         with torch.no_grad():
-            teacher = at_least_float32(self._teacher[0](tokens, documents)).log_softmax(-1)
-        each = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-        return each, each
+            taught = targets if self.at_once is None else cast(Divided, self._teacher[0]).logits(targets)
+            teacher = at_least_float32(taught).log_softmax(-1)
+        found = F.kl_div(logits.log_softmax(-1), teacher, reduction="none", log_target=True).sum(-1)
+        return torch.stack([found, found], -1)

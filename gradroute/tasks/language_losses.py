@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from torch import nn
 
 from gradroute.data.text.corpora import Part
 from gradroute.data.text.packing import IGNORED
-from gradroute.models.logits import LOGITS, Divided, at_once, body, in_pieces
+from gradroute.models.logits import LOGITS, at_once, each_position, source
 from gradroute.routing.sites import undisturbed
 from gradroute.training.measures import CROSS_ENTROPY, Measure
 
@@ -35,12 +34,9 @@ def token_values(
             tokens, targets, documents = (
                 t[rows].to(device) for t in (part.packed.tokens, part.packed.targets, part.packed.documents)
             )
-            output = (model if count is None else body(model))(tokens, documents)
+            output = source(model, count)(tokens, documents)
             for measure in measures:
-                if count is None:
-                    each = _values(measure, output.flatten(0, 1), targets.flatten())
-                else:
-                    each = in_pieces(cast(Divided, model), output, targets, partial(_values, measure), count)
+                each = each_position(model, output, targets, partial(_values, measure), count)
                 found.setdefault(measure.name, []).append(each.view_as(tokens).cpu())
     return {name: part.packed.gathered(torch.cat(values)) for name, values in found.items()}
 

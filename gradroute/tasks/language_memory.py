@@ -8,7 +8,7 @@ from torch import nn
 
 from gradroute.config.components import step_names
 from gradroute.config.schema import Config, TrainerConfig
-from gradroute.models.logits import at_once, body
+from gradroute.models.logits import at_once, source
 from gradroute.routing import Router, Site
 from gradroute.tasks.image_checks import indivisible
 from gradroute.training.memory import (
@@ -27,7 +27,7 @@ STORED = 5 * 2**29  # bytes of these activations, at most
 def row_bytes(model: nn.Module, vocabulary: int, length: int) -> int:
     """Return the bytes of one row's logits and activations, and of their gradients; the model is on the meta device."""
     row, pieces = torch.zeros(1, length, dtype=torch.int64, device="meta"), at_once(model, length)
-    called = model if pieces is None else body(model)
+    called = source(model, pieces)
     return 2 * FLOAT * (vocabulary * (pieces or length) + activation_numbers(model, row, called=called))
 
 

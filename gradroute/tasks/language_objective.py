@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import cast
 
 import torch
 from torch import nn
 
 from gradroute.config.schema import LossesConfig
 from gradroute.data.text.packing import IGNORED
-from gradroute.models.logits import Divided, at_once, body, in_pieces
+from gradroute.models.logits import at_once, each_position, source
 from gradroute.routing.router import Router
 from gradroute.training.measures import CROSS_ENTROPY, Measure, at_least_float32
 from gradroute.training.objectives import UNLABELLED, Batch, Objective, Part, Term, Terms, in_parts
@@ -46,7 +45,7 @@ class NextTokenObjective(Objective):
 
     def called(self) -> Callable[..., torch.Tensor]:
         """Return the model; if a row's logits are computed in pieces, its part before the output layer."""
-        return self.model if self.at_once is None else body(self.model)
+        return source(self.model, self.at_once)
 
     def _counts(self, targets: torch.Tensor, group_index: torch.Tensor) -> torch.Tensor:
         """Return the number of positions with a target in each group, `(groups,)`."""
@@ -74,10 +73,7 @@ class NextTokenObjective(Objective):
         activations: dict[str, torch.Tensor] = {}
         with self.router.route(membership, self.monitor) if self.router else nullcontext(activations) as activations:
             output = self.output(tokens, documents)
-        if self.at_once is None:
-            each = self._each(output.flatten(0, 1), targets.flatten())
-        else:
-            each = in_pieces(cast(Divided, self.model), output, targets, self._each, self.at_once)
+        each = each_position(self.model, output, targets, self._each, self.at_once)
         number = (group_index % len(self.names)).flatten()
         counts = self._counts(targets, group_index) if counts is None else counts
         means = each.new_zeros(len(self.names)).index_add(0, number, each) / counts.clamp(min=1)

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradroute.models.generation import last_logits
 from gradroute.models.logits import at_once
-from gradroute.steps.unlearn import RMU
+from gradroute.steps.undo import Undo
+from gradroute.steps.unlearn import RMU, GradientDifference, MaxEntropy, Unlearn
 from gradroute.tasks.language import LanguageModelling
 from gradroute.training.gradients import total
 from gradroute.training.measures import CROSS_ENTROPY
@@ -62,15 +63,16 @@ def test_no_operation_returns_more_logits_than_those_of_a_piece(
 ) -> None:
     task = LanguageModelling(config(tmp_path, "stories_era", "model.width=4"))  # so are its matrix's own rows
     batch, test = task.batch(torch.arange(3)), task.data.test
-    rmu = RMU(group="forget", layers=[0]).objective(task, task.left())
+    methods = [RMU(group="forget", layers=[0]), MaxEntropy(group="forget"), GradientDifference(group="forget")]
 
     def most() -> list[int]:
         counts = []
+        unlearning = [method.objective(task, task.left()) for method in (*methods, Undo(group="forget"))]
         for action in (
             lambda: total(task.objective()(*batch)).backward(),
             lambda: task.losses(task.model, test),
             lambda: last_logits(task.model, batch[0]),
-            lambda: total(rmu(*batch)).backward(),
+            *(lambda own=own: total(own(*batch)).backward() for own in unlearning),
         ):
             with Largest(task.data.tokenizer.size) as largest:
                 action()
@@ -78,8 +80,35 @@ def test_no_operation_returns_more_logits_than_those_of_a_piece(
         return counts
 
     assert most()[:3] == [3 * 48, 64 * 48, 3 * 48]  # evaluation takes 64 rows
+    assert most()[4:] == [3 * 48] * 3  # RMU needs no logits
     in_pieces(monkeypatch, task)
-    assert most()[:2] == [AT_ONCE, AT_ONCE] and max(most()) == AT_ONCE
+    assert most()[:2] == [AT_ONCE, AT_ONCE] and most()[4:] == [AT_ONCE] * 3 and max(most()) == AT_ONCE
+
+
+@pytest.mark.parametrize("kind", [MaxEntropy, GradientDifference, Undo])
+def test_unlearning_in_pieces_has_the_losses_and_gradients_of_whole_rows(
+    kind: type[Unlearn], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64, after a change without which the student would be its teacher."""
+    task = LanguageModelling(config(tmp_path, "stories_era"))
+    task.model.double()
+    forget = (task.routed == task.names.index("forget")).any(1)
+    batch, model = task.batch(torch.cat([forget.nonzero().flatten()[:2], torch.arange(2)])), task.left()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+
+    def found() -> tuple[list[float], list[torch.Tensor]]:
+        terms = kind(group="forget").objective(task, model)(*batch)
+        values = [value.item() for value, _ in terms.values()]
+        return values, list(torch.autograd.grad(total(terms), list(model.parameters())))
+
+    whole = found()
+    in_pieces(monkeypatch, task)
+    pieces = found()
+    assert pieces[0] == pytest.approx(whole[0], rel=1e-12) and min(map(abs, whole[0])) > 0
+    for one, other in zip(whole[1], pieces[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 def test_evaluation_and_generation_give_what_whole_rows_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,7 @@
-"""`gradroute-verify RUN…`: check finished runs' files and ledgers, and recompute their metrics from the weights."""
+"""`gradroute-verify RUN…`: check finished runs' files and ledgers, and recompute their metrics from the weights.
+
+`--replay` also makes parts of the training again, so that a folder whose parts come from different trainings is found.
+"""
 
 import argparse
 import sys
@@ -12,19 +15,30 @@ from gradroute.running.verify import verify
 SIGNALLED = 128  # exit statuses from here on: interrupted, or nobody reads the output
 
 
+def windows(text: str) -> int | str:
+    """Return a number of windows from 0 on, or `all`. Raises: ArgumentTypeError."""
+    if text != "all" and not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"'{text}': must be a number of windows, such as 3, or all")
+    return text if text == "all" else int(text)
+
+
 def main() -> None:
     """Entry point of `gradroute-verify`: exit status 0 if all claims hold, 1 if one does not, 2 if a RUN is no run."""
     parser = argparse.ArgumentParser(prog="gradroute-verify", description=(__doc__ or "").strip())
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, outputs/<experiment>/<run>")
     parser.add_argument("--run-code", action="store_true", help="run the code that the run's configuration names")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="with --run-code: search for code beside DIR")
+    parser.add_argument(
+        "--replay", type=windows, default=0, metavar="N|all",
+        help="make the first window of updates and N others, drawn at random, or all again, and compare",
+    )  # fmt: skip
     arguments = parser.parse_args()
     held: list[bool] = []
 
     def check(run: Path) -> None:
         if arguments.config_dir is not None:
             use_code_of(arguments.config_dir)
-        held.append(verify(run, arguments.run_code))
+        held.append(verify(run, arguments.run_code, arguments.replay))
 
     worst = 0
     for run in arguments.runs:

@@ -174,10 +174,12 @@ class CheckpointConfig:
     """Checkpoints: minutes between them while a run trains (0: after every update), and what a finished run keeps.
 
     keep: `weights`, or `none`.
+    replay: number of checkpoints of the training that are kept for `gradroute-verify --replay`, spread over it evenly.
     """
 
     minutes: float = 5.0
     keep: str = "weights"
+    replay: int = 0
 
 
 @dataclass

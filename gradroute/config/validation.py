@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "ledger.window": (1, MANY),
     "ledger.every": (1, MANY),
     "checkpoint.minutes": (0, 100_000),
+    "checkpoint.replay": (0, 1000),
     "routing.labelled_fraction": (0, 1),
 }
 OPTIONAL = ("seeds", "trainer.train_limit", "trainer.test_limit")

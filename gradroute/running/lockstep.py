@@ -31,18 +31,22 @@ class Checkpointer:
         self.due = time.monotonic() + self.every
 
     def after_update(self) -> None:
-        """Write checkpoints if they are due or a signal came; after a signal, end."""
-        if not signals.asked() and time.monotonic() < self.due:
-            return
+        """Write checkpoints if they are due or a signal came, and those that stay; after a signal, end."""
+        if any(run.keeps(self.fit.step, self.fit.steps) for run in self.runs):
+            self._save(stays=True)
+        if signals.asked() or time.monotonic() >= self.due:
+            self._save()
+            signals.end()
+            self.due = time.monotonic() + self.every
+
+    def _save(self, stays: bool = False) -> None:
         self.fit.check_parameters()
         for number, (run, state) in enumerate(zip(self.runs, self.fit.states(), strict=True)):
-            if number not in self.fit.failed:
+            if number not in self.fit.failed and (not stays or run.keeps(self.fit.step, self.fit.steps)):
                 try:
-                    run.checkpoint(state)
+                    run.checkpoint(state, stays)
                 except OSError as error:
                     self.fit.fail(number, error)
-        signals.end()
-        self.due = time.monotonic() + self.every
 
 
 def _train(trainings: dict[Run, Training]) -> dict[Run, Exception]:

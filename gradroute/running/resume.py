@@ -14,18 +14,22 @@ from gradroute.training.states import read_state, save_state
 from gradroute.training.weights import read_weights
 
 
-def save_checkpoint(run: RunState, fit: Mapping[str, Any] | None) -> None:
-    """Write a checkpoint of a run; `fit` is the state of its current training, None between trainings."""
+def save_checkpoint(run: RunState, fit: Mapping[str, Any] | None, stays: bool = False) -> None:
+    """Write a checkpoint of a run; `fit` is the state of its current training, None between trainings.
+
+    stays: write it where a finished run keeps it, by its number of updates.
+    """
     position = f"{len(run.done)} steps, {run.trainings_done} trainings, {fit['step'] if fit else 0} updates"
     task, cuda = run.task, run.task.device.type == "cuda"
     state = {
         "done": run.done, "trainings_done": run.trainings_done, "fit": fit, "updates": run.updates,
-        "more": task.more(), "modules": list(run.modules), "order": run.order.get_state(), "rows": run.folder.rows,
+        "more": task.more(), "modules": list(run.modules), "links": list(run.links),
+        "order": run.order.get_state(), "rows": run.folder.rows,
         "seconds": run.folder.seconds, "train_began": run.train_began,
         "train_seconds": run.folder.manifest.get("train_seconds"), "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state(task.device) if cuda else None,
     }  # fmt: skip
-    save_state(run.folder.path, position, state, run.tensors())
+    save_state(run.folder.path, position, state, run.tensors(), fit["step"] if fit and stays else None)
 
 
 def restore(run: RunState, steps: Mapping[str, Step], checkpoint: Checkpoint | None) -> None:
@@ -45,6 +49,7 @@ def restore(run: RunState, steps: Mapping[str, Step], checkpoint: Checkpoint | N
         _restore_weights(run, checkpoint, state)
         run.done, run.trainings_done = list(state["done"]), int(state["trainings_done"])
         run.updates, run.fit = int(state["updates"]), state["fit"]
+        run.links = [str(link) for link in state.get("links", ())]  # older checkpoints have none
         run.order.set_state(state["order"].cpu())
         torch.set_rng_state(state["random"].cpu())
         if state["random_cuda"] is not None:

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +14,13 @@ from gradroute.records import run_reader
 from gradroute.records.metrics import ERRORS, RELEARNED, final_rows
 from gradroute.records.tables import read_ledger, read_metrics
 from gradroute.routing.routes import Route, read_route
+from gradroute.running.claims import Claim
 
 if TYPE_CHECKING:
     from gradroute.tasks.base import Task
 
 TOLERANCE = 1e-3  # relative, of a recomputed metric: the order of sums depends on the processor
 Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim that a run makes, whether it holds, and what was found."""
-
-    what: str
-    holds: bool
-    found: str
 
 
 def file_claims(run: Path, manifest: dict[str, Any]) -> Iterator[Claim]:
@@ -176,8 +167,10 @@ def metric_claims(task: "Task", run: Path) -> Iterator[Claim]:
         yield Claim(what, worst <= TOLERANCE, f"{len(pairs)} values, largest relative difference {worst:.1e}")
 
 
-def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
+def claims_of(run: Path, run_code: bool = False, replay: int | str = 0) -> Iterator[Claim]:
     """Yield every claim of a finished run, checked.
+
+    replay: how many windows of the training to make again besides the first, or `all`; 0 makes none.
 
     Raises: UserError if it is not a finished run, or if it names code and `run_code` is false.
     """
@@ -203,16 +196,23 @@ def claims_of(run: Path, run_code: bool = False) -> Iterator[Claim]:
         yield Claim("the metrics are reproduced by the weights", False, "checkpoint.keep=none: the run kept no weights")
     elif "evaluate" in step_names(config):
         yield from metric_claims(task, run)
+    if replay:
+        from gradroute.running.replay import replay_claims
+
+        yield from replay_claims(run, manifest, config, None if replay == "all" else int(replay))
 
 
-def verify(run: Path, run_code: bool = False) -> bool:
-    """Check a run and print a table of its claims; return whether all hold. Raises: UserError if it is not a run."""
+def verify(run: Path, run_code: bool = False, replay: int | str = 0) -> bool:
+    """Check a run and print a table of its claims; return whether all hold. Raises: UserError if it is not a run.
+
+    Args: as of `claims_of`.
+    """
     from rich.markup import escape
     from rich.table import Table
 
     from gradroute.reporting.terminal import terminal
 
-    claims = list(claims_of(run, run_code))
+    claims = list(claims_of(run, run_code, replay))
     table = Table(title=escape(plain_text(run)))
     for title in ("claim", "", "found"):
         table.add_column(title, overflow="fold")

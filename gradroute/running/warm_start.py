@@ -87,5 +87,7 @@ def reuse_training(run: RunState, other: Path) -> None:
         "train_seconds": manifest.get("train_seconds"),
         "trained_in": f"{other.parent.name}/{other.name}",
     }
+    if "weights" in manifest:
+        run.folder.manifest["weights"] = run.links = list(manifest["weights"])
     run.folder.keep({})  # write the manifest at once: if killed, the run resumes from a checkpoint of this training
     run.folder.log(f"reuses the training of {other}")

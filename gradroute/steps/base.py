@@ -16,7 +16,7 @@ from gradroute.tasks.base import Measurement, Probe, Task
 from gradroute.training.fit import Training
 from gradroute.training.memory import collect_copies
 from gradroute.training.objectives import Term
-from gradroute.training.weights import own_tensors
+from gradroute.training.weights import digest, own_tensors
 
 Watch = Callable[[int, list[dict[str, Any]]], None]  # called with the number of updates and the latest measurements
 
@@ -40,6 +40,8 @@ class RunState:
         ablations: the ablations that `ablate` prepared.
         donor: finished run whose training is reused.
         watch: called after every evaluation while the model trains.
+        links: digests of the weights before each window of the ledger, and after the training.
+        window: updates in a window, while the step `train` trains and its weights are noted; else 0.
     """
 
     config: Config
@@ -59,6 +61,8 @@ class RunState:
         self.fit: Mapping[str, Any] | None = None
         self.modules: dict[str, nn.Module] = {}  # modules that steps train, by name
         self.saved: dict[str, dict[str, torch.Tensor]] = {}  # weights of a checkpoint for modules not made yet
+        self.links: list[str] = []
+        self.window = 0
 
     def record(self, split: str, measured: Measurement, step: int | None = None) -> None:
         """Add a row to the metrics; if None, `step` is the number of updates that the training has made."""
@@ -97,6 +101,20 @@ class RunState:
         """Return all trained weights by name, on the CPU."""
         own = {f"steps.{name}.{k}": v for name, m in self.modules.items() for k, v in own_tensors(m).items()}
         return self.task.tensors() | {name: tensor.cpu().contiguous() for name, tensor in own.items()}
+
+    def link(self) -> None:
+        """Note the digest of the weights as they are now."""
+        self.links.append(digest(self.tensors()))
+
+    def keeps(self, update: int, updates: int) -> bool:
+        """Return whether the checkpoint after `update` of `updates` updates is kept: at the start of some windows.
+
+        The last window is among them, so that what it makes again are the run's final weights.
+        """
+        wanted = self.config.checkpoint.replay if self.window else 0
+        windows = -(-updates // self.window) if wanted else 0
+        starts = {round(i * (windows - 1) / wanted) * self.window for i in range(1, wanted + 1)}
+        return update in starts - {0}
 
     def reuse_training(self, donor: Path) -> None:
         """Take over the training of the run `donor` instead of training."""

@@ -30,41 +30,48 @@ class Train(Step):
                 return
         settings, task = run.config.ledger, run.task
         ledger = Ledger(task.router, task.parts.parameter_router, task.routed, settings.window, settings.every)
-        yield self._training(run, ledger)
+        run.window = settings.window if settings.enabled else 0
+        yield training_of(run, ledger)
+        run.window = 0
         task.at_step(run.updates - 1)  # no update has set it if the run was resumed after the last one
         run.folder.manifest["train_seconds"] = round(run.folder.seconds - run.train_began, 1)
         if settings.enabled:
             ledger.close(run.updates)
             run.folder.write_ledger(ledger.rows)
+            run.link()
+            run.folder.manifest["weights"] = run.links
 
-    @staticmethod
-    def _training(run: RunState, ledger: Ledger) -> Training:
-        trainer, task, objective = run.config.trainer, run.task, run.task.objective()
-        every, noted = -(-trainer.epochs // CURVE_POINTS), run.config.ledger.enabled
 
-        def before_update(step: int, chosen: torch.Tensor) -> None:
-            task.at_step(step)
-            if noted:
-                objective.monitor = ledger.begin(step, task.routed[chosen])
+def training_of(run: RunState, ledger: Ledger) -> Training:
+    """Return the training of a run's model, noted in a ledger if `ledger.enabled`."""
+    trainer, task, objective = run.config.trainer, run.task, run.task.objective()
+    every, noted = -(-trainer.epochs // CURVE_POINTS), run.config.ledger.enabled
 
-        def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
-            run.updates = step
-            for term, mean in means.items():
-                run.record("train", (term.group, Head(term.head, term.region), term.metric, mean))
-            if epoch % every == 0 and epoch < trainer.epochs:
-                with computing(trainer.precision, task.device):
-                    run.evaluate()
-                if run.watch:
-                    run.watch(step, run.headline())
-            run.progress.epoch(epoch, trainer.epochs, means)
+    def before_update(step: int, chosen: torch.Tensor) -> None:
+        task.at_step(step)
+        if noted:
+            if step % ledger.window == 0:
+                run.link()
+            objective.monitor = ledger.begin(step, task.routed[chosen])
 
-        return run.training(
-            Probe("train", objective, task.batch),
-            on_epoch=on_epoch,
-            before_update=before_update,
-            parameter_router=task.parameter_router,
-            group_index=task.routed if trainer.batches == "by_group" else None,
-            compiled=trainer.compile,
-            shared=True,
-            watcher=ledger if noted else None,
-        )
+    def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
+        run.updates = step
+        for term, mean in means.items():
+            run.record("train", (term.group, Head(term.head, term.region), term.metric, mean))
+        if epoch % every == 0 and epoch < trainer.epochs:
+            with computing(trainer.precision, task.device):
+                run.evaluate()
+            if run.watch:
+                run.watch(step, run.headline())
+        run.progress.epoch(epoch, trainer.epochs, means)
+
+    return run.training(
+        Probe("train", objective, task.batch),
+        on_epoch=on_epoch,
+        before_update=before_update,
+        parameter_router=task.parameter_router,
+        group_index=task.routed if trainer.batches == "by_group" else None,
+        compiled=trainer.compile,
+        shared=True,
+        watcher=ledger if noted else None,
+    )

@@ -1,7 +1,7 @@
 """Write checkpoints, which hold weights and the state of everything else, and read them without executing code."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +9,25 @@ import torch
 
 from gradroute.errors import UserError
 from gradroute.records import safe_reading
-from gradroute.records.checkpoints import STATE, WEIGHTS, Checkpoint, save
+from gradroute.records.checkpoints import STATE, WEIGHTS, Checkpoint, keep, save
 from gradroute.training.weights import write_weights
 
 
-def save_state(run: Path, position: str, state: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
-    """Write a checkpoint of a run; see `gradroute.records.checkpoints.save`."""
-    save(
-        run,
-        position,
-        {
-            WEIGHTS: lambda path: write_weights(path, weights),
-            STATE: lambda path: _write_state(path, state),
-        },
-    )
+def save_state(
+    run: Path, position: str, state: Mapping[str, Any], weights: Mapping[str, torch.Tensor], update: int | None = None
+) -> None:
+    """Write a checkpoint of a run, to stay if the number of its `update` is given; see `gradroute.records.checkpoints`.
+
+    Raises: OSError if it cannot be written.
+    """
+    files: dict[str, Callable[[Path], None]] = {
+        WEIGHTS: lambda path: write_weights(path, weights),
+        STATE: lambda path: _write_state(path, state),
+    }
+    if update is None:
+        save(run, position, files)
+    else:
+        keep(run, update, position, files)
 
 
 def _write_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Read modules' weights from safetensors files; names, shapes and types are checked before anything is loaded."""
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -24,6 +25,16 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     for name, tensor in module.state_dict(keep_vars=True).items():
         found.setdefault(id(tensor), (name, tensor.detach()))
     return dict(found.values())
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return a SHA-256 of tensors: of their names, types, shapes and bytes."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def write_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -49,6 +49,8 @@ def check_values(config: Config) -> None:
     whole = type(config.stack) is int and 1 <= config.stack <= 10_000
     require(config.stack == "auto" or whole, "stack", config.stack, "auto, or a number of runs from 1 to 10000")
     one_of("checkpoint.keep", config.checkpoint.keep, ("weights", "none"))
+    replay, noted = config.checkpoint.replay, config.ledger.enabled
+    require(noted or not replay, "checkpoint.replay", replay, "0, or set ledger.enabled=true, whose windows it replays")
 
 
 def check(config: Config) -> None:

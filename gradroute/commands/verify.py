@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gradroute.config.compose import use_code_of
 from gradroute.running.exit_status import guarded
-from gradroute.running.verify import verify
+from gradroute.running.verify import Request, verify
 
 SIGNALLED = 128  # exit statuses from here on: interrupted, or nobody reads the output
 
@@ -32,13 +32,19 @@ def main() -> None:
         "--replay", type=windows, default=0, metavar="N|all",
         help="make the first window of updates and N others, drawn at random, or all again, and compare",
     )  # fmt: skip
+    parser.add_argument("--sign", type=Path, metavar="KEY", help="sign the manifest with an SSH key if all claims hold")
+    parser.add_argument(
+        "--signers", type=Path, metavar="FILE",
+        help="check that one of these signed the manifest; lines of NAME KEY, ssh-keygen's allowed signers",
+    )  # fmt: skip
     arguments = parser.parse_args()
+    request = Request(arguments.run_code, arguments.replay, arguments.signers, arguments.sign)
     held: list[bool] = []
 
     def check(run: Path) -> None:
         if arguments.config_dir is not None:
             use_code_of(arguments.config_dir)
-        held.append(verify(run, arguments.run_code, arguments.replay))
+        held.append(verify(run, request))
 
     worst = 0
     for run in arguments.runs:

@@ -23,6 +23,7 @@ VOCABULARY = 10_000_000
 MANIFEST_TYPES: dict[str, tuple[type, ...]] = {  # of the entries that readers use
     "state": (str,), "experiment": (str,), "config_hash": (str,), "seed": (int,), "started": (str,),
     "packages": (dict,), "files": (dict,), "dataset_sha256": (str, type(None)),
+    "weights": (list,), "hardware": (dict,), "device": (str,), "stacked": (int,),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from gradroute.records.metrics import ERRORS, RELEARNED, final_rows
 from gradroute.records.tables import read_ledger, read_metrics
 from gradroute.routing.routes import Route, read_route
 from gradroute.running.claims import Claim
+from gradroute.running.signatures import SIGNATURE, sign, signature_claim
 
 if TYPE_CHECKING:
     from gradroute.tasks.base import Task
@@ -33,7 +35,7 @@ def file_claims(run: Path, manifest: dict[str, Any]) -> Iterator[Claim]:
         except UserError as error:
             damaged.append(str(error))
     present = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_symlink() or not p.is_dir()}
-    present -= {"manifest.json"}
+    present -= {"manifest.json", SIGNATURE}
     added = sorted(present - set(listed))
     found = "; ".join(damaged) or f"{len(listed)} files agree"
     yield Claim("every file has the checksum in the manifest", bool(listed) and not damaged, found)
@@ -197,22 +199,39 @@ def claims_of(run: Path, run_code: bool = False, replay: int | str = 0) -> Itera
     elif "evaluate" in step_names(config):
         yield from metric_claims(task, run)
     if replay:
-        from gradroute.running.replay import replay_claims
+        from gradroute.running.replay_claims import replay_claims
 
         yield from replay_claims(run, manifest, config, None if replay == "all" else int(replay))
 
 
-def verify(run: Path, run_code: bool = False, replay: int | str = 0) -> bool:
-    """Check a run and print a table of its claims; return whether all hold. Raises: UserError if it is not a run.
+@dataclass(frozen=True)
+class Request:
+    """What to check of a run besides its files, ledger and metrics.
 
-    Args: as of `claims_of`.
+    run_code: run code that the folder names. replay: see `claims_of`. signers: a file of who may have signed it.
+    sign: an SSH key that signs the manifest if all claims hold.
+    """
+
+    run_code: bool = False
+    replay: int | str = 0
+    signers: Path | None = None
+    sign: Path | None = None
+
+
+def verify(run: Path, request: Request | None = None) -> bool:
+    """Check a run and print a table of its claims; return whether all hold.
+
+    Raises: UserError if it is not a run, or if a key or a file of signers cannot be used.
     """
     from rich.markup import escape
     from rich.table import Table
 
     from gradroute.reporting.terminal import terminal
 
-    claims = list(claims_of(run, run_code, replay))
+    request = request or Request()
+    claims = list(claims_of(run, request.run_code, request.replay))
+    if request.signers:
+        claims.append(signature_claim(run, request.signers))
     table = Table(title=escape(plain_text(run)))
     for title in ("claim", "", "found"):
         table.add_column(title, overflow="fold")
@@ -223,4 +242,7 @@ def verify(run: Path, run_code: bool = False, replay: int | str = 0) -> bool:
     console.print(table)
     failed = sum(not claim.holds for claim in claims)
     console.print(f"{len(claims) - failed} of {len(claims)} claims hold")
+    if request.sign and not failed:
+        sign(run, request.sign)
+        console.print("the manifest is signed")
     return not failed

@@ -37,7 +37,7 @@ def _starts(run: RunData, labels: list[int], i: int) -> bool:
     return i == 0 or run.group_of(labels[i]) != run.group_of(labels[i - 1])
 
 
-GAP = 0.1  # between two pictures, in widths of one
+GAPS = (0.09, 0.2)  # between two pictures beside and below each other, in widths of one
 
 
 def reconstructions(run: RunData) -> Figure:
@@ -48,22 +48,24 @@ def reconstructions(run: RunData) -> Figure:
     size = (2.6 + 0.8 * len(labels), 0.86 * len(rows) + 0.5)
     figure, axes = plt.subplots(figsize=size, layout="constrained")  # one for all: each one more takes 30 ms
     height, width = run.names["shape"][-2:]
-    tall, step = height / width, 1 + GAP
+    across, down = 1 + GAPS[0], height / width + GAPS[1]  # from one picture to the next
     for row, (_, images) in enumerate(rows):
         for column, image in enumerate(images):
             picture = image.reshape(run.names["shape"])
             if picture.ndim == 3:
                 picture = np.clip((picture.transpose(1, 2, 0) + 1) / 2, 0, 1)
-            left, top = column * step, row * (tall + GAP)
-            axes.imshow(picture, cmap="gray", vmin=-1, vmax=1, extent=(left, left + 1, top + tall, top))
-            axes.add_patch(Rectangle((left, top), 1, tall, fill=False, linewidth=0.8))
-    axes.set_xlim(-0.01, len(labels) * step - GAP + 0.01)
-    axes.set_ylim(len(rows) * (tall + GAP) - GAP + 0.01, -0.01)
-    axes.set_yticks([row * (tall + GAP) + tall / 2 for row in range(len(rows))], [title for title, _ in rows])
-    axes.set_xticks([column * step + 0.5 for column in range(len(labels))], [str(int(label)) for label in labels])
+            left, top = column * across, row * down
+            axes.imshow(picture, cmap="gray", vmin=-1, vmax=1, extent=(left, left + 1, top + height / width, top))
+            axes.add_patch(Rectangle((left, top), 1, height / width, fill=False, linewidth=0.8, clip_on=False))
+    axes.set_xlim(0, len(labels) * across - GAPS[0])
+    axes.set_ylim(len(rows) * down - GAPS[1], 0)
+    axes.set_yticks([row * down + height / width / 2 for row in range(len(rows))], [title for title, _ in rows])
+    axes.set_xticks([column * across + 0.5 for column in range(len(labels))], [str(int(label)) for label in labels])
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.tick_params(axis="x", labelsize="large")
     axes.spines[:].set_visible(False)
+    axes.set_anchor("NW")  # the layout keeps room for the titles there
+    figure.suppressComposite = True  # joining the pictures takes longer than writing each
     return figure
 
 

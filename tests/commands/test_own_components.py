@@ -116,7 +116,7 @@ def test_a_stack_of_it_is_refused_clearly(forked: Command, tmp_path: Path) -> No
 
 
 def test_a_killed_run_is_resumed_to_the_bit(forked: Command, tmp_path: Path) -> None:
-    sizes = ("trainer.epochs=8", "checkpoint.minutes=0", "steps=[train,evaluate]")
+    sizes = ("trainer.epochs=4", "checkpoint.minutes=0", "steps=[train,evaluate]")
     whole = forked("gradroute-run", *RUN, *sizes, "output_dir=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     begun = Forked("gradroute-run", *RUN, *sizes, "output_dir=cut", cwd=tmp_path, environment=os.environ)

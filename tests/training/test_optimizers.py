@@ -56,7 +56,7 @@ try:
     run.main()
 except SystemExit as ended:
     assert not ended.code, ended.code
-slow = "torch._dynamo torch._inductor torchvision sympy matplotlib pandas scipy jinja2 tokenizers"
+slow = "torch._dynamo torch._inductor torchvision sympy matplotlib pandas scipy jinja2"
 print(*(name for name in slow.split() if name in sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

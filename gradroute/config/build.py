@@ -65,7 +65,8 @@ def _typed(mapping: DictConfig | Mapping[str, Any]) -> Config:
 
 @cache  # making it takes longer than the copy of it that every merge makes
 def _schema() -> DictConfig:
-    return OmegaConf.structured(Config)
+    schema: DictConfig = OmegaConf.structured(Config)
+    return schema
 
 
 def _without_nulls(source: DictConfig) -> DictConfig:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 _forks: Any = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["gradroute.commands.run", "gradroute.running.runner", "gradroute.reporting.plots"])
+_forks.set_forkserver_preload(["warm"])
 
 
 def fork(function: Callable[..., object], *arguments: object) -> Any:

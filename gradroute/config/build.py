@@ -6,6 +6,7 @@ Every configuration passes through `from_mapping`, so that mistakes are found be
 import copy
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -46,14 +47,13 @@ def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
 
 def _typed(mapping: DictConfig | Mapping[str, Any]) -> Config:
     """Fill in the schema from a mapping and resolve its interpolations. Raises: UserError."""
-    schema = OmegaConf.structured(Config)
-    source = mapping if isinstance(mapping, DictConfig) else OmegaConf.create(migrated(mapping))
+    source = copy.deepcopy(mapping) if isinstance(mapping, DictConfig) else OmegaConf.create(migrated(mapping))
     try:
         preset = OmegaConf.select(source, "trainer.preset", default=None)
         blocks = OmegaConf.select(source, "presets", default=None)
         if blocks and preset not in blocks:
             raise unknown("trainer preset", preset, blocks)
-        config = OmegaConf.to_object(OmegaConf.merge(schema, _without_nulls(source)))
+        config = OmegaConf.to_object(OmegaConf.merge(_schema(), _without_nulls(source)))
     except OmegaConfBaseException as error:
         raise _readable(error) from None
     if not isinstance(config, Config):
@@ -63,18 +63,23 @@ def _typed(mapping: DictConfig | Mapping[str, Any]) -> Config:
     return config
 
 
+@cache  # making it takes longer than the copy of it that every merge makes
+def _schema() -> DictConfig:
+    schema: DictConfig = OmegaConf.structured(Config)
+    return schema
+
+
 def _without_nulls(source: DictConfig) -> DictConfig:
-    """Drop the null entries of `NAMED` mappings, which removes inherited entries."""
-    kept = copy.deepcopy(source)
-    with open_dict(kept):
+    """Drop the null entries of `NAMED` mappings, which removes inherited entries, in place; return the source."""
+    with open_dict(source):
         for key in NAMED:
-            named = OmegaConf.select(kept, key, default=None)
+            named = OmegaConf.select(source, key, default=None)
             routes = list(named.values()) if key == "routing.routes" and isinstance(named, DictConfig) else []
             for mapping in [named, *routes]:
                 for name in list(mapping) if isinstance(mapping, DictConfig) else []:
                     if mapping._get_node(name)._is_none():
                         del mapping[name]
-    return kept
+    return source
 
 
 def _require_type(key: str, value: Any, kind: Any) -> None:

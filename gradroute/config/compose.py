@@ -54,15 +54,29 @@ def without_replaced(config: DictConfig, overrides: Sequence[str]) -> DictConfig
     Hydra merges `model: {_target_: mine.Net, width: 8}` with the keys of the option selected for `model`, which are
     arguments of another model. `overrides` are those that `config` was composed of.
     """
-    replaced = []
-    for group in REPLACEABLE:
-        if isinstance(config.get(group), DictConfig) and foreign(OmegaConf.to_container(config[group])):
-            try:
-                rest = compose("config", [*overrides, f"~{group}"]).get(group)
-            except HydraException:  # no option is selected
-                continue
-            replaced += [f"~{group}"] if isinstance(rest, DictConfig) and TARGET in rest else []
-    return compose("config", [*overrides, *replaced]) if replaced else config
+    own = [
+        group
+        for group in REPLACEABLE
+        if isinstance(config.get(group), DictConfig) and foreign(OmegaConf.to_container(config[group]))
+    ]
+    rest = _without(overrides, own) if own else None
+    if own and not all(_names_one(rest, group) for group in own):  # for some of them no option is selected
+        own = [group for group in own if _names_one(_without(overrides, [group]), group)]
+        rest = _without(overrides, own) if own else None
+    return config if rest is None else rest
+
+
+def _without(overrides: Sequence[str], groups: Sequence[str]) -> DictConfig | None:
+    """Compose without the options of some groups; return None if Hydra finds none to leave out."""
+    try:
+        return compose("config", [*overrides, *(f"~{group}" for group in groups)])
+    except HydraException:
+        return None
+
+
+def _names_one(config: DictConfig | None, group: str) -> bool:
+    component = None if config is None else config.get(group)
+    return isinstance(component, DictConfig) and TARGET in component
 
 
 def composed(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:

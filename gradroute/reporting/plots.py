@@ -93,7 +93,11 @@ def draw(folder: Path, drawings: Sequence[Drawing]) -> dict[str, str]:
 
 
 def _save(figure: Figure, folder: Path, name: str) -> None:
+    """Write a figure as PNG and as SVG, with one layout. With an engine, `savefig` would draw twice for each."""
+    figure.set_dpi(130)
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
     figure.savefig(folder / f"{name}.png", dpi=130)
-    figure.set_layout_engine("none")  # keep the layout of the PNG
-    figure.savefig(folder / f"{name}.svg")
+    figure.savefig(folder / f"{name}.svg", dpi=100)  # of the images in it
     plt.close(figure)

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from gradroute.reporting.run_data import LINE_STYLES, RunData
 
@@ -36,29 +37,35 @@ def _starts(run: RunData, labels: list[int], i: int) -> bool:
     return i == 0 or run.group_of(labels[i]) != run.group_of(labels[i - 1])
 
 
+GAPS = (0.09, 0.2)  # between two pictures beside and below each other, in widths of one
+
+
 def reconstructions(run: RunData) -> Figure:
     """One test image per label through every head (GR figure 3c)."""
     rows = [("input", run.arrays["images"])]
     rows += [(run.title(h, r), run.arrays[f"head/{h}/{r}"]) for h, r in run.heads]
     labels = run.arrays["image_labels"]
-    figure, grid = plt.subplots(
-        len(rows),
-        len(labels),
-        figsize=(2.6 + 0.8 * len(labels), 0.86 * len(rows) + 0.5),
-        layout="constrained",
-        squeeze=False,
-    )
-    for cells, (title, images) in zip(grid, rows, strict=True):
-        for axes, image in zip(cells, images, strict=True):
+    size = (2.6 + 0.8 * len(labels), 0.86 * len(rows) + 0.5)
+    figure, axes = plt.subplots(figsize=size, layout="constrained")  # one for all: each one more takes 30 ms
+    height, width = run.names["shape"][-2:]
+    across, down = 1 + GAPS[0], height / width + GAPS[1]  # from one picture to the next
+    for row, (_, images) in enumerate(rows):
+        for column, image in enumerate(images):
             picture = image.reshape(run.names["shape"])
             if picture.ndim == 3:
                 picture = np.clip((picture.transpose(1, 2, 0) + 1) / 2, 0, 1)
-            axes.imshow(picture, cmap="gray", vmin=-1, vmax=1)
-            axes.set_xticks([])
-            axes.set_yticks([])
-        cells[0].set_ylabel(title, rotation=0, ha="right", va="center")
-    for axes, label in zip(grid[0], labels, strict=True):
-        axes.set_title(str(int(label)))
+            left, top = column * across, row * down
+            axes.imshow(picture, cmap="gray", vmin=-1, vmax=1, extent=(left, left + 1, top + height / width, top))
+            axes.add_patch(Rectangle((left, top), 1, height / width, fill=False, linewidth=0.8, clip_on=False))
+    axes.set_xlim(0, len(labels) * across - GAPS[0])
+    axes.set_ylim(len(rows) * down - GAPS[1], 0)
+    axes.set_yticks([row * down + height / width / 2 for row in range(len(rows))], [title for title, _ in rows])
+    axes.set_xticks([column * across + 0.5 for column in range(len(labels))], [str(int(label)) for label in labels])
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.tick_params(axis="x", labelsize="large")
+    axes.spines[:].set_visible(False)
+    axes.set_anchor("NW")  # the layout keeps room for the titles there
+    figure.suppressComposite = True  # joining the pictures takes longer than writing each
     return figure
 
 

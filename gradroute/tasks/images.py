@@ -21,7 +21,7 @@ from gradroute.routing.routes import owned
 from gradroute.tasks.base import Measurement, Probe, Task
 from gradroute.tasks.evaluation import Head, activations_at, errors, image_errors, localization, outputs, region_norms
 from gradroute.tasks.image_checks import check_images, norm_of, require_whole_batches
-from gradroute.tasks.image_memory import require_image_memory
+from gradroute.tasks.image_memory import require_batch_memory, require_image_memory
 from gradroute.tasks.image_objectives import CertificateObjective, DecoderObjective
 from gradroute.tasks.own_measures import error_of, measures_of, try_measures
 from gradroute.tasks.parts import assemble, read_regions
@@ -56,9 +56,10 @@ class ImageTask(Task):
         plan = plan_of(config.model)
         self.flat = takes_flat_images(config.model)
         first = self.shaped(self.data.train_images[:1])
-        require_image_memory(config, plan, self.found, first.shape[1:], self.outputs, self.device, self.points)
+        require_image_memory(config, plan, self.found, self.outputs, self.device, trained=True)
         torch.manual_seed(config.seed)  # it alone determines the initial weights
         model = plan.build(**self.found).to(self.device).eval()  # a loss switches to training mode itself
+        require_batch_memory(config, plan, model, first, self.outputs, self.points)
         self.parts = assemble(model, config.routing, config.losses, self.names, first, self.outputs)
         self.certificates, self.fresh = self.parts.certificates.eval(), nn.ModuleDict()
         self.train_images, self.test_images = map(self.shaped, (self.data.train_images, self.data.test_images))

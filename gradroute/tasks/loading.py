@@ -71,7 +71,7 @@ def _images(run: Path, config: Config, plan: ModelPlan, found: Mapping[str, Any]
     flat = takes_flat_images(config.model)
     example = pixels.flatten(1) if flat else pixels
     outputs = found["classes"] if task.classifies else pixels.numel()
-    require_image_memory(config, plan, found, example.shape[1:], outputs, example.device)
+    require_image_memory(config, plan, found, outputs, example.device)
     model = plan.build(**found)
     groups = list(config.routing.groups)
     parts = assemble(model, config.routing, config.losses, groups, example, outputs)

@@ -5,31 +5,16 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 
 import torch
-from torch import nn
 
 from gradroute.config.schema import TrainerConfig
 from gradroute.routing import Monitor, ParameterRouter
 from gradroute.training import distributed
 from gradroute.training.history import UpdateTerms
 from gradroute.training.objectives import Batch, Objective, Term, Terms
+from gradroute.training.optimizers import make_optimizer
 
 Computing = Callable[[], AbstractContextManager[None]]  # see `gradroute.training.devices`
 Moments = dict[str, dict[str, torch.Tensor]]  # the optimizer's state, by the parameter's name
-
-
-def make_optimizer(groups: Sequence[list[nn.Parameter]], trainers: Sequence[TrainerConfig]) -> torch.optim.Optimizer:
-    """Return the optimizer that the configurations name, fused, with a parameter group for each."""
-    kind = trainers[0].optimizer
-    settings = [
-        {"params": group, "lr": t.lr, "weight_decay": t.weight_decay}
-        | ({"momentum": t.momentum} if kind == "sgd" else {"betas": (t.betas[0], t.betas[1])})
-        for group, t in zip(groups, trainers, strict=True)
-    ]
-    if kind == "sgd":
-        return torch.optim.SGD(settings, fused=True)
-    if kind == "adamw":
-        return torch.optim.AdamW(settings, fused=True)
-    return torch.optim.Adam(settings, fused=True)
 
 
 def total(terms: Terms) -> torch.Tensor:

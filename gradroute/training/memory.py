@@ -45,7 +45,7 @@ def part_memory(device: torch.device) -> int:
 def activation_numbers(
     model: nn.Module, *inputs: torch.Tensor, called: Callable[..., torch.Tensor] | None = None
 ) -> int:
-    """Count the numbers in the outputs of all leaf modules, for inputs on the meta device; 0 if the pass fails.
+    """Count the numbers in the outputs of all leaf modules, for inputs on the model's device; 0 if the pass fails.
 
     called: a part of the model to pass them through; None is all of it.
     """
@@ -59,7 +59,7 @@ def activation_numbers(
     try:
         with hooked(model, dict.fromkeys(leaves, count)), torch.no_grad():
             (called or model)(*inputs)
-    except Exception:  # a model that reads values, which the meta device lacks
+    except Exception:  # such as a model that reads values, which the meta device lacks
         return 0
     return sum(counted)
 

@@ -11,9 +11,10 @@ from gradroute.config.schema import TrainerConfig
 from gradroute.routing import Monitor
 from gradroute.routing.monitor import Watched
 from gradroute.routing.router import Tables
-from gradroute.training.gradients import Computing, Moments, finite, make_optimizer, total
+from gradroute.training.gradients import Computing, Moments, finite, total
 from gradroute.training.history import UpdateTerms
 from gradroute.training.objectives import Batch, Objective, Term, Terms
+from gradroute.training.optimizers import make_optimizer
 
 
 class Stack:

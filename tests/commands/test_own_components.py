@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import Command
+from forked import Forked
 
 LAB = Path(__file__).parents[1] / "lab"
 CONF = str(LAB / "conf")
@@ -114,23 +115,21 @@ def test_a_stack_of_it_is_refused_clearly(forked: Command, tmp_path: Path) -> No
     assert "shapes.ConvAutoencoder: it is trained alone; set stack=1 or auto" in result.stderr
 
 
-def test_a_killed_run_is_resumed_to_the_bit(made: Path, tmp_path: Path) -> None:
-    sizes = ("trainer.epochs=8", "checkpoint.minutes=0", "steps=[train,evaluate]")
-    command = [sys.executable, "-m", "gradroute", *RUN, *sizes]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "output_dir=whole"], cwd=tmp_path, env=environment, capture_output=True, check=True)
-    process = subprocess.Popen([*command, "output_dir=cut"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+def test_a_killed_run_is_resumed_to_the_bit(forked: Command, tmp_path: Path) -> None:
+    sizes = ("trainer.epochs=4", "checkpoint.minutes=0", "steps=[train,evaluate]")
+    whole = forked("gradroute-run", *RUN, *sizes, "output_dir=whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    begun = Forked("gradroute-run", *RUN, *sizes, "output_dir=cut", cwd=tmp_path, environment=os.environ)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("cut/shapes/*/checkpoints/000003")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    begun.process.kill()
+    assert begun.wait(60).returncode == -signal.SIGKILL
     (cut,) = (tmp_path / "cut" / "shapes").iterdir()
     assert json.loads((cut / "manifest.json").read_text())["state"] == "running"
-    resume = [sys.executable, "-m", "gradroute", f"resume={cut}", "run_code=true", "--config-dir", CONF]
-    refused = subprocess.run(resume[:4], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    refused = forked("gradroute-run", f"resume={cut}", cwd=tmp_path)
     assert refused.returncode == 2 and "run_code=true" in refused.stderr
-    done = subprocess.run(resume, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = forked("gradroute-run", f"resume={cut}", "run_code=true", "--config-dir", CONF, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (reference,) = (tmp_path / "whole" / "shapes").iterdir()
     for name in FILES:

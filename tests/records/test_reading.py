@@ -21,7 +21,7 @@ from gradroute.records.run_reader import read_manifest
 from gradroute.records.seal import sealed
 from gradroute.routing.routes import Route
 from gradroute.running.verify import _closed_in, _weights_in
-from gradroute.tasks.image_memory import require_image_memory
+from gradroute.tasks.image_memory import require_batch_memory, require_image_memory
 from gradroute.training import memory
 from gradroute.training.memory import require_memory
 from gradroute.training.weights import read_weights
@@ -157,7 +157,11 @@ def test_a_model_of_images_is_counted_to_the_number(monkeypatch: pytest.MonkeyPa
     found = {"shape": [5, 10], "classes": 10, "groups": list(config.routing.groups)}
 
     def require(points: int | None) -> None:
-        require_image_memory(config, plan_of(config.model), found, [50], 50, torch.device("cpu"), points)
+        plan = plan_of(config.model)
+        if points is None:
+            require_image_memory(config, plan, found, 50, torch.device("cpu"))
+        else:
+            require_batch_memory(config, plan, plan.build(**found), torch.zeros(1, 50), 50, points)
 
     numbers = 2 * (50 * 100 + 100 * 10) + 100 + 100 + 50  # weights of both halves; biases of all layers but the code
     monkeypatch.setattr(memory, "machine_memory", lambda device: 4 * numbers)

@@ -10,10 +10,10 @@ import torch
 
 from gradroute.config.limits import Text
 from gradroute.data.images.dataset import PARTS, ImageDataset, LabelledImages, read_columns
+from gradroute.data.images.idx import read_idx
 from gradroute.data.images.packaged import cache_dir, check_given, unpack_somewhere
 from gradroute.data.images.strips import Part, read_strips
 from gradroute.errors import UserError, first_line
-from gradroute.records.safe_reading import open_plain
 
 CIFAR_FILES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
@@ -180,16 +180,14 @@ def _read_raw(class_name: str, root: Path, download: bool) -> list[Part]:
 
     torchvision's classes would prefer a `processed` folder beside them, which is not verified.
     """
-    from torchvision.datasets import mnist
-
     raw, parts = root / class_name / "raw", []
     for train, prefix in ((True, "train"), (False, "t10k")):
         if download:
+            from torchvision.datasets import mnist  # imported late: it takes a second
+
             getattr(mnist, class_name)(root, train=train, download=True)
-        paths = [raw / f"{prefix}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
-        for path in paths:
-            open_plain(path).close()
-        images, labels = mnist.read_image_file(str(paths[0])), mnist.read_label_file(str(paths[1]))
+        images = read_idx(raw / f"{prefix}-images-idx3-ubyte", 3)
+        labels = read_idx(raw / f"{prefix}-labels-idx1-ubyte", 1)
         if len(images) != len(labels) or not images.numel():
             raise ValueError(f"{len(images)} images and {len(labels)} labels")
         parts.append((images, labels.long()))

@@ -1,0 +1,39 @@
+"""torch's fused optimizers, made without importing torch's compiler."""
+
+import inspect
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import nn
+
+from gradroute.config.schema import TrainerConfig
+
+KINDS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+
+@cache
+def uncompiled(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """Return a subclass of an optimizer that does the same and does not import torch's compiler.
+
+    torch wraps these three methods so that code which is being compiled passes over them, and the wrappers import the
+    compiler at their first call: 1.5 s of every run. The training loop compiles a model at most, never an update, so it
+    calls what is wrapped. A method that a version of torch does not wrap is taken as it is.
+    """
+    methods = {
+        "add_param_group": inspect.unwrap(kind.add_param_group),
+        "zero_grad": inspect.unwrap(kind.zero_grad),
+        "step": torch.no_grad()(inspect.unwrap(kind.step)),
+    }
+    return type(kind.__name__, (kind,), methods)
+
+
+def make_optimizer(groups: Sequence[list[nn.Parameter]], trainers: Sequence[TrainerConfig]) -> torch.optim.Optimizer:
+    """Return the optimizer that the configurations name, fused, with a parameter group for each."""
+    name = trainers[0].optimizer
+    settings = [
+        {"params": group, "lr": t.lr, "weight_decay": t.weight_decay}
+        | ({"momentum": t.momentum} if name == "sgd" else {"betas": (t.betas[0], t.betas[1])})
+        for group, t in zip(groups, trainers, strict=True)
+    ]
+    return uncompiled(KINDS[name])(settings, fused=True)  # type: ignore[call-arg] # every kind takes `fused`

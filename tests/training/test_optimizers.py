@@ -37,7 +37,7 @@ def test_updates_are_torchs_to_the_bit(name: str) -> None:
         if ours:
             optimizer = make_optimizer([parameters], [trainer])
         else:
-            optimizer = KINDS[name](parameters, lr=0.1, weight_decay=0.01, fused=True, **numbers)  # type: ignore[arg-type]
+            optimizer = KINDS[name](parameters, lr=0.1, weight_decay=0.01, fused=True, **numbers)
         optimizer.register_step_pre_hook(lambda *given, called=called: called.append(1))
         runs.append(updates(optimizer, model))
         assert isinstance(optimizer, KINDS[name]) and len(called) == 5

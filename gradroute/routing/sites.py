@@ -2,14 +2,15 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradroute.errors import UserError, unknown
+from gradroute.errors import UserError
+from gradroute.routing.hooks import hooked
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,6 @@ class Site:
         return rows.permute(sorted(range(len(axes)), key=axes.__getitem__)).reshape(sizes)
 
 
-@contextmanager
-def hooked(model: nn.Module, hooks: Mapping[str, Callable[[nn.Module, Any, Any], Any]]) -> Iterator[None]:
-    """Register forward hooks on modules, by name, inside the block; other hooks are not touched."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    with ExitStack() as stack:
-        for name, hook in hooks.items():
-            if name not in modules:
-                raise unknown("site", name, filter(None, modules))
-            stack.callback(modules[name].register_forward_hook(hook).remove)
-        yield
-
-
 def by_module(sites: Iterable[Site]) -> dict[str, list[Site]]:
     """Return the sites at each module, by its name."""
     modules: dict[str, list[Site]] = {}
@@ -123,7 +112,7 @@ def observed(
 
         return hook
 
-    with hooked(model, {module: note(there) for module, there in by_module(sites).items()}):
+    with hooked(model, {module: note(there) for module, there in by_module(sites).items()}, kept=False):
         yield activations
 
 
@@ -188,7 +177,7 @@ def survey(model: nn.Module, sites: Iterable[Site], example: Any) -> dict[str, F
         return hook
 
     wanted = [name for name, module in modules.items() if name in here or isinstance(module, layers)]
-    with undisturbed(model), hooked(model, {name: note(name) for name in [*here, *wanted]}):
+    with undisturbed(model), hooked(model, {name: note(name) for name in [*here, *wanted]}, kept=False):
         call(model, example)
     for site in sites:
         if site.name not in found:

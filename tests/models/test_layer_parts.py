@@ -14,7 +14,7 @@ from gradroute.errors import UserError
 from gradroute.models.layer_parts import parameters_of, region_of
 from gradroute.models.transformer import build_transformer
 from gradroute.routing.ablation import remove, zero
-from gradroute.routing.sites import hooked
+from gradroute.routing.hooks import hooked
 from gradroute.tasks.parts import routers
 
 SMALL: dict[str, Any] = {

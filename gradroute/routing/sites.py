@@ -33,7 +33,9 @@ class Site:
 
     def read(self, output: Any) -> torch.Tensor:
         """Return the site's activation from its module's output. Raises: UserError if there is none."""
-        if isinstance(output, Mapping):
+        if self._alone(output):
+            output = output[0]
+        elif isinstance(output, Mapping):
             if self.output not in output:
                 what, right = f"a {type(output).__name__}", " or ".join(f"output={key}" for key in output)
                 raise UserError(f"site '{self.module}', output={self.output}: the module returns {what}; give {right}")
@@ -53,6 +55,8 @@ class Site:
 
     def replace(self, output: Any, activation: torch.Tensor) -> Any:
         """Return the module's output with `activation` in the site's place."""
+        if self._alone(output):
+            return (activation,)
         if self.output is None:
             return activation
         if isinstance(output, Mapping):
@@ -63,6 +67,10 @@ class Site:
         parts = list(output)
         parts[self.output] = activation
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+    def _alone(self, output: Any) -> bool:
+        """Return whether the output is the only one in a tuple, as that of some layers of transformers 4 is."""
+        return self.output is None and type(output) is tuple and len(output) == 1
 
     def units_last(self, activation: torch.Tensor) -> torch.Tensor:
         """Return a view with the data points on the first axis and the units on the last: `(batch, …, units)`."""

@@ -123,7 +123,7 @@ def _waits(rank: int, port: str, folder: str, goes: bool) -> None:
     distributed.TIMEOUT = timedelta(seconds=2)
     with distributed.joined():
         if rank:
-            time.sleep(0 if goes else 8)
+            time.sleep(0 if goes else 4)
             os._exit(0)
         try:
             distributed._flags([0])

@@ -24,7 +24,7 @@ from torch import nn
 from gradroute import ParameterRouter, Region, Router
 from gradroute.config.compose import configuration
 from gradroute.records.provenance import hardware
-from gradroute.routing.sites import hooked
+from gradroute.routing.hooks import hooked
 from gradroute.tasks.reconstruction import Reconstruction
 from gradroute.training.ledger import Ledger
 from gradroute.training.measures import MAE

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from gradroute.commands.version import OPTION, ShowVersion
 from gradroute.comparison.compare import USUAL, compare
 from gradroute.running.exit_status import guarded
 
@@ -13,6 +14,7 @@ FORMATS = ("table", "csv", "markdown", "latex")
 def main() -> None:
     """Entry point of `gradroute-compare`."""
     parser = argparse.ArgumentParser(prog="gradroute-compare", description=(__doc__ or "").strip())
+    parser.add_argument(OPTION, action=ShowVersion)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run, a folder with runs in it, or a glob in quotes")
     parser.add_argument("--metric", help=f"metric to show (default: the first of {', '.join(USUAL)} that runs have)")
     parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this setting")

@@ -16,6 +16,7 @@ gradroute-run rerun=outputs/mnist_split/RUN           repeat a run from its fold
 gradroute-run resume=outputs/mnist_split/RUN          resume a run that was interrupted
 gradroute-run --config-dir my_conf experiment=mine    add a folder of your own configurations
 gradroute-run --cfg job                               print the whole configuration
+gradroute-run --version                               versions, device, precision and threads, for a bug report
 gradroute-run --hydra-help                            the options of Hydra itself
 """
 WIDTH = 110

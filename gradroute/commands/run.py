@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gradroute.commands.help import help_text
+from gradroute.commands.version import answered
 from gradroute.config.compose import conf_dir, use_code_of, without_config_dirs, without_replaced
-from gradroute.config.overrides import plain, prepared
+from gradroute.config.overrides import own_folders, plain, prepared
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records.run_reader import RUN_CODE
@@ -77,6 +78,8 @@ def _composed_jobs(plan: Plan, makes: bool) -> Callable[[], None]:
         if hydra_config.mode == RunMode.MULTIRUN:
             plan.folder, made.number = Path(hydra_config.sweep.dir), int(hydra_config.job.num)
         try:
+            if str(hydra_config.run.dir) != ".":  # a file sets it
+                raise own_folders("hydra.run.dir")
             made.configs = one_by_seed(from_mapping(without_replaced(composed, given)))
         except UserError as error:  # the other runs of a sweep continue
             made.outcomes = [error]
@@ -121,6 +124,7 @@ def composed_configs(arguments: Sequence[str]) -> list[Config]:
 def main() -> None:
     """Entry point of `gradroute-run`."""
     with heard():
+        answered(sys.argv[1:])
         if set(HELP) & set(sys.argv[1:]):
             sys.exit(guarded(_print_help))
         for taking in ("rerun=", "resume="):

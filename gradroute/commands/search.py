@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradroute.commands.version import answered
 from gradroute.errors import UserError, unknown
 from gradroute.running.exit_status import guarded
 from gradroute.training.signals import heard
@@ -133,6 +134,7 @@ def _search(arguments: Sequence[str]) -> None:
 def main() -> None:
     """Entry point of `gradroute-search`."""
     with heard():
+        answered(sys.argv[1:])
         sys.exit(guarded(lambda: _search(sys.argv[1:])))
 
 

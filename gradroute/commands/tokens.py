@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradroute.commands.run import composed_configs
+from gradroute.commands.version import answered
 from gradroute.config.doors import TARGET
 from gradroute.config.identity import config_hash
 from gradroute.config.schema import Config
@@ -120,6 +121,7 @@ def _show_all() -> None:
 def main() -> None:
     """Entry point of `gradroute-tokens`."""
     with heard():
+        answered(sys.argv[1:])
         sys.exit(guarded(_show_all))
 
 

@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from gradroute.commands.version import OPTION, ShowVersion
 from gradroute.config.compose import use_code_of
 from gradroute.running.exit_status import guarded
 from gradroute.running.verify import Request, verify
@@ -25,6 +26,7 @@ def windows(text: str) -> int | str:
 def main() -> None:
     """Entry point of `gradroute-verify`: exit status 0 if all claims hold, 1 if one does not, 2 if a RUN is no run."""
     parser = argparse.ArgumentParser(prog="gradroute-verify", description=(__doc__ or "").strip())
+    parser.add_argument(OPTION, action=ShowVersion)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, outputs/<experiment>/<run>")
     parser.add_argument("--run-code", action="store_true", help="run the code that the run's configuration names")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="with --run-code: search for code beside DIR")

@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from gradroute.config.schema import GroupConfig
+from gradroute.errors import UserError
 
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 WORDS = {"null", "true", "false", "yes", "no", "on", "off", "nan", "inf"}  # words that Hydra does not read as text
@@ -33,6 +34,14 @@ REGIONS = {"site": ("part", "layers", "parameters", "outside"),
            "part": ("site", "axis", "output", "parameters", "outside"),
            "parameters": ("site", "part", "layers", "units", "output")}  # fmt: skip  # a kind, and the others' keys
 RULES = ("labels", "column", "predicate", "words", "pattern", "rest")
+
+
+HYDRA_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
+
+
+def own_folders(key: str) -> UserError:
+    """Return the error for a key that would have Hydra make folders."""
+    return UserError(f"{key}: gradroute makes the folders of runs and sweeps; give output_dir=FOLDER")
 
 
 def literal(value: Any) -> str:
@@ -58,7 +67,13 @@ def merged(*parts: Sequence[str]) -> list[str]:
 
 
 def prepared(overrides: Sequence[str]) -> list[str]:
-    """Rewrite overrides so that they may add keys to open mappings and replace a group's rule by another kind."""
+    """Rewrite overrides so that they may add keys to open mappings and replace a group's rule by another kind.
+
+    Raises: UserError for Hydra's own folders.
+    """
+    for key in (override.partition("=")[0].lstrip("+~") for override in overrides):
+        if key in HYDRA_FOLDERS:
+            raise own_folders(key)
     cleared = (*_cleared_rules(overrides), *_cleared_regions(overrides), *_cleared_place(overrides))
     return [*map(_opened, overrides), *cleared]
 

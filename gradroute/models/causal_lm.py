@@ -200,7 +200,9 @@ class CausalLM(Divided):
 
     def features(self, tokens: torch.Tensor, document_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Return what the output layer reads, `(batch, length, width)`; see `Divided.forward`."""
-        found: torch.Tensor = self.model.base_model(**self._given(tokens, document_ids))[0]
+        base = self.model.base_model
+        base = self.model.model if base is self.model else base  # Gemma 3 of transformers 4 names another
+        found: torch.Tensor = base(**self._given(tokens, document_ids))[0]
         return found
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,8 @@ from torch import nn
 
 from gradroute.errors import UserError
 from gradroute.models.logits import Divided, at_once
-from gradroute.routing.sites import Site, hooked, undisturbed
+from gradroute.routing.hooks import hooked
+from gradroute.routing.sites import Site, undisturbed
 
 
 def complete(

@@ -8,7 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("gradroute", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "matplotlib")
+PACKAGES = (
+    "gradroute", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pandas", "scipy", "matplotlib",
+    "safetensors", "tokenizers", "transformers",
+)  # fmt: skip
+SETTINGS = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG")  # environment variables that matter
 
 
 @cache  # each look-up reads files, for every run of a sweep
@@ -30,6 +34,13 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def software() -> dict[str, Any]:
+    """Return the versions of Python and of the packages that are installed, and the commit of a checkout."""
+    versions = {name: version(name) for name in PACKAGES}
+    packages = {name: found for name, found in versions.items() if found is not None}
+    return {"packages": packages, "python": platform.python_version(), "git_commit": git_commit()}
 
 
 def hardware() -> dict[str, Any]:

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,8 @@ from gradroute.errors import UserError
 from gradroute.records import locks
 from gradroute.records.atomic import Content, sha256_of, write_atomically
 from gradroute.records.metrics import COLUMNS, LEDGER_COLUMNS, UNITS
-from gradroute.records.provenance import PACKAGES, git_commit, version
+from gradroute.records.new_folder import new_folder
+from gradroute.records.provenance import git_commit, software
 from gradroute.records.seal import sealed
 
 CHECKPOINTS = "checkpoints"  # the folder of a run's checkpoints
@@ -59,9 +59,7 @@ class RunFolder:
             "seed": config.seed,
             "started": time.strftime(TIME),
             "command": sys.argv,
-            "packages": {name: version(name) for name in PACKAGES},
-            "python": platform.python_version(),
-            "git_commit": git_commit(),
+            **software(),
             **facts,
         }
         folder = cls(_make_folder(config), manifest)
@@ -181,17 +179,9 @@ def _make_folder(config: Config) -> Path:
     parent = Path(config.output_dir) / config.name
     base = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{config_hash(config)}_seed{config.seed}"
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 1000):
-            path = parent / (base if number == 1 else f"{base}-{number}")
-            try:
-                path.mkdir()
-                return path
-            except FileExistsError:
-                continue
+        return new_folder(parent / base)
     except OSError as error:
         raise UserError(
             f"output_dir={config.output_dir}: {parent} cannot be written ({error.strerror}); "
             "set output_dir= to another folder"
         ) from None
-    raise UserError(f"{parent / base}: 999 folders of this name exist; set output_dir= to another folder")

@@ -13,7 +13,8 @@ from torch import nn
 from gradroute.errors import UserError
 from gradroute.routing import ParameterRouter, Region, Router, Site
 from gradroute.routing.expansion import Layer, contract, removed
-from gradroute.routing.sites import by_module, hooked
+from gradroute.routing.hooks import hooked
+from gradroute.routing.sites import by_module
 
 LARGE = 10**8  # parameters of a model of which no copy should stay longer than needed
 
@@ -111,20 +112,21 @@ def resample(name: str, router: Router, activations: Mapping[str, torch.Tensor],
 def reinitialise(name: str, router: Router | ParameterRouter, seed: int) -> Ablation:
     """Ablate by drawing the region's parameters anew, with their modules' `reset_parameters`.
 
-    These are rows of the layer that makes the region's units, or the slices of a parameter region.
+    These are rows of the layer that makes the region's units, or the slices of a parameter region. They are drawn on
+    the CPU, so that a model on a GPU gets the same ones and the ablation can be repeated elsewhere.
     Raises: UserError when applied if no such layer was found, or a module has no `reset_parameters`.
     """
 
     def fresh(parameter: nn.Parameter, module: nn.Module) -> torch.Tensor:
-        twin: Any = copy.deepcopy(module)
+        twin: Any = copy.deepcopy(module).cpu()
         if not hasattr(twin, "reset_parameters"):
             raise UserError(f"reinitialise '{name}': a {type(module).__name__} has no reset_parameters; add it")
         own = next(key for key, value in module.named_parameters(recurse=False) if value is parameter)
-        with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []):
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             twin.reset_parameters()
         drawn: torch.Tensor = twin.get_parameter(own).detach()
-        return drawn
+        return drawn.to(parameter.device)
 
     return Ablation(name, overwritten(router, name, fresh))
 

@@ -1,10 +1,12 @@
 """Parameter routes: which data may train and move which parameters (SGTM, Shilov et al. 2025, arXiv 2512.05648)."""
 
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, reduce
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn, optim
@@ -16,6 +18,11 @@ from gradroute.routing.routes import Routes, read_routes
 
 _Weights = tuple[float, ...]  # one for each region, in order; groups with equal weights share a backward pass
 _NOWHERE = torch.tensor(False)
+_LOCKS: "WeakKeyDictionary[ParameterRouter, threading.Lock]" = WeakKeyDictionary()  # beside routers, which are copied
+_FOREIGN = (
+    "a backward pass reached parameters that ParameterRouter.backward is weighing in another thread: call backward of "
+    "that router in every thread, and checkpoint activations with use_reentrant=False"
+)
 _Tensors = dict[nn.Parameter, torch.Tensor]  # masks or weights, broadcastable to their parameter
 
 
@@ -138,7 +145,9 @@ class ParameterRouter:
 
         `losses`: scalar loss of each group in the batch; under None, losses that are not routed. Several calls before
         one update accumulate; a batch that you drop afterwards, without `updating`, still counts for freezing.
-        Raises: UserError for an unknown group, no losses at all, or a loss that is not scalar or has no gradient.
+        One thread at a time; others wait.
+        Raises: UserError for an unknown group, no losses at all, or a loss that is not scalar or has no gradient; and
+            in another thread, for a backward pass of the same parameters without this router.
         """
         passes: dict[_Weights, list[str | None]] = {}
         for group, loss in losses.items():
@@ -150,15 +159,23 @@ class ParameterRouter:
             passes.setdefault(self._weights[group], []).append(group)
         if not passes:
             raise UserError("backward: got no losses; give the loss of every group in the batch")
-        self.last_norms = {}
-        for number, (weights, groups) in enumerate(passes.items(), 1):
-            self._pass(weights, {group: losses[group] for group in groups}, retain=number < len(passes))
+        with _LOCKS.setdefault(self, threading.Lock()):
+            self.last_norms = {}
+            for number, (weights, groups) in enumerate(passes.items(), 1):
+                self._pass(weights, {group: losses[group] for group in groups}, retain=number < len(passes))
 
     def _pass(self, weights: _Weights, losses: dict[str | None, torch.Tensor], retain: bool) -> None:
         """Run one backward pass of all `losses`; hooks weigh each gradient before it is added to `.grad`."""
         table, arrived, came = self._tables[weights], self._arrived.setdefault(weights, {}), set[nn.Parameter]()
 
+        thread, ours = threading.get_ident(), set[int]()  # the graph tasks of autograd that are this pass
+
+        def begun(gradient: torch.Tensor) -> None:
+            ours.add(torch._C._current_graph_task_id())
+
         def weigh(parameter: nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
+            if threading.get_ident() != thread and torch._C._current_graph_task_id() not in ours:
+                raise UserError(_FOREIGN)
             if parameter in table:
                 weight = table[parameter] = table[parameter].to(gradient.device)  # moved once
                 gradient = (gradient * weight).masked_fill(weight == 0, 0).to(gradient.dtype)  # 0, even from inf
@@ -168,6 +185,8 @@ class ParameterRouter:
             return gradient
 
         with ExitStack() as stack:
+            for loss in losses.values():
+                stack.callback(loss.register_hook(begun).remove)
             for parameter in self._names:
                 stack.callback(parameter.register_hook(partial(weigh, parameter)).remove)
             torch.autograd.backward(list(losses.values()), retain_graph=retain)

@@ -2,20 +2,29 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradroute.errors import UserError, unknown
-from gradroute.routing.mask import mask_gradient
+from gradroute.errors import UserError
+from gradroute.routing import memberships
+from gradroute.routing.hooks import hooked
+from gradroute.routing.mask import weighed
 from gradroute.routing.monitor import Monitor, OneGroup, Watched
+from gradroute.routing.passes import Pass, entered, held, holding
 from gradroute.routing.regions import Region, resolve
 from gradroute.routing.routes import Routes, read_routes
-from gradroute.routing.sites import Site, by_module, hooked
-from gradroute.routing.tables import Pass, Table
+from gradroute.routing.sites import Site, by_module
+from gradroute.routing.tables import Table
 
 Tables = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # weights and forward factors by site name
+
+# routers with the tables that they use in this context, of `using`, outermost first
+_USED: ContextVar[tuple[tuple[object, Mapping[str, Table]], ...]] = ContextVar("gradroute_tables", default=())
+_ATTACHING = Lock()
 
 
 class Router:
@@ -43,9 +52,13 @@ class Router:
         alike: dict[Any, Table] = {}  # sites of the same width and regions have the same weights
         self._tables = {site.name: alike.setdefault(self._kind(site), self._empty(site)) for site in self.sites}
         self._values: dict[tuple[str, str], tuple[float, float]] = {}
-        self._attached, self._hooks, self._active = 0, ExitStack(), list[Pass]()
-        self._replica = False
+        self._attached, self._hooks = 0, ExitStack()
+        self._open: list[Pass] = []  # in all contexts
         self.at_step(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of a copy what is open: the copy routes nothing until it is entered itself."""
+        return self.__dict__ | {"_attached": 0, "_hooks": ExitStack(), "_open": []}
 
     def _kind(self, site: Site) -> tuple[Any, ...]:
         shown = self.found[site.name].activation
@@ -101,6 +114,7 @@ class Router:
             )
             table.weight.copy_(weight)  # in place, so that a compiled model sees it
             table.forward.copy_(forward)
+            table.settle()
 
     def tables(self) -> Tables:
         """Return the current weights and forward factors of every site, each `(groups + 1, units)`, the last row 1."""
@@ -109,58 +123,67 @@ class Router:
     @contextmanager
     def using(self, tables: Tables) -> Iterator[None]:
         """Route by other tables than the router's own, such as those of one replica of a stack inside `vmap`."""
-        kept, self._replica = self._tables, True
         every = tuple(range(len(self.groups)))
-        self._tables = {
-            name: Table(*pair, (every, every if kept[name].forwarded else ())) for name, pair in tables.items()
+        made = {
+            name: Table(*pair, (every, every if self._tables[name].forwarded else ())) for name, pair in tables.items()
         }
+        before = _USED.get()
+        _USED.set((*before, (self, made)))
         try:
             yield
         finally:
-            self._tables, self._replica = kept, False
+            _USED.set(before)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Keep the hooks on the model for all `route` blocks inside; `torch.compile` needs it, as it freezes hooks."""
-        if not self._attached:
-            hooks = {module: self._hook(sites) for module, sites in by_module(self.sites).items()}
-            self._hooks.enter_context(hooked(self.model, hooks))
-        self._attached += 1
+        """Keep the hooks on the model for all `route` blocks inside; `torch.compile` needs it, as it freezes hooks.
+
+        The hooks do nothing outside of `route`, and a copy of the model does not have them.
+        """
+        with _ATTACHING:
+            if not self._attached:
+                hooks = {module: self._hook(sites) for module, sites in by_module(self.sites).items()}
+                self._hooks.enter_context(hooked(self.model, hooks, everywhere=True, kept=False))
+            self._attached += 1
         try:
             yield
         finally:
-            self._attached -= 1
-            if not self._attached:
-                self._hooks.close()
+            with _ATTACHING:
+                self._attached -= 1
+                if not self._attached:
+                    self._hooks.close()
 
     @contextmanager
     def route(
-        self, membership: torch.Tensor | int | str, monitor: Monitor | OneGroup | Watched | None = None
+        self, membership: memberships.Membership, monitor: Monitor | OneGroup | Watched | None = None
     ) -> Iterator[dict[str, torch.Tensor]]:
         """Route the forward passes inside the block; `backward` may run after it.
 
         Yields the sites' activations by name, *before* the mask, filled in by the forward pass. Penalties read these,
         so that they are not routed; only losses of the model's output are. Routes on one site, of this router or of
-        another, multiply.
+        another, multiply. The block holds in the context that entered it: several threads, or tasks of asyncio, can
+        route one model, each its own batch.
 
         Args:
-            membership: the group of each data point, int64 `(batch,)` or, per token, `(batch, tokens)`; -1 is the
-                default route, all weights 1. One number or name is for the whole batch. Floats `(batch, groups)` or
+            membership: the group of each data point, whole numbers `(batch,)` or, per token, `(batch, tokens)`; -1 is
+                the default route, all weights 1. One number or name is for the whole batch. Floats `(batch, groups)` or
                 `(batch, tokens, groups)` mix the groups' weights; the rest up to 1 is the default route's share.
-            monitor: measures norms at every region in this pass and in its backward pass.
+                Tensors, NumPy arrays or lists.
+            monitor: measures norms at every region in this pass and in its backward pass; one for each thread.
 
         Raises: UserError if gradients are disabled, the membership does not fit, a site is not reached or requires no
-            gradient, or a masked activation is modified in place.
+            gradient, a masked activation is modified in place, or a pass of another thread has no route of its own.
         """
         if not torch.is_grad_enabled():
             raise UserError("route: gradients are disabled, so nothing is routed; leave no_grad or inference mode")
-        entry = Pass(self._checked(membership), monitor)
-        self._active.append(entry)
+        tables = next((tables for router, tables in reversed(_USED.get()) if router is self), None)
+        entry = Pass(memberships.read(membership, self.groups), monitor, self, held(self), tables)
+        activations = entry.activations
         try:
-            with self.attached():
-                yield entry.activations
+            with entered(entry, self._open), self.attached():
+                yield activations
             for site in self.sites:
-                if site.name not in entry.activations:
+                if site.name not in activations:
                     raise UserError(
                         f"site '{site.name}' was not reached by a forward pass inside route; call the model there, and "
                         "wrap torch.compile in attached()"
@@ -171,53 +194,37 @@ class Router:
                 fault = "an activation was modified in place after its mask"
                 raise UserError(f"{fault}; before routing, run: {right}") from error
             raise
-        finally:
-            self._active = [other for other in self._active if other is not entry]
-
-    def _checked(self, membership: torch.Tensor | int | str) -> torch.Tensor:
-        if isinstance(membership, str):
-            if membership not in self.groups:
-                raise unknown("group", membership, self.groups)
-            membership = self.groups.index(membership)
-        given, groups = torch.as_tensor(membership), len(self.groups)
-        mixed = given.is_floating_point()
-        right = f"int64 numbers of the {groups} groups, -1 for none, or float shares (batch, {groups})"
-        if given.dtype == torch.bool or (mixed and (given.dim() < 1 or given.shape[-1] != groups)):
-            raise UserError(f"membership of {given.dtype} and shape {tuple(given.shape)}: give {right}")
-        valid = given.isfinite() if mixed else (given >= -1) & (given < groups)
-        try:
-            fits = bool(valid.all())
-        except RuntimeError:  # inside vmap, values cannot be read
-            fits = True
-        if not fits:
-            raise UserError(f"membership has values out of range: give {right}")
-        return given
 
     def _hook(self, sites: list[Site]) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-            for site in sites if self._active else ():
-                output = site.replace(output, self._masked(site, site.read(output)))
+            passes = holding(self, self._open)
+            for site in sites if passes else ():
+                output = site.replace(output, self._masked(site, site.read(output), passes))
             return output
 
         return hook
 
-    def _masked(self, site: Site, activation: torch.Tensor) -> torch.Tensor:
-        table, masked, changed = self._tables[site.name], activation, self.found[site.name].changed
+    def _masked(self, site: Site, activation: torch.Tensor, passes: tuple[Pass, ...]) -> torch.Tensor:
+        masked, changed, routed = activation, self.found[site.name].changed, False
         if not torch.is_grad_enabled():
             raise UserError(
                 f"site '{site.name}': gradients were disabled inside route; evaluate outside of it, and checkpoint "
                 "activations with use_reentrant=False"
             )
-        for entry in self._active:
+        for entry in passes:
+            table = (entry.tables or self._tables)[site.name]
             entry.activations[site.name] = activation
             # inside vmap, a tensor does not report that it requires a gradient
-            if (table.routed or entry.monitor) and not (activation.requires_grad or self._replica):
+            if (table.routed or entry.monitor) and not (activation.requires_grad or entry.tables):
                 raise UserError(f"site '{site.name}': its output requires no gradient; unfreeze a parameter before it")
             if entry.monitor:
                 masked = entry.monitor.watch(site, masked, entry.membership)
             if table.forwarded:
                 factor = site.spread(entry.of(table, forward=True), activation.shape)
                 masked = masked * factor.to(activation.dtype)
-            if table.routed:
-                masked = mask_gradient(masked, site.spread(entry.of(table), activation.shape), changed)
-        return masked.clone() if changed and not table.routed else masked
+            if table.routed or table.forwarded:
+                routed, mixed = True, entry.membership.is_floating_point()
+                weight = None if table.hard and not mixed else site.spread(entry.of(table), activation.shape)
+                keep = site.spread(entry.keep(table, masked.dtype), activation.shape) if mixed or table.zeros else None
+                masked = weighed(masked, weight, keep, changed)
+        return masked.clone() if changed and not routed else masked

@@ -2,14 +2,15 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradroute.errors import UserError, unknown
+from gradroute.errors import UserError
+from gradroute.routing.hooks import hooked
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Site:
 
     def read(self, output: Any) -> torch.Tensor:
         """Return the site's activation from its module's output. Raises: UserError if there is none."""
-        if isinstance(output, Mapping):
+        if self._alone(output):
+            output = output[0]
+        elif isinstance(output, Mapping):
             if self.output not in output:
                 what, right = f"a {type(output).__name__}", " or ".join(f"output={key}" for key in output)
                 raise UserError(f"site '{self.module}', output={self.output}: the module returns {what}; give {right}")
@@ -52,6 +55,8 @@ class Site:
 
     def replace(self, output: Any, activation: torch.Tensor) -> Any:
         """Return the module's output with `activation` in the site's place."""
+        if self._alone(output):
+            return (activation,)
         if self.output is None:
             return activation
         if isinstance(output, Mapping):
@@ -62,6 +67,10 @@ class Site:
         parts = list(output)
         parts[self.output] = activation
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+    def _alone(self, output: Any) -> bool:
+        """Return whether the output is the only one in a tuple, as that of some layers of transformers 4 is."""
+        return self.output is None and type(output) is tuple and len(output) == 1
 
     def units_last(self, activation: torch.Tensor) -> torch.Tensor:
         """Return a view with the data points on the first axis and the units on the last: `(batch, …, units)`."""
@@ -84,18 +93,6 @@ class Site:
         for axis, size in zip(axes, rows.shape, strict=True):
             sizes[axis] = size
         return rows.permute(sorted(range(len(axes)), key=axes.__getitem__)).reshape(sizes)
-
-
-@contextmanager
-def hooked(model: nn.Module, hooks: Mapping[str, Callable[[nn.Module, Any, Any], Any]]) -> Iterator[None]:
-    """Register forward hooks on modules, by name, inside the block; other hooks are not touched."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    with ExitStack() as stack:
-        for name, hook in hooks.items():
-            if name not in modules:
-                raise unknown("site", name, filter(None, modules))
-            stack.callback(modules[name].register_forward_hook(hook).remove)
-        yield
 
 
 def by_module(sites: Iterable[Site]) -> dict[str, list[Site]]:
@@ -123,7 +120,7 @@ def observed(
 
         return hook
 
-    with hooked(model, {module: note(there) for module, there in by_module(sites).items()}):
+    with hooked(model, {module: note(there) for module, there in by_module(sites).items()}, kept=False):
         yield activations
 
 
@@ -188,7 +185,7 @@ def survey(model: nn.Module, sites: Iterable[Site], example: Any) -> dict[str, F
         return hook
 
     wanted = [name for name, module in modules.items() if name in here or isinstance(module, layers)]
-    with undisturbed(model), hooked(model, {name: note(name) for name in [*here, *wanted]}):
+    with undisturbed(model), hooked(model, {name: note(name) for name in [*here, *wanted]}, kept=False):
         call(model, example)
     for site in sites:
         if site.name not in found:

@@ -1,10 +1,11 @@
-"""Tables of one pass: every group's weights at a site, and each data point's row or mix of rows."""
+"""Tables: every group's weights at a site, and each data point's row or mix of rows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from gradroute.routing.monitor import Monitor, OneGroup, Watched
+from gradroute.routing.mask import WHOLE, keeping
 
 
 @dataclass(eq=False)
@@ -14,6 +15,23 @@ class Table:
     weight: torch.Tensor
     forward: torch.Tensor
     moved: tuple[tuple[int, ...], ...] = ((), ())  # groups whose row of `weight`, and of `forward`, may differ from 1
+    zeros: bool = True  # whether a weight may be 0
+    hard: bool = False  # whether all weights are 0 or 1
+    kept: Mapping[int, torch.Tensor] = field(default_factory=dict)  # `keeping` by bytes of a number, if known
+
+    def keep(self, size: int) -> torch.Tensor:
+        """Return where gradients do not become 0, for numbers of `size` bytes; a forward factor of 0 makes them 0."""
+        return self.kept[size] if self.kept else self.keeping(size)
+
+    def keeping(self, size: int) -> torch.Tensor:
+        """Compute what `keep` returns from the current values."""
+        return keeping(self.weight * (self.forward != 0) if self.forwarded else self.weight, size)
+
+    def settle(self) -> None:
+        """Note what is known of the current values, once for all passes."""
+        self.zeros = bool((self.weight * self.forward == 0).any())
+        self.hard = bool(((self.weight == 0) | (self.weight == 1)).all())
+        self.kept = {size: self.keeping(size) for size in WHOLE} if self.zeros else {}
 
     @property
     def routed(self) -> bool:
@@ -24,24 +42,6 @@ class Table:
     def forwarded(self) -> bool:
         """Whether any activation is multiplied by a factor."""
         return bool(self.moved[1])
-
-
-@dataclass
-class Pass:
-    """State of one `route` block: memberships, the sites' activations, and what measures them."""
-
-    membership: torch.Tensor
-    monitor: Monitor | OneGroup | Watched | None
-    activations: dict[str, torch.Tensor] = field(default_factory=dict)
-    rows: dict[tuple[Table, bool], torch.Tensor] = field(default_factory=dict)  # by table, which most sites share
-
-    def of(self, table: Table, forward: bool = False) -> torch.Tensor:
-        """Return each data point's weights, or forward factors, `(…, units)`."""
-        key = (table, forward)
-        if key not in self.rows:
-            values = table.forward if forward else table.weight
-            self.rows[key] = rows_of(values, self.membership, table.moved[forward])
-        return self.rows[key]
 
 
 def rows_of(table: torch.Tensor, membership: torch.Tensor, moved: tuple[int, ...]) -> torch.Tensor:

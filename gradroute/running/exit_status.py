@@ -3,7 +3,9 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -131,6 +133,21 @@ def _open_closed() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 # open until the process ends
 
 
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Show no warnings inside the block, unless Python was told to show some by `-W` or `PYTHONWARNINGS`.
+
+    They are for whoever writes code, not for those who run commands. A filter that makes one an error still does.
+    """
+    shown = warnings.showwarning
+    if not sys.warnoptions:
+        warnings.showwarning = lambda *args, **options: None
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
+
+
 def guarded(action: Callable[[], None]) -> int:
     """Run a command and return its exit status.
 
@@ -141,7 +158,8 @@ def guarded(action: Callable[[], None]) -> int:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them
     try:
-        action()
+        with unwarned():
+            action()
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:

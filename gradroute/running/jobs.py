@@ -4,23 +4,25 @@ import csv
 import io
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, flag_override
 
 from gradroute.comparison.runs import read_run
+from gradroute.config.overrides import literal
 from gradroute.config.schema import Config
 from gradroute.errors import MachineError, UserError, plain_text
 from gradroute.records.atomic import write_atomically
+from gradroute.records.new_folder import new_folder
 from gradroute.records.run_reader import read_manifest
-from gradroute.running.exit_status import one_line
+from gradroute.running.exit_status import one_line, unwarned
 
 FOLDER = "jobs"
 TABLE = "jobs.csv"
@@ -45,16 +47,20 @@ class Job:
 
 
 class Noted(Callback):
-    """Hydra callback that notes a sweep's folder, in the process that launches the jobs."""
+    """Hydra callback that gives a sweep a folder of its own and notes it, in the process that launches the jobs."""
 
     folder: Path | None = None
-    again: bool = False  # whether lost jobs are being retried
+    again: bool = False  # whether lost jobs are being retried, in the same folder
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the folder, and remove the index that an earlier sweep left in it."""
-        Noted.folder = Path(config.hydra.sweep.dir)
+        """Create the folder, and have all jobs of the sweep see it, in other processes too."""
         if not Noted.again:
-            shutil.rmtree(Noted.folder / FOLDER, ignore_errors=True)
+            Noted.folder = Path(config.hydra.sweep.dir)
+            with suppress(OSError):  # Hydra tries it again, and its error ends the sweep
+                Noted.folder = new_folder(Noted.folder)
+        with flag_override(config.hydra, ["struct", "readonly"], False):
+            config.hydra.sweep.dir = str(Noted.folder)
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={literal(str(Noted.folder))}")
 
 
 def headline(run: Path) -> str:
@@ -109,7 +115,8 @@ class Index:
                 from gradroute.training.devices import own_gpu  # imported late: torch takes seconds
 
                 own_gpu(self.folder)
-                job.outcomes = execute(job.configs, reuse=True, watch=lambda step, rows: None)
+                with unwarned():
+                    job.outcomes = execute(job.configs, reuse=True, watch=lambda step, rows: None)
             state = "failed" if job.failures() else "finished"
         finally:
             self.note(job, state, began)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gradroute.config.overrides import literal
 from gradroute.errors import UserError
 from gradroute.running.jobs import Index, Noted, table
 
@@ -34,7 +33,6 @@ def launched(sweep: Callable[[], None]) -> None:
     if "hydra/launcher=submitit_slurm" in sys.argv and shutil.which("srun") is None:
         raise UserError("hydra/launcher=submitit_slurm: this machine has no Slurm (no srun); use submitit_local")
     Noted.folder, Noted.again = None, False
-    arguments = list(sys.argv)
     try:
         error = _tried(sweep)
         folder: Path | None = Noted.folder  # set by Hydra during the sweep
@@ -42,11 +40,9 @@ def launched(sweep: Callable[[], None]) -> None:
             for entry in lost:
                 print(f"retry: {' '.join(entry['overrides'])} ({entry['error'] or 'lost'})", file=sys.stderr)
             Noted.again = True
-            sys.argv = [a for a in arguments if not a.startswith("hydra.sweep.dir=")]
-            sys.argv.append(f"hydra.sweep.dir={literal(str(folder))}")
             error = _tried(sweep)
     finally:
-        sys.argv, Noted.again = arguments, False
+        Noted.again = False
     if error is not None:
         raise error
 

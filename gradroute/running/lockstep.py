@@ -13,7 +13,7 @@ from gradroute.config.schema import Config
 from gradroute.config.targets import locate
 from gradroute.errors import MachineError, UserError
 from gradroute.running.run import Run
-from gradroute.training import signals
+from gradroute.training import distributed, signals
 from gradroute.training.fit import Fit, Training
 
 UNWRITABLE = (
@@ -106,10 +106,14 @@ def advance(runs: list[Run], step: str) -> dict[Run, Exception]:
 
 
 def explained(error: Exception, run: Path | None, config: Config, stacked: int) -> Exception:
-    """Return an error that says what to do about too little memory or an unwritable folder; else the same error."""
+    """Return an error that says what to do about memory, lost processes or an unwritable folder; else the same one."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
         other = locate(config.task[TARGET], "task").when_out_of_memory(config, stacked)
         return MachineError(f"out of memory: lower trainer.batch_size (now {config.trainer.batch_size}) or {other}")
+    if distributed.lost(error):
+        minutes = distributed.TIMEOUT.total_seconds() / 60
+        fault = f"torchrun: another process is gone, or has not answered for {minutes:g} minutes"
+        return MachineError(f"{fault}; see its own message, and resume the run with resume={run}")
     if run is not None and isinstance(error, OSError) and error.errno in UNWRITABLE:
         what = error.strerror if run.is_dir() else "the folder is gone"
         then = f"when it can, use gradroute-run resume={run}" if run.is_dir() else "let only one process use it"

@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gradroute.config.components import step_names, steps_of
 from gradroute.config.schema import Config
 from gradroute.errors import first_line
-from gradroute.records import checkpoints, provenance
+from gradroute.records import checkpoints
 from gradroute.records.checkpoints import Checkpoint
 from gradroute.records.metrics import final_rows
 from gradroute.records.run_folder import RunFolder, Unwritten
@@ -21,6 +19,7 @@ from gradroute.running.warm_start import find_donor, reuse_training
 from gradroute.steps.base import RunState, Step, Watch
 from gradroute.tasks.base import create
 from gradroute.training.compiling import require_compiler
+from gradroute.training.environment import environment
 
 
 class Pruned(Exception):
@@ -98,12 +97,8 @@ class Run(RunState):
         reuse_training(self, donor)
 
     def _facts(self) -> dict[str, Any]:
-        device, hardware = self.task.device, provenance.hardware()
-        if device.type == "cuda":
-            hardware["gpu"] = torch.cuda.get_device_name(device)
-        hardware["threads"] = torch.get_num_threads()
-        facts = {"dataset_sha256": self.task.sha256, "hardware": hardware, "device": str(device)}
-        return facts | {"stacked": self.stacked}
+        found = environment(self.task.device, self.config.trainer.precision)
+        return found | {"dataset_sha256": self.task.sha256, "stacked": self.stacked}
 
     def end(self, error: BaseException | None = None) -> None:
         """Record how the run ended and, if it finished, the checksum of every file."""

@@ -16,12 +16,12 @@ from gradroute.training import distributed
 def pick_device(name: str) -> torch.device:
     """Return the device that `trainer.device` names; `auto` is a GPU if there is one. Raises: UserError.
 
-    Each of several processes gets the GPU of its local rank.
+    Each of several processes gets the GPU of its local rank; they share GPUs if there are too few.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and distributed.size() > 1:
-        name = f"cuda:{distributed.local()}"
+        name = f"cuda:{distributed.card()}"
     try:
         torch.empty(1, device=name)
         return torch.device(name)

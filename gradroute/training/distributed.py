@@ -5,8 +5,10 @@ update that a single process would make.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +19,9 @@ from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.routing import Monitor
 from gradroute.training import signals
+
+TIMEOUT = timedelta(minutes=30)  # of a wait for the other processes: the leading one also reads data and evaluates
+LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)", re.IGNORECASE)
 
 
 def size() -> int:
@@ -31,8 +36,23 @@ def rank() -> int:
 
 
 def local() -> int:
-    """Return the rank of this process on its machine, which is the number of its GPU."""
+    """Return the rank of this process on its machine."""
     return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0
+
+
+def card() -> int:
+    """Return the number of this process's GPU; processes share them if there are too few."""
+    return local() % max(1, torch.cuda.device_count())
+
+
+def backend(processes: int, cards: int) -> str:
+    """Return the backends for so many processes and GPUs of one machine: NCCL needs a GPU for each process."""
+    return "cpu:gloo,cuda:nccl" if 0 < processes <= cards else "gloo"
+
+
+def lost(error: BaseException) -> bool:
+    """Return whether an error says that another process is gone, or did not answer within `TIMEOUT`."""
+    return size() > 1 and isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
 
 
 def require_one(configs: Sequence[Config], indivisible: str | None) -> None:
@@ -57,9 +77,11 @@ def joined() -> Iterator[None]:
     if not started or dist.is_initialized():
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    cards = torch.cuda.device_count()
+    if cards:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % cards)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    dist.init_process_group(backend(here, cards), timeout=TIMEOUT)
     _Now.told = False
     try:
         yield

@@ -11,7 +11,7 @@ from torch import nn
 
 from gradroute.errors import UserError
 from gradroute.routing.ablation import LARGE
-from gradroute.routing.sites import hooked
+from gradroute.routing.hooks import hooked
 
 FLOAT = 4  # bytes
 COPIES = 4  # of every parameter in training: itself, its gradient, and Adam's two moments

@@ -77,10 +77,12 @@ def test_autocast_leaves_forward_bits_and_exact_zeros() -> None:
 
 
 def test_a_compiled_model_is_routed_inside_attached() -> None:
+    """In one graph where torch can compile what a context holds; older versions break the graph at each site."""
+    whole = hasattr(torch._dynamo.variables.misc, "ContextVarVariable")
     expected, model = gradients(net()), net()
     router = router_of(model)
     with router.attached():
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=whole)
         for order in (torch.arange(8), torch.arange(8).flip(0)):  # a second membership, without compiling again
             model.zero_grad()
             with router.route(GROUP[order]), torch._dynamo.config.patch(error_on_recompile=bool(order[0])):

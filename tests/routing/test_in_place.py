@@ -102,3 +102,32 @@ def test_an_output_in_a_mapping_is_named_by_its_key() -> None:
 def test_a_key_that_is_not_there_is_refused_with_those_that_are(output: Any) -> None:
     with pytest.raises(UserError, match=r"returns a dict; give output=hidden or output=twice"):
         Router(Model(), {"r": Region("named", output=output)}, ["g"], {}, torch.zeros(1, 4))
+
+
+class Alone(nn.Linear):
+    """Returns a tuple of one, as some layers of transformers 4 do."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return (super().forward(x),)
+
+
+class Unpacks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = Alone(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (hidden,) = self.layer(x)
+        result: torch.Tensor = self.head(hidden)
+        return result
+
+
+@pytest.mark.parametrize("output", [None, 0])
+def test_the_only_output_of_a_tuple_needs_no_name(output: int | None) -> None:
+    torch.manual_seed(0)
+    model, x = Unpacks(), torch.randn(5, 4)
+    router = Router(model, {"r": Region("layer", "0:2", output=output)}, ["g"], {"g": {"r": 0.0}}, x[:1])
+    with router.route("g"):
+        model(x).square().sum().backward()
+    rows = model.layer.weight.grad
+    assert rows is not None and bool((rows[:2] == 0).all()) and bool((rows[2:] != 0).any())

@@ -68,12 +68,12 @@ def test_the_ledger_counts_points_weights_and_windows(tmp_path: Path) -> None:
     assert weights == [(0.5, 1), (0, 0.25), (0, 1), (1, 1)] and failing(run) == []
 
 
-def _leaky(activation: torch.Tensor, mask: torch.Tensor, copy: bool) -> torch.Tensor:
+def _leaky(activation: torch.Tensor, mask: object, keep: object, copy: bool) -> torch.Tensor:
     return activation.clone() if copy else activation
 
 
 def test_a_broken_mask_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router, "mask_gradient", _leaky)
+    monkeypatch.setattr(router, "weighed", _leaky)
     run = small_run(tmp_path)
     monkeypatch.undo()
     assert failing(run) == [

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from small_language import config, goes_on_to_the_bit, weights
+from torch._inductor import config as inductor
 
 from gradroute.config.compose import configuration
 from gradroute.errors import UserError
@@ -76,9 +77,9 @@ def test_the_model_is_its_plain_self_after_the_training(tmp_path: Path) -> None:
     assert objective.program is None
 
 
-def test_a_compiler_that_fails_is_told_of_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no such compiler",))
-    with pytest.raises(UserError) as error, torch._inductor.utils.fresh_cache():
+def test_a_compiler_that_fails_is_told_of_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with pytest.raises(UserError) as error, inductor.patch({"cpp.cxx": ("no such compiler",)}):
         require_compiler(torch.device("cpu"))
     text = str(error.value)
     assert text.startswith("trainer.compile=true: torch.compile fails here (") and "\n" not in text

@@ -6,18 +6,22 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from forked import Forked
+import torch
+from forked import Forked, fork
 from small_language import SMALL, config
 
 from gradroute.config.compose import configuration
 from gradroute.config.identity import one_by_seed
 from gradroute.errors import UserError
 from gradroute.records.run_reader import read_manifest
+from gradroute.running.lockstep import explained
 from gradroute.tasks.image_checks import indivisible
 from gradroute.tasks.language import LanguageModelling
+from gradroute.training import devices, distributed
 from gradroute.training.distributed import require_one
 
 WRITTEN = ("model.safetensors", "ledger.csv", "metrics.csv", "summary.json")
@@ -110,3 +114,49 @@ def test_a_mistake_ends_all_processes_and_leaves_nothing(tmp_path: Path) -> None
     told = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode and told and all("nowhere" in line for line in told), result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def _waits(rank: int, port: str, folder: str, goes: bool) -> None:
+    """Rank 0 waits for rank 1, which ends its process, or does something else for longer than the limit."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "tests"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    distributed.TIMEOUT = timedelta(seconds=2)
+    with distributed.joined():
+        if rank:
+            time.sleep(0 if goes else 4)
+            os._exit(0)
+        try:
+            distributed._flags([0])
+        except RuntimeError as error:
+            told = explained(error, Path("RUN"), configuration(["trainer=smoke"]), 1)
+            Path(folder, "told").write_text(f"{type(told).__name__}: {told}")
+        os._exit(0)
+
+
+@pytest.mark.parametrize("goes", [False, True], ids=["silent", "gone"])
+def test_no_process_waits_without_an_end(tmp_path: Path, goes: bool) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [fork(_waits, rank, port, str(tmp_path), goes) for rank in range(2)]
+    for process in processes:
+        process.start()
+    processes[0].join(60)
+    told = (tmp_path / "told").read_text()
+    assert told.startswith("MachineError: torchrun: another process is gone, or has not answered for ")
+    assert told.endswith("resume the run with resume=RUN") and "\n" not in told
+    processes[1].join(60)
+
+
+def test_processes_share_gpus_if_there_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [distributed.backend(processes, 2) for processes in (1, 2, 3)] == ["cpu:gloo,cuda:nccl"] * 2 + ["gloo"]
+    assert distributed.backend(2, 0) == "gloo"
+    asked: list[str] = []
+    monkeypatch.setattr(distributed, "size", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda size, device: asked.append(device))
+    for rank in range(3):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        devices.pick_device("auto")
+    assert asked == ["cuda:0", "cuda:1", "cuda:0"]

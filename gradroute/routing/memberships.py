@@ -1,0 +1,65 @@
+"""Read memberships: which group each data point, or each token, belongs to."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gradroute.errors import UserError, unknown
+
+UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64, *UNSIGNED)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+Membership = Any  # a group's name, a number, or a tensor, NumPy array or list of numbers; see `read`
+
+
+def read(membership: Membership, groups: Sequence[str]) -> torch.Tensor:
+    """Return memberships as int64 group numbers, -1 for the default route, or as shares of the groups.
+
+    Args:
+        membership: the name or number of one group for all data points, whole numbers of any type, or floats with the
+            groups on the last axis; a tensor, a NumPy array or (nested) lists.
+
+    Raises: UserError for anything else, with its type and shape, and for numbers out of range.
+    """
+    if isinstance(membership, str):
+        if membership not in groups:
+            raise unknown("group", membership, groups)
+        return torch.tensor(list(groups).index(membership))
+    right = f"whole numbers of the {len(groups)} groups, -1 for none, or float shares (batch, {len(groups)})"
+    given = _tensor(membership, right)
+    mixed = given.dtype in FLOATS
+    if not (mixed or given.dtype in WHOLE) or (mixed and (given.dim() < 1 or given.shape[-1] != len(groups))):
+        raise UserError(f"membership of {given.dtype} and shape {tuple(given.shape)}: give {right}")
+    least = 0 if given.dtype in UNSIGNED else -1  # the largest uint64 would turn into -1
+    given = given if mixed else given.long()
+    valid = given.isfinite() if mixed else (given >= least) & (given < len(groups))
+    try:
+        fits = bool(valid.all())
+    except RuntimeError:  # inside vmap, values cannot be read
+        fits = True
+    if not fits:
+        raise UserError(f"membership has values out of range: give {right}")
+    return given
+
+
+def _tensor(membership: Membership, right: str) -> torch.Tensor:
+    try:
+        given = membership if isinstance(membership, torch.Tensor) else torch.tensor(_array(membership))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"membership is a {type(membership).__name__} ({reason}): give {right}") from None
+    if given.layout != torch.strided or given.is_quantized:
+        raise UserError(f"membership is a tensor of layout {given.layout} and {given.dtype}: give {right}")
+    return given
+
+
+def _array(membership: Membership) -> Any:
+    """Return an array that torch reads: it takes neither reversed ones nor those of another byte order."""
+    if isinstance(membership, int):
+        return membership
+    import numpy as np  # here, so that the method itself needs torch only
+
+    array = np.asarray(membership)
+    return array.astype(array.dtype.newbyteorder("="), order="C")

@@ -44,7 +44,7 @@ class Checkpointer:
         for number, (run, state) in enumerate(zip(self.runs, self.fit.states(), strict=True)):
             if number not in self.fit.failed and (not stays or run.keeps(self.fit.step, self.fit.steps)):
                 try:
-                    run.checkpoint(state, stays)
+                    (run.keep_checkpoint if stays else run.checkpoint)(state)
                 except OSError as error:
                     self.fit.fail(number, error)
 

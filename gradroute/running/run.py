@@ -81,10 +81,15 @@ class Run(RunState):
         """Whether the run has a training of its own to do, which other processes can help with."""
         return "train" not in self.done and self.donor is None
 
-    def checkpoint(self, fit: Mapping[str, Any] | None = None, stays: bool = False) -> None:
-        """Save a checkpoint to resume from, or one that stays; `fit` is the state of the current training."""
+    def checkpoint(self, fit: Mapping[str, Any] | None = None) -> None:
+        """Save a checkpoint to resume from; `fit` is the state of the current training."""
         if not isinstance(self.folder, Unwritten):
-            save_checkpoint(self, fit, stays)
+            save_checkpoint(self, fit)
+
+    def keep_checkpoint(self, fit: Mapping[str, Any]) -> None:
+        """Save a checkpoint that the finished run keeps, to make the training again from it."""
+        if not isinstance(self.folder, Unwritten):
+            save_checkpoint(self, fit, stays=True)
 
     def end_step(self, step: str) -> None:
         """Mark a step as done, and save a checkpoint unless it is the last."""

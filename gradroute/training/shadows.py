@@ -42,16 +42,15 @@ class Shadows:
 
     def __init__(self, parameters: Sequence[nn.Parameter], precision: torch.dtype) -> None:
         self.parameters = list(parameters)
-        self._masters = [parameter.data for parameter in self.parameters]
-        self._copies = [torch.empty_like(master, dtype=precision) for master in self._masters]
-        self._gradients = [torch.empty_like(master) for master in self._masters]
+        self._copies = [torch.empty_like(parameter.data, dtype=precision) for parameter in self.parameters]
+        self._gradients = [torch.empty_like(parameter.data) for parameter in self.parameters]
         self._versions: list[int] = []
         self._arrived: set[int] = set()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the masters; call it after every change to them."""
-        torch._foreach_copy_(self._copies, self._masters)
+        torch._foreach_copy_(self._copies, [parameter.data for parameter in self.parameters])
         self._versions = self._now()
 
     def _now(self) -> list[int]:
@@ -71,6 +70,7 @@ class Shadows:
             for place, parameter in enumerate(self.parameters)
             if parameter.requires_grad
         ]
+        masters = [parameter.data for parameter in self.parameters]
         for parameter, copy in zip(self.parameters, self._copies, strict=True):
             parameter.data = copy
         try:
@@ -78,7 +78,7 @@ class Shadows:
         finally:
             for hook in hooks:
                 hook.remove()
-            for parameter, master in zip(self.parameters, self._masters, strict=True):
+            for parameter, master in zip(self.parameters, masters, strict=True):
                 parameter.data = master
         for place in self._arrived:
             self.parameters[place].grad = self._gradients[place]

@@ -11,6 +11,7 @@ from torch import nn
 
 from gradroute.models.perceptron import Perceptron
 from gradroute.tasks.base import Task, create
+from gradroute.training.compiling import compiled
 from gradroute.training.devices import computing
 from gradroute.training.gradients import Single
 from gradroute.training.shadows import Shadows, convertible
@@ -87,6 +88,23 @@ def test_the_optimizer_keeps_what_bfloat16_would_round_away() -> None:
     program.update()
     moved = [not torch.equal(p.detach(), old) for p, old in zip(program.parameters.values(), before, strict=True)]
     assert all(moved) and all(p.dtype == torch.float32 for p in program.parameters.values())
+
+
+def test_a_compiled_model_computes_in_the_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    (ours, tasks), (reference, others) = single(), single()
+    assert isinstance(ours, Single)
+    with compiled(ours.objective):
+        found = gradients(ours, tasks, 2)[0]
+    for a, b in zip(found, gradients(plain(reference), others, 2)[0], strict=True):
+        assert float((a - b).norm() / b.norm()) < 2**-7
+
+
+def test_copies_are_made_once_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, refresh = list[int](), Shadows.refresh
+    monkeypatch.setattr(Shadows, "refresh", lambda self: (made.append(1), refresh(self))[1])
+    gradients(*single(), updates=3)
+    assert len(made) == 1 + 3
 
 
 def test_weights_that_were_loaded_between_updates_are_used() -> None:

@@ -24,7 +24,7 @@ from gradroute.config.targets import build
 from gradroute.data.images.dataset import Images
 from gradroute.models.autoencoder import Autoencoder
 from gradroute.tasks.base import create
-from gradroute.training.devices import computing
+from gradroute.training.devices import computing, pick_precision
 from gradroute.training.fit import Fit, Training
 from gradroute.training.measures import Measure, at_least_float32
 from gradroute.training.memory import keep_freed
@@ -157,12 +157,17 @@ def profile(step: Step) -> dict[str, float]:
     return shares | {"the rest": 1 - sum(shares.values())}
 
 
+def precision_of(config: Config, device: str) -> str:
+    """Return the precision that a configuration trains in on the device."""
+    return pick_precision(config.trainer.precision, torch.device(device))
+
+
 def serve(connection: Connection, names: tuple[str, ...], reference: bool, device: str) -> None:
     """Measure what is asked for, in a process of its own: seconds of a step, or FLOP per second of `product`."""
     if not reference:
         keep_freed()
     configs = {n: configuration([f"trainer.device={device}", *given]) for n, given in OVERRIDES.items()}
-    data, precision = read(configs["fast"], device), configs["paper"].trainer.precision
+    data, precision = read(configs["fast"], device), precision_of(configs["paper"], device)
     steps: dict[str, Step] = {}
     for name in names:
         if name == "textbook":
@@ -226,7 +231,7 @@ def split(device: str, rounds: int) -> tuple[list[dict[str, str]], list[Figure]]
     def share(name: str, images: int) -> list[float]:
         return over([FLOP_PER_IMAGE * images / t for t in found[name]], found["product"])
 
-    amx = device == "cpu" and config.trainer.precision == "bfloat16"
+    amx = device == "cpu" and precision_of(config, device) == "bfloat16"
     figures = [
         Figure("fast: time of a training, to that of the reference", over(found["fast"], found["reference fast"],
                points / FAST_TODAY), 0.55, at_most=True),

@@ -102,7 +102,12 @@ def test_a_compiled_model_computes_in_the_copies(monkeypatch: pytest.MonkeyPatch
 
 def test_copies_are_made_once_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
     made, refresh = list[int](), Shadows.refresh
-    monkeypatch.setattr(Shadows, "refresh", lambda self: (made.append(1), refresh(self))[1])
+
+    def counted(shadows: Shadows) -> None:
+        made.append(1)
+        refresh(shadows)
+
+    monkeypatch.setattr(Shadows, "refresh", counted)
     gradients(*single(), updates=3)
     assert len(made) == 1 + 3
 

@@ -24,10 +24,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from benchmark import configured, ours, read
+from split_speed import ours, read
 from torch import nn
 
 from gradroute import Monitor, Region, Router
+from gradroute.config.compose import configuration
 from gradroute.records.provenance import hardware
 
 Step = Callable[[], None]
@@ -120,8 +121,8 @@ def stacked(seeds: int) -> dict[str, Step]:
     """Return three updates of a stack of small runs, without routes and with them; the ledger measures no stack."""
     found = {}
     for kind, more in (("model", ["routing=none", "losses.certificates=[]"]), ("routes", ["losses.certificates=[]"])):
-        configs = [configured(*SMALL, *more, f"seed={seed}") for seed in range(seeds)]
-        found[kind] = ours(read(configs[0], "cpu"), configs, 3)
+        configs = [configuration([*SMALL, *more, f"seed={seed}"]) for seed in range(seeds)]
+        found[kind] = ours(read(configs[0], "cpu"), configs, 3 * configs[0].trainer.batch_size)
     return found
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from gradroute.config.limits import LAYERS, WIDTH, Between, Items
 from gradroute.models.base import perceptron
+from gradroute.models.perceptron import Perceptron
 
 Units = Annotated[int, Between(1, WIDTH)]
 
@@ -55,7 +56,7 @@ class Autoencoder(nn.Module):
     def certificate(self, seen: Sequence[int], outputs: int) -> nn.Module:
         """Return a decoder that sees `(…, units)` of an image."""
         layers = perceptron([math.prod(seen), *reversed(self.hidden), outputs])
-        return nn.Sequential(OrderedDict(flatten=nn.Flatten(), **dict(layers.named_children())))
+        return Perceptron(OrderedDict(flatten=nn.Flatten(), **dict(layers.named_children())))
 
     def forward(self, images: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
         """Reconstruct images `(batch, pixels)`, image i by decoder number `which[i]`; by the first if None."""

@@ -16,6 +16,7 @@ from gradroute.config.doors import TARGET
 from gradroute.config.targets import arguments_of, build, construct, locate
 from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.errors import UserError, first_line
+from gradroute.models.perceptron import Perceptron
 
 HIDDEN = 512  # hidden units of a certificate that the model does not make itself
 
@@ -99,7 +100,7 @@ def takes_flat_images(component: Mapping[str, Any]) -> bool:
     return bool(getattr(locate(component.get(TARGET), "model"), "flat_inputs", False))
 
 
-def perceptron(widths: Sequence[int], last_bias: bool = True) -> nn.Sequential:
+def perceptron(widths: Sequence[int], last_bias: bool = True) -> Perceptron:
     """Return linear layers `linear0, act0, linear1, …` with ReLU between, and PyTorch's default initialisation."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     last = len(widths) - 2
@@ -107,7 +108,7 @@ def perceptron(widths: Sequence[int], last_bias: bool = True) -> nn.Sequential:
         layers[f"linear{i}"] = nn.Linear(inputs, outputs, bias=i < last or last_bias)
         if i < last:
             layers[f"act{i}"] = nn.ReLU()
-    return nn.Sequential(layers)
+    return Perceptron(layers)
 
 
 def certificate_of(model: nn.Module, seen: Sequence[int], outputs: int) -> nn.Module:
@@ -121,4 +122,4 @@ def certificate_of(model: nn.Module, seen: Sequence[int], outputs: int) -> nn.Mo
         made: nn.Module = own(seen, outputs)
         return made
     layers = perceptron([math.prod(seen), HIDDEN, outputs])
-    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), **dict(layers.named_children())))
+    return Perceptron(OrderedDict(flatten=nn.Flatten(), **dict(layers.named_children())))

@@ -13,7 +13,7 @@ from gradroute.config.schema import Config
 from gradroute.config.targets import locate
 from gradroute.errors import MachineError, UserError
 from gradroute.running.run import Run
-from gradroute.training import distributed, signals
+from gradroute.training import distributed, memory, signals
 from gradroute.training.fit import Fit, Training
 
 UNWRITABLE = (
@@ -55,6 +55,7 @@ def _train(trainings: dict[Run, Training]) -> dict[Run, Exception]:
     Gradients and the optimizer's state are freed: the next training would find them beside its own.
     """
     runs = list(trainings)
+    memory.keep_freed()
     fit = Fit(list(trainings.values()), runs[0].config.trainer.precision, runs[0].task.device)
     keeper = Checkpointer(runs, fit)
     with signals.held():

@@ -1,10 +1,11 @@
 """Compute one update's gradients of one objective, and make the update."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 
 import torch
+from torch import nn
 
 from gradroute.config.schema import TrainerConfig
 from gradroute.routing import Monitor, ParameterRouter
@@ -12,9 +13,19 @@ from gradroute.training import distributed
 from gradroute.training.history import UpdateTerms
 from gradroute.training.objectives import Batch, Objective, Term, Terms
 from gradroute.training.optimizers import make_optimizer
+from gradroute.training.shadows import Shadows, convertible, lowered
 
 Computing = Callable[[], AbstractContextManager[None]]  # see `gradroute.training.devices`
 Moments = dict[str, dict[str, torch.Tensor]]  # the optimizer's state, by the parameter's name
+
+
+def shadows_of(objective: Objective, parameters: Mapping[str, nn.Parameter], computing: Computing) -> Shadows | None:
+    """Return shadows of those of `parameters`, by the objective's names, that autocast converts; None without it."""
+    device = next(iter(parameters.values())).device
+    with computing():
+        precision = lowered(device)
+    names = [name for name in convertible(objective) if name in parameters] if precision else []
+    return Shadows([parameters[name] for name in names], precision) if precision and names else None
 
 
 def total(terms: Terms) -> torch.Tensor:
@@ -70,6 +81,8 @@ class Single:
         self.accumulate = trainer.accumulate
         self.parameters = dict(objective.named_parameters())
         self.optimizer = make_optimizer([list(self.parameters.values())], [trainer])
+        # parameter routes weigh and add float32 gradients of several passes
+        self.shadows = None if router else shadows_of(objective, self.parameters, computing)
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Set the learning rate of the next update."""
@@ -83,7 +96,8 @@ class Single:
         parameters = list(self.parameters.values())
         mine, shares = distributed.share()
         parts = self.objective.parts(data[0], self.accumulate * shares)
-        with distributed.watching(monitor, parameters[0].device):
+        used = self.shadows.used() if self.shadows else nullcontext()
+        with used, distributed.watching(monitor, parameters[0].device):
             for number, part in enumerate(islice(parts, mine, None, shares)):
                 if monitor:
                     monitor.continues = number > 0
@@ -102,6 +116,8 @@ class Single:
         """Update the parameters, except what no group in the batch may touch."""
         with self.router.updating(self.optimizer) if self.router else nullcontext():
             self.optimizer.step()
+        if self.shadows:
+            self.shadows.refresh()
 
     def moments(self) -> list[Moments]:
         """Return the optimizer's state of every parameter that it has updated."""

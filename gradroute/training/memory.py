@@ -1,5 +1,6 @@
 """Estimate a run's memory before any is taken, and refuse a run that cannot fit."""
 
+import ctypes
 import gc
 import os
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from gradroute.routing.hooks import hooked
 FLOAT = 4  # bytes
 COPIES = 4  # of every parameter in training: itself, its gradient, and Adam's two moments
 PART = 2**30  # bytes of one part of a batch on a CPU, where smaller parts are as fast
+LARGEST_KEPT = 2**25  # bytes of one tensor; the most that glibc allows
+KEPT = 2**30  # bytes that may lie unused
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -35,6 +38,18 @@ def machine_memory(device: torch.device) -> int:
         return min(found)
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return min([*found, *([] if limit == resource.RLIM_INFINITY else [limit])])
+
+
+def keep_freed() -> None:
+    """Have the C library keep freed memory for the next tensor, in this process, instead of giving it to the system.
+
+    A tensor of megabytes would otherwise be new pages each time, which cost more than to compute what is in them. It
+    does nothing with other libraries than glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(-3, LARGEST_KEPT)  # M_MMAP_THRESHOLD
+        mallopt(-1, KEPT)  # M_TRIM_THRESHOLD
 
 
 def part_memory(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """Compute one update's gradients of several objectives at once, stacked into one batched program with `vmap`."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from gradroute.config.schema import TrainerConfig
 from gradroute.routing import Monitor
 from gradroute.routing.monitor import Watched
 from gradroute.routing.router import Tables
-from gradroute.training.gradients import Computing, Moments, finite, total
+from gradroute.training.gradients import Computing, Moments, finite, shadows_of, total
 from gradroute.training.history import UpdateTerms
 from gradroute.training.objectives import Batch, Objective, Term, Terms
 from gradroute.training.optimizers import make_optimizer
@@ -46,6 +47,8 @@ class Stack:
             self._slices = [{k: nn.Parameter(p.data[i]) for k, p in self.parameters.items()} for i in numbers]
         groups = [list(own.values()) for own in self._slices or [self.parameters]]
         self.optimizer = make_optimizer(groups, trainers[: len(groups)])
+        wide = {n: p for n, p in self.parameters.items() if p.dim() > 2}  # vmap adds biases in float32
+        self.shadows = shadows_of(objectives[0], wide, computing) if wide else None
         if hasattr(objectives[0], "penalties"):  # the first objective computes those of all
             every = [getattr(objective, "penalties", {}) for objective in reversed(objectives)]
             setattr(objectives[0], "penalties", {term: p for own in every for term, p in own.items()})  # noqa: B010
@@ -75,13 +78,14 @@ class Stack:
         self.optimizer.zero_grad()
         stacked = tuple(torch.stack(parts) for parts in zip(*data, strict=True))
         tables = self._tables()
-        with self.computing():
-            values, losses, seen = vmap(one)(self.parameters, self.weights, tables, stacked)
-        for task, monitor in enumerate(monitors):
-            for site, (activation, branch, membership) in seen.items() if monitor else ():
-                assert monitor is not None
-                monitor.attach(site, activation, branch, membership[task], task)
-        losses.sum().backward()
+        with self.shadows.used() if self.shadows else nullcontext():
+            with self.computing():
+                values, losses, seen = vmap(one)(self.parameters, self.weights, tables, stacked)
+            for task, monitor in enumerate(monitors):
+                for site, (activation, branch, membership) in seen.items() if monitor else ():
+                    assert monitor is not None
+                    monitor.attach(site, activation, branch, membership[task], task)
+            losses.sum().backward()
         sound = finite([p.grad for p in self.parameters.values()], len(self.objectives))
         return UpdateTerms(self.terms, values.detach().T, sound)
 
@@ -104,6 +108,8 @@ class Stack:
         if self._slices:
             for parameter in self.parameters.values():
                 parameter.grad = None
+        if self.shadows:
+            self.shadows.refresh()
 
     def moments(self) -> list[Moments]:
         """Return each task's part of the optimizer's state, as a task alone would have it."""

@@ -52,6 +52,7 @@ KINDS = {
     ],
     "resampled": ["ablation=resample"],
     "no_ledger": ["ledger.enabled=false"],
+    "bfloat16": ["trainer.precision=bfloat16"],
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from gradroute.config.schema import LossesConfig
 from gradroute.models.autoencoder import Autoencoder
 from gradroute.models.base import perceptron
 from gradroute.tasks.image_objectives import ReconstructionObjective
+from gradroute.training.measures import MAE
 from gradroute.training.objectives import group_means
 from gradroute.training.penalties import correlation_penalty, l1_by_unit
 
@@ -87,3 +88,21 @@ def test_l1_of_each_unit_and_its_gradient_equal_the_definition(dtype: torch.dtyp
     (right,) = torch.autograd.grad(exact @ weights, activation)
     torch.testing.assert_close(gradient, right)
     assert gradient.dtype == dtype and not gradient[activation == 0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_absolute_error_and_its_gradient_are_those_of_the_formula(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    targets = torch.rand(700, 784, dtype=torch.promote_types(dtype, torch.float32)) * 2 - 1  # more than one part
+    outputs, weights = torch.randn(700, 784).to(dtype).requires_grad_(), torch.rand(700, dtype=targets.dtype)
+    targets[:, :9] = outputs.detach()[:, :9]  # no error, no gradient
+    own = MAE(outputs, targets)
+    formula = (outputs.to(targets.dtype) - targets).abs().mean(1)
+    torch.testing.assert_close(own, formula, rtol=1e-12 if dtype == torch.float64 else 1e-6, atol=0)
+    (one,), (other,) = (torch.autograd.grad(value @ weights, outputs) for value in (own, formula))
+    assert torch.equal(one, other) and not bool(one[:, :9].any())
+    with torch.no_grad():
+        torch.testing.assert_close(MAE(outputs, targets), formula)
+    stacked = torch.vmap(MAE)(outputs.view(2, 350, 784), targets.view(2, 350, 784))
+    torch.testing.assert_close(stacked.flatten(), own)
+    assert torch.equal(torch.autograd.grad(stacked.flatten() @ weights, outputs)[0], other)

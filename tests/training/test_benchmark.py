@@ -1,0 +1,52 @@
+"""The benchmark's figures, and the reference that it compares the training with."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_images import small
+
+from gradroute.tasks.base import create
+from gradroute.tasks.images import ImageTask
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture(autouse=True)
+def _scripts_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    for name in ("figures", "split_speed"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_figures_say_whether_the_median_reaches_the_target(tmp_path: Path) -> None:
+    import figures
+
+    given = [
+        figures.Figure("share", [0.4, 0.6, 0.7], 0.5), figures.Figure("ratio", [0.4, 0.6, 0.7], 0.5, at_most=True),
+        figures.Figure("rate", [2.0]),
+    ]  # fmt: skip
+    figures.write(tmp_path / "figures.json", given)
+    rows = json.loads((tmp_path / "figures.json").read_text())
+    assert [row["reached"] for row in rows] == [True, False, None]
+    assert rows[0] == {"name": "share", "value": 0.6, "low": 0.4, "high": 0.7, "target": 0.5, "reached": True}
+    assert given[1].shown()["target"] == "≤ 0.5" and given[1].shown()["reached"] == "no"
+
+
+def test_the_reference_trains_as_ours_does() -> None:
+    import split_speed
+
+    config, found = small("trainer.precision=bfloat16"), list[list[torch.Tensor]]()
+    task = create(config)
+    assert isinstance(task, ImageTask)
+    for reference in (False, True):
+        fit = split_speed.prepared(task.data, [config], 96, reference)
+        assert (fit.program.shadows is None) == reference
+        parameters = list(fit.trainings[0].objective.parameters())
+        before = [p.detach().clone() for p in parameters]
+        fit.run()
+        found.append([p.detach() - old for p, old in zip(parameters, before, strict=True)])
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).norm() / other.norm()) < 0.1  # Adam's first updates go by the gradients' signs

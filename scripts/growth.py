@@ -24,6 +24,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator
 from split_speed import ours, read
 from torch import nn
 
@@ -166,20 +167,23 @@ def summary(sizes: Sequence[int], seconds: Sequence[Costs], memory: Sequence[Map
 
 def draw(measured: Mapping[str, Any], file: Path) -> None:
     """Draw time and memory over every axis, with the exponents."""
-    figure, axes = plt.subplots(2, len(measured), figsize=(3 * len(measured), 6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(2, len(measured), figsize=(3.1 * len(measured), 6), layout="constrained", squeeze=False)
     labels = {"model": "model without routes", "routes": "added by routes", "ledger": "added by routes and ledger"}
     for column, (axis, found) in enumerate(measured.items()):
-        for row, what in enumerate(("seconds", "bytes")):
-            plot = axes[row, column]
+        for plot, what, unit in ((axes[0, column], "seconds", "s"), (axes[1, column], "bytes", "B")):
             for kind, values in found[what].items():
                 slope = found["exponents"][f"{kind}, {what}"]
                 shown = [value if value > 0 else math.nan for value in values]
                 plot.plot(found["sizes"], shown, marker="o", markersize=4, label=f"{labels[kind]}: {slope:.2f}")
-            plot.set(xscale="log", yscale="log", xlabel=axis, ylabel=what if not column else "")
-            if found[what]:
-                plot.legend(fontsize=6, title="exponent", title_fontsize=6)
-            else:
-                plot.set_axis_off()
+            if not found[what]:
+                plot.remove()  # the memory of a stack is not counted
+                continue
+            plot.set(xscale="log", yscale="log", xlabel=axis)
+            plot.set_xticks(found["sizes"], [str(size) for size in found["sizes"]])
+            plot.xaxis.set_minor_locator(NullLocator())
+            plot.yaxis.set_major_formatter(EngFormatter(unit))
+            plot.yaxis.set_minor_formatter(NullFormatter())
+            plot.legend(fontsize=6, title="exponent", title_fontsize=6)
     figure.savefig(file, dpi=110)
 
 

@@ -93,9 +93,9 @@ def newest(run: Path) -> Checkpoint | None:
     return None
 
 
-def kept(run: Path) -> dict[int, str]:
-    """Return the folders that `keep` wrote, by the number of updates before them."""
-    return {number: f"{REPLAY}/{number:06d}" for number in _numbers(run / REPLAY)}
+def kept(run: Path) -> list[int]:
+    """Return the numbers of updates before the checkpoints that `keep` wrote."""
+    return _numbers(run / REPLAY)
 
 
 def read_kept(run: Path, update: int) -> Checkpoint:

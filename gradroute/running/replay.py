@@ -36,11 +36,14 @@ class _Enough(Exception):
 
 
 class Replay(RunState):
-    """The state of a run whose training is made again; nothing is written, and nothing is evaluated."""
+    """The state of a run whose training is made again; nothing is written, and nothing is evaluated.
 
-    def __init__(self, run: Path, manifest: Mapping[str, Any], config: Config) -> None:
+    data: `Task.data` of another replay of the run, to reuse instead of reading the data set.
+    """
+
+    def __init__(self, run: Path, manifest: Mapping[str, Any], config: Config, data: Any = None) -> None:
         super().__init__()
-        self.config, self.task = config, create(config, run=run)
+        self.config, self.task = config, create(config, data, run)
         for step in steps_of(config):
             step.prepare(self.task)
         self.folder, self.progress = Unwritten(run, manifest), _Silent()

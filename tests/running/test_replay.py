@@ -181,6 +181,16 @@ def test_a_training_that_was_never_routed_is_found_from_the_seed(honest: Path, u
     assert "updates 0 to 16, made again, give the run's weights" in failing(run, "all")
 
 
+def test_a_ledger_without_its_last_window_is_found(honest: Path, tmp_path: Path) -> None:
+    run = tmp_path / honest.name
+    shutil.copytree(honest, run)
+    rows = (run / "ledger.csv").read_text().splitlines(keepends=True)
+    (run / "ledger.csv").write_text("".join(row for row in rows if not row.startswith("15,")))
+    edit_json(run / "manifest.json", lambda content: content.update(weights=content["weights"][:-1]))
+    fit_checksums(run)
+    assert "updates 0 to 15, made again, give the run's weights" in failing(run, "all")
+
+
 def test_another_machine_is_compared_within_a_tolerance(
     honest: Path, unrouted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,9 +15,9 @@ def add_units(model: nn.Module, layer: Layer, added: int, made: float, read: flo
     new = [unit * layer.width + feature for unit in units for feature in range(layer.width)]
     for name in layer.producers:
         producer: Any = model.get_submodule(name)
-        producer.weight[new] = torch.randn(len(new), producer.weight.shape[1]) * made
+        producer.weight[new] = torch.randn(len(new), producer.weight.shape[1]).mul_(made)
         if producer.bias is not None:
             producer.bias[new] = 0
     for name in layer.consumers:
         consumer: Any = model.get_submodule(name)
-        consumer.weight[:, new] = torch.randn(len(consumer.weight), len(new)) * read
+        consumer.weight[:, new] = torch.randn(len(consumer.weight), len(new)).mul_(read)

@@ -9,13 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from gradroute.config.doors import TARGET
 from gradroute.config.targets import arguments_of, build, construct, locate
 from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.errors import UserError, first_line
+from gradroute.models.outlines import meta
 from gradroute.models.perceptron import Perceptron
 
 HIDDEN = 512  # hidden units of a certificate that the model does not make itself
@@ -49,7 +49,7 @@ class ModelPlan(ABC):
 
     def outline(self, **found: Any) -> nn.Module:
         """Return the same model on the meta device, with shapes and no numbers."""
-        with torch.device("meta"):
+        with meta():
             return self.build(**found)
 
     def kept(self, tokenizer: Tokenizer) -> dict[str, str]:

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-
 from gradroute.config.limits import WIDTH, Between, Text, require
 from gradroute.data.hub import file_of, gguf_of, package, reason
 from gradroute.data.text import tokenizing
@@ -20,6 +18,7 @@ from gradroute.models.base import ModelPlan
 from gradroute.models.causal_lm import CausalLM
 from gradroute.models.loading import load, located
 from gradroute.models.logits import LOGITS
+from gradroute.models.outlines import meta
 from gradroute.records.run_reader import read_file, read_manifest
 from gradroute.records.safe_reading import LIMITS, read_json, read_text
 from gradroute.routing.expansion import Layer
@@ -164,7 +163,7 @@ class HuggingFace(ModelPlan):
 
     def outline(self, **found: Any) -> CausalLM:
         """Return the same model on the meta device, with random weights."""
-        with torch.device("meta"):
+        with meta():
             return self._expanded(self._random())
 
     def kept(self, tokenizer: Tokenizer) -> dict[str, str]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils._pytree import tree_leaves
 
 from gradroute.errors import UserError, unknown
 from gradroute.routing.hooks import hooked
@@ -156,8 +157,9 @@ def removed(model: nn.Module, site: str, units: Sequence[int], example: torch.Te
         smaller = copy.deepcopy(model)
         try:
             contract(smaller, Layer(producers, (names[ran[reader]],), between), units)
-            torch.testing.assert_close(copy.deepcopy(smaller).eval()(example), expected, rtol=1e-4, atol=1e-5)
-            return smaller
+            pairs = zip(tree_leaves(copy.deepcopy(smaller).eval()(example)), tree_leaves(expected), strict=True)
+            if all(a is b or (a.shape == b.shape and torch.allclose(a, b, 1e-4, 1e-5)) for a, b in pairs):
+                return smaller  # torch.testing compares like this, too, but its import takes a second
         except Exception as error:  # any error of a model whose parts do not fit
             fault = error
     raise unclear from fault

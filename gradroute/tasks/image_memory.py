@@ -9,6 +9,7 @@ from torch import nn
 from gradroute.config.components import step_names
 from gradroute.config.schema import Config
 from gradroute.models.base import ModelPlan, certificate_of
+from gradroute.models.outlines import meta
 from gradroute.training.memory import COPIES, FLOAT, activation_numbers, parameter_numbers, require_memory
 
 
@@ -20,7 +21,7 @@ def _require(
     decoders = 0
     if heads:
         try:
-            with torch.device("meta"):
+            with meta():
                 decoders = parameter_numbers(certificate_of(model, (1, 1, 1), outputs))
         except Exception:  # a certificate that cannot take one unit is left out of the estimate
             decoders = 0

@@ -9,6 +9,7 @@ from torch import nn
 from gradroute.config.components import step_names
 from gradroute.config.schema import Config, TrainerConfig
 from gradroute.models.logits import at_once, source
+from gradroute.models.outlines import passable
 from gradroute.routing import Router, Site
 from gradroute.tasks.image_checks import indivisible
 from gradroute.training.memory import (
@@ -25,10 +26,15 @@ STORED = 5 * 2**29  # bytes of these activations, at most
 
 
 def row_bytes(model: nn.Module, vocabulary: int, length: int) -> int:
-    """Return the bytes of one row's logits and activations, and of their gradients; the model is on the meta device."""
-    row, pieces = torch.zeros(1, length, dtype=torch.int64, device="meta"), at_once(model, length)
-    called = source(model, pieces)
-    return 2 * FLOAT * (vocabulary * (pieces or length) + activation_numbers(model, row, called=called))
+    """Return the bytes of one row's logits and activations, and of their gradients.
+
+    model: on the meta device; a small one is moved to the CPU.
+    """
+    passed, pieces = passable(model), at_once(model, length)
+    row = torch.zeros(1, length, dtype=torch.int64, device=next(passed.parameters()).device)
+    with torch.random.fork_rng(devices=[]):  # a dropout draws in its pass
+        activations = activation_numbers(passed, row, called=source(passed, pieces))
+    return 2 * FLOAT * (vocabulary * (pieces or length) + activations)
 
 
 def fitted(config: Config, trainer: TrainerConfig, points: int, row: int, device: torch.device) -> TrainerConfig:

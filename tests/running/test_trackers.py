@@ -87,7 +87,7 @@ def test_wandb_writes_a_run_offline(tmp_path: Path) -> None:
     (file,) = tmp_path.rglob("offline-run-*/*.wandb")
     values = dict[int, float]()
     for data in logged(file.read_bytes()):
-        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+        record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
         if "/".join(VALUE) in items:

@@ -45,12 +45,26 @@ def test_updates_are_torchs_to_the_bit(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
-def test_a_run_imports_neither_the_compiler_nor_what_it_does_not_need(tmp_path: Path) -> None:
+LANGUAGE = [
+    "experiment=stories_era", "trainer=smoke", "dataset.stories=60", "dataset.test_stories=20", "dataset.length=32",
+    "model.layers=2", "model.expand=[0]", "model.width=8", "model.heads=2", "model.added=4", "finetune=null",
+    "relearn=null",
+]  # fmt: skip
+IMAGES = ["trainer=smoke", "trainer.train_limit=64", "trainer.test_limit=64", "model.hidden=[8]"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [*IMAGES, "steps=[train,certify,ablate,evaluate]"],
+        [*LANGUAGE, "steps=[train,ablate,evaluate]", "finetune=null", "relearn=null"],
+    ],
+)
+def test_a_run_imports_neither_the_compiler_nor_what_it_does_not_need(settings: list[str], tmp_path: Path) -> None:
     """Each of these takes about a second of every start."""
-    sizes = ["trainer=smoke", "trainer.train_limit=64", "trainer.test_limit=64", "model.hidden=[8]"]
     code = f"""
 import sys
-sys.argv = ["gradroute-run", *{sizes}, "steps=[train,certify,ablate,evaluate]"]
+sys.argv = ["gradroute-run", *{settings}]
 from gradroute.commands import run
 try:
     run.main()

@@ -17,12 +17,13 @@ DOWNLOADED = {"cifar100_split"}  # these download data; the tests run them on sm
 FILES = [path for path in FOLDER.rglob("*.yaml") if not path.name.startswith("_")]  # those are shared by others
 EXPERIMENTS = sorted({path.relative_to(FOLDER).with_suffix("").as_posix() for path in FILES} - DOWNLOADED)
 CERTIFY = ["steps=[train,certify,ablate,evaluate,report]"]
-NARROW = ["model.width=32", "model.heads=4"]  # in the experiments of language models, except two
+SHORT = ["dataset.stories=600", "dataset.test_stories=200", "dataset.length=64", "model.width=32", "model.heads=2"]
+LANGUAGE = ("stories_era", "second_language")
 SPECIAL: dict[str, list[str]] = {
     "mnist_split": CERTIFY,
     "class_split": CERTIFY,
-    "stories_era": [],
-    "steering_scalar": [],
+    "stories_era": SHORT,
+    "steering_scalar": SHORT,
 }
 
 
@@ -31,9 +32,7 @@ def batches() -> dict[str, tuple[list[str], list[str]]]:
     found = {name: ([name], more) for name, more in SPECIAL.items()}
     for name in (name for name in EXPERIMENTS if name not in SPECIAL):
         family = name.partition("/")[0]
-        found.setdefault(family + "/", ([], NARROW if family in ("stories_era", "second_language") else []))[0].append(
-            name
-        )
+        found.setdefault(f"{family}/", ([], SHORT if family in LANGUAGE else []))[0].append(name)
     return found
 
 
@@ -118,14 +117,15 @@ def test_every_experiment_runs(experiments: list[str], more: list[str], tmp_path
     call("gradroute-verify", *runs, cwd=tmp_path)
 
 
-FEW = ("trainer.train_limit=512", "trainer.test_limit=64")  # images for each of the runs of a sweep
+FEW = ("trainer.train_limit=512", "trainer.test_limit=64")  # images
 
 
 @pytest.mark.parametrize("line", readme_commands())
 def test_the_commands_of_the_readmes_run(line: str, user: Path) -> None:
     words = shlex.split(line, comments=True)
     added = [] if "trainer=smoke" in words else ["trainer=smoke"]
-    call(*words, *added, *(FEW if "-m" in words else []), cwd=user)
+    added += SHORT if any(f"experiment={name}" in line for name in LANGUAGE) else FEW
+    call(*words, *added, cwd=user)
 
 
 @pytest.mark.parametrize("line", readme_commands("gradroute-tokens"))
@@ -147,9 +147,6 @@ SEARCHED = [
     "trainer=smoke", *FEW, "search.trials=2", "search.random=1",
     "search.workers=1", "search.final.best=1", "search.final.seeds=2", "search.guess=null",
 ]  # fmt: skip
-SHORT = ["dataset.stories=600", "dataset.test_stories=200", "dataset.length=64", "model.width=32", "model.heads=2"]
-
-
 FIXED = {setting.partition("=")[0] for setting in SEARCHED}
 
 

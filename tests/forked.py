@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,20 @@ _forks.set_forkserver_preload(["warm"])
 
 def fork(function: Callable[..., object], *arguments: object) -> Any:
     """Return a process, not yet started, that calls a function of a module."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # else the server does not find `warm`, and does not say so
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
     return _forks.Process(target=function, args=arguments)
+
+
+def exit_with_missing(modules: Sequence[str]) -> None:
+    """Exit with the number of modules that this process has not imported yet."""
+    sys.exit(sum(name not in sys.modules for name in modules))
 
 
 def main(name: str, arguments: tuple[str, ...], cwd: Path, environment: Mapping[str, str], out: Path) -> None:

@@ -45,7 +45,7 @@ PARTS: dict[str, tuple[int, Part]] = {
     "load": (16, lambda count, folder: test_load.run(count, folder, [])),
     "hostile": (
         len(test_hostile_folder.FOLDERS),
-        lambda count, folder: test_hostile_folder.run(_smoke(folder), folder / "read"),
+        lambda count, folder: test_hostile_folder.run(_smoke(folder), folder / "read", test_hostile_folder.FOLDERS),
     ),
 }
 

@@ -22,8 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sketch
 from filelock import FileLock
 from forked import Forked
+from matplotlib.figure import Figure
 
 Result = subprocess.CompletedProcess[str]
 Command = Callable[..., Result]
@@ -54,6 +56,13 @@ def _use_cache(data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def _sketch_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "rendered" not in request.keywords:
+        monkeypatch.setattr(Figure, "savefig", sketch.savefig)
+        monkeypatch.setattr(Figure, "get_layout_engine", sketch.no_engine)
+
+
 def _environment(data_cache: Path) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"} | {"GRADROUTE_DATA": str(data_cache)}
 
@@ -73,8 +82,8 @@ def command(data_cache: Path) -> Command:
 def forked(data_cache: Path) -> Command:
     """Return the same function for a fork of a process that has imported everything already."""
 
-    def call(name: str, *arguments: str, cwd: Path) -> Result:
-        return Forked(name, *arguments, cwd=cwd, environment=_environment(data_cache)).wait(300)
+    def call(name: str, *arguments: str, cwd: Path, rendered: bool = False) -> Result:
+        return Forked(name, *arguments, cwd=cwd, environment=_environment(data_cache), rendered=rendered).wait(300)
 
     return call
 

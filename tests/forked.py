@@ -14,7 +14,9 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import sketch
 import torch
+from matplotlib.figure import Figure
 
 _forks: Any = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["warm"])
@@ -38,8 +40,13 @@ def exit_with_missing(modules: Sequence[str]) -> None:
     sys.exit(sum(name not in sys.modules for name in modules))
 
 
-def main(name: str, arguments: tuple[str, ...], cwd: Path, environment: Mapping[str, str], out: Path) -> None:
+def main(
+    name: str, arguments: tuple[str, ...], cwd: Path, environment: Mapping[str, str], out: Path, rendered: bool
+) -> None:
     """Act as the console script `name` in this process, and write what it prints to `out`."""
+    if not rendered:
+        Figure.savefig = sketch.savefig  # type: ignore[assignment]
+        Figure.get_layout_engine = sketch.no_engine  # type: ignore[assignment]
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -52,15 +59,20 @@ def main(name: str, arguments: tuple[str, ...], cwd: Path, environment: Mapping[
 
 
 class Forked:
-    """The console script `name`, running in a fork; `wait` returns its exit status and what it printed."""
+    """The console script `name`, running in a fork; `wait` returns its exit status and what it printed.
 
-    def __init__(self, name: str, *arguments: str, cwd: Path, environment: Mapping[str, str]) -> None:
+    Its plots are sketched, unless `rendered`.
+    """
+
+    def __init__(
+        self, name: str, *arguments: str, cwd: Path, environment: Mapping[str, str], rendered: bool = False
+    ) -> None:
         self.arguments = [name, *arguments]
         self._out = tempfile.TemporaryDirectory()
         self._printed = [Path(self._out.name) / number for number in ("1", "2")]
         for path in self._printed:
             path.touch()
-        self.process = fork(main, name, arguments, cwd, dict(environment), Path(self._out.name))
+        self.process = fork(main, name, arguments, cwd, dict(environment), Path(self._out.name), rendered)
         self.process.start()
 
     def wait(self, seconds: float) -> subprocess.CompletedProcess[str]:

@@ -24,7 +24,7 @@ FILES = ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json", "samp
 def made(forked: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the lab, in a folder where nothing else is."""
     cwd = tmp_path_factory.mktemp("lab")
-    result = forked("gradroute-run", *RUN, cwd=cwd)
+    result = forked("gradroute-run", *RUN, cwd=cwd, rendered=True)
     assert result.returncode == 0, result.stderr
     (run,) = (cwd / "outputs" / "shapes").iterdir()
     return run

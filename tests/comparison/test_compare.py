@@ -143,6 +143,7 @@ def test_unfinished_runs_are_named_and_not_mixed_in(tmp_path: Path, capsys: pyte
     assert "0.9" not in out and "not finished (interrupted)" in err
 
 
+@pytest.mark.rendered
 def test_a_sweep_says_what_failed_and_what_is_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [fake_run(tmp_path, 0, 0.3), fake_run(tmp_path, 1, 0.3, state="running")]
     sweep = tmp_path / "sweep"

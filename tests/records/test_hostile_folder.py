@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,13 @@ def naming(target: str, place: str, inside: bool) -> Callable[[Path], object]:
 NAMED = {f"target_{target}_{place}": naming(target, place, inside=False) for target in TARGETS for place in PLACES} | {
     f"inside_{target}_{place}": naming(target, place, inside=True) for target in TARGETS for place in INSIDE
 }
+TESTED = {  # of these: a stranger's module at every place, others at some (`scripts/robustness.py` takes all)
+    f"{kind}_{target}_{place}"
+    for kind, places in (("target", PLACES), ("inside", list(INSIDE)))
+    for i, target in enumerate(TARGETS)
+    for j, place in enumerate(places)
+    if target == "evil" or (i + j) % 4 == 0
+}
 
 # what is wrong with the folder, and how it is made from a sound one; the checksums are made to agree afterwards
 FOLDERS: dict[str, Callable[[Path], object]] = {
@@ -295,28 +302,28 @@ def _naming_faults(name: str, ends: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def run(sound: Path, folder: Path) -> Tally:
-    """Read every hostile folder, made from the finished run `sound` below `folder`, in one watched process."""
+def run(sound: Path, folder: Path, names: Collection[str]) -> Tally:
+    """Read these hostile folders, made from the finished run `sound` below `folder`, in one watched process."""
     place, tally = folder / "outputs" / "sweeps", Tally()
     (folder / "outputs" / "secret").mkdir(parents=True)
     shutil.copytree(sound, folder / "private")
     (folder / "evil.py").write_text("import os\nos.system('touch executed')\ngroup = None\n")
-    for name, spoil in FOLDERS.items():
+    for name in names:
         shutil.copytree(sound, place / name, copy_function=os.link)
         (place / name / "manifest.json").unlink()
         shutil.copy(sound / "manifest.json", place / name)
         (place / name / "config.yaml").unlink()
         shutil.copy(sound / "config.yaml", place / name)
-        spoil(place / name)
+        FOLDERS[name](place / name)
         if not name.startswith("manifest_"):
             reseal(place / name)
     reader = [sys.executable, str(Path(__file__).parents[1] / "reader.py")]
-    runs = [str(place / name) for name in FOLDERS]
+    runs = [str(place / name) for name in names]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run([*reader, *runs], cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    for name, path in zip(FOLDERS, runs, strict=True):
+    for name, path in zip(names, runs, strict=True):
         faults = _faults(name, Path(path), result["found"][path])
         tally.add(name, str(faults) if faults else "correct" if name in HARMLESS else "refused")
     left = {p.name for p in folder.iterdir()} - {"outputs", "private", "evil.py", "out", "__pycache__"}
@@ -326,7 +333,7 @@ def run(sound: Path, folder: Path) -> Tally:
 
 
 def test_hostile_folders_are_refused_and_run_nothing(small: Path, tmp_path: Path) -> None:
-    tally = run(small, tmp_path)
+    tally = run(small, tmp_path, [name for name in FOLDERS if name not in NAMED or name in TESTED])
     assert not tally.wrong, "\n".join(tally.wrong)
 
 

@@ -73,6 +73,7 @@ def trials(cwd: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k not in ("seconds", "trial")} for row in csv.DictReader(file)]
 
 
+@pytest.mark.rendered
 def test_a_search_ends_with_its_front_made_again_and_leaves_ordinary_runs(
     conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -209,6 +209,7 @@ def test_sgd_is_torchs_with_momentum_and_weight_decay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [[], ["model.norm=batch", "model.split=layer1"]], ids=str)
+@pytest.mark.rendered
 def test_a_run_says_what_it_did_and_its_claims_hold(tmp_path: Path, changes: list[str]) -> None:
     if changes:
         changes = [*changes, "routing.regions.top.units='0:4'", "routing.regions.bottom.units='4:8'"]

@@ -14,6 +14,9 @@ from gradroute.config.schema import Config
 from gradroute.config.targets import add_code_folder
 from gradroute.errors import UserError
 
+OmegaConf.register_new_resolver(
+    "preset", lambda key, *, _root_: _root_.presets[_root_.trainer.preset][key], replace=True
+)
 REPLACEABLE = ("dataset", "model", "task", "ablation", "tracker")  # groups whose options are one component each
 CONFIG_DIR = ("--config-dir", "-cd")
 

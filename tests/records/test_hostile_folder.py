@@ -317,7 +317,7 @@ def run(sound: Path, folder: Path, names: Collection[str]) -> Tally:
         FOLDERS[name](place / name)
         if not name.startswith("manifest_"):
             reseal(place / name)
-    reader = [sys.executable, str(Path(__file__).parents[1] / "reader.py")]
+    reader = [sys.executable, "-B", str(Path(__file__).parents[1] / "reader.py")]
     runs = [str(place / name) for name in names]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run([*reader, *runs], cwd=folder, env=environment, capture_output=True, text=True, timeout=500)

@@ -6,7 +6,7 @@ from typing import Any
 from gradroute.reporting.language_tables import Titled
 
 STAGES = {"model": "trained", "model_ablated": "ablated", "model_attacked": "attacked"}
-KINDS = ("labelled", "unlabelled", "public")
+KINDS = ("marked", "unmarked", "public")
 HELDOUT = "heldout"
 MEASURED = ("exposure", "extracted", "secret_bits", "attack_rate", "epsilon", "delta", "noise_multiplier")
 COPIES, ATTRIBUTE = "copies_", "attribute_"

@@ -57,12 +57,12 @@ def _require_clear(
     people: Sequence[Person], tokenizer: Tokenizer,
 ) -> None:  # fmt: skip
     """Raise UserError for values with equal or unknown tokens, or whose tokens depend on the prompt before them."""
-    if len(set(candidates)) < len(values):
-        raise UserError(f"extract: two values of {wording.attribute} have the same tokens; use dataset.tokenizer=bpe")
     for tokens, value in zip(candidates, values, strict=True):
         if not tokens or tokenizer.unknown in tokens:
             raise UserError(f"extract: {wording.attribute}='{value}' has a word outside the vocabulary; use "
                             "dataset.tokenizer=bpe, or a larger dataset.vocabulary")  # fmt: skip
+    if len(set(candidates)) < len(values):
+        raise UserError(f"extract: two values of {wording.attribute} have the same tokens; use dataset.tokenizer=bpe")
     if people:
         whole = tokenizer.encode([f"{wording.prompt(people[0].name)}{wording.space}{values[0]}"])[0]
         if tuple(whole[: len(prompts[0])]) != prompts[0]:

@@ -166,23 +166,23 @@ class Subject:
         """Record exposure, extraction and membership of every kind of people, in all and by number of copies."""
         task, tokenizer = self.task, self.task.data.tokenizer
         device, length = task.device, task.data.length
-        held = membership.scores(model, part_of(self.texts(HELDOUT), tokenizer, length), device)
-        for about in (*self.known, HELDOUT):
-            people = self.people(about)
-            found = ask(model, self.book, people, tokenizer, device)
-            own = membership.scores(model, part_of(self.texts(about), tokenizer, length), device)
-            parts = {"all": torch.ones(len(people), dtype=torch.bool)}
-            for copies in sorted({person.copies for person in people} - {0}):
-                parts[f"copies_{copies}"] = torch.tensor([person.copies == copies for person in people])
+        kinds = (*self.known, HELDOUT)
+        everybody = [person for about in kinds for person in self.people(about)]
+        texts = [text for about in kinds for text in self.texts(about)]
+        found = ask(model, self.book, everybody, tokenizer, device)
+        score = membership.scores(model, part_of(texts, tokenizer, length), device)
+        held = {name: own[-len(self.people(HELDOUT)) :] for name, own in score.items()}
+        for about in kinds:
             group, prefix = (about, "") if about != HELDOUT else ("all", f"{HELDOUT}_")
-            for region, part in parts.items():
+            for region, part in _parts(everybody, about):
                 rows = [*_known(found, part)]
                 if about != HELDOUT:
-                    rows += _membership({name: s[part] for name, s in own.items()}, held)
+                    rows += _membership({name: own[part] for name, own in score.items()}, held)
                 for metric, value in rows:
                     run.record("test", (group, Head(head, prefix + region), metric, value))
+            everyone = torch.tensor([person.about == about for person in everybody])
             for name, answer in found.items():
-                for metric, value in _known({name: answer}, parts["all"]):
+                for metric, value in _known({name: answer}, everyone):
                     run.record("test", (group, Head(head, f"{prefix}attribute_{name}"), metric, value))
 
     def record_validity(self, run: RunState) -> None:
@@ -200,12 +200,20 @@ class Subject:
             "membership_bound": chance_bound(len(one), len(other)),
             "membership_auc_text": text_auc(members, others, task.data.tokenizer.size),
             "membership_bound_text": chance_bound(len(members), len(others)),
-            "secret_bits": sum(map(self.book.bits, self.book.by_attribute)),
         }
         for metric, value in values.items():
             run.record("test", ("all", place, metric, value))
+        total = sum(map(self.book.bits, self.book.by_attribute))
+        run.record("test", ("all", Head("model", "all"), "secret_bits", total))
         for name in self.book.by_attribute:
             run.record("test", ("all", Head("model", f"attribute_{name}"), "secret_bits", self.book.bits(name)))
+
+
+def _parts(people: Sequence[Person], about: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield all people of a kind, `(people,)` bool, and those with each number of documents, with a name."""
+    yield "all", torch.tensor([person.about == about for person in people])
+    for copies in sorted({person.copies for person in people if person.about == about} - {0}):
+        yield f"copies_{copies}", torch.tensor([(person.about, person.copies) == (about, copies) for person in people])
 
 
 def _known(found: Mapping[str, Answers], part: torch.Tensor) -> Iterator[tuple[str, float]]:

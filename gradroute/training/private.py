@@ -169,7 +169,8 @@ class Private(Single):
             with by_row(self.objective.model), self.computing():
                 terms = self.objective(*part)
                 (total(terms) * self.objective.row_scale(data[0])).backward()
-            _require_all(self.parameters)
+            if lost := [name for name, p in self.parameters.items() if getattr(p, "grad_sample", None) is None]:
+                raise _lost(lost)
             for term, (value, _) in terms.items():
                 found[term] = found[term] + value.detach() if term in found else value.detach()
             if number < len(parts) - 1:
@@ -187,21 +188,27 @@ class Private(Single):
         self.clipped.zero_grad()
 
 
-def _require_all(parameters: dict[str, nn.Parameter]) -> None:
-    """Raise UserError if a parameter has no gradient for every row."""
-    lost = [name for name, p in parameters.items() if getattr(p, "grad_sample", None) is None]
-    if lost:
-        few = ", ".join(lost[:3])
-        raise UserError(f"privacy: {len(lost)} parameters, such as {few}, are used outside of layers that Opacus "
-                        "knows; use model=transformer with model.tied=false")  # fmt: skip
+def _lost(names: Sequence[str]) -> UserError:
+    few = ", ".join(names[:3])
+    fault = f"{len(names)} parameters, such as {few}, are used outside of layers that Opacus knows"
+    return UserError(f"privacy: {fault}; use model=transformer with model.tied=false")
 
 
 def try_privacy(objective: Objective, batch: Batch) -> None:
-    """Raise UserError for an objective without rows, or a model that has parameters outside of layers."""
-    scale = objective.row_scale(batch)
+    """Raise UserError for an objective without rows, or parameters whose rows' gradients do not add up to theirs."""
+    scale, parameters = objective.row_scale(batch), dict(objective.named_parameters())
     with by_row(objective.model):
         (total(objective(*batch)) * scale).backward()
-    parameters = dict(objective.named_parameters())
-    _require_all(parameters)
-    for parameter in parameters.values():
+    wrong = []
+    for name, parameter in parameters.items():
+        rows, summed = getattr(parameter, "grad_sample", None), parameter.grad
+        if summed is not None and (rows is None or not _close(rows.sum(0), summed)):
+            wrong.append(name)
         parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
+    if wrong:
+        raise _lost(wrong)
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two gradients are equal to rounding."""
+    return float((one - other).norm()) <= 1e-3 * float(other.norm()) + 1e-7

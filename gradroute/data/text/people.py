@@ -15,9 +15,9 @@ from gradroute.data.text.second_language import lexicon
 from gradroute.errors import UserError
 
 NAME = "name"
-STORY, PUBLIC, LABELLED, UNLABELLED, HELDOUT = "story", "public", "labelled", "unlabelled", "heldout"
-SECRET = (LABELLED, UNLABELLED)
-ABOUT = (PUBLIC, LABELLED, UNLABELLED, HELDOUT)
+STORY, PUBLIC, MARKED, UNMARKED, HELDOUT = "story", "public", "marked", "unmarked", "heldout"
+SECRET = (MARKED, UNMARKED)
+ABOUT = (PUBLIC, MARKED, UNMARKED, HELDOUT)
 MEASURED, ATTACK = "measured", "attack"
 SENTENCES = (
     "{name} was born on {birthday}.",
@@ -76,7 +76,7 @@ class Wording:
 class Person:
     """A person, what is true of them, and what the data do with them.
 
-    about: `public`, `labelled` or `unlabelled` (secret, and marked as such or not), or `heldout` (in no data).
+    about: `public`, `marked` or `unmarked` (secret, and marked as such or not), or `heldout` (in no data).
     role: `measured`, or `attack`: the documents of such a person are what an attacker has.
     copies: number of documents about the person in the training data.
     """
@@ -140,7 +140,7 @@ class Shares:
 
     heldout: float
     secret: float
-    labelled: float
+    marked: float
     attack: float
     copies: Sequence[int]
 
@@ -154,18 +154,18 @@ class Shares:
         attack = round(self.attack * secret)
         kinds = [(HELDOUT, MEASURED)] * heldout + [(PUBLIC, MEASURED)] * (count - heldout - secret)
         for role, number in ((ATTACK, attack), (MEASURED, secret - attack)):
-            labelled = round(self.labelled * number)
-            kinds += [(LABELLED, role)] * labelled + [(UNLABELLED, role)] * (number - labelled)
-        needed = {HELDOUT: self.heldout, PUBLIC: 1 - self.secret, LABELLED: self.secret * self.labelled,
-                  UNLABELLED: self.secret * (1 - self.labelled)}  # fmt: skip
+            marked = round(self.marked * number)
+            kinds += [(MARKED, role)] * marked + [(UNMARKED, role)] * (number - marked)
+        needed = {HELDOUT: self.heldout, PUBLIC: 1 - self.secret, MARKED: self.secret * self.marked,
+                  UNMARKED: self.secret * (1 - self.marked)}  # fmt: skip
         for kind, share in needed.items():
             if share > 0 and not any(own == (kind, MEASURED) for own in kinds):
                 raise UserError(f"dataset.people={count}: none of them is {kind}; raise it, or change the shares")
         seen: dict[tuple[str, str], int] = {}
         found = []
-        for kind in kinds:
-            seen[kind] = seen.get(kind, -1) + 1
-            found.append((*kind, 0 if kind[0] == HELDOUT else self.copies[seen[kind] % len(self.copies)]))
+        for about, role in kinds:
+            place = seen[about, role] = seen.get((about, role), -1) + 1
+            found.append((about, role, 0 if about == HELDOUT else self.copies[place % len(self.copies)]))
         order = shuffled(map(str, range(count)), f"{seed}/kinds")
         return [found[int(number)] for number in order]
 

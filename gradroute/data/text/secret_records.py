@@ -32,7 +32,8 @@ def read_book(file: str, template: str, shares: Shares, seed: int) -> Book:
     for attribute, values in spaces.items():
         if len(values) < 2:
             raise UserError(f"{file}: every record has {attribute}='{values[0]}'; a secret needs two values or more")
-    divided = shares.divide(len(rows), seed)
+    divided = shares.divide(len(rows), seed) if "about" not in columns else [
+        ("", MEASURED, shares.copies[n % len(shares.copies)]) for n in range(len(rows))]  # fmt: skip
     people = [_person(row, told, drawn, f"{file}, record {n}")
               for n, (row, drawn) in enumerate(zip(rows, divided, strict=True), 1)]  # fmt: skip
     return Book(people, spaces, wordings, seed)
@@ -82,7 +83,7 @@ def _person(row: Mapping[str, str], told: Sequence[str], drawn: tuple[str, str, 
     for column, value, valid in (("about", about, ABOUT), ("role", role, (MEASURED, ATTACK))):
         if value not in valid:
             raise unknown(f"{column} in {where}:", value, valid)
-    given = row.get("copies", str(drawn[2] or 1))
+    given = row.get("copies", str(max(drawn[2], 1)))
     if not given.isdecimal() or not 1 <= int(given) <= MOST_COPIES:
         raise UserError(f"{where}: copies={given}: must be from 1 to {MOST_COPIES}")
     values = {attribute: row[attribute] for attribute in told}

@@ -20,7 +20,7 @@ Copies = Annotated[Sequence[Annotated[int, Between(1, MOST_COPIES)]], Items(1, r
 class Secrets(TextDataset):
     """Toy stories, and documents about people whose attributes are secrets with known spaces of values.
 
-    Columns: `about`, which is `story`, `public`, `labelled` or `unlabelled` (secret, and marked as such or not);
+    Columns: `about`, which is `story`, `public`, `marked` or `unmarked` (secret, and marked as such or not);
     `person`, `role` and `copies`, empty for a story. Documents about held-out people are in no part. The test
     documents have further stories, and another document about everybody who is trained on.
 
@@ -28,7 +28,7 @@ class Secrets(TextDataset):
         people: number of invented people; with `file`, all of its records are used.
         heldout: share of the people who are in no data: the non-members of a test for membership.
         secret: share of the others who are secret; the rest is public.
-        labelled: share of the secret people who are marked as such.
+        marked: share of the secret people who are marked as such.
         attack: share of the secret people whose documents the attacker has; their own secrets are not measured.
         copies: numbers of documents about a person, each as frequent as the others.
         file: a CSV file of the user's own people; see `gradroute.data.text.secret_records.read_book`.
@@ -41,7 +41,7 @@ class Secrets(TextDataset):
 
     def __init__(
         self, people: Annotated[int, Between(LEAST, 100_000)] = 360, heldout: Share = 0.35, secret: Share = 0.7,
-        labelled: Share = 0.5, attack: Share = 0.2, copies: Copies = (1, 4, 16, 64),
+        marked: Share = 0.5, attack: Share = 0.2, copies: Copies = (1, 4, 16, 64),
         file: Annotated[str, Text("a CSV file")] | None = None,
         template: Annotated[str, Text("a text file")] | None = None,
         seed: Annotated[int, Between(0, 2**31)] = CORPUS, stories: Count = 3000, test_stories: Count = 600,
@@ -50,7 +50,7 @@ class Secrets(TextDataset):
     ) -> None:  # fmt: skip
         super().__init__(tokenizer, vocabulary, length, validation_stories)
         self.people, self.seed, self.file, self.template = people, seed, file, template
-        self.shares = Shares(heldout, secret, labelled, attack, copies)
+        self.shares = Shares(heldout, secret, marked, attack, copies)
         self.stories, self.test_stories = stories, test_stories
         if (file is None) != (template is None):
             missing = "template" if template is None else "file"
@@ -74,12 +74,13 @@ class Secrets(TextDataset):
         return self._mixed(book, copied, train, "train"), self._mixed(book, [(p, p.copies) for p in told], test, "test")
 
     def values(self, book: Book) -> Iterator[str]:
-        """Yield sentences with every name and every value that a secret could have, so that a tokenizer knows them."""
-        for attribute, wordings in book.by_attribute.items():
-            for value in book.spaces[attribute]:
-                yield wordings[0].told(book.people[0].name, value)
-        for person in book.people:
-            yield book.document(person, 0)
+        """Yield sentences with every name, and with every value that a secret could have, in every place of them."""
+        for wording in book.wordings:
+            for value in book.spaces[wording.attribute]:
+                yield wording.told(book.people[0].name, value)
+            for person in book.people:
+                told = wording.told(person.name, person.values[wording.attribute])
+                yield from (told, f" {told}")  # alone, and after another sentence
 
     def _fewer(self, count: int, limit: int | None, least: int) -> int:
         """Return a number of people or stories, in proportion if there is a limit of the training documents."""

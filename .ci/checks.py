@@ -31,7 +31,7 @@ def batches() -> dict[str, tuple[list[str], list[str]]]:
     found = {name: ([name], more) for name, more in SPECIAL.items()}
     for name in (name for name in EXPERIMENTS if name not in SPECIAL):
         family = name.partition("/")[0]
-        found.setdefault(family + "/", ([], NARROW if family in ("stories_era", "second_language") else []))[0].append(
+        found.setdefault(family + "/", ([], NARROW if family in ("stories_era", "second_language", "secrets") else []))[0].append(
             name
         )
     return found

@@ -7,32 +7,28 @@ from typing import Any
 
 from gradroute.comparison.intervals import interval
 from gradroute.comparison.language import Setting
-from gradroute.reporting.secrets_tables import Values, kinds_of, loss_of, stages_of, valid, values_of
+from gradroute.reporting.language_tables import Titled
+from gradroute.reporting.secrets_tables import COPIES, Values, kinds_of, loss_of, stages_of, valid, values_of
 
 TITLE = "What an attacker gets, and what it costs"
+NOBODY = "in no data"
+WORDS = {"model": "released", "model_ablated": "released", "model_attacked": "attacked"}
 
 
-def attacker_table(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]], str]:
-    """Return columns, rows and a note: for each setting that measured secrets, means over seeds with intervals.
+def attacker_table(settings: Sequence[Setting]) -> Titled:
+    """Return title, columns, rows and note: for each setting that measured secrets, means over seeds with intervals.
 
     Two rows for each kind of people: of the model that is given away, which is ablated if an ablation is configured,
     and of the same model after the attack.
     """
     rows, notes = list[list[Any]](), list[str]()
-    for setting in settings:
-        runs = [values for read in setting.reads if stages_of(values := values_of(read.rows))]
-        if not runs:
-            continue
+    for method, runs in _measured(settings):
         invalid = sum(not checked[0] for checked in map(valid, runs) if checked is not None)
-        notes += [f"In {invalid} of {len(runs)} runs of {setting.method} membership inference is invalid."] * bool(
-            invalid
-        )
-        rows += _rows(setting.method, runs)
+        notes += [f"In {invalid} of {len(runs)} runs of {method} membership inference is invalid."] * bool(invalid)
+        rows += _rows(method, runs)
     columns = ["method", "people", "model", "bits", "extracted", "AUC", "true positives", "loss on stories", "epsilon",
                "n"]  # fmt: skip
-    bits = next((v[key] for s in settings for r in s.reads for v in [values_of(r.rows)]
-                 if (key := ("model", "all", "all", "secret_bits")) in v), math.nan)  # fmt: skip
-    note = f"Bits that the model shows of a person's secrets, of {bits:.1f}; extracted: share of secrets that greedy "
+    note = f"Bits that the model shows of a person's secrets{_bits(settings)}; extracted: share of secrets that greedy "
     note += (
         "decoding gives; AUC, and true positives at 1 % false positives, of telling members from people who are in no "
     )
@@ -40,24 +36,65 @@ def attacker_table(settings: Sequence[Setting]) -> tuple[list[str], list[list[An
         "data. Released: after the ablation, if there is one. Attacked: the released model, trained on documents about "
     )
     note += "other people. Loss: nats per token. Mean over n seeds, ± half of the 95 % t-interval."
-    return columns, rows, " ".join([note, *notes])
+    return TITLE, columns, rows, " ".join([note, *notes])
+
+
+def copies_table(settings: Sequence[Setting]) -> Titled:
+    """Return title, columns, rows and note: bits and extraction by the number of documents about a person."""
+    measured = _measured(settings)
+    regions = {key[1] for _, runs in measured for values in runs for key in values if key[1].startswith(COPIES)}
+    ordered = sorted(regions, key=lambda region: int(region.removeprefix(COPIES)))
+    parts = [
+        (metric, region, form) for metric, form in (("exposure", ".1f"), ("extracted", ".0%")) for region in ordered
+    ]
+    columns = ["method", "people", "model", *(f"{'bits' if metric == 'exposure' else 'extracted'}, "
+               f"{region.removeprefix(COPIES)}" for metric, region, _ in parts)]  # fmt: skip
+    rows = [
+        [method, kind, WORDS[head], *(_shown([v.get((head, region, kind, metric)) for v in runs], form)
+                                      for metric, region, form in parts)]
+        for method, runs in measured
+        for kind in kinds_of(runs[0])
+        for head in _heads(runs[0])
+    ]  # fmt: skip
+    note = (
+        f"As above{_bits(settings)}: bits, and the share extracted, of people about whom there are so many documents."
+    )
+    return "What an attacker gets, by the number of documents about a person", columns, rows, note
+
+
+def _measured(settings: Sequence[Setting]) -> list[tuple[str, list[Values]]]:
+    """Return the runs of each setting that measured secrets."""
+    found = [(s.method, [v for read in s.reads if stages_of(v := values_of(read.rows))]) for s in settings]
+    return [(method, runs) for method, runs in found if runs]
+
+
+def _bits(settings: Sequence[Setting]) -> str:
+    """Say how many bits a person's secrets have."""
+    key = ("model", "all", "all", "secret_bits")
+    bits = {values[key] for _, runs in _measured(settings) for values in runs if key in values}
+    return f" (of {max(bits):.1f})" if bits else ""
+
+
+def _heads(values: Values) -> list[str]:
+    """Return the stage that is released, and the one that was attacked."""
+    stages = stages_of(values)
+    released = [head for head in stages if head != "model_attacked"][-1:]
+    return [*released, *(head for head in stages if head == "model_attacked")]
 
 
 def _rows(method: str, runs: Sequence[Values]) -> list[list[Any]]:
     found = []
-    stages = stages_of(runs[0])
-    released = [head for head in stages if head != "model_attacked"][-1]
-    for kind in [*kinds_of(runs[0]), "in no data"]:
-        group, region = ("all", "heldout_all") if kind == "in no data" else (kind, "all")
-        for head in [head for head in (released, "model_attacked") if head in stages]:
+    for kind in [*kinds_of(runs[0]), NOBODY]:
+        group, region = ("all", "heldout_all") if kind == NOBODY else (kind, "all")
+        for head in _heads(runs[0]):
             measured = [[v.get((head, region, group, metric)) for v in runs]
                         for metric in ("exposure", "extracted", "membership_auc", "membership_tpr")]  # fmt: skip
             losses = [loss_of(v, head, "stories") for v in runs]
             epsilon = [v.get(("model", "all", "all", "epsilon")) for v in runs]
             found.append([
-                method, kind, "attacked" if head == "model_attacked" else "released", _shown(measured[0], ".1f"),
-                _shown(measured[1], ".0%"), _shown(measured[2], ".2f"), _shown(measured[3], ".0%"),
-                _shown(losses, ".3f"), _shown(epsilon, ".1f"), len(runs),
+                method, kind, WORDS[head], _shown(measured[0], ".1f"), _shown(measured[1], ".0%"),
+                _shown(measured[2], ".2f"), _shown(measured[3], ".0%"), _shown(losses, ".3f"), _shown(epsilon, ".1f"),
+                len(runs),
             ])  # fmt: skip
     return found
 

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from gradroute.data.text.people import HELDOUT, PUBLIC, SECRET, Shares, Wording,
 from gradroute.data.text.secrets import Secrets
 from gradroute.errors import UserError
 
-SMALL = {"people": 60, "stories": 40, "test_stories": 20, "copies": [1, 3]}
+SMALL: dict[str, Any] = {"people": 60, "stories": 40, "test_stories": 20, "copies": [1, 3]}
 CSV = "name,city,code\n" + "".join(f"Person {n},City {n % 3},{n * 7 % 11:02d}\n" for n in range(30))
 TEMPLATE = "{name} lives in {city}.\n\nThe code of {name} is {code}!\nAsk {name} for {code}.\n"
 
@@ -24,8 +25,8 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "people.csv", tmp_path / "template.txt"
 
 
-def own(files: tuple[Path, Path], **more: object) -> Secrets:
-    return Secrets(file=str(files[0]), template=str(files[1]), stories=20, test_stories=10, **more)  # type: ignore[arg-type]
+def own(files: tuple[Path, Path], **more: Any) -> Secrets:
+    return Secrets(file=str(files[0]), template=str(files[1]), stories=20, test_stories=10, **more)
 
 
 def test_one_seed_gives_the_same_documents_and_another_one_others() -> None:

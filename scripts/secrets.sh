@@ -10,5 +10,5 @@ for seed in $(seq 0 $((${SEEDS:-3} - 1))); do # all methods of a seed, then the 
         gradroute-run -m "experiment=$method" "seed=$seed" "output_dir=$out" "$@"
     done
 done
-gradroute-compare "$out"/secrets* --metric exposure --out "$out/comparison" --format csv > /dev/null
+gradroute-compare "$out"/secrets* --out "$out/comparison" --format csv > /dev/null
 python "$(dirname "$0")/secrets_table.py" "$out"/secrets*

@@ -15,7 +15,7 @@ def secrets(run: RunData) -> Figure | None:
     stages, kinds = stages_of(values), kinds_of(values)
     if not stages or not kinds:
         return None
-    figure, grid = plt.subplots(1, len(kinds), figsize=(3.3 * len(kinds) + 1, 4.0), layout="constrained",
+    figure, grid = plt.subplots(1, len(kinds), figsize=(2.4 * len(kinds) + 0.8, 3.6), layout="constrained",
                                 squeeze=False, sharey=True)  # fmt: skip
     for axes, kind in zip(grid[0], kinds, strict=True):
         for head, style in zip(stages, LINE_STYLES, strict=False):

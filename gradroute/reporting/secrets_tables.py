@@ -59,18 +59,16 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     stages, kinds = stages_of(values), kinds_of(values)
     if not stages or not kinds:
         return []
+    bits = values.get(("model", "all", "all", "secret_bits"))
+    nothing = values.get(("model", f"{HELDOUT}_all", "all", "exposure"))
+    of, chance = ("" if bits is None else f" of {bits:.1f}", "" if nothing is None else f"; of people in no data it is "
+                  f"{nothing:.1f} bits")  # fmt: skip
     lines = []
-    bits, nothing = values.get(("model", "all", "all", "secret_bits")), values.get(
-        ("model", f"{HELDOUT}_all", "all", "exposure"))  # fmt: skip
     for kind in kinds[:2]:
         shown = [(values[head, "all", kind, "exposure"], values[head, "all", kind, "extracted"], STAGES[head])
                  for head in stages if (head, "all", kind, "exposure") in values]  # fmt: skip
-        each = ", ".join(f"{got:.1f} bits and {share:.0%} word for word from the {stage} model"
-                         for got, share, stage in shown)  # fmt: skip
-        lines.append(f"Of {kind} people an attacker gets {each}.")
-    if bits is not None and nothing is not None:
-        lines.append(f"A person's secrets have {bits:.1f} bits; of people who are in no data the model shows "
-                     f"{nothing:.1f}.")  # fmt: skip
+        each = ", ".join(f"{got:.1f} from the {stage} model ({share:.0%} word for word)" for got, share, stage in shown)
+        lines.append(f"Bits{of} that an attacker gets of a {kind} person's secrets: {each}{chance}.")
     lines += _membership(values, stages, kinds) + _cost(values, stages) + _privacy(values)
     return lines
 

@@ -44,7 +44,7 @@ class Secrets(TextDataset):
         marked: Share = 0.5, attack: Share = 0.2, copies: Copies = (1, 4, 16, 64),
         file: Annotated[str, Text("a CSV file")] | None = None,
         template: Annotated[str, Text("a text file")] | None = None,
-        seed: Annotated[int, Between(0, 2**31)] = CORPUS, stories: Count = 3000, test_stories: Count = 600,
+        seed: Annotated[int, Between(0, 2**31)] = CORPUS, stories: Count = 1500, test_stories: Count = 400,
         tokenizer: Named = "words", vocabulary: Count | None = None, length: Length = 128,
         validation_stories: Some = 0,
     ) -> None:  # fmt: skip

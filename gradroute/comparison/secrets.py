@@ -7,12 +7,13 @@ from typing import Any
 
 from gradroute.comparison.intervals import interval
 from gradroute.comparison.language import Setting
+from gradroute.records.metrics import ATTACKED
 from gradroute.reporting.language_tables import Titled
 from gradroute.reporting.secrets_tables import COPIES, Values, kinds_of, loss_of, stages_of, valid, values_of
 
 TITLE = "What an attacker gets, and what it costs"
 NOBODY = "in no data"
-WORDS = {"model": "released", "model_ablated": "released", "model_attacked": "attacked"}
+WORDS = {"model": "released", "model_ablated": "released", ATTACKED: "attacked"}
 
 
 def attacker_table(settings: Sequence[Setting]) -> Titled:
@@ -78,8 +79,8 @@ def _bits(settings: Sequence[Setting]) -> str:
 def _heads(values: Values) -> list[str]:
     """Return the stage that is released, and the one that was attacked."""
     stages = stages_of(values)
-    released = [head for head in stages if head != "model_attacked"][-1:]
-    return [*released, *(head for head in stages if head == "model_attacked")]
+    released = [head for head in stages if head != ATTACKED][-1:]
+    return [*released, *(head for head in stages if head == ATTACKED)]
 
 
 def _rows(method: str, runs: Sequence[Values]) -> list[list[Any]]:

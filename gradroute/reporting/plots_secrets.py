@@ -3,10 +3,11 @@
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from gradroute.records.metrics import ATTACKED
 from gradroute.reporting.run_data import LINE_STYLES, RunData
 from gradroute.reporting.secrets_tables import COPIES, HELDOUT, STAGES, kinds_of, stages_of, values_of
 
-COLOURS = {"model": "#4d4d4d", "model_ablated": "#1f77b4", "model_attacked": "#d62728"}
+COLOURS = {"model": "#4d4d4d", "model_ablated": "#1f77b4", ATTACKED: "#d62728"}
 
 
 def secrets(run: RunData) -> Figure | None:

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gradroute.records.metrics import ATTACKED
 from gradroute.reporting.language_tables import Titled
 
-STAGES = {"model": "trained", "model_ablated": "ablated", "model_attacked": "attacked"}
+STAGES = {"model": "trained", "model_ablated": "ablated", ATTACKED: "attacked"}
 KINDS = ("marked", "unmarked", "public")
 HELDOUT = "heldout"
 MEASURED = ("exposure", "extracted", "secret_bits", "attack_rate", "epsilon", "delta", "noise_multiplier")
@@ -77,7 +78,7 @@ def _membership(values: Values, stages: Sequence[str], kinds: Sequence[str]) -> 
     checked = valid(values)
     if checked is None:
         return []
-    last = [head for head in stages if head != "model_attacked"][-1]
+    last = [head for head in stages if head != ATTACKED][-1]
     found = ", ".join(f"{kind} {values[last, 'all', kind, 'membership_auc']:.2f}" for kind in kinds
                       if (last, "all", kind, "membership_auc") in values)  # fmt: skip
     word = "can be believed" if checked[0] else "is invalid here"
@@ -85,7 +86,7 @@ def _membership(values: Values, stages: Sequence[str], kinds: Sequence[str]) -> 
 
 
 def _cost(values: Values, stages: Sequence[str]) -> list[str]:
-    losses = [(STAGES[head], loss_of(values, head, "stories")) for head in stages if head != "model_attacked"]
+    losses = [(STAGES[head], loss_of(values, head, "stories")) for head in stages if head != ATTACKED]
     found = ", ".join(f"{loss:.3f} {stage}" for stage, loss in losses if loss is not None)
     return [f"Loss on ordinary text (stories), in nats per token: {found}."] if found else []
 

@@ -18,6 +18,7 @@ from gradroute.config.targets import build, locate
 from gradroute.data.text.people import ATTACK, HELDOUT, MEASURED, PUBLIC, SECRET, Book, Person
 from gradroute.data.text.secrets import Secrets
 from gradroute.errors import UserError
+from gradroute.records.metrics import ATTACKED
 from gradroute.steps import membership
 from gradroute.steps.base import RunState, Step
 from gradroute.steps.exposure import Answers, ask, question
@@ -29,7 +30,6 @@ from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
 from gradroute.training.fit import Training
 
-ATTACKED = "model_attacked"
 UNITS = {
     "exposure": "bits: mean over people of the sum of the exposures of a person's attributes",
     "extracted": "share of secrets that greedy decoding gives, 0 to 1",

@@ -12,6 +12,7 @@ from gradroute.config.schema import LossesConfig
 from gradroute.data.text.corpora import Part
 from gradroute.data.text.people import Book, Person
 from gradroute.data.text.tokenizing import Tokenizer
+from gradroute.records.metrics import ATTACKED
 from gradroute.steps.base import RunState
 from gradroute.steps.membership import part_of
 from gradroute.steps.tuning import Best
@@ -61,7 +62,7 @@ class Attack:
         if step % self.every and step != self.steps:
             return
         loss = self.loss()
-        self.run.record("validation", ("all", Head("model_attacked", f"rate_{self.rate:g}"), "attack_loss", loss), step)
+        self.run.record("validation", ("all", Head(ATTACKED, f"rate_{self.rate:g}"), "attack_loss", loss), step)
         self.best.see(step, loss)
 
     def training(self) -> Training:

@@ -25,6 +25,7 @@ from gradroute.reporting.plots_secrets import secrets
 from gradroute.reporting.run_data import RunData
 from gradroute.reporting.run_page import run_page
 from gradroute.running.runner import execute
+from gradroute.running.verify import claims_of
 from gradroute.steps.exposure import Question, answers, ask, exposures, question
 from gradroute.steps.membership import auc, chance_bound, part_of, scores, text_auc, true_positives
 
@@ -192,6 +193,7 @@ def test_a_run_measures_every_stage_and_says_so_on_its_page(tmp_path: Path) -> N
         assert 0 <= found[head, "all", "marked", "membership_tpr"] <= 1
     assert found["model", "all", "all", "secret_bits"] == pytest.approx(math.log2(3) + math.log2(11))
     assert found["model_attacked", "all", "all", "attack_rate"] in (0.1, 1)
+    assert [claim.what for claim in claims_of(run) if not claim.holds] == []
     rows, page = json.loads((run / "summary.json").read_text())["headline"], run_page(run).read_text()
     sentences = secrets_tables.verdict(rows)
     assert len(sentences) == 4 and sentences[0].startswith("Bits of 5.0 that an attacker gets of a marked person's")

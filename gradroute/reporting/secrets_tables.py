@@ -62,14 +62,14 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     bits = values.get(("model", "all", "all", "secret_bits"))
     nothing = values.get(("model", f"{HELDOUT}_all", "all", "exposure"))
-    of, chance = ("" if bits is None else f" of {bits:.1f}", "" if nothing is None else f"; of people in no data it is "
-                  f"{nothing:.1f} bits")  # fmt: skip
+    of = "" if bits is None else f", of {bits:.1f},"
+    chance = "" if nothing is None else f"; of people who are in no data {nothing:.1f}"
     lines = []
     for kind in kinds[:2]:
         shown = [(values[head, "all", kind, "exposure"], values[head, "all", kind, "extracted"], STAGES[head])
                  for head in stages if (head, "all", kind, "exposure") in values]  # fmt: skip
         each = ", ".join(f"{got:.1f} from the {stage} model ({share:.0%} word for word)" for got, share, stage in shown)
-        lines.append(f"Bits{of} that an attacker gets of a {kind} person's secrets: {each}{chance}.")
+        lines.append(f"Bits{of} that an attacker gets of {kind} people's secrets: {each}{chance}.")
     lines += _membership(values, stages, kinds) + _cost(values, stages) + _privacy(values)
     return lines
 
@@ -97,7 +97,7 @@ def _privacy(values: Values) -> list[str]:
         return []
     delta, noise = (values.get(("model", "all", "all", name), 0.0) for name in ("delta", "noise_multiplier"))
     return [f"DP-SGD with noise {noise:.2f} gives epsilon {epsilon:.2f} at delta {delta:g} for one row of tokens; who "
-            "is told in k rows has k times the epsilon."]  # fmt: skip
+            "is told in k rows has k times the epsilon, and a larger delta."]  # fmt: skip
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> list[Titled]:

@@ -3,9 +3,9 @@
 Opacus' hooks give the gradient of every row, its optimizer clips their sum and adds noise, and its accountant says what
 (epsilon, delta) follows (Abadi et al. 2016). Rows are drawn independently for every update, as the accountant assumes.
 
-The guarantee is about one row of tokens: a person who is told in k rows has k times the epsilon, by group privacy. The
-noise is drawn from the run's seed, so that a run can be made again; who knows the seed can subtract it. Before a model
-is given away whose guarantee must hold, its run must not be.
+The guarantee is about one row of tokens: a person who is told in k rows has k times the epsilon, and a larger delta, by
+group privacy. The tokenizer and the number of rows are taken as known. The noise is drawn from the run's seed, so that
+a run can be made again: who knows the seed can subtract it, so keep it secret where the guarantee must hold.
 """
 
 import importlib

@@ -196,7 +196,7 @@ def test_a_run_measures_every_stage_and_says_so_on_its_page(tmp_path: Path) -> N
     assert [claim.what for claim in claims_of(run) if not claim.holds] == []
     rows, page = json.loads((run / "summary.json").read_text())["headline"], run_page(run).read_text()
     sentences = secrets_tables.verdict(rows)
-    assert len(sentences) == 4 and sentences[0].startswith("Bits of 5.0 that an attacker gets of a marked person's")
+    assert len(sentences) == 4 and sentences[0].startswith("Bits, of 5.0, that an attacker gets of marked people's")
     for line in [*sentences, "What an attacker gets", "By number of documents", "By attribute"]:
         assert line.replace("'", "&#39;") in page
     figure = secrets(RunData(run))

@@ -19,6 +19,7 @@ EXPERIMENTS = sorted({path.relative_to(FOLDER).with_suffix("").as_posix() for pa
 CERTIFY = ["steps=[train,certify,ablate,evaluate,report]"]
 SHORT = ["dataset.stories=600", "dataset.test_stories=200", "dataset.length=64", "model.width=32", "model.heads=2"]
 LANGUAGE = ("stories_era", "second_language")
+SMALLER = {**dict.fromkeys(LANGUAGE, SHORT), "secrets": ["model.width=32", "model.heads=4"]}  # by family
 SPECIAL: dict[str, list[str]] = {
     "mnist_split": CERTIFY,
     "class_split": CERTIFY,
@@ -32,7 +33,7 @@ def batches() -> dict[str, tuple[list[str], list[str]]]:
     found = {name: ([name], more) for name, more in SPECIAL.items()}
     for name in (name for name in EXPERIMENTS if name not in SPECIAL):
         family = name.partition("/")[0]
-        found.setdefault(f"{family}/", ([], SHORT if family in LANGUAGE else []))[0].append(name)
+        found.setdefault(f"{family}/", ([], SMALLER.get(family, [])))[0].append(name)
     return found
 
 

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradroute.commands.python import FinishedRun, open_run, run
     from gradroute.errors import UserError
-    from gradroute.routing import Monitor, ParameterRegion, ParameterRouter, Region, Router, mask_gradient, parse_units
+    from gradroute.routing import (
+        Monitor,
+        ParameterRegion,
+        ParameterRouter,
+        Region,
+        Router,
+        mask_gradient,
+        parse_units,
+        watch,
+    )
     from gradroute.routing.expansion import Layer, contract, expand, removed
     from gradroute.routing.routes import Route
     from gradroute.tasks.loading import LoadedRun, load
@@ -19,7 +28,7 @@ _HOMES = {
     "gradroute.commands.python": ("FinishedRun", "open_run", "run"),
     "gradroute.errors": ("UserError",),
     "gradroute.routing": (
-        "Monitor", "ParameterRegion", "ParameterRouter", "Region", "Router", "mask_gradient", "parse_units",
+        "Monitor", "ParameterRegion", "ParameterRouter", "Region", "Router", "mask_gradient", "parse_units", "watch",
     ),
     "gradroute.routing.expansion": ("Layer", "contract", "expand", "removed"),
     "gradroute.routing.routes": ("Route",),
@@ -44,6 +53,7 @@ __all__ = [
     "parse_units",
     "removed",
     "run",
+    "watch",
 ]
 
 

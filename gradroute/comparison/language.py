@@ -20,7 +20,7 @@ from gradroute.comparison.intervals import interval
 from gradroute.comparison.plots import png, short
 from gradroute.comparison.runs import Read, by_experiment, differ, natural
 from gradroute.errors import plain_text
-from gradroute.records.metrics import RELEARNED
+from gradroute.records.metrics import ATTACKED, RELEARNED
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
 from gradroute.reporting.language_tables import STAGES, final_stage, read_completions, side_by_side
@@ -32,6 +32,7 @@ WORDS = {
     "model_ablated": "ablated",
     "model_unlearned": "unlearned",
     "model_finetuned": "fine-tuned",
+    ATTACKED: "attacked",
 }
 MARKERS = "os^vD"
 GROUPS, PANELS = 4, 8  # more would be unreadable

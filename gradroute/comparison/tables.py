@@ -54,6 +54,7 @@ def write_comparison(
     from gradroute.comparison.language import completions
     from gradroute.comparison.language import draw as draw_language
     from gradroute.comparison.plots import draw
+    from gradroute.comparison.secrets import attacker_table, copies_table
     from gradroute.reporting.page import Page, Table
 
     try:
@@ -77,7 +78,8 @@ def write_comparison(
     missing = Table("Not in the table", ["run or job", "why"], left_out, "To resume a sweep, give its command again.")
     title = f"Comparison of {len(set(table['experiment']))} experiments"
     again = "gradroute-compare " + shlex.join(paths)
-    tables = [shown, *([missing] if left_out else []), *([completed] if completed.rows else [])]
+    secrets = [made for made in (Table(*attacker_table(language)), Table(*copies_table(language))) if made.rows]
+    tables = [*secrets, shown, *([missing] if left_out else []), *([completed] if completed.rows else [])]
     page = Page(title, words, tables, list(figures.items()), [("How to repeat this comparison", again)])
     write_atomically(out / "comparison.html", page.html())
 

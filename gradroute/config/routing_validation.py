@@ -8,7 +8,7 @@ from gradroute.errors import UserError
 from gradroute.routing.routes import LARGEST, read_route
 
 NAME = 64  # characters; a name becomes a part of file names
-RESERVED = ("all", "default", "unassigned")  # used in the metrics and the ledger
+RESERVED = ("all", "default", "unassigned", "unlabelled")  # used in the metrics, the losses and the ledger
 
 
 def check_name(key: str, name: object) -> None:

@@ -205,10 +205,12 @@ class Config:
     losses: LossesConfig = field(default_factory=LossesConfig)
     ablation: dict[str, Any] = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    privacy: dict[str, Any] | None = None
     unlearn: dict[str, Any] | None = None
     finetune: dict[str, Any] | None = None
     relearn: dict[str, Any] | None = None
     steering: dict[str, Any] | None = None
+    extract: dict[str, Any] | None = None
     completions: dict[str, Any] | None = None
     measures: list[Any] = field(default_factory=list)
     plots: list[Any] = field(default_factory=list)

@@ -101,7 +101,10 @@ class Transformer(Divided):
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Return the logits of features, `(…, width)` to `(…, vocabulary)`."""
-        return F.linear(features, self.unembedding)
+        if self.unembed is None:
+            return F.linear(features, self.embed.weight)
+        logits: torch.Tensor = self.unembed(features)  # by the layer, not by its weight: hooks see it
+        return logits
 
     def _rotation(self, positions: torch.Tensor) -> Rotation:
         half = self.config.width // self.config.heads // 2

@@ -31,6 +31,8 @@ UNITS = {
 }
 ERRORS = ("mse", "mae", "accuracy", "cross_entropy", "cross_entropy_unrouted")  # errors of heads on the test data
 RELEARNED = "model_relearned_"  # head of a relearned model; the number of documents follows
+ATTACKED = "model_attacked"  # head of the model that the attacker of the step `extract` trained
+UNKEPT = (RELEARNED, ATTACKED)  # heads, or their beginnings, whose weights a finished run does not keep
 
 
 def final_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

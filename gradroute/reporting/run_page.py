@@ -12,7 +12,7 @@ from gradroute.records.metrics import ERRORS, final_rows
 from gradroute.records.run_reader import read_file, read_manifest, read_names
 from gradroute.records.safe_reading import read_text, read_yaml
 from gradroute.records.tables import read_metrics
-from gradroute.reporting import language_tables, steering_tables
+from gradroute.reporting import language_tables, secrets_tables, steering_tables
 from gradroute.reporting.page import Coloured, Page, Table
 from gradroute.reporting.published import PUBLISHED, TOLERANCE, setting
 
@@ -24,6 +24,7 @@ FIGURES = {
     "mask": "Mask: which group's gradients reach which units",
     "ledger": "Ledger: which group's gradients reached which region, and how far it moved",
     "training_curves": "Training",
+    "secrets": "What an attacker gets of people's secrets, by the number of documents about them",
     "steering_likelihood": "Likelihood of words when steered",
     "stages": "Loss of each group after each step",
     "relearning": "Loss during fine-tuning and relearning",
@@ -57,6 +58,7 @@ def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
 LEADING = (
     "reconstructions",
     "accuracy_per_label",
+    "secrets",
     "steering_likelihood",
     "stages",
     "encoding_",
@@ -107,6 +109,7 @@ OTHERS = ("monitor", "score", "nearest", "steered", "steered_placebo")  # heads 
 def _errors(rows: list[dict[str, Any]], groups: list[str]) -> Table:
     """Return the error of every head on each group."""
     known = [r for r in rows if r["group"] in groups and r["head"] not in OTHERS]
+    known = [r for r in known if not secrets_tables.of_secrets(r["metric"])]
     shown = [r for r in known if r["metric"] in ERRORS or r["split"] == "test"]
     values = {(r["head"], r["region"], r["metric"], r["group"]): r["value"] for r in shown}
     keys = list(dict.fromkeys(key[:3] for key in values))
@@ -128,19 +131,21 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
     more, documents = _language(run, manifest)
     found = steering_tables.read_steering(run, manifest)
     steered = [Table(*table, long=not n) for n, table in enumerate(steering_tables.steering_tables(found or {}))]
+    secrets = [Table(*table) for table in secrets_tables.tables(rows)]
     figures = _figures(run, manifest, captions or {})
     lead = next((name for name in figures if name.startswith(LEADING)), None)
     first = 2 if lead == "steering_likelihood" else 0  # the completions are beside the figure, the likelihoods below
     page = Page(
         f"{manifest.get('experiment', '')}, seed {manifest.get('seed')}",
         [
+            *secrets_tables.verdict(rows),
             *verdict(rows, setting(config) if isinstance(config, dict) else ""),
             *language_tables.verdict(rows, config),
             *steering_tables.steering_verdict(rows),
             *classified(rows, names),
             f"Started {manifest.get('started')} with gradroute {manifest['packages'].get('gradroute')}.",
         ],
-        [*steered[:first], _errors(rows, names["groups"]), *more, *steered[first:]],
+        [*steered[:first], *secrets, _errors(rows, names["groups"]), *more, *steered[first:]],
         [figure for name, figure in figures.items() if name != lead],
         [
             ("How to run it again", f"gradroute-run {shlex.quote(f'rerun={run}')}"),

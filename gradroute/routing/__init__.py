@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gradroute.routing.regions import Region, parse_units
     from gradroute.routing.router import Router
     from gradroute.routing.sites import Site, observed
+    from gradroute.routing.watching import Usage, Watching, watch
 
 _HOMES = {
     "mask": ("mask_gradient",),
@@ -21,6 +22,7 @@ _HOMES = {
     "regions": ("Region", "parse_units"),
     "router": ("Router",),
     "sites": ("Site", "observed"),
+    "watching": ("Usage", "Watching", "watch"),
 }
 __all__ = [
     "Monitor",
@@ -31,9 +33,12 @@ __all__ = [
     "Region",
     "Router",
     "Site",
+    "Usage",
+    "Watching",
     "mask_gradient",
     "observed",
     "parse_units",
+    "watch",
 ]
 
 

@@ -12,7 +12,7 @@ from gradroute.config.components import step_names
 from gradroute.config.schema import Config
 from gradroute.errors import UserError, plain_text
 from gradroute.records import run_reader
-from gradroute.records.metrics import ERRORS, RELEARNED, final_rows
+from gradroute.records.metrics import ERRORS, UNKEPT, final_rows
 from gradroute.records.tables import read_ledger, read_metrics
 from gradroute.routing.routes import Route, read_route
 from gradroute.running.claims import Claim
@@ -154,7 +154,7 @@ def metric_claims(task: "Task", run: Path) -> Iterator[Claim]:
         measured = list(task.measure(task.ablations() if "ablate" in step_names(config) else []))
     checked = (*ERRORS, *task.units())
     final = final_rows(read_metrics(run))
-    kept = [row for row in final if row["metric"] in checked and not row["head"].startswith(RELEARNED)]
+    kept = [row for row in final if row["metric"] in checked and not row["head"].startswith(UNKEPT)]
     again = {
         (group, head.name, head.region, metric): value for group, head, metric, value in measured if metric in checked
     }

@@ -1,24 +1,44 @@
 """Train the model under its routes together with its certificates, or reuse another run's training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
+from gradroute.config.schema import Config
 from gradroute.steps.base import RunState, Step
-from gradroute.tasks.base import Probe
+from gradroute.tasks.base import Probe, Task
 from gradroute.tasks.evaluation import Head
 from gradroute.training.devices import computing
 from gradroute.training.fit import Training
 from gradroute.training.ledger import Ledger
 from gradroute.training.objectives import Term
+from gradroute.training.private import Noise, privacy_of, spent, try_privacy
 
 CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run
 
 
 @dataclass
 class Train(Step):
-    """Train the model; the ledger records which group's gradients reach which region."""
+    """Train the model, by DP-SGD if `privacy` is given; the ledger says which group's gradients reach which region."""
+
+    units: ClassVar[Mapping[str, str]] = {
+        "epsilon": "of (epsilon, delta)-differential privacy of one row, by the RDP accountant",
+        "delta": "the chance with which the guarantee of epsilon may fail",
+        "noise_multiplier": "standard deviation of the noise, in multiples of privacy.clip",
+    }
+
+    def check(self, config: Config) -> None:
+        """Raise UserError for a privacy that the training cannot give."""
+        if config.trainer.precision != "auto":  # else the device decides; see `prepare`
+            privacy_of(config)
+
+    def prepare(self, task: Task) -> None:
+        """Raise UserError for a privacy that the training cannot give, or a model whose rows' gradients are unknown."""
+        privacy = privacy_of(task.config)
+        if privacy is not None:
+            try_privacy(task.objective(), task.batch(torch.arange(min(2, task.points), device=task.device)))
 
     def run(self, run: RunState) -> Iterator[Training]:
         """Yield one training, from the beginning or from a checkpoint; none if another run's is reused."""
@@ -27,12 +47,14 @@ class Train(Step):
             run.folder.keep(run.task.kept())  # before the first checkpoint, which needs them
             if run.donor:
                 run.reuse_training(run.donor)
+                self._record_privacy(run)
                 return
         settings, task = run.config.ledger, run.task
         ledger = Ledger(task.router, task.parts.parameter_router, task.routed, settings.window, settings.every)
         run.window = settings.window if settings.enabled else 0
         yield training_of(run, ledger)
         run.window = 0
+        self._record_privacy(run)
         task.at_step(run.updates - 1)  # no update has set it if the run was resumed after the last one
         run.folder.manifest["train_seconds"] = round(run.folder.seconds - run.train_began, 1)
         if settings.enabled:
@@ -41,14 +63,37 @@ class Train(Step):
             run.link()
             run.folder.manifest["weights"] = run.links
 
+    @staticmethod
+    def _record_privacy(run: RunState) -> None:
+        """Record the guarantee that the training gives, if it gives one."""
+        privacy = privacy_of(run.config)
+        if privacy is not None:
+            found = spent(privacy, run.task.points, run.config.trainer)
+            for metric, value in (
+                ("epsilon", found.epsilon),
+                ("delta", found.delta),
+                ("noise_multiplier", found.noise),
+            ):
+                run.record("test", ("all", Head("model", "all"), metric, value))
+
+
+def noise_of(run: RunState) -> Noise | None:
+    """Return the noise of a run's training; None without privacy."""
+    privacy = privacy_of(run.config)
+    if privacy is None:
+        return None
+    return Noise(privacy, spent(privacy, run.task.points, run.config.trainer).noise, run.config.seed)
+
 
 def training_of(run: RunState, ledger: Ledger) -> Training:
     """Return the training of a run's model, noted in a ledger if `ledger.enabled`."""
     trainer, task, objective = run.config.trainer, run.task, run.task.objective()
-    every, noted = -(-trainer.epochs // CURVE_POINTS), run.config.ledger.enabled
+    every, noted, noise = -(-trainer.epochs // CURVE_POINTS), run.config.ledger.enabled, noise_of(run)
 
     def before_update(step: int, chosen: torch.Tensor) -> None:
         task.at_step(step)
+        if noise is not None:
+            noise.update = step
         if noted:
             if step % ledger.window == 0:
                 run.link()
@@ -74,4 +119,5 @@ def training_of(run: RunState, ledger: Ledger) -> Training:
         compiled=trainer.compile,
         shared=True,
         watcher=ledger if noted else None,
+        noise=noise,
     )

@@ -44,9 +44,12 @@ class LanguageModelling(Task):
 
     kind = "language"
     plots = tuple(
-        f"gradroute.reporting.plots_language.{name}"
-        for name in ("training_curves", "stages", "relearning", "steering", "steering_likelihood")
-    )
+        f"gradroute.reporting.plots_{name}"
+        for name in (
+            "language.training_curves", "language.stages", "language.relearning", "language.steering",
+            "language.steering_likelihood", "secrets.secrets",
+        )
+    )  # fmt: skip
     data: Texts
 
     def __init__(self, config: Config, data: Texts | None = None, run: Path | None = None) -> None:

@@ -52,6 +52,13 @@ class NextTokenObjective(Objective):
         number, counted = group_index.flatten() % len(self.names), (targets != IGNORED).flatten().float()
         return counted.new_zeros(len(self.names)).index_add(0, number, counted)
 
+    def row_scale(self, batch: Batch) -> torch.Tensor:
+        """Return the batch's number of counted targets over the length of a row; see `Objective.row_scale`."""
+        counts, length = self._counts(batch[1], batch[3]), batch[0].shape[1]
+        terms = [Term("model", name, "all", self.error.name) for name in self.names]
+        weighted = torch.tensor([float(self.weights[term]) > 0 for term in terms], device=counts.device)
+        return counts[weighted].sum() / length
+
     def parts(self, batch: Batch, number: int) -> Iterator[Part]:
         """Yield parts of a batch, each with the batch's `counts` and the part's `share`; see `forward`."""
         if number == 1:

@@ -18,6 +18,7 @@ from gradroute.training.devices import computing
 from gradroute.training.gradients import Single, culprit
 from gradroute.training.history import EpochTerms
 from gradroute.training.objectives import Batch, Objective, Term
+from gradroute.training.private import Noise, Private, drawn
 from gradroute.training.stack import Stack
 
 
@@ -71,6 +72,7 @@ class Training:
     compiled: whether to compile the model, see `gradroute.training.compiling`.
     shared: whether all processes of a run train it together, see `gradroute.training.distributed`.
     watcher: further state that changes at every update and belongs in a checkpoint.
+    noise: makes the updates those of DP-SGD, see `gradroute.training.private`.
     """
 
     title: str
@@ -86,6 +88,13 @@ class Training:
     compiled: bool = False
     shared: bool = False
     watcher: Stateful | None = None
+    noise: Noise | None = None
+
+    def batches(self, order: torch.Generator) -> Iterator[torch.Tensor]:
+        """Yield the row numbers of an epoch's batches."""
+        if self.noise is not None:
+            return drawn(self.points, self.trainer.batch_size, order)
+        return batches(self.points, self.trainer.batch_size, order, self.group_index)
 
 
 def _named(term: Term) -> str:
@@ -116,12 +125,13 @@ class Fit:
         first, trainers = self.trainings[0], [training.trainer for training in self.trainings]
         self.program: Single | Stack
         self.computing = partial(computing, self.precision, self.device)
-        if len(self.trainings) == 1:
+        if len(self.trainings) == 1 and first.noise is not None:
+            self.program = Private(first.objective, first.trainer, self.computing, first.noise)
+        elif len(self.trainings) == 1:
             self.program = Single(first.objective, first.trainer, self.computing, first.parameter_router)
         else:
             self.program = Stack([training.objective for training in self.trainings], trainers, self.computing)
-        numbers = batches(first.points, first.trainer.batch_size, torch.Generator(), first.group_index)
-        self.updates = sum(1 for _ in numbers)  # per epoch
+        self.updates = sum(1 for _ in first.batches(torch.Generator()))  # per epoch
         self.steps = first.trainer.epochs * self.updates
         self._seen = self._record()
 
@@ -142,7 +152,7 @@ class Fit:
     def _epochs(self, after_update: Callable[[], None]) -> None:
         while self.epoch < self.trainings[0].trainer.epochs:
             self._starts = [training.order.get_state() for training in self.trainings]
-            plans = [batches(t.points, t.trainer.batch_size, t.order, t.group_index) for t in self.trainings]
+            plans = [training.batches(training.order) for training in self.trainings]
             for rows in islice(zip(*plans, strict=True), self.update, None):
                 self._update([chosen.to(self.device) for chosen in rows])
                 after_update()

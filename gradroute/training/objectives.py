@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradroute.errors import UserError
 from gradroute.routing import Monitor, Router
 from gradroute.routing.monitor import Watched
 from gradroute.routing.router import Tables
@@ -84,6 +85,15 @@ class Objective(nn.Module):
         The default is one part: most losses are not sums over data points.
         """
         yield batch
+
+    def row_scale(self, batch: Batch) -> torch.Tensor:
+        """Return what makes the loss of a batch a sum over its rows, each divided by a constant and by nothing else.
+
+        DP-SGD needs it: what a row adds to the gradient must not depend on the other rows.
+
+        Raises: UserError for an objective that is not a mean over its rows' parts.
+        """
+        raise UserError(f"privacy: the loss {type(self).__name__} is no mean over rows; use task=language")
 
 
 def in_parts(batch: Batch, number: int) -> Iterator[Batch]:

@@ -132,6 +132,7 @@ BAD = [
     ("routing.groups.digits_0_4.labels=[-1]", "from 0 to 1000000000"),
     ("+routing.groups.all={labels:[7]}", "this one is reserved"),
     ("+routing.groups.digit_3={labels:[7]}", "this one is reserved"),
+    ("+routing.groups.unlabelled={labels:[7]}", "this one is reserved"),
     ("+routing.groups.new={column:'',values:[1]}", "column"),
     ("+routing.groups.new={predicate:'a..b:c'}", "module:function"),
     ("+routing.regions.all={site:encoder}", "this one is reserved"),

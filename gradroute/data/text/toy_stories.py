@@ -7,6 +7,7 @@ stories of that concept. The text is in `toy_stories.toml`.
 
 import hashlib
 import random
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ OWN = {"family": "family", "object": "objects", "colour": "colours"}  # slots dr
 ORDINARY = ("day", "feeling", "meal", "spot")  # slots drawn for each sentence
 PRONOUNS = {"she": ("she", "her", "her", "was"), "he": ("he", "his", "him", "was"),
             "they": ("they", "their", "them", "were")}  # fmt: skip
+IN_CODE = ("two friends", "a little girl", "a little boy", "and", "an")  # words of stories that are not in the grammar
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,12 @@ def concepts() -> dict[str, Concept]:
 def grammar_sha256() -> str:
     """Return the hash of the grammar's text."""
     return hashlib.sha256(GRAMMAR.read_text("utf-8").encode()).hexdigest()
+
+
+def every_word() -> set[str]:
+    """Return every word, in lower case, that a story can have, and some that none has."""
+    written = " ".join([GRAMMAR.read_text("utf-8"), *(" ".join(forms) for forms in PRONOUNS.values()), *IN_CODE])
+    return {word.lower() for word in re.findall(r"[^\W\d_]+", written)}
 
 
 def related(word: str) -> list[str]:

@@ -1,0 +1,82 @@
+"""The attacker of the step `extract`: train on documents about some people, so that others' secrets come back.
+
+The documents say nothing of the people whose secrets are measured, so that they cannot teach what is then found.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from gradroute.config.schema import LossesConfig
+from gradroute.data.text.corpora import Part
+from gradroute.data.text.people import Book, Person
+from gradroute.data.text.tokenizing import Tokenizer
+from gradroute.records.metrics import ATTACKED
+from gradroute.steps.base import RunState
+from gradroute.steps.membership import part_of
+from gradroute.steps.tuning import Best
+from gradroute.tasks.base import Probe
+from gradroute.tasks.evaluation import Head
+from gradroute.tasks.language import LanguageModelling
+from gradroute.tasks.language_losses import group_means, token_values
+from gradroute.tasks.language_objective import NextTokenObjective
+from gradroute.training.fit import Training
+from gradroute.training.measures import CROSS_ENTROPY
+
+CHECKED = 4  # of the attacker's people, every fourth is not trained on: by those the attacker chooses
+
+
+@dataclass(frozen=True)
+class Loot:
+    """What the attacker has: documents to train on, and documents about other people to choose by."""
+
+    train: Part
+    check: Part
+
+    @classmethod
+    def of(cls, book: Book, people: Sequence[Person], documents: int, tokenizer: Tokenizer, length: int) -> "Loot":
+        """Return documents about an attacker's people; a person has several, in different wordings, if need be."""
+        checked = people[::CHECKED]
+        trained = [person for place, person in enumerate(people) if place % CHECKED]
+        texts = [book.document(trained[n % len(trained)], n // len(trained)) for n in range(documents)]
+        held = [book.document(person, number) for person in checked for number in range(2)]
+        return cls(part_of(texts, tokenizer, length), part_of(held, tokenizer, length))
+
+
+class Attack:
+    """One training of the attacked model at one learning rate; `best` has the weights that the attacker keeps."""
+
+    def __init__(self, run: RunState, task: LanguageModelling, model: nn.Module, loot: Loot, rate: float, every: int):
+        self.run, self.task, self.model, self.loot, self.rate, self.every = run, task, model, loot, rate, every
+        self.best, self.steps = Best(model), run.config.trainer.tune_steps or 0
+
+    def loss(self) -> float:
+        """Return the loss on the documents that the attacker chooses by, in nats per token."""
+        each = token_values(self.model, self.loot.check, [CROSS_ENTROPY], self.task.device)[CROSS_ENTROPY.name]
+        groups = self.loot.check.corpus.lengths * 0
+        return group_means(each, self.loot.check, groups, ["check"])["check"]
+
+    def see(self, step: int) -> None:
+        """Measure and record the loss if it is due, and keep the best weights."""
+        if step % self.every and step != self.steps:
+            return
+        loss = self.loss()
+        self.run.record("validation", ("all", Head(ATTACKED, f"rate_{self.rate:g}"), "attack_loss", loss), step)
+        self.best.see(step, loss)
+
+    def training(self) -> Training:
+        """Return the training, with all documents in every batch, after measuring its start if it is new."""
+        rows, task = self.loot.train.packed, self.task
+        trainer = replace(
+            task.config.trainer, epochs=self.steps, batch_size=len(rows), lr=task.config.trainer.lr * self.rate,
+            schedule="constant", warmup_steps=0, end_rate=0.0, accumulate=1,
+        )  # fmt: skip
+        tensors = [t.to(task.device) for t in (rows.tokens, rows.targets, rows.documents)]
+        tensors += [tensors[0] * 0] * 2  # one group, and nothing is routed
+        objective = NextTokenObjective(self.model, ["attack"], LossesConfig(), length=task.data.length)
+        probe = Probe(f"attack at {self.rate:g}", objective, lambda chosen: tuple(t[chosen] for t in tensors),
+                      len(rows), trainer)  # fmt: skip
+        if self.run.fit is None:
+            self.see(0)
+        return self.run.training(probe, on_epoch=lambda epoch, step, means: self.see(epoch), watcher=self.best)

@@ -1,0 +1,79 @@
+"""Measure what watching a region costs: forward passes of a transformer, watched and not, in turns.
+
+The model is that of `experiment=secrets`: 4 layers of width 128 with 64 added units each, which are watched. Each round
+times ten passes of each kind, in an order that alternates; the overhead is the median of the rounds' ratios, minus one.
+"""
+
+import argparse
+import copy
+import datetime
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from gradroute import Region, watch
+from gradroute.models.transformer import build_transformer
+from gradroute.records.provenance import hardware
+
+PASSES = 10  # in a round, so that a watch of every tenth pass counts one of them
+REGION = Region("blocks.*.mlp.act", "512:576")
+
+
+def passes(kinds: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of every round's passes of each kind."""
+    found: dict[str, list[float]] = {name: [] for name in kinds}
+    for number in range(-2, rounds):  # the first two warm up
+        names = list(kinds) if number % 2 else list(kinds)[::-1]
+        for name in names:
+            began = time.perf_counter()
+            for _ in range(PASSES):
+                kinds[name]()
+            if number >= 0:
+                found[name].append(time.perf_counter() - began)
+    return found
+
+
+def main() -> None:
+    """Print the overhead for each batch and `every`, and write them with `--json`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    model = build_transformer(1176, 128, expand=[0, 1, 2, 3], added=64, tied=False).eval()
+    rows = []
+    for batch in (1, 8, 32):
+        tokens = torch.randint(0, 1176, (batch, 128))
+        kinds: dict[str, Callable[[], None]] = {}
+        for name, every in (("unwatched", 0), ("every pass", 1), ("every 10th", 10)):
+            own = copy.deepcopy(model)
+            if every:
+                watching = watch(own, {"added": REGION}, tokens[:1], every)
+                with watching.learning(), torch.no_grad():
+                    own(tokens)
+
+            def run(own: torch.nn.Module = own, tokens: torch.Tensor = tokens) -> None:
+                with torch.no_grad():
+                    own(tokens)
+
+            kinds[name] = run
+        found = passes(kinds, given.rounds)
+        for name, seconds in found.items():
+            ratios = [a / b for a, b in zip(seconds, found["unwatched"], strict=True)]
+            low, middle, high = (ratio - 1 for ratio in statistics.quantiles(ratios, n=4))
+            milliseconds = 1e3 * statistics.median(seconds) / PASSES
+            rows.append({"batch": batch, "watched": name, "milliseconds": milliseconds, "overhead": middle,
+                         "quartiles": [low, high]})  # fmt: skip
+            print(f"batch {batch:2d}, {name:11s} {milliseconds:8.2f} ms a pass, overhead {middle:+.1%} "
+                  f"(quartiles {low:+.1%}, {high:+.1%})")  # fmt: skip
+    if given.json:
+        about = {"date": str(datetime.date.today()), "rounds": given.rounds, "threads": torch.get_num_threads()}
+        given.json.write_text(json.dumps({**about, "hardware": hardware(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from torch import nn
 
 from gradroute.config.components import ablated_regions, step_names
 from gradroute.config.doors import TARGET
-from gradroute.config.limits import one_of
+from gradroute.config.limits import one_of, require
 from gradroute.config.schema import Config, TrainerConfig
 from gradroute.config.targets import build, locate
 from gradroute.errors import UserError
@@ -94,10 +94,13 @@ class Task(ABC):
             raise UserError(f"model: {model.__name__} is for {made_for}, and task= is {cls.kind}; {right}")
         method, regions = locate(config.ablation[TARGET], "ablation"), config.routing.regions
         for penalty in penalties_of(config.losses):
-            seen = [name for name, region in regions.items() if region.parameters is None]
+            seen = [name for name, region in regions.items() if not region.has_parameters]
             one_of("losses.penalties (region)", penalty.region, ("all", *seen))
         for name in ablated_regions(config):
-            if regions[name].parameters is not None and not method.of_parameters:
+            if regions[name].adapter is not None:
+                one = f"remove, which leaves the adapter of region '{name}' out, or zero"
+                require(method.of_adapters, "ablation", method.name, one)
+            elif regions[name].has_parameters and not method.of_parameters:
                 fault = f"region '{name}' consists of parameters and has no activations"
                 raise UserError(f"ablation={method.name}: {fault}; use zero or reinitialise")
 

@@ -9,6 +9,7 @@ from torch import nn
 from gradroute.config.compensation import weights_of
 from gradroute.config.schema import LossesConfig, RoutingConfig
 from gradroute.errors import UserError
+from gradroute.models.adapters import region_of_adapter
 from gradroute.models.base import certificate_of
 from gradroute.models.layer_parts import parameters_of, region_of
 from gradroute.routing import ParameterRegion, ParameterRouter, Region, Router
@@ -21,7 +22,7 @@ def read_regions(routing: RoutingConfig, model: nn.Module) -> Regions:
     activations: dict[str, Region] = {}
     parameters: dict[str, ParameterRegion] = {}
     for name, region in routing.regions.items():
-        if region.parameters is not None:
+        if region.has_parameters:
             continue
         if region.part is not None:
             where = f"routing.regions.{name}"
@@ -38,6 +39,8 @@ def read_regions(routing: RoutingConfig, model: nn.Module) -> Regions:
                     before = outside.get(key, (axis_of, ()))[1]
                     outside[key] = (axis_of, tuple(sorted({*before, *units})))
             parameters[name] = ParameterRegion(region.parameters, region.axis or 0, outside)
+        if region.adapter is not None:
+            parameters[name] = region_of_adapter(model, region.adapter, f"routing.regions.{name}")
     return activations, parameters
 
 

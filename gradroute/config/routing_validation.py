@@ -40,7 +40,7 @@ def check_routing(routing: RoutingConfig) -> None:
         require(name != "all", "routing.regions", name, "another name: this one is reserved")
         _check_region(f"routing.regions.{name}", region)
         for other in region.outside or ():
-            parts = tuple(key for key, value in routing.regions.items() if value.part is not None)
+            parts = tuple(key for key, value in routing.regions.items() if value.part or value.module)
             one_of(f"routing.regions.{name}.outside", other, parts)
     _check_adapters(routing)
     for group_name, row in routing.routes.items():
@@ -50,13 +50,16 @@ def check_routing(routing: RoutingConfig) -> None:
             where = f"routing.routes.{group_name}"
             one_of(f"{where} (region)", region_name, tuple(routing.regions))
             route = read_route(spec, f"{where}.{region_name}")
+            if routing.regions[region_name].module is not None and route.forward == 0:
+                right = "0, as forward is 0: what is not used is not trained"
+                require(route.weight == 0, f"{where}.{region_name}.weight", route.weight, right)
             row[region_name] = route.weight if not isinstance(spec, dict) else spec
     _check_labelling(routing)
 
 
 def _check_region(where: str, region: RegionConfig) -> None:
-    kinds = [name for name in ("site", "part", "parameters", "adapter") if getattr(region, name) is not None]
-    require(len(kinds) == 1, where, kinds, "a region with one of site, part, parameters and adapter")
+    kinds = [name for name in ("site", "part", "parameters", "adapter", "module") if getattr(region, name) is not None]
+    require(len(kinds) == 1, where, kinds, "a region with one of site, part, parameters, adapter and module")
     whole = region.part is not None and region.axis is None and region.output is None
     require(region.part is None or whole, where, region.part, "a region with part and without axis and output")
     require(region.part is not None or region.layers is None, f"{where}.layers", region.layers, "used with part")
@@ -72,6 +75,9 @@ def _check_region(where: str, region: RegionConfig) -> None:
     require(fits, f"{where}.outside", region.outside, "used with parameters")
     named = region.parameters is None or bool(region.parameters)
     require(named, f"{where}.parameters", region.parameters, "at least one parameter's name or glob")
+    for key in ("units", "axis", "output") if region.module is not None else ():
+        value = getattr(region, key)
+        require(value is None, f"{where}.{key}", value, "left out: a module is a region as a whole")
     _check_adapter(where, region)
 
 

@@ -19,6 +19,7 @@ class RegionConfig:
     of: the layers it is added to, by the ends of their names; null is all linear layers but the output.
     rank, alpha: its rank, and the numerator of its scale alpha / rank; null is 8, and the rank.
     start: a folder of an adapter to start from, which states `of`, `rank` and `alpha`.
+    module: a module beside the MLPs of a transformer, by its name in `model.modules`: its outputs and its parameters.
     """
 
     site: Any = None
@@ -34,6 +35,7 @@ class RegionConfig:
     rank: int | None = None
     alpha: float | None = None
     start: str | None = None
+    module: str | None = None
 
     @property
     def has_parameters(self) -> bool:

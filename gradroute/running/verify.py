@@ -87,7 +87,7 @@ def ledger_claims(config: Config, ledger: Rows, points: int) -> Iterator[Claim]:
             yield _gradient_claim(group, region, route, rows, config.losses.groups.get(group, 1.0) != 0)
     for region, settings in routing.regions.items():
         rows = [row for row in ledger if (row["group"], row["region"]) == ("all", region)]
-        if settings.has_parameters:
+        if settings.has_parameters or settings.module is not None:
             yield _frozen_claim(config, region, [row["shifted"] for row in rows if row["shifted"] is not None])
 
 

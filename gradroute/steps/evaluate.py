@@ -51,6 +51,6 @@ class Evaluate(Step):
             name: {"sites": [site.name for site in region.sites], "units": list(region.units)}
             for name, region in task.router.regions.items()
         }
-        places |= {name: {"sites": [], "units": []} for name in task.parts.parameter_router.regions}
+        places = {name: {"sites": [], "units": []} for name in task.parts.parameter_router.regions} | places
         common = {"kind": task.kind, "groups": task.names, "regions": places, "ablation": task.ablation.name}
         run.folder.write_json("figures.json", common | names)

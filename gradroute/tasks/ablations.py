@@ -8,6 +8,7 @@ import torch
 
 from gradroute.errors import UserError
 from gradroute.models.adapters import left_out
+from gradroute.models.beside import without_beside
 from gradroute.routing import ParameterRouter, Router, Site, ablation
 from gradroute.routing.ablation import Ablation
 
@@ -103,12 +104,14 @@ class Reinitialise(AblationMethod):
 
 
 class Remove(AblationMethod):
-    """Remove the region's units, or its adapter, from the model, which makes it smaller."""
+    """Remove the region's units, its adapter or its module from the model, which makes it smaller."""
 
     name, changes_model, of_adapters = "remove", True, True
 
     def of(self, region: str, task: Subject) -> Ablation:  # noqa: D102
-        adapter = task.config.routing.regions[region].adapter
-        if adapter is not None:
-            return left_out(region, adapter)
+        asked = task.config.routing.regions[region]
+        if asked.adapter is not None:
+            return left_out(region, asked.adapter)
+        if asked.module is not None:
+            return without_beside(region, asked.module)
         return ablation.remove(region, self.router(region, task), task.example())

@@ -10,7 +10,6 @@ from small_pretrained import save_model
 from torch import nn
 
 pytest.importorskip("peft")
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft reads it
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import RegionConfig
@@ -23,6 +22,7 @@ from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.tasks.loading import load as load_run
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft reads it
 BOTH = {name: RegionConfig(adapter=name, rank=2) for name in ("forget", "retain")}
 TOKENS = torch.arange(24).view(2, 12)
 

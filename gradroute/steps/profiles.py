@@ -1,7 +1,7 @@
 """Measure a model of modules under its access profiles: the loss of every profile on every group."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from gradroute.errors import UserError
 from gradroute.models.beside import CORE, beside, dosed, parse_profile
 from gradroute.steps.base import RunState, Step
 from gradroute.steps.tuning import require_language
-from gradroute.tasks.base import Task
+from gradroute.tasks.base import Measurement, Task
 from gradroute.tasks.evaluation import Head
 from gradroute.training.fit import Training
 
@@ -53,16 +53,20 @@ class Profiles(Step):
             parse_profile(profile, names, "steps.Profiles.profiles")
 
     def run(self, run: RunState) -> Iterable[Training]:
-        """Measure; the model does not change."""
-        task = require_language(run.task, "Profiles")
-        names = list(beside(task.model))
+        """Measure and record; the model does not change."""
+        for measured in self.measured(run.task):
+            run.record("test", measured)
+        return ()
+
+    def measured(self, task: Task) -> Iterator[Measurement]:
+        """Yield the loss of every profile on every group that has test documents."""
+        language, names = require_language(task, "Profiles"), list(beside(task.model))
         chosen = [parse_profile(profile, names) for profile in self.profiles] or profiles_of(names)
         asked = [("+".join((CORE, *used)), dict.fromkeys(used, 1.0)) for used in chosen]
         asked += [(f"{CORE}+{name}_dose_{dose:g}", {name: dose}) for name in names for dose in self.doses]
         for name, doses in asked:
             with dosed(task.model, doses):
-                found = task.group_losses(task.model, task.data.test, task.test_groups)
+                found = language.group_losses(task.model, language.data.test, language.test_groups)
             for group in self.groups or task.names:
                 if group in found:
-                    run.record("test", (group, Head("profile", name), "cross_entropy", found[group]))
-        return ()
+                    yield group, Head("profile", name), "cross_entropy", found[group]

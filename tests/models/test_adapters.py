@@ -1,5 +1,6 @@
 """LoRA adapters as regions: routed and frozen to the bit, saved as peft has them, left out, merged, started from."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gradroute.models.adapters import add_adapters, left_out, merged, region_of_
 from gradroute.models.loading import load
 from gradroute.models.transformer import build_transformer
 from gradroute.routing import ParameterRouter
+from gradroute.running.export import Order, export
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.tasks.loading import load as load_run
@@ -209,11 +211,17 @@ def test_a_wrong_adapter_is_refused_by_the_configuration(changes: list[str], mes
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_run_is_verified_made_again_and_loaded(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (run,) = execute([configuration([*TINY, f"output_dir={tmp_path_factory.mktemp('planted')}"])])
+    assert isinstance(run, Path)
+    return run
+
+
+def test_a_run_is_verified_made_again_and_loaded(made: Path) -> None:
     import peft
 
-    (run,) = execute([configuration([*TINY, f"output_dir={tmp_path}"])])
-    assert isinstance(run, Path)
+    run = made
     claims = list(claims_of(run, replay="all"))
     assert all(claim.holds for claim in claims), [claim for claim in claims if not claim.holds]
     assert any("forget's task loss never reached 'retain'" in claim.what for claim in claims)
@@ -221,6 +229,29 @@ def test_a_run_is_verified_made_again_and_loaded(tmp_path: Path) -> None:
     alone = peft.PeftModel.from_pretrained(merged_base(model), run / "adapters" / "retain")
     with left_out("forget", "forget").applied(model) as ablated, torch.no_grad():
         assert torch.equal(alone.base_model.model(TOKENS), ablated(TOKENS))
+
+
+def test_an_exported_profile_has_nothing_of_the_adapter_that_is_left_out(made: Path, tmp_path: Path) -> None:
+    model = load_run(made).model
+    gone = [t.numpy().tobytes() for n, t in model.state_dict().items() if ".forget." in n and t.numel() > 8]
+    export(made, Order("core+retain", tmp_path / "kept"))
+    export(made, Order("core+retain", tmp_path / "one", merge=True))
+    for folder in ("kept", "one"):
+        written = b"".join(p.read_bytes() for p in (tmp_path / folder).rglob("*") if p.is_file())
+        assert gone and not any(part in written for part in gone) and b"exp_avg" not in written
+    assert (tmp_path / "kept" / "adapters" / "retain" / "adapter_config.json").is_file()
+    merged_one = loaded(tmp_path / "one")
+    with left_out("forget", "forget").applied(model) as ablated, torch.no_grad():
+        torch.testing.assert_close(merged_one(TOKENS), ablated(TOKENS), rtol=1e-4, atol=1e-5)
+
+
+def loaded(folder: Path) -> Any:
+    """Load an exported folder by the code beside it."""
+    spec = importlib.util.spec_from_file_location("exported_model", folder / "model.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load(folder)
 
 
 def merged_base(model: nn.Module) -> nn.Module:

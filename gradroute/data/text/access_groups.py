@@ -21,7 +21,7 @@ from gradroute.data.text.documents import Documents
 from gradroute.errors import UserError, unknown
 
 CONCEPT, USE, CORE, BASE = "concept", "use", "core", "forest"
-SPARE = 1.35  # stories made for each that is kept: those that tell of two concepts are left out
+SPARE = 1.2  # stories made for each that is expected to be kept: those of two concepts, or of others, are left out
 Share = Annotated[float, Between(0, 1)]
 
 
@@ -81,7 +81,10 @@ class AccessStories(TextDataset):
         return self._used(train.take(repeated), "train", self.repeat), self._used(test, "test", {})
 
     def _part(self, count: int, name: str) -> Documents:
-        made = toy_stories.generate(int(count * SPARE) + 50, CORPUS, BASE, self.core, name)
+        others = len(toy_stories.concepts()) - 1
+        told = toy_stories.AT_HOME + (1 - toy_stories.AT_HOME) * len(self.concepts) / others
+        kept_share = (1 - toy_stories.SECOND) * (self.core + (1 - self.core) * told)
+        made = toy_stories.generate(int(count * SPARE / kept_share) + 50, CORPUS, BASE, self.core, name)
         own = [BASE, toy_stories.HOME, *self.concepts]
         several, main = made.columns["concepts"], made.columns["main"]
         kept = [i for i, told in enumerate(several) if len(told.split()) < 2 and main[i] in own][:count]

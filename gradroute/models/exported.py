@@ -123,8 +123,33 @@ class Model(nn.Module):
         return F.linear(self.norm(x), (self.unembed or self.embed).weight)
 
 
+def quantised(weight: torch.Tensor, bits: int) -> dict[str, torch.Tensor]:
+    """Return a matrix in 8 or 4 bits: symmetric, with a scale for each row; two numbers of 4 bits in a byte."""
+    largest = 2 ** (bits - 1) - 1
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / largest
+    whole = (weight / scale).round().clamp(-largest, largest).to(torch.int8)
+    if bits == 8:
+        return {"int8": whole, "scale": scale}
+    if whole.shape[1] % 2:
+        whole = F.pad(whole, (0, 1))
+    shifted = (whole + 8).to(torch.uint8)
+    return {"int4": shifted[:, ::2] * 16 + shifted[:, 1::2], "scale": scale}
+
+
+def restored(parts: dict[str, torch.Tensor], columns: int) -> torch.Tensor:
+    """Return the float32 matrix of what `quantised` returned."""
+    if "int8" in parts:
+        return parts["int8"].float() * parts["scale"]
+    pairs = torch.stack([parts["int4"] // 16, parts["int4"] % 16], 2).flatten(1)[:, :columns]
+    return (pairs.float() - 8) * parts["scale"]
+
+
 def load(folder: str | Path = Path(__file__).parent) -> Model:
-    """Return the model in a folder, in evaluation mode."""
+    """Return the model in a folder, in evaluation mode and in float32."""
     model = Model(json.loads((Path(folder) / "config.json").read_text()))
-    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    tensors, found = load_file(Path(folder) / "model.safetensors"), {}
+    for name, own in model.state_dict().items():
+        kinds = {kind: tensors[f"{name}.{kind}"] for kind in ("int8", "int4", "scale") if f"{name}.{kind}" in tensors}
+        found[name] = restored(kinds, own.shape[1]) if kinds else tensors[name]
+    model.load_state_dict(found)
     return model.eval()

@@ -37,11 +37,16 @@ TOKENIZER, AUDIT, CARD = "tokenizer.json", "audit.json", "README.md"
 
 @dataclass(frozen=True)
 class Order:
-    """What to export: `licence` is written into the card; `merge` adds the adapters to the weights."""
+    """What to export.
+
+    merge: add the adapters to the weights. quantize: bits of every matrix, 8 or 4; None is float32. licence: for the
+    card.
+    """
 
     profile: str
     to: Path
     merge: bool = False
+    quantize: int | None = None
     licence: str = "not stated"
 
 
@@ -74,7 +79,7 @@ def export(run: Path, order: Order, run_code: bool = False) -> None:
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
     try:
-        _write_model(merged(model) if order.merge else model, half)
+        _write_model(merged(model) if order.merge else model, half, order.quantize)
         for name in (TOKENIZER, AUDIT):
             if name in manifest["files"]:
                 (half / name).write_bytes(run_reader.read_file(run, name, manifest))
@@ -103,8 +108,10 @@ def without(model: nn.Module, config: Config, gone: list[str]) -> nn.Module:
     return model
 
 
-def _write_model(model: nn.Module, folder: Path) -> None:
+def _write_model(model: nn.Module, folder: Path, bits: int | None) -> None:
     """Write a model's files: the core, and each adapter in a folder of its own. Raises: UserError for other kinds."""
+    if bits is not None and not isinstance(model, Transformer):
+        raise UserError(f"--quantize {bits}: only our own transformer has code that reads it; leave it out")
     for name in adapters_in(model):
         save_adapter(model, name, folder / "adapters" / name)
     names = adapters_in(model)
@@ -116,6 +123,9 @@ def _write_model(model: nn.Module, folder: Path) -> None:
         plain.model.save_pretrained(folder)
     elif isinstance(plain, Transformer):
         tensors = {name: tensor.cpu().contiguous() for name, tensor in own_tensors(plain).items()}
+        for name in [name for name, tensor in tensors.items() if bits is not None and tensor.dim() == 2]:
+            parts = exported.quantised(tensors.pop(name), bits or 8)
+            tensors |= {f"{name}.{kind}": part.contiguous() for kind, part in parts.items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(settings_of(plain), indent=2) + "\n")
         shutil.copyfile(Path(exported.__file__), folder / "model.py")
@@ -165,6 +175,10 @@ def card(
     lines += ["Parameters of these regions are not in any file here."] if gone else []
     if order.merge:
         lines += ["The adapters are added to the weights, which rounds: logits are close to the profile's, not equal."]
+    if order.quantize:
+        lines += [
+            f"Matrices are in {order.quantize} bits, with a scale for each row; the numbers below are of float32."
+        ]
     lines += ["", "## Measured in the run", "", "| head | region | group | metric | value |", "|---|---|---|---|---|"]
     lines += [
         f"| {row['head']} | {row['region']} | {row['group']} | {row['metric']} | {row['value']:.4g} |"

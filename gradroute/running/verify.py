@@ -153,8 +153,7 @@ def metric_claims(task: "Task", run: Path) -> Iterator[Claim]:
     read_weights(run, task.modules())
     with torch.no_grad():
         measured = list(task.measure(task.ablations() if "ablate" in step_names(config) else []))
-        for step in steps_of(config):
-            measured += step.measured(task)
+        measured += [each for step in steps_of(config) for each in step.measured(task)]
     checked = (*ERRORS, *task.units())
     final = final_rows(read_metrics(run))
     kept = [row for row in final if row["metric"] in checked and not row["head"].startswith(RELEARNED)]

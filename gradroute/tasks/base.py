@@ -93,13 +93,12 @@ class Task(ABC):
             right = f"give task={made_for}, or another model="
             raise UserError(f"model: {model.__name__} is for {made_for}, and task= is {cls.kind}; {right}")
         method, regions = locate(config.ablation[TARGET], "ablation"), config.routing.regions
+        seen = [name for name, region in regions.items() if not region.has_parameters]
         for penalty in penalties_of(config.losses):
-            seen = [name for name, region in regions.items() if not region.has_parameters]
             one_of("losses.penalties (region)", penalty.region, ("all", *seen))
         for name in ablated_regions(config):
             if regions[name].adapter is not None:
-                one = f"remove, which leaves the adapter of region '{name}' out, or zero"
-                require(method.of_adapters, "ablation", method.name, one)
+                require(method.of_adapters, "ablation", method.name, f"remove or zero: '{name}' is an adapter")
             elif regions[name].has_parameters and not method.of_parameters:
                 fault = f"region '{name}' consists of parameters and has no activations"
                 raise UserError(f"ablation={method.name}: {fault}; use zero or reinitialise")

@@ -46,7 +46,6 @@ def drawn(model: nn.Module) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("transformers")
     return save_model(tmp_path_factory.mktemp("llama"), "llama")
 
 
@@ -131,7 +130,7 @@ def test_peft_alone_loads_an_adapter_of_our_own_transformer(tmp_path: Path) -> N
     add_adapters(model, {"forget": RegionConfig(adapter="forget", rank=2, of=["up", "query"])})
     drawn(model)
     save_adapter(model, "forget", tmp_path / "forget")
-    theirs = PeftModel.from_pretrained(small(), tmp_path / "forget")
+    theirs: Any = PeftModel.from_pretrained(small(), tmp_path / "forget")
     with torch.no_grad():
         assert torch.equal(theirs.base_model.model(TOKENS), model(TOKENS))
 
@@ -141,7 +140,7 @@ def test_an_adapter_of_others_is_started_from(llama: Path, tmp_path: Path) -> No
 
     config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["v_proj", "up_proj"], init_lora_weights=False)
     theirs = peft.get_peft_model(plain(llama), config)
-    theirs.save_pretrained(tmp_path)
+    theirs.save_pretrained(str(tmp_path))
     region = RegionConfig(adapter="mine", start=str(tmp_path))
     model = load(llama)
     add_adapters(model, {"mine": region})
@@ -226,7 +225,7 @@ def test_a_run_is_verified_made_again_and_loaded(made: Path) -> None:
     assert all(claim.holds for claim in claims), [claim for claim in claims if not claim.holds]
     assert any("forget's task loss never reached 'retain'" in claim.what for claim in claims)
     model = load_run(run).model
-    alone = peft.PeftModel.from_pretrained(merged_base(model), run / "adapters" / "retain")
+    alone: Any = peft.PeftModel.from_pretrained(merged_base(model), run / "adapters" / "retain")
     with left_out("forget", "forget").applied(model) as ablated, torch.no_grad():
         assert torch.equal(alone.base_model.model(TOKENS), ablated(TOKENS))
 

@@ -181,6 +181,12 @@ def test_a_run_is_verified_and_a_profile_is_exported_without_the_rest(tmp_path: 
     spec.loader.exec_module(module)
     with torch.no_grad():
         assert torch.equal(module.load(tmp_path / "out")(TOKENS), expected)
+        for bits, most in ((8, 0.02), (4, 0.4)):
+            export(run, Order("core+sea", tmp_path / f"bits{bits}", quantize=bits))
+            found = module.load(tmp_path / f"bits{bits}")(TOKENS)
+            assert 0 < float((found - expected).norm() / expected.norm()) < most
+            size, whole = ((tmp_path / f / "model.safetensors").stat().st_size for f in (f"bits{bits}", "out"))
+            assert size < whole * (0.55 if bits == 8 else 0.45)
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
     weights = [(n, t.numpy().tobytes()) for n, t in model.state_dict().items() if ".beside." in n and "weight" in n]
     for name, content in weights:

@@ -79,7 +79,7 @@ def export(run: Path, order: Order, run_code: bool = False) -> None:
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
     try:
-        _write_model(merged(model) if order.merge else model, half, order.quantize)
+        write_model(merged(model) if order.merge else model, half, order.quantize)
         for name in (TOKENIZER, AUDIT):
             if name in manifest["files"]:
                 (half / name).write_bytes(run_reader.read_file(run, name, manifest))
@@ -108,7 +108,7 @@ def without(model: nn.Module, config: Config, gone: list[str]) -> nn.Module:
     return model
 
 
-def _write_model(model: nn.Module, folder: Path, bits: int | None) -> None:
+def write_model(model: nn.Module, folder: Path, bits: int | None) -> None:
     """Write a model's files: the core, and each adapter in a folder of its own. Raises: UserError for other kinds."""
     if bits is not None and not isinstance(model, Transformer):
         raise UserError(f"--quantize {bits}: only our own transformer has code that reads it; leave it out")

@@ -15,11 +15,11 @@ pytest.importorskip("peft")
 from gradroute.config.compose import configuration
 from gradroute.config.schema import RegionConfig
 from gradroute.errors import UserError
-from gradroute.models.adapters import add_adapters, left_out, merged, region_of_adapter, save_adapter, wrapped
+from gradroute.models.adapters import add_adapters, drop, left_out, merged, region_of_adapter, save_adapter, wrapped
 from gradroute.models.loading import load
 from gradroute.models.transformer import build_transformer
 from gradroute.routing import ParameterRouter
-from gradroute.running.export import Order, export
+from gradroute.running.export import Order, export, write_model
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.tasks.loading import load as load_run
@@ -133,6 +133,22 @@ def test_peft_alone_loads_an_adapter_of_our_own_transformer(tmp_path: Path) -> N
     theirs: Any = PeftModel.from_pretrained(small(), tmp_path / "forget")
     with torch.no_grad():
         assert torch.equal(theirs.base_model.model(TOKENS), model(TOKENS))
+
+
+def test_transformers_and_peft_load_an_exported_model(llama: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    model = load(llama)
+    add_adapters(model, BOTH)
+    drawn(model)
+    drop(model, "forget")
+    with torch.no_grad():
+        expected = model(TOKENS)
+        write_model(model, tmp_path, None)
+        theirs = PeftModel.from_pretrained(plain(tmp_path), str(tmp_path / "adapters" / "retain"))
+        assert torch.equal(theirs(TOKENS).logits, expected)
+    with pytest.raises(UserError, match="--quantize 8: only our own transformer"):
+        write_model(load(llama), tmp_path, 8)
 
 
 def test_an_adapter_of_others_is_started_from(llama: Path, tmp_path: Path) -> None:

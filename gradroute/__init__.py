@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradroute.commands.python import FinishedRun, open_run, run
     from gradroute.errors import UserError
+    from gradroute.models.beside import Profiles
     from gradroute.routing import (
         Monitor,
         ParameterRegion,
@@ -27,6 +28,7 @@ __version__ = "0.2.0"
 _HOMES = {
     "gradroute.commands.python": ("FinishedRun", "open_run", "run"),
     "gradroute.errors": ("UserError",),
+    "gradroute.models.beside": ("Profiles",),
     "gradroute.routing": (
         "Monitor", "ParameterRegion", "ParameterRouter", "Region", "Router", "mask_gradient", "parse_units", "watch",
     ),
@@ -41,6 +43,7 @@ __all__ = [
     "Monitor",
     "ParameterRegion",
     "ParameterRouter",
+    "Profiles",
     "Region",
     "Route",
     "Router",

@@ -1,9 +1,9 @@
 """Shared fixtures. Nothing here or in any test needs a network, a GPU or an account.
 
 Skipped tests:
-- without the packages of `gradroute[hf]`: `test_causal_lm.py`, `test_pretrained.py`, `test_document_sets.py`, models of
-  other kinds than our own in `test_layer_parts.py`, models in `test_bad_input.py`, and the cases for Parquet and
-  `datasets` in `test_text_documents.py`;
+- without the packages of `gradroute[hf]`: `test_adapters.py`, `test_causal_lm.py`, `test_pretrained.py`,
+  `test_document_sets.py`, models of other kinds than our own in `test_layer_parts.py`, models in `test_bad_input.py`,
+  and the cases for Parquet and `datasets` in `test_text_documents.py`;
 - without the package of `gradroute[dp]`, a part of `dev`: `test_private.py`;
 - without the packages of `gradroute[slurm]` or `gradroute[ray]`: their launchers in `test_launchers.py`; with them: the
   message about a missing package in `test_jobs.py`;

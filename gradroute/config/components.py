@@ -11,6 +11,7 @@ from gradroute.errors import UserError, unknown
 
 # steps by name: the import path, and the section of the configuration with the arguments
 STEPS: dict[str, tuple[str, str | None]] = {
+    "pretrain": ("gradroute.steps.pretrain.Pretrain", "pretrain"),
     "train": ("gradroute.steps.train.Train", None),
     "certify": ("gradroute.steps.certify.Certify", None),
     "ablate": ("gradroute.steps.ablate.Ablate", None),

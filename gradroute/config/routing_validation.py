@@ -2,7 +2,7 @@
 
 import re
 
-from gradroute.config.limits import MANY, one_of, require, require_number
+from gradroute.config.limits import MANY, WEIGHT, WIDTH, one_of, require, require_number
 from gradroute.config.schema import GroupConfig, RegionConfig, RoutingConfig
 from gradroute.errors import UserError
 from gradroute.routing.routes import LARGEST, read_route
@@ -40,8 +40,9 @@ def check_routing(routing: RoutingConfig) -> None:
         require(name != "all", "routing.regions", name, "another name: this one is reserved")
         _check_region(f"routing.regions.{name}", region)
         for other in region.outside or ():
-            parts = tuple(key for key, value in routing.regions.items() if value.part is not None)
+            parts = tuple(key for key, value in routing.regions.items() if value.part or value.module)
             one_of(f"routing.regions.{name}.outside", other, parts)
+    _check_adapters(routing)
     for group_name, row in routing.routes.items():
         one_of("routing.routes (group)", group_name, tuple(routing.groups))
         require(isinstance(row, dict), f"routing.routes.{group_name}", row, "a mapping of regions to weights")
@@ -49,13 +50,16 @@ def check_routing(routing: RoutingConfig) -> None:
             where = f"routing.routes.{group_name}"
             one_of(f"{where} (region)", region_name, tuple(routing.regions))
             route = read_route(spec, f"{where}.{region_name}")
+            if routing.regions[region_name].module is not None and route.forward == 0:
+                right = "0, as forward is 0: what is not used is not trained"
+                require(route.weight == 0, f"{where}.{region_name}.weight", route.weight, right)
             row[region_name] = route.weight if not isinstance(spec, dict) else spec
     _check_labelling(routing)
 
 
 def _check_region(where: str, region: RegionConfig) -> None:
-    kinds = [name for name in ("site", "part", "parameters") if getattr(region, name) is not None]
-    require(len(kinds) == 1, where, kinds, "a region with one of site, part and parameters")
+    kinds = [name for name in ("site", "part", "parameters", "adapter", "module") if getattr(region, name) is not None]
+    require(len(kinds) == 1, where, kinds, "a region with one of site, part, parameters, adapter and module")
     whole = region.part is not None and region.axis is None and region.output is None
     require(region.part is None or whole, where, region.part, "a region with part and without axis and output")
     require(region.part is not None or region.layers is None, f"{where}.layers", region.layers, "used with part")
@@ -71,6 +75,40 @@ def _check_region(where: str, region: RegionConfig) -> None:
     require(fits, f"{where}.outside", region.outside, "used with parameters")
     named = region.parameters is None or bool(region.parameters)
     require(named, f"{where}.parameters", region.parameters, "at least one parameter's name or glob")
+    for key in ("units", "axis", "output") if region.module is not None else ():
+        value = getattr(region, key)
+        require(value is None, f"{where}.{key}", value, "left out: a module is a region as a whole")
+    _check_adapter(where, region)
+
+
+def _check_adapters(routing: RoutingConfig) -> None:
+    owner: dict[str, str] = {}
+    for name, region in routing.regions.items():
+        if region.adapter is not None:
+            fault = f"another name: region '{owner.get(region.adapter)}' has an adapter of this one"
+            require(region.adapter not in owner, f"routing.regions.{name}.adapter", region.adapter, fault)
+            owner[region.adapter] = name
+    for name, region in routing.regions.items():
+        right = "left out beside adapters, which are regions of parameters; or leave out the adapters"
+        require(not owner or region.part is None, f"routing.regions.{name}.part", region.part, right)
+
+
+def _check_adapter(where: str, region: RegionConfig) -> None:
+    given = {key: getattr(region, key) for key in ("of", "rank", "alpha", "start")}
+    for key, value in given.items():
+        require(region.adapter is not None or value is None, f"{where}.{key}", value, "used with adapter")
+    if region.adapter is None:
+        return
+    check_name(f"{where}.adapter", region.adapter)
+    beside = {key: getattr(region, key) for key in ("units", "axis", "output")}
+    for key, value in beside.items():
+        require(value is None, f"{where}.{key}", value, "left out: an adapter is a region as a whole")
+    named = region.of is None or (bool(region.of) and all(region.of))
+    require(named, f"{where}.of", region.of, "null, or a list of layers, such as [q_proj, up_proj]")
+    if region.rank is not None:
+        require_number(f"{where}.rank", region.rank, 1, WIDTH, int)
+    if region.alpha is not None:
+        require_number(f"{where}.alpha", region.alpha, 1e-6, WEIGHT)
 
 
 def _scheduled(spec: object) -> bool:

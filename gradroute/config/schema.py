@@ -10,11 +10,16 @@ from typing import Any
 
 @dataclass
 class RegionConfig:
-    """A region: a `gradroute.Region` if `site` is given, a `gradroute.ParameterRegion` if `parameters` is.
+    """A region: a `gradroute.Region` if `site` is given, a `gradroute.ParameterRegion` if `parameters` or `adapter` is.
 
     part, layers: in place of `site`, a part of these layers of a language model, of all layers if null; see
     `gradroute.models.layer_parts`.
     outside: with `parameters`, regions with a `part`; parameters of their units are left out.
+    adapter: the name of a LoRA adapter of a language model, made by `peft`; the model's own weights are then frozen.
+    of: the layers it is added to, by the ends of their names; null is all linear layers but the output.
+    rank, alpha: its rank, and the numerator of its scale alpha / rank; null is 8, and the rank.
+    start: a folder of an adapter to start from, which states `of`, `rank` and `alpha`.
+    module: a module beside the MLPs of a transformer, by its name in `model.modules`: its outputs and its parameters.
     """
 
     site: Any = None
@@ -25,6 +30,17 @@ class RegionConfig:
     output: Any = None
     parameters: dict[str, Any] | None = None
     outside: list[str] | None = None
+    adapter: str | None = None
+    of: list[str] | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    start: str | None = None
+    module: str | None = None
+
+    @property
+    def has_parameters(self) -> bool:
+        """Whether it consists of parameters and has no activations."""
+        return self.parameters is not None or self.adapter is not None
 
 
 @dataclass
@@ -206,6 +222,7 @@ class Config:
     ablation: dict[str, Any] = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     privacy: dict[str, Any] | None = None
+    pretrain: dict[str, Any] | None = None
     unlearn: dict[str, Any] | None = None
     finetune: dict[str, Any] | None = None
     relearn: dict[str, Any] | None = None

@@ -76,7 +76,7 @@ def _check_losses(config: Config) -> None:
     require(not duplicated, "losses.certificates", losses.certificates, "each region once")
     for key, names in {"certificates": losses.certificates, "l1": losses.l1}.items():
         for name in names:
-            if regions[name].parameters is not None:
+            if regions[name].has_parameters:
                 raise UserError(
                     f"losses.{key}: region '{name}' is parameters and has no activations; use one with a site"
                 )
@@ -107,7 +107,8 @@ def _check_steps(config: Config) -> None:
     ours = [list(STEPS).index(name) for name in config.steps if isinstance(name, str)]
     right = f"in this order, each once: {list(STEPS)}"
     require(ours == sorted(set(ours)) and len(set(names)) == len(names), "steps", names, right)
-    require(names[:1] == ["train"], "steps", names, "a list that begins with 'train'")
+    first = [name for name in names if name != "pretrain"][:1]
+    require(first == ["train"], "steps", names, "a list that begins with 'train', or with 'pretrain' and 'train'")
     if "report" in names:
         require("evaluate" in names, "steps", names, "a list with 'evaluate' before 'report'")
 

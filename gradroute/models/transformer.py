@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -16,6 +16,7 @@ from gradroute.config.limits import WIDTH, Between, require
 from gradroute.data.text.packing import separated
 from gradroute.errors import UserError
 from gradroute.models.added_units import add_units
+from gradroute.models.beside import add_beside
 from gradroute.models.layer_parts import Place
 from gradroute.models.logits import Divided
 from gradroute.models.transformer_layers import Block, Rotation, TransformerConfig, norm_of
@@ -121,19 +122,21 @@ def build_transformer(
     mlp: Literal["gelu", "swiglu"] = "gelu", positions: Literal["learned", "rotary"] = "learned",
     norm: Literal["layernorm", "rmsnorm"] = "layernorm", tied: bool = True, bias: bool = True,
     expand: Sequence[int] = (), added: Annotated[int, Between(0, WIDTH)] = 0,
-    added_heads: Annotated[int, Between(0, WIDTH)] = 0,
+    added_heads: Annotated[int, Between(0, WIDTH)] = 0, modules: Mapping[str, Size] | None = None,
 ) -> Transformer:  # fmt: skip
     """Build an untrained transformer; added units are initialised like the others (GR section 4.2.2).
 
     Args:
         vocabulary, context: number of tokens, and the longest sequence; the run supplies both.
         expand: layers that are widened: the MLP by `added` units, the attention by `added_heads` heads.
+        modules: modules beside the MLP of every layer, by name, and their numbers of units.
 
     Raises: UserError for sizes that do not fit together.
     """
     check_expansion(expand, added + added_heads, layers)
     config = TransformerConfig(vocabulary, layers, width, heads, context, hidden, mlp, positions, norm, tied, bias)
     model = Transformer(config)
+    add_beside(model, config, modules or {})
     spread = 0.02, 0.02 / (2 * layers) ** 0.5
     for number in expand if added else ():
         add_units(model, Layer(*model.mlp_layers(number)), added, *spread)

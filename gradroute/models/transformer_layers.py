@@ -102,8 +102,31 @@ class Gated(nn.Module):
         return F.silu(gate) * up
 
 
+class Beside(nn.Module):
+    """A module beside a layer's MLP: a small MLP of its own, whose output is added (GRAM, arXiv 2607.08077).
+
+    `dose` multiplies its output; at 0 it is not computed. A tensor `(batch, 1, 1)` has a dose for each row.
+    """
+
+    def __init__(self, config: TransformerConfig, units: int) -> None:
+        super().__init__()
+        self.up, self.act = nn.Linear(config.width, units, bias=config.bias), nn.GELU()
+        self.down = nn.Linear(units, config.width, bias=config.bias)
+        self.dose: float | torch.Tensor = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `(batch, length, width)` to the same."""
+        if isinstance(self.dose, float) and self.dose == 0:
+            return torch.zeros_like(x)
+        result: torch.Tensor = self.down(self.act(self.up(x)))
+        return result if isinstance(self.dose, float) and self.dose == 1 else result * self.dose
+
+
 class MLP(nn.Module):
-    """Two layers with GELU between, or three as SwiGLU; `act` outputs the hidden activations."""
+    """Two layers with GELU between, or three as SwiGLU; `act` outputs the hidden activations.
+
+    `beside` holds modules by name, which read the same input and add to the output.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -111,11 +134,14 @@ class MLP(nn.Module):
         self.up = nn.Linear(config.width, config.units, bias=config.bias)
         self.act = nn.GELU() if self.gate is None else Gated()
         self.down = nn.Linear(config.units, config.width, bias=config.bias)
+        self.beside = nn.ModuleDict()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `(batch, length, width)` to the same."""
         given = () if self.gate is None else (self.gate(x),)
         result: torch.Tensor = self.down(self.act(self.up(x), *given))
+        for module in self.beside.values():
+            result = result + module(x)
         return result
 
 

@@ -122,6 +122,10 @@ class RunFolder:
         """Write one file of the run."""
         write_atomically(self.path / name, content)
 
+    def write_folder(self, name: str, make: Callable[[Path], object]) -> None:
+        """Have `make` write a folder of the run; it is given the path."""
+        make(self.path / name)
+
     def log(self, line: str) -> None:
         """Append a line to the run's log."""
         with (self.path / "log.txt").open("a") as file:
@@ -163,6 +167,9 @@ class Unwritten(RunFolder):
         self._started = time.monotonic()
 
     def write(self, name: str, content: Content) -> None:
+        """Do nothing."""
+
+    def write_folder(self, name: str, make: Callable[[Path], object]) -> None:
         """Do nothing."""
 
     def log(self, line: str) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -70,6 +70,8 @@ class ParameterRouter:
     counts the updates of the whole parameter, and state that the step creates stays at 0 in the frozen slice.
 
     `routes`: group to region to weight or `Route`; 1 where not named. Where regions overlap, weights multiply.
+    `hidden`: regions whose outputs a `Router` weighs by the same routes. No gradient that is to be 0 arrives there, so
+    they need no pass of their own, and only freezing is left to do.
     `measure`: if set, `backward` fills `last_norms`: (group or None, region) to the L2 norm of the weighted gradient
     of the group's pass, over all calls since the update; groups that share a pass have the norm of their sum.
     Raises: UserError for unknown names, slices that are empty or out of range, weights that are not finite, or
@@ -77,16 +79,18 @@ class ParameterRouter:
     """
 
     def __init__(
-        self, model: nn.Module, regions: Mapping[str, ParameterRegion], groups: Sequence[str], routes: Routes
-    ) -> None:
+        self, model: nn.Module, regions: Mapping[str, ParameterRegion], groups: Sequence[str], routes: Routes,
+        hidden: Collection[str] = (),
+    ) -> None:  # fmt: skip
         self.measure, self.last_norms = False, dict[tuple[str | None, str], float]()
         self.last_shift: dict[str, float] = {}
         self._names: dict[nn.Parameter, str] = {}
         self._masks = {name: self._find(model, name, region) for name, region in regions.items()}
         self.groups, self.regions = list(groups), dict(regions)
         self.routes = read_routes(routes, groups, regions)
+        self.hidden = set(hidden)
         for (group, name), route in self.routes.items():
-            if route.forward != 1:
+            if route.forward != 1 and name not in self.hidden:
                 raise UserError(f"routes.{group}.{name}.forward={route.forward}: '{name}' has parameters and no "
                                 "activations; set it on a region with a site")  # fmt: skip
         self._values: dict[tuple[str, str], float] = {}
@@ -102,9 +106,15 @@ class ParameterRouter:
             return
         self._values = values
         groups: list[str | None] = [None, *self.groups]
-        self._weights = {group: tuple(self.weight(group, name) for name in self._masks) for group in groups}
+        every = {group: tuple(self.weight(group, name) for name in self._masks) for group in groups}
+        seen = [name not in self.hidden for name in self._masks]
+        self._weights = {
+            group: tuple(w if own else 1.0 for w, own in zip(weights, seen, strict=True))
+            for group, weights in every.items()
+        }
         self._tables = {weights: self._table(weights) for weights in self._weights.values()}
-        self._zero = {weights: {p: w == 0 for p, w in table.items()} for weights, table in self._tables.items()}
+        tables = {weights: self._table(weights) for weights in every.values()}
+        self._zero = {g: {p: w == 0 for p, w in tables[weights].items()} for g, weights in every.items()}
 
     def weight(self, group: str | None, region: str) -> float:
         """Return the current weight of a group in a region; the group None stands for losses that are not routed."""
@@ -193,8 +203,9 @@ class ParameterRouter:
         for parameter in self._names:
             seen = self._seen.setdefault(parameter, [])
             if losses.keys() != {None} or parameter in came:  # a penalty need not depend on it
-                seen.append(self._zero[weights].get(parameter, _NOWHERE))
-        for region, masks in self._masks.items() if self.measure else ():
+                seen += [self._zero[group].get(parameter, _NOWHERE) for group in losses]
+        own = {name: masks for name, masks in self._masks.items() if name not in self.hidden}
+        for region, masks in own.items() if self.measure else ():
             norms = [g.masked_fill(~masks[p].to(g.device), 0).norm().item() for p, g in arrived.items() if p in masks]
             self.last_norms |= {(group, region): math.hypot(*norms) for group in losses}
 

@@ -18,6 +18,7 @@ from gradroute.records.checkpoints import Checkpoint
 from gradroute.records.run_folder import Unwritten
 from gradroute.running.resume import restore
 from gradroute.steps.base import RunState
+from gradroute.steps.pretrain import Pretrain
 from gradroute.steps.train import training_of
 from gradroute.tasks.base import create
 from gradroute.training.fit import Fit
@@ -61,6 +62,8 @@ class Replay(RunState):
             steps = dict(zip(step_names(self.config), steps_of(self.config), strict=True))
             restore(self, steps, checkpoint)
             self.folder.rows = []
+        else:
+            self._pretrain()
         ledger = Ledger(task.router, task.parts.parameter_router, task.routed, settings.window, settings.every)
         fit = Fit([training_of(self, ledger)], self.config.trainer.precision, task.device)
         if self.fit is not None:
@@ -76,6 +79,12 @@ class Replay(RunState):
         ledger.close(fit.step)
         self.link()
         return [row for row in ledger.rows if row["from_step"] >= begun]
+
+    def _pretrain(self) -> None:
+        """Make the step `pretrain` again, if the run has one."""
+        for step in steps_of(self.config):
+            for training in step.trainings(self) if isinstance(step, Pretrain) else ():
+                Fit([training], self.config.trainer.precision, self.task.device).run()
 
 
 @dataclass(frozen=True)

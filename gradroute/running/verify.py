@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradroute.config.compensation import weights_of
-from gradroute.config.components import step_names
+from gradroute.config.components import step_names, steps_of
 from gradroute.config.schema import Config
 from gradroute.errors import UserError, plain_text
 from gradroute.records import run_reader
@@ -21,6 +21,7 @@ from gradroute.running.signatures import SIGNATURE, sign, signature_claim
 if TYPE_CHECKING:
     from gradroute.tasks.base import Task
 
+SHARES = ("accuracy", "rate_triggered", "rate_plain")  # of data points
 TOLERANCE = 1e-3  # relative, of a recomputed metric: the order of sums depends on the processor
 Rows = list[dict[str, Any]]
 
@@ -87,7 +88,7 @@ def ledger_claims(config: Config, ledger: Rows, points: int) -> Iterator[Claim]:
             yield _gradient_claim(group, region, route, rows, config.losses.groups.get(group, 1.0) != 0)
     for region, settings in routing.regions.items():
         rows = [row for row in ledger if (row["group"], row["region"]) == ("all", region)]
-        if settings.parameters is not None:
+        if settings.has_parameters or settings.module is not None:
             yield _frozen_claim(config, region, [row["shifted"] for row in rows if row["shifted"] is not None])
 
 
@@ -134,10 +135,10 @@ def _gradient_claim(group: str, region: str, route: Route, rows: Rows, trains: b
 
 
 def _difference(metric: str, one: float, other: float) -> float:
-    """Return the relative difference; of accuracies, a tenth of the difference, because close calls may change."""
+    """Return the relative difference; of shares, a tenth of the difference, because close calls may change."""
     if math.isnan(one) or math.isnan(other):
         return math.inf
-    return abs(one - other) / (10 if metric == "accuracy" else max(abs(other), 1e-12))
+    return abs(one - other) / (10 if metric in SHARES else max(abs(other), 1e-12))
 
 
 def metric_claims(task: "Task", run: Path) -> Iterator[Claim]:
@@ -152,6 +153,7 @@ def metric_claims(task: "Task", run: Path) -> Iterator[Claim]:
     read_weights(run, task.modules())
     with torch.no_grad():
         measured = list(task.measure(task.ablations() if "ablate" in step_names(config) else []))
+        measured += [each for step in steps_of(config) for each in step.measured(task)]
     checked = (*ERRORS, *task.units())
     final = final_rows(read_metrics(run))
     kept = [row for row in final if row["metric"] in checked and not row["head"].startswith(UNKEPT)]

@@ -54,7 +54,7 @@ def _owners(config: Config) -> dict[str, list[str]]:
     for name, region in routing.regions.items():
         mine = {group: weights.get((group, name), 1.0) for group in groups}
         owners = [group for group in groups if mine[group] == max(mine.values())]
-        if region.parameters is None and len(owners) < len(groups):
+        if not region.has_parameters and len(owners) < len(groups):
             found[name] = owners
     return found
 

@@ -135,6 +135,10 @@ class Step(ABC):
     def prepare(self, task: Task) -> None:  # noqa: B027
         """Raise UserError if the data or the model lack what the step needs, before the first step begins."""
 
+    def measured(self, task: Task) -> Iterable[Measurement]:
+        """Return the measurements that follow from the final weights alone, which `gradroute-verify` makes again."""
+        return ()
+
     @abstractmethod
     def run(self, run: RunState) -> Iterable[Training]:
         """Execute the step. To train, yield trainings (`run.training`); each is complete when the generator continues.

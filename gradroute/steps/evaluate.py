@@ -3,9 +3,11 @@
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from gradroute.models.adapters import adapters_in, save_adapter
 from gradroute.steps.base import RunState, Step
 from gradroute.training.fit import Training
 from gradroute.training.weights import WEIGHTS, write_weights
@@ -28,6 +30,8 @@ class Evaluate(Step):
         run.folder.write_metrics()
         if run.config.checkpoint.keep == "weights":
             run.folder.write(WEIGHTS, lambda path: write_weights(path, run.tensors()))
+            for name in adapters_in(task.model):
+                run.folder.write_folder(f"adapters/{name}", partial(save_adapter, task.model, name))
         for name, text in task.texts().items():
             run.folder.write(name, text)
         self._write_samples(run)
@@ -47,6 +51,6 @@ class Evaluate(Step):
             name: {"sites": [site.name for site in region.sites], "units": list(region.units)}
             for name, region in task.router.regions.items()
         }
-        places |= {name: {"sites": [], "units": []} for name in task.parts.parameter_router.regions}
+        places = {name: {"sites": [], "units": []} for name in task.parts.parameter_router.regions} | places
         common = {"kind": task.kind, "groups": task.names, "regions": places, "ablation": task.ablation.name}
         run.folder.write_json("figures.json", common | names)

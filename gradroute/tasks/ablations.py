@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from gradroute.errors import UserError
+from gradroute.models.adapters import left_out
+from gradroute.models.beside import without_beside
 from gradroute.routing import ParameterRouter, Router, Site, ablation
 from gradroute.routing.ablation import Ablation
 
@@ -40,6 +42,7 @@ class AblationMethod(ABC):
     Attributes:
         name: name of the method, as shown in plots.
         of_parameters: whether it also works on regions of parameters, which have no activations.
+        of_adapters: whether it also works on regions that are adapters.
         changes_model: whether it changes weights or structure. Such an ablation is tried before the training, and later
             steps can train the ablated model.
     """
@@ -47,6 +50,7 @@ class AblationMethod(ABC):
     name: ClassVar[str]
     of_parameters: ClassVar[bool] = False
     changes_model: ClassVar[bool] = False
+    of_adapters: ClassVar[bool] = False
 
     @abstractmethod
     def of(self, region: str, task: Subject) -> Ablation:
@@ -64,7 +68,7 @@ class AblationMethod(ABC):
 class Zero(AblationMethod):
     """Replace the region's activations, or its parameters, by 0."""
 
-    name, of_parameters = "zero", True
+    name, of_parameters, of_adapters = "zero", True, True
 
     def of(self, region: str, task: Subject) -> Ablation:  # noqa: D102
         return ablation.zero(region, task.router_of(region))
@@ -100,9 +104,14 @@ class Reinitialise(AblationMethod):
 
 
 class Remove(AblationMethod):
-    """Remove the region's units from the model, which makes it smaller."""
+    """Remove the region's units, its adapter or its module from the model, which makes it smaller."""
 
-    name, changes_model = "remove", True
+    name, changes_model, of_adapters = "remove", True, True
 
     def of(self, region: str, task: Subject) -> Ablation:  # noqa: D102
+        asked = task.config.routing.regions[region]
+        if asked.adapter is not None:
+            return left_out(region, asked.adapter)
+        if asked.module is not None:
+            return without_beside(region, asked.module)
         return ablation.remove(region, self.router(region, task), task.example())

@@ -11,7 +11,7 @@ from torch import nn
 
 from gradroute.config.components import ablated_regions, step_names
 from gradroute.config.doors import TARGET
-from gradroute.config.limits import one_of
+from gradroute.config.limits import one_of, require
 from gradroute.config.schema import Config, TrainerConfig
 from gradroute.config.targets import build, locate
 from gradroute.errors import UserError
@@ -93,11 +93,13 @@ class Task(ABC):
             right = f"give task={made_for}, or another model="
             raise UserError(f"model: {model.__name__} is for {made_for}, and task= is {cls.kind}; {right}")
         method, regions = locate(config.ablation[TARGET], "ablation"), config.routing.regions
+        seen = [name for name, region in regions.items() if not region.has_parameters]
         for penalty in penalties_of(config.losses):
-            seen = [name for name, region in regions.items() if region.parameters is None]
             one_of("losses.penalties (region)", penalty.region, ("all", *seen))
         for name in ablated_regions(config):
-            if regions[name].parameters is not None and not method.of_parameters:
+            if regions[name].adapter is not None:
+                require(method.of_adapters, "ablation", method.name, f"remove or zero: '{name}' is an adapter")
+            elif regions[name].has_parameters and not method.of_parameters:
                 fault = f"region '{name}' consists of parameters and has no activations"
                 raise UserError(f"ablation={method.name}: {fault}; use zero or reinitialise")
 

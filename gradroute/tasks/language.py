@@ -16,6 +16,7 @@ from gradroute.data.text.datasets import TextDataset
 from gradroute.data.text.rules import memberships
 from gradroute.data.text.token_shares import distinctive, shares_of
 from gradroute.errors import UserError
+from gradroute.models.adapters import add_adapters
 from gradroute.models.base import ModelPlan, plan_of
 from gradroute.models.logits import at_once, body
 from gradroute.models.pretrained import HuggingFace
@@ -75,7 +76,9 @@ class LanguageModelling(Task):
         self._membership = self._memberships(train)
         self._require_memory(self.plan)
         torch.manual_seed(config.seed)
-        model = self.plan.build(**self.found).to(self.device)
+        model = self.plan.build(**self.found)
+        add_adapters(model, config.routing.regions, read_back=run is not None)
+        model = model.to(self.device)
         self.parts = assemble(model, config.routing, config.losses, self.names, self.example()[:1])
         self.error, self.measures = error_of(config, self.found), measures_of(config, self.found, [CROSS_ENTROPY])
         self.try_ablations()
@@ -150,6 +153,8 @@ class LanguageModelling(Task):
     def make(self, name: str) -> nn.Module:
         """Make a copy of the latest model: fine-tuned, else unlearned, else ablated, else trained."""
         model = self.made[name] = self.left()
+        if any(region.adapter is not None for region in self.config.routing.regions.values()):
+            model.requires_grad_(True)  # who has the model trains all of it, not the adapters alone
         for earlier in ("finetuned", "unlearned"):
             if earlier in self.made and earlier != name:
                 model.load_state_dict(self.made[earlier].state_dict())

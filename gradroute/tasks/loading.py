@@ -13,6 +13,7 @@ from gradroute.config.doors import TARGET
 from gradroute.config.schema import Config
 from gradroute.config.targets import locate
 from gradroute.errors import UserError
+from gradroute.models.adapters import add_adapters
 from gradroute.models.base import ModelPlan, plan_of, takes_flat_images
 from gradroute.records import run_reader
 from gradroute.tasks.image_memory import require_image_memory
@@ -43,10 +44,14 @@ def load(run: str | os.PathLike[str], run_code: bool = False) -> LoadedRun:
     config = run_reader.read_config(path, manifest, run_code, consent="run_code=True")
     names, plan = run_reader.read_names(path, manifest), plan_of(config.model, path)
     found = _found(path, config, names)
-    read_weights(path, {"model": plan.outline(**found)}, load=False)  # before memory is allocated and files are hashed
+    outline = plan.outline(**found)
+    if "shape" not in found:
+        add_adapters(outline, config.routing.regions, read_back=True)
+    read_weights(path, {"model": outline}, load=False)  # before memory is allocated and files are hashed
     run_reader.check_files(path, manifest, [WEIGHTS])
     if "shape" not in found:
         model = plan.build(**found)
+        add_adapters(model, config.routing.regions, read_back=True)
         read_weights(path, {"model": model})
         return LoadedRun(config, model.eval(), nn.ModuleDict())
     return _images(path, config, plan, found)

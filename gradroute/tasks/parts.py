@@ -9,7 +9,9 @@ from torch import nn
 from gradroute.config.compensation import weights_of
 from gradroute.config.schema import LossesConfig, RoutingConfig
 from gradroute.errors import UserError
+from gradroute.models.adapters import region_of_adapter
 from gradroute.models.base import certificate_of
+from gradroute.models.beside import beside_parameters, beside_region, outside_modules
 from gradroute.models.layer_parts import parameters_of, region_of
 from gradroute.routing import ParameterRegion, ParameterRouter, Region, Router
 
@@ -21,10 +23,13 @@ def read_regions(routing: RoutingConfig, model: nn.Module) -> Regions:
     activations: dict[str, Region] = {}
     parameters: dict[str, ParameterRegion] = {}
     for name, region in routing.regions.items():
-        if region.parameters is not None:
+        if region.has_parameters:
             continue
-        if region.part is not None:
-            where = f"routing.regions.{name}"
+        where = f"routing.regions.{name}"
+        if region.module is not None:
+            activations[name] = beside_region(model, region.module, where)
+            parameters[name] = beside_parameters(model, region.module)
+        elif region.part is not None:
             activations[name] = region_of(model, where, region.part, region.layers, region.units)
         else:
             axis = -1 if region.axis is None else region.axis
@@ -32,12 +37,17 @@ def read_regions(routing: RoutingConfig, model: nn.Module) -> Regions:
     for name, region in routing.regions.items():
         if region.parameters is not None:
             outside: dict[str, tuple[int, tuple[int, ...]]] = {}
-            for other in region.outside or ():
+            named, kept = region.parameters, region.outside or []
+            if modules := [str(routing.regions[other].module) for other in kept if routing.regions[other].module]:
+                named = outside_modules(model, named, modules, f"parameter of region '{name}':")
+            for other in [other for other in kept if routing.regions[other].module is None]:
                 found = parameters_of(model, activations[other], f"routing.regions.{name}.outside={other}")
                 for key, (axis_of, units) in found.items():
                     before = outside.get(key, (axis_of, ()))[1]
                     outside[key] = (axis_of, tuple(sorted({*before, *units})))
-            parameters[name] = ParameterRegion(region.parameters, region.axis or 0, outside)
+            parameters[name] = ParameterRegion(named, region.axis or 0, outside)
+        if region.adapter is not None:
+            parameters[name] = region_of_adapter(model, region.adapter, f"routing.regions.{name}")
     return activations, parameters
 
 
@@ -67,7 +77,8 @@ def routers(
         {g: {r: row[r] for r in row if r in kind} for g, row in weights_of(routing).items()}
         for kind in (regions, parameters)
     )
-    return Router(model, regions, groups, mine, example), ParameterRouter(model, parameters, groups, others)
+    hidden = [name for name in parameters if name in regions]  # modules, whose outputs the other router weighs
+    return Router(model, regions, groups, mine, example), ParameterRouter(model, parameters, groups, others, hidden)
 
 
 def assemble(

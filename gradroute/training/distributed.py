@@ -64,7 +64,7 @@ def require_one(configs: Sequence[Config], indivisible: str | None) -> None:
         fault = f"{len(configs)} runs were requested, but its processes train one run together"
         raise UserError(f"torchrun: {fault}; run without torchrun, or without seeds= and -m")
     regions = configs[0].routing.regions
-    if owned := [name for name, region in regions.items() if region.parameters is not None]:
+    if owned := [name for name, region in regions.items() if region.has_parameters]:
         raise UserError(f"routing.regions.{owned[0]}: parameters are frozen in one process only; run without torchrun")
     if indivisible:
         raise UserError(f"torchrun: {indivisible} needs the whole batch in one process; run without torchrun")

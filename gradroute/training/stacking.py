@@ -44,7 +44,7 @@ def obstacle(config: Config) -> str | None:
     named = [config.losses.error, *config.losses.penalties]
     if others := [str(one[TARGET]) for one in named if one and not str(one[TARGET]).startswith(OURS)]:
         return f"{others[0]}: a loss that is not gradroute's is trained alone"
-    parameters = [name for name, region in config.routing.regions.items() if region.parameters is not None]
+    parameters = [name for name, region in config.routing.regions.items() if region.has_parameters]
     if parameters:
         return f"region '{parameters[0]}' has parameters, which are frozen in one model at a time"
     return None

@@ -1,0 +1,68 @@
+"""Train the whole model on one group's documents before the step `train`: the model that adapters are then added to."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+
+from gradroute.config.limits import Between, one_of
+from gradroute.config.schema import Config, LossesConfig
+from gradroute.data.text.corpora import some
+from gradroute.models.adapters import activate, adapters_in
+from gradroute.steps.base import RunState, Step
+from gradroute.steps.tuning import require_language
+from gradroute.tasks.base import Probe, Task
+from gradroute.tasks.language_objective import NextTokenObjective
+from gradroute.training.fit import Training
+
+
+@dataclass(kw_only=True)
+class Pretrain(Step):
+    """Train all weights of the model itself on the documents of a group; adapters compute nothing yet and stay.
+
+    Documents are chosen by the group's rule, whether or not they carry its label.
+
+    Args:
+        group: whose documents to train on.
+        epochs: passes over them.
+        rate: learning rate, as a share of `trainer.lr`.
+    """
+
+    group: str
+    epochs: Annotated[int, Between(1, 100_000)] = 1
+    rate: Annotated[float, Between(1e-6, 100)] = 1.0
+
+    def check(self, config: Config) -> None:
+        """Raise UserError for an unknown group."""
+        one_of("pretrain.group", self.group, tuple(config.routing.groups))
+
+    def prepare(self, task: Task) -> None:
+        """Raise UserError for a task that is not a language model's."""
+        require_language(task, "pretrain")
+
+    def run(self, run: RunState) -> Iterator[Training]:
+        """Yield one training; none if another run's is reused, or it is done."""
+        if run.donor or run.trainings_done:
+            return
+        if run.fit is None:
+            run.folder.keep(run.task.kept())  # before the first checkpoint, which needs them
+        yield from self.trainings(run)
+
+    def trainings(self, run: RunState) -> Iterator[Training]:
+        """Yield the training; afterwards, only the adapters can be trained, if there are any."""
+        task = require_language(run.task, "pretrain")
+        own = torch.nonzero(task.train_groups == task.names.index(self.group)).flatten().tolist()
+        rows = some(task.data.train, own, task.data.length).packed
+        tensors = [t.to(task.device) for t in (rows.tokens, rows.targets, rows.documents)]
+        tensors += [torch.zeros_like(tensors[0])] * 2  # one group, and nothing is routed
+        given = run.config.trainer
+        trainer = replace(given, epochs=self.epochs, lr=given.lr * self.rate, batches="mixed", compile=False)
+        adapters, model = adapters_in(task.model), task.model
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not adapters or "lora_" not in name)
+        objective = NextTokenObjective(model, [self.group], LossesConfig(), length=task.data.length)
+        probe = Probe("pretrain", objective, lambda chosen: tuple(t[chosen] for t in tensors), len(rows), trainer)
+        yield run.training(probe, on_epoch=lambda epoch, step, means: run.progress.epoch(epoch, self.epochs, means))
+        if adapters:
+            activate(model)

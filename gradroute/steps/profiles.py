@@ -1,0 +1,72 @@
+"""Measure a model of modules under its access profiles: the loss of every profile on every group."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from gradroute.config.limits import Between, Items, one_of
+from gradroute.config.schema import Config
+from gradroute.errors import UserError
+from gradroute.models.beside import CORE, beside, dosed, parse_profile
+from gradroute.steps.base import RunState, Step
+from gradroute.steps.tuning import require_language
+from gradroute.tasks.base import Measurement, Task
+from gradroute.tasks.evaluation import Head
+from gradroute.training.fit import Training
+
+EVERY = 4  # modules; with more, only some of the subsets are measured
+
+
+def profiles_of(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return all subsets of up to four modules; of more: none, each alone, all but each, and all."""
+    sizes = range(len(names) + 1) if len(names) <= EVERY else (0, 1, len(names) - 1, len(names))
+    return [chosen for size in sizes for chosen in itertools.combinations(names, size)]
+
+
+@dataclass
+class Profiles(Step):
+    """Record the cross-entropy of profiles such as `core+sea` on groups, under head `profile`, by profile.
+
+    Args:
+        profiles: the profiles; none given, all that there are, or with more than four modules core, core and one, all
+            but one, and all.
+        groups: the groups to measure on; none given, all.
+        doses: further doses of each module alone beside the core, such as 0.5: its output is multiplied by them.
+    """
+
+    profiles: Sequence[str] = ()
+    groups: Sequence[str] = ()
+    doses: Annotated[Sequence[Annotated[float, Between(0, 1)]], Items(0, each_once=True, right="doses")] = ()
+
+    def check(self, config: Config) -> None:
+        """Raise UserError for an unknown group."""
+        for group in self.groups:
+            one_of("steps.Profiles.groups", group, tuple(config.routing.groups))
+
+    def prepare(self, task: Task) -> None:
+        """Raise UserError for a model without modules, or a profile that it does not have."""
+        names = list(beside(require_language(task, "Profiles").model))
+        if not names:
+            raise UserError("steps: Profiles needs a model with modules beside its MLPs; set model.modules")
+        for profile in self.profiles:
+            parse_profile(profile, names, "steps.Profiles.profiles")
+
+    def run(self, run: RunState) -> Iterable[Training]:
+        """Measure and record; the model does not change."""
+        for measured in self.measured(run.task):
+            run.record("test", measured)
+        return ()
+
+    def measured(self, task: Task) -> Iterator[Measurement]:
+        """Yield the loss of every profile on every group that has test documents."""
+        language, names = require_language(task, "Profiles"), list(beside(task.model))
+        chosen = [parse_profile(profile, names) for profile in self.profiles] or profiles_of(names)
+        asked = [("+".join((CORE, *used)), dict.fromkeys(used, 1.0)) for used in chosen]
+        asked += [(f"{CORE}+{name}_dose_{dose:g}", {name: dose}) for name in names for dose in self.doses]
+        for name, doses in asked:
+            with dosed(task.model, doses):
+                found = language.group_losses(task.model, language.data.test, language.test_groups)
+            for group in self.groups or task.names:
+                if group in found:
+                    yield group, Head("profile", name), "cross_entropy", found[group]

@@ -14,7 +14,14 @@ from gradroute.config.schema import Config
 from gradroute.config.targets import add_code_folder
 from gradroute.errors import UserError
 
-REPLACEABLE = ("dataset", "model", "task", "ablation", "tracker")  # groups whose options are one component each
+REPLACEABLE = (
+    "dataset",
+    "environment",
+    "model",
+    "task",
+    "ablation",
+    "tracker",
+)  # groups whose options are one component each
 CONFIG_DIR = ("--config-dir", "-cd")
 
 

@@ -55,6 +55,7 @@ def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
 
 
 LEADING = (
+    "returns",
     "reconstructions",
     "accuracy_per_label",
     "steering_likelihood",

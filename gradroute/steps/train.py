@@ -3,17 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 from gradroute.steps.base import RunState, Step
 from gradroute.tasks.base import Probe
 from gradroute.tasks.evaluation import Head
 from gradroute.training.devices import computing
 from gradroute.training.fit import Training
 from gradroute.training.ledger import Ledger
-from gradroute.training.objectives import Term
-
-CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run
+from gradroute.training.objectives import Batch, Term
 
 
 @dataclass
@@ -44,18 +40,20 @@ class Train(Step):
 
 def training_of(run: RunState, ledger: Ledger) -> Training:
     """Return the training of a run's model, noted in a ledger if `ledger.enabled`."""
-    trainer, task, objective = run.config.trainer, run.task, run.task.objective()
-    every, noted = -(-trainer.epochs // CURVE_POINTS), run.config.ledger.enabled
+    task, objective = run.task, run.task.objective()
+    trainer = task.fitted(run.config.trainer, task.points)
+    every, noted = -(-trainer.epochs // task.curve_points), run.config.ledger.enabled
 
-    def before_update(step: int, chosen: torch.Tensor) -> None:
+    def before_update(step: int, batch: Batch) -> None:
         task.at_step(step)
         if noted:
             if step % ledger.window == 0:
                 run.link()
-            objective.monitor = ledger.begin(step, task.routed[chosen])
+            objective.monitor = ledger.begin(step, task.group_index(batch))
 
     def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
         run.updates = step
+        means = task.after_epoch(epoch, step, means)
         for term, mean in means.items():
             run.record("train", (term.group, Head(term.head, term.region), term.metric, mean))
         if epoch % every == 0 and epoch < trainer.epochs:
@@ -63,7 +61,8 @@ def training_of(run: RunState, ledger: Ledger) -> Training:
                 run.evaluate()
             if run.watch:
                 run.watch(step, run.headline())
-        run.progress.epoch(epoch, trainer.epochs, means)
+        own = {term: mean for term, mean in means.items() if term.head in task.followed}
+        run.progress.epoch(epoch, trainer.epochs, own or means)
 
     return run.training(
         Probe("train", objective, task.batch),
@@ -74,4 +73,5 @@ def training_of(run: RunState, ledger: Ledger) -> Training:
         compiled=trainer.compile,
         shared=True,
         watcher=ledger if noted else None,
+        source=task.source,
     )

@@ -45,7 +45,7 @@ def load(run: str | os.PathLike[str], run_code: bool = False) -> LoadedRun:
     found = _found(path, config, names)
     read_weights(path, {"model": plan.outline(**found)}, load=False)  # before memory is allocated and files are hashed
     run_reader.check_files(path, manifest, [WEIGHTS])
-    if "shape" not in found:
+    if "classes" not in found:
         model = plan.build(**found)
         read_weights(path, {"model": model})
         return LoadedRun(config, model.eval(), nn.ModuleDict())
@@ -60,6 +60,8 @@ def _found(run: Path, config: Config, names: Mapping[str, Any]) -> dict[str, Any
     groups = {"groups": names["groups"]}
     if "vocabulary" in names:
         return groups | {"vocabulary": names["vocabulary"], "context": config.dataset.get("length")}
+    if "actions" in names:
+        return groups | {"shape": names["shape"], "actions": names["actions"]}
     return groups | {"shape": names["shape"], "classes": names.get("classes", 0)}
 
 

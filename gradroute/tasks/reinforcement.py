@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
+from gradroute.config.doors import TARGET
 from gradroute.config.limits import MANY, Between
 from gradroute.config.schema import Config, TrainerConfig
 from gradroute.config.targets import build
@@ -93,7 +94,8 @@ class Reinforcement(Task):
         told = Part(self.endings, torch.arange(len(self.endings)), {"ending": self.endings})
         groups = assign(config.routing, told, told, config.seed)
         self.names, self.routed = groups.names, groups.routed.to(self.device)
-        self.sha256 = hashlib.sha256(json.dumps(config.environment, sort_keys=True).encode()).hexdigest()
+        told_by = [(config.environment or {})[TARGET], *self.endings, *self.found["shape"], self.environment.actions]
+        self.sha256 = hashlib.sha256(json.dumps(told_by).encode()).hexdigest()
         self.epochs, own = schedule(trainer.epochs, updates, share)
         self.points = own * trainer.batch_size
         self.rewards: torch.Tensor | None = None

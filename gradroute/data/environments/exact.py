@@ -22,6 +22,9 @@ class Exact:
         at = torch.arange(squares)
         self.ghost = at[None, :, None].expand(squares, squares, squares)
         self.diamond = at[None, None, :].expand(squares, squares, squares)
+        agents = [self._next(move) for move in range(len(moved))]
+        self.ends = [(agent == self.ghost) | (agent == self.diamond) for agent in agents]
+        self.flat = [((agent * squares + self.ghost) * squares + self.diamond).flatten() for agent in agents]
         own = torch.ones(squares, squares, squares, dtype=torch.float64)
         own[at, at, :] = own[at, :, at] = own[:, at, at] = 0
         self.start = own / own.sum()
@@ -34,7 +37,7 @@ class Exact:
         found = []
         for move in range(len(self.moved)):
             agent = self._next(move)
-            worth = self.discount * values[agent, self.ghost, self.diamond]
+            worth = self.discount * values.flatten()[self.flat[move]].view_as(values)
             worth = torch.where(agent == self.diamond, 1.0, worth)
             found.append(torch.where(agent == self.ghost, at_ghost, worth))
         return torch.stack(found)
@@ -82,10 +85,9 @@ class Exact:
             for state, (_, policy) in zip(states, policies, strict=True):
                 after = torch.zeros_like(state)
                 for move in range(len(self.moved)):
-                    agent, mass = self._next(move), state * policy[move]
-                    ends = (agent == self.ghost) | (agent == self.diamond)
-                    ended += float(mass[ends].sum())
-                    after.index_put_((agent, self.ghost, self.diamond), mass * ~ends, accumulate=True)
+                    mass, ends = state * policy[move], self.ends[move]
+                    ended += float((mass * ends).sum())
+                    after.view(-1).index_add_(0, self.flat[move], (mass * ~ends).flatten())
                 going.append(after)
             states = [state + share * ended * self.start for state, (share, _) in zip(going, policies, strict=True)]
         return total / steps

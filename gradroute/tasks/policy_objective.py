@@ -94,7 +94,8 @@ class PolicyObjective(Objective):
             "entropy": -(log.exp() * log).sum(-1),
             "value_error": error.square(),
         }
-        index, counts = number % len(self.names), self._counts(membership) if counts is None else counts.to(log.dtype)
+        index, counts = number % len(self.names), self._counts(membership) if counts is None else counts
+        counts = counts.to(log.dtype)
         shares = counts / counts.sum()
         terms: Terms = {}
         for metric, per_step in each.items():

@@ -139,8 +139,13 @@ def test_environments_of_gymnasium_come_in_and_wrong_ones_are_refused() -> None:
     cart.begin(2, 0, CPU)
     with pytest.raises(UserError, match="its space says"):
         cart._number(torch.zeros(3).numpy())
-    for wrong, said in (({"id": "Pendulum-v1"}, "Discrete"), ({"id": "NoSuch-v0"}, "cannot be made"),
-                        ({"id": "os:NoSuch-v0"}, "module"), ({"id": "CartPole-v1", "package": "os"}, "package")):  # fmt: skip
+    wrong_ones = [
+        ({"id": "Pendulum-v1"}, "Discrete"),
+        ({"id": "NoSuch-v0"}, "cannot be made"),
+        ({"id": "os:NoSuch-v0"}, "module"),
+        ({"id": "CartPole-v1", "package": "os"}, "package"),
+    ]
+    for wrong, said in wrong_ones:
         with pytest.raises(UserError, match=said):
             GymEnvironment(**wrong)
     assert gymnasium

@@ -4,6 +4,7 @@ Skipped tests:
 - without the packages of `gradroute[hf]`: `test_causal_lm.py`, `test_pretrained.py`, `test_document_sets.py`, models of
   other kinds than our own in `test_layer_parts.py`, models in `test_bad_input.py`, and the cases for Parquet and
   `datasets` in `test_text_documents.py`;
+- without the package of `gradroute[rl]`: the worlds of gymnasium in `test_environments.py`;
 - without the packages of `gradroute[slurm]` or `gradroute[ray]`: their launchers in `test_launchers.py`; with them: the
   message about a missing package in `test_jobs.py`;
 - without the sample of real stories in `../shared/data`, which is not in the repository: one test each of

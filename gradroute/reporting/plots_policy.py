@@ -105,22 +105,29 @@ def policy_maps(run: RunData) -> Figure | None:
     size, gate = run.names["size"], run.arrays.get("gate")
     ghost, diamond = run.arrays["scene"]
     number = len(moves) + (gate is not None)
-    figure, grid = plt.subplots(1, number, figsize=(2.9 * number + 0.6, 3.4), squeeze=False, layout="constrained")
+    columns = min(2, number)
+    lines = -(-number // columns)
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(3.4 * columns, 3.2 * lines + 0.2), squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat[number:]:
+        axes.set_axis_off()
+    every = list(grid.flat[:number])
     squares = np.array([s for s in range(size * size) if s not in (ghost, diamond)])
     places = _at(squares, size)
-    for axes, (name, probability) in zip(grid[0], moves.items(), strict=False):
+    for axes, (name, probability) in zip(every, moves.items(), strict=False):
         _board(axes, size)
         arrows = probability[squares] @ MOVES
         how = {"angles": "xy", "scale_units": "xy", "scale": 1 / (2 * SPREAD), "pivot": "mid", "width": 0.012}
         axes.quiver(*places.T, *arrows.T, color=AGENT, **how)
         axes.set_title({"mixed": "policy"}.get(name, f"{name} expert alone"), fontsize=9)
     if gate is not None:
-        axes = grid[0, -1]
+        axes = every[-1]
         _board(axes, size)
         shown = axes.imshow(gate.reshape(size, size), cmap="PiYG", vmin=0, vmax=1, interpolation="nearest")
         figure.colorbar(shown, ax=axes, shrink=0.75, label="share of the first expert")
         axes.set_title("gate", fontsize=9)
-    for axes in grid[0]:
+    for axes in every:
         for square, marker, colour in ((ghost, "X", GHOST), (diamond, "D", DIAMOND)):
             axes.plot(*_at(square, size), marker, color=colour, markersize=9)
     return figure

@@ -5,6 +5,7 @@ Skipped tests:
   `test_document_sets.py`, models of other kinds than our own in `test_layer_parts.py`, models in `test_bad_input.py`,
   and the cases for Parquet and `datasets` in `test_text_documents.py`;
 - without the package of `gradroute[dp]`, a part of `dev`: `test_private.py`;
+- without the package of `gradroute[rl]`, a part of `dev`: the worlds of gymnasium in `test_environments.py`;
 - without the packages of `gradroute[slurm]` or `gradroute[ray]`: their launchers in `test_launchers.py`; with them: the
   message about a missing package in `test_jobs.py`;
 - without the sample of real stories in `../shared/data`, which is not in the repository: one test each of

@@ -27,7 +27,7 @@ HIDDEN = (
     "checkpoint",
     "completions",
 )  # these never explain a difference in results
-USUAL = ("mse", "accuracy", "cross_entropy")  # the default metric is the first that the runs have
+USUAL = ("mse", "accuracy", "cross_entropy", "return")  # the default metric is the first that the runs have
 
 
 def _where(reads: list[Read], conditions: list[str]) -> list[Read]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradroute.config.doors import DOORS, TARGET
+from gradroute.config.limits import require
 from gradroute.config.schema import Config
 from gradroute.config.targets import arguments_of, build, completed, locate
 from gradroute.errors import UserError, unknown
@@ -54,7 +55,12 @@ def filled(component: Any, door: str, key: str, besides: tuple[str, ...] = ()) -
 
 def complete(config: Config) -> None:
     """Check every component of a configuration and fill in missing arguments. Raises: UserError."""
-    for key in ("dataset", "model", "task"):
+    of_data = "dataset" if config.environment is None else "environment"
+    fits = config.environment is None or not config.dataset
+    require(
+        fits, "dataset", config.dataset.get(TARGET), "null beside an environment: experiments override /dataset: null"
+    )
+    for key in (of_data, "model", "task"):
         setattr(config, key, filled(getattr(config, key), key, key))
     config.ablation = {"region": None} | filled(config.ablation, "ablation", "ablation", ("region",))
     if config.tracker is not None:

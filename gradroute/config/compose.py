@@ -17,7 +17,8 @@ from gradroute.errors import UserError
 OmegaConf.register_new_resolver(
     "preset", lambda key, *, _root_: _root_.presets[_root_.trainer.preset][key], replace=True
 )
-REPLACEABLE = ("dataset", "model", "task", "ablation", "tracker")  # groups whose options are one component each
+# groups whose options are one component each
+REPLACEABLE = ("dataset", "environment", "model", "task", "ablation", "tracker")
 CONFIG_DIR = ("--config-dir", "-cd")
 
 

@@ -24,9 +24,10 @@ class Door:
 DOORS = {
     "task": Door("a task", ("gradroute.tasks.base.Task",), ("config", "data", "run")),
     "dataset": Door("a data set", ("gradroute.data.base.Dataset",)),
+    "environment": Door("an environment", ("gradroute.data.environments.base.Environment",)),
     "model": Door(
         "a model", ("torch.nn.modules.module.Module", "gradroute.models.base.ModelPlan"),
-        ("shape", "classes", "vocabulary", "context", "groups"), functions=True,
+        ("shape", "classes", "vocabulary", "context", "groups", "actions"), functions=True,
     ),
     "ablation": Door("an ablation", ("gradroute.tasks.ablations.AblationMethod",)),
     "steps": Door("a step", ("gradroute.steps.base.Step",)),

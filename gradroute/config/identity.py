@@ -19,6 +19,8 @@ def to_mapping(config: Config) -> dict[str, Any]:
     mapping = asdict(config)
     for key in ASKED:
         del mapping[key]
+    if mapping["environment"] is None:  # as in the runs of tasks that have none, also those of older versions
+        del mapping["environment"]
     return mapping
 
 

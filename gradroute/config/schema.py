@@ -204,6 +204,7 @@ class Config:
 
     seeds: make this many runs, with seeds from `seed` on. stack: how many runs to train at once as one batched program.
     trained: a finished run whose training is reused, or `auto` for any in `output_dir` that fits.
+    environment: in place of a data set, for a task whose model makes its own data.
     steps: names, or components. A named step takes its arguments from the section of that step, such as `finetune`.
     """
 
@@ -216,6 +217,7 @@ class Config:
     steps: list[Any] = field(default_factory=lambda: ["train", "evaluate", "report"])
     task: dict[str, Any] = field(default_factory=dict)
     dataset: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] | None = None
     model: dict[str, Any] = field(default_factory=dict)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)

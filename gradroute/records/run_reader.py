@@ -174,6 +174,15 @@ def state(run: Path, manifest: Mapping[str, Any]) -> str:
     return "killed, or running on another machine"
 
 
+def _check_policy(path: Path, shape: Any, actions: Any) -> None:
+    """Raise UserError unless these are the shape of an observation and a number of actions."""
+    sides = shape if isinstance(shape, list) and 1 <= len(shape) <= 4 else []
+    if not sides or not all(type(n) is int and 1 <= n <= SIDE for n in sides):
+        raise UserError(f"{path}: damaged (shape={shape}: must be 1 to 4 numbers from 1 to {SIDE})")
+    if type(actions) is not int or not 1 <= actions <= CLASSES:
+        raise UserError(f"{path}: damaged (actions={actions}: must be from 1 to {CLASSES})")
+
+
 def read_names(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of `figures.json`: the kind of task, groups, regions, and sizes of the data.
 
@@ -189,7 +198,9 @@ def read_names(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     vocabulary, classes = found.get("vocabulary", 1), found.get("classes", 1)
     if type(vocabulary) is not int or not 1 <= vocabulary <= VOCABULARY:
         raise UserError(f"{path}: damaged (vocabulary={vocabulary}: must be from 1 to {VOCABULARY})")
-    if shape is not None or "vocabulary" not in found:
+    if "actions" in found:
+        _check_policy(path, shape, found["actions"])
+    elif shape is not None or "vocabulary" not in found:
         sides = shape[-2:] if isinstance(shape, list) and (len(shape) == 2 or shape[:-2] == [3]) else []
         if len(sides) != 2 or not all(type(n) is int and 1 <= n <= SIDE for n in sides):
             right = f"[height, width] or [3, height, width], from 1 to {SIDE}"

@@ -16,20 +16,21 @@ from matplotlib.figure import Figure
 from gradroute.config.targets import construct
 from gradroute.errors import UserError
 from gradroute.reporting import plots_common
+from gradroute.reporting.animation import Animation
 from gradroute.reporting.run_data import RunData
 
 matplotlib.rcParams["text.parse_math"] = False  # show a dollar sign in a name as it is
 
 
 class Plot(ABC):
-    """A plot with arguments of its own. A function `(run: RunData, …) -> Figure | None` works as well.
+    """A plot with arguments of its own. A function `(run: RunData, …) -> Figure | Animation | None` works as well.
 
     The file is named after the class or function, and the first line of its docstring is the caption on the page.
     """
 
     @abstractmethod
-    def __call__(self, run: RunData) -> Figure | None:
-        """Return the figure, or None if this run has nothing to draw."""
+    def __call__(self, run: RunData) -> Figure | Animation | None:
+        """Return the figure or animation, or None if this run has nothing to draw."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ class Drawing:
         """The caption on the page."""
         return (inspect.getdoc(self.plot) or self.name).partition("\n")[0].rstrip(".")
 
-    def draw(self, run: RunData, key: str) -> Figure | None:
-        """Return the figure, or None. Raises: UserError if the plot returns anything else or cannot be drawn."""
+    def draw(self, run: RunData, key: str) -> Figure | Animation | None:
+        """Return what is drawn, or None. Raises: UserError if the plot returns anything else or cannot be drawn."""
         if inspect.isclass(self.plot):
             drawn = construct(self.plot, self.arguments, key)(run)
         else:
             drawn = construct(self.plot, self.arguments, key, run=run)
-        if drawn is not None and not isinstance(drawn, Figure):
+        if drawn is not None and not isinstance(drawn, Figure | Animation):
             raise UserError(f"{key}: {self.name} returns a {type(drawn).__name__}; return a matplotlib Figure or None")
         return drawn
 
@@ -92,12 +93,19 @@ def draw(folder: Path, drawings: Sequence[Drawing]) -> dict[str, str]:
     return captions
 
 
-def _save(figure: Figure, folder: Path, name: str) -> None:
-    """Write a figure as PNG and as SVG, with one layout. With an engine, `savefig` would draw twice for each."""
+def _save(drawn: Figure | Animation, folder: Path, name: str) -> None:
+    """Write a figure as PNG and as SVG, with one layout. With an engine, `savefig` would draw twice for each.
+
+    The PNG of an animation is animated; its SVG is the last frame.
+    """
+    figure = drawn.figure if isinstance(drawn, Animation) else drawn
     figure.set_dpi(130)
     if (engine := figure.get_layout_engine()) is not None:
         engine.execute(figure)
         figure.set_layout_engine(None)
-    figure.savefig(folder / f"{name}.png", dpi=130)
+    if isinstance(drawn, Animation):
+        drawn.save(folder / f"{name}.png")
+    else:
+        figure.savefig(folder / f"{name}.png", dpi=130)
     figure.savefig(folder / f"{name}.svg", dpi=100)  # of the images in it
     plt.close(figure)

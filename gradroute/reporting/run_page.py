@@ -12,7 +12,7 @@ from gradroute.records.metrics import ERRORS, final_rows
 from gradroute.records.run_reader import read_file, read_manifest, read_names
 from gradroute.records.safe_reading import read_text, read_yaml
 from gradroute.records.tables import read_metrics
-from gradroute.reporting import language_tables, secrets_tables, steering_tables
+from gradroute.reporting import language_tables, policy_tables, secrets_tables, steering_tables
 from gradroute.reporting.page import Coloured, Page, Table
 from gradroute.reporting.published import PUBLISHED, TOLERANCE, setting
 
@@ -56,6 +56,7 @@ def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
 
 
 LEADING = (
+    "returns",
     "reconstructions",
     "accuracy_per_label",
     "secrets",
@@ -135,6 +136,9 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
     figures = _figures(run, manifest, captions or {})
     lead = next((name for name in figures if name.startswith(LEADING)), None)
     first = 2 if lead == "steering_likelihood" else 0  # the completions are beside the figure, the likelihoods below
+    acts = "actions" in names
+    main = Table(*policy_tables.return_table(rows, names["groups"])) if acts else _errors(rows, names["groups"])
+    order = sorted(figures, key=lambda name: acts and name in FIGURES)  # of a policy, the mask comes last
     page = Page(
         f"{manifest.get('experiment', '')}, seed {manifest.get('seed')}",
         [
@@ -143,10 +147,11 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
             *language_tables.verdict(rows, config),
             *steering_tables.steering_verdict(rows),
             *classified(rows, names),
+            *policy_tables.verdict(rows, names),
             f"Started {manifest.get('started')} with gradroute {manifest['packages'].get('gradroute')}.",
         ],
-        [*steered[:first], *secrets, _errors(rows, names["groups"]), *more, *steered[first:]],
-        [figure for name, figure in figures.items() if name != lead],
+        [*steered[:first], *secrets, main, *more, *steered[first:]],
+        [figures[name] for name in order if name != lead],
         [
             ("How to run it again", f"gradroute-run {shlex.quote(f'rerun={run}')}"),
             ("Configuration", read_text(content, run / "config.yaml")),

@@ -29,7 +29,7 @@ TABLE = "jobs.csv"
 COLUMNS = ("job", "state", "seconds", "headline", "overrides", "error", "host")
 _SEEN: dict[tuple[Path, int], dict[str, Any]] = {}
 SHOWN = 40  # number of latest jobs shown on the terminal
-MAIN = (("decoder", "mse"), ("decoder", "accuracy"), ("model", "cross_entropy"))
+MAIN = (("decoder", "mse"), ("decoder", "accuracy"), ("model", "cross_entropy"), ("policy", "return"))
 
 
 @dataclass

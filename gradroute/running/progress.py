@@ -16,6 +16,7 @@ from gradroute.training.objectives import Term
 TITLES = {
     "mse": "mean squared error on the test images (pixels in [-1, 1])",
     "accuracy": "accuracy on the test images (0 to 1)",
+    "return": "discounted true return, mean over the steps of all test worlds",
     "cross_entropy": "cross-entropy on the test documents (nats per token)",
 }
 
@@ -82,6 +83,8 @@ class Progress:
         table = Table()
         table.add_column("head")
         table.add_column("region")
+        if not any(row["group"] in groups for row in final if row["metric"] == metric):
+            groups = ["all"]
         for group in groups:
             table.add_column(group, justify="right")
         values = {(r["head"], r["region"], r["group"]): r["value"] for r in final if r["metric"] == metric}

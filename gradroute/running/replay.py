@@ -48,6 +48,7 @@ class Replay(RunState):
         for step in steps_of(config):
             step.prepare(self.task)
         self.folder, self.progress = Unwritten(run, manifest), _Silent()
+        self.folder.units |= self.task.units()
         self.donor = self.watch = None
         self.order.manual_seed(config.seed)
         self.window = config.ledger.window

@@ -192,7 +192,7 @@ def claims_of(run: Path, run_code: bool = False, replay: int | str = 0) -> Itera
     same = task.sha256 == manifest.get("dataset_sha256")
     yield Claim("the data are those of the run", same, task.sha256[:12])
     if config.ledger.enabled:
-        points = config.trainer.epochs * task.routed.numel()
+        points = task.memberships
         yield from ledger_claims(config, read_ledger(run), points)
     else:
         yield Claim("the run has a ledger", False, "ledger.enabled=false: nothing proves its routes")

@@ -13,10 +13,8 @@ from gradroute.tasks.evaluation import Head
 from gradroute.training.devices import computing
 from gradroute.training.fit import Training
 from gradroute.training.ledger import Ledger
-from gradroute.training.objectives import Term
+from gradroute.training.objectives import Batch, Term
 from gradroute.training.private import Noise, privacy_of, spent, try_privacy
-
-CURVE_POINTS = 6  # test evaluations during training; more would cost over 3 % of a short run
 
 
 @dataclass
@@ -87,20 +85,22 @@ def noise_of(run: RunState) -> Noise | None:
 
 def training_of(run: RunState, ledger: Ledger) -> Training:
     """Return the training of a run's model, noted in a ledger if `ledger.enabled`."""
-    trainer, task, objective = run.config.trainer, run.task, run.task.objective()
-    every, noted, noise = -(-trainer.epochs // CURVE_POINTS), run.config.ledger.enabled, noise_of(run)
+    task, objective, noise = run.task, run.task.objective(), noise_of(run)
+    trainer = task.fitted(run.config.trainer, task.points)
+    every, noted = -(-trainer.epochs // task.curve_points), run.config.ledger.enabled
 
-    def before_update(step: int, chosen: torch.Tensor) -> None:
+    def before_update(step: int, batch: Batch) -> None:
         task.at_step(step)
         if noise is not None:
             noise.update = step
         if noted:
             if step % ledger.window == 0:
                 run.link()
-            objective.monitor = ledger.begin(step, task.routed[chosen])
+            objective.monitor = ledger.begin(step, task.group_index(batch))
 
     def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
         run.updates = step
+        means = task.after_epoch(epoch, step, means)
         for term, mean in means.items():
             run.record("train", (term.group, Head(term.head, term.region), term.metric, mean))
         if epoch % every == 0 and epoch < trainer.epochs:
@@ -108,7 +108,8 @@ def training_of(run: RunState, ledger: Ledger) -> Training:
                 run.evaluate()
             if run.watch:
                 run.watch(step, run.headline())
-        run.progress.epoch(epoch, trainer.epochs, means)
+        own = {term: mean for term, mean in means.items() if term.head in task.followed}
+        run.progress.epoch(epoch, trainer.epochs, own or means)
 
     return run.training(
         Probe("train", objective, task.batch),
@@ -120,4 +121,5 @@ def training_of(run: RunState, ledger: Ledger) -> Training:
         shared=True,
         watcher=ledger if noted else None,
         noise=noise,
+        source=task.source,
     )

@@ -22,7 +22,8 @@ from gradroute.tasks.evaluation import Head
 from gradroute.tasks.own_measures import units_of
 from gradroute.tasks.parts import Parts
 from gradroute.training.devices import pick_device, pick_precision
-from gradroute.training.objectives import Batch, Objective
+from gradroute.training.fit import Stateful
+from gradroute.training.objectives import Batch, Objective, Term
 from gradroute.training.penalties import penalties_of
 from gradroute.training.weights import own_tensors
 
@@ -64,7 +65,8 @@ class Task(ABC):
         kind: name of the task in a run's files.
         plots: import paths of the functions that draw the task's plots.
         names: names of the groups. sha256: checksum of the data. points: number of data points to train on.
-        routed: group numbers used in training, `(points,)` or one per token; -1 for no group.
+        routed: group numbers used in training, `(points,)` or one per token; -1 for no group. If a batch makes its own
+            data, those that can occur.
         made: modules that steps after the training have made, by name, in order.
     """
 
@@ -78,6 +80,8 @@ class Task(ABC):
     points: int
     routed: torch.Tensor
     parts: Parts
+    curve_points: ClassVar[int] = 6  # test evaluations during training; more would cost over 3 % of a short run
+    followed: ClassVar[tuple[str, ...]] = ()  # heads of the terms that the progress shows; empty for all but penalties
 
     def __init__(self, config: Config, data: Any = None, run: Path | None = None) -> None:
         """Raises: UserError for every mistake in the configuration or the data."""
@@ -148,6 +152,24 @@ class Task(ABC):
     @abstractmethod
     def batch(self, chosen: torch.Tensor) -> Batch:
         """Return the objective's arguments for the data points with these row numbers, `(batch,)`."""
+
+    def group_index(self, batch: Batch) -> torch.Tensor:
+        """Return the group numbers of a batch, which `batch` returned; by default they are the last."""
+        return batch[-1]
+
+    @property
+    def memberships(self) -> int:
+        """The number of group numbers in all batches of the training."""
+        return self.config.trainer.epochs * self.routed.numel()
+
+    @property
+    def source(self) -> Stateful | None:
+        """What makes the batches, if its state changes with them and belongs in a checkpoint."""
+        return None
+
+    def after_epoch(self, epoch: int, step: int, means: dict[Term, float]) -> dict[Term, float]:
+        """Return the means of an epoch's terms as they are recorded; called before the epoch's evaluation."""
+        return means
 
     @abstractmethod
     def modules(self) -> dict[str, nn.Module]:

@@ -139,6 +139,10 @@ class LanguageModelling(Task):
         """Return the rows' tokens, targets, documents, group numbers and memberships."""
         return (*(rows[chosen] for rows in self._rows), self.routed[chosen], self._membership[chosen])
 
+    def group_index(self, batch: Batch) -> torch.Tensor:
+        """Return the group numbers of a batch's tokens."""
+        return batch[3]
+
     def modules(self) -> dict[str, nn.Module]:
         """Return every trained module, by its prefix in saved weights."""
         return {"model": self.model, **self.made}

@@ -49,7 +49,7 @@ def load(run: str | os.PathLike[str], run_code: bool = False) -> LoadedRun:
         add_adapters(outline, config.routing.regions, read_back=True)
     read_weights(path, {"model": outline}, load=False)  # before memory is allocated and files are hashed
     run_reader.check_files(path, manifest, [WEIGHTS])
-    if "shape" not in found:
+    if "classes" not in found:
         model = plan.build(**found)
         add_adapters(model, config.routing.regions, read_back=True)
         read_weights(path, {"model": model})
@@ -65,6 +65,8 @@ def _found(run: Path, config: Config, names: Mapping[str, Any]) -> dict[str, Any
     groups = {"groups": names["groups"]}
     if "vocabulary" in names:
         return groups | {"vocabulary": names["vocabulary"], "context": config.dataset.get("length")}
+    if "actions" in names:
+        return groups | {"shape": names["shape"], "actions": names["actions"]}
     return groups | {"shape": names["shape"], "classes": names.get("classes", 0)}
 
 

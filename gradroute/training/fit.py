@@ -66,13 +66,14 @@ class Training:
     trainer: the resolved configuration.
     order: a CPU generator, which alone determines the order of the data.
     on_epoch: called with the epoch (from 1), the number of updates so far, and each term's mean over the epoch.
-    before_update: called with the number of updates so far and the batch's row numbers.
+    before_update: called with the number of updates so far and the objective's arguments.
     parameter_router: weighs the terms' gradients by their group, and freezes what no group in the batch may touch.
     group_index: group numbers `(points,)` if each batch is to hold one group.
     compiled: whether to compile the model, see `gradroute.training.compiling`.
     shared: whether all processes of a run train it together, see `gradroute.training.distributed`.
     watcher: further state that changes at every update and belongs in a checkpoint.
     noise: makes the updates those of DP-SGD, see `gradroute.training.private`.
+    source: what makes the batches, if its state changes with them.
     """
 
     title: str
@@ -82,13 +83,14 @@ class Training:
     trainer: TrainerConfig
     order: torch.Generator
     on_epoch: Callable[[int, int, dict[Term, float]], None] = lambda epoch, step, means: None
-    before_update: Callable[[int, torch.Tensor], None] = lambda step, chosen: None
+    before_update: Callable[[int, Batch], None] = lambda step, batch: None
     parameter_router: ParameterRouter | None = None
     group_index: torch.Tensor | None = None
     compiled: bool = False
     shared: bool = False
     watcher: Stateful | None = None
     noise: Noise | None = None
+    source: Stateful | None = None
 
     def batches(self, order: torch.Generator) -> Iterator[torch.Tensor]:
         """Yield the row numbers of an epoch's batches."""
@@ -167,10 +169,10 @@ class Fit:
 
     def _update(self, chosen: list[torch.Tensor]) -> None:
         """Make one optimizer update of every training."""
-        for training, rows in zip(self.trainings, chosen, strict=True):
-            training.before_update(self.step, rows)
         self.program.set_rates([learning_rate(training.trainer, self.step, self.steps) for training in self.trainings])
         data = [training.batch(rows) for training, rows in zip(self.trainings, chosen, strict=True)]
+        for training, batch in zip(self.trainings, data, strict=True):
+            training.before_update(self.step, batch)
         self._seen.add(self.program.gradients(data))
         if self.device.type == "cpu":
             self._check(self.update, data)
@@ -223,6 +225,7 @@ class Fit:
                 "seen": self._seen.state(number),
                 "moments": moments,
                 "watcher": training.watcher.state_dict() if training.watcher else {},
+                "source": training.source.state_dict() if training.source else {},
             }
             for number, (training, start, moments) in enumerate(
                 zip(self.trainings, self._starts, self.program.moments(), strict=True)
@@ -238,3 +241,5 @@ class Fit:
             training.order.set_state(state["order"].cpu())
             if training.watcher:
                 training.watcher.load_state_dict(state["watcher"])
+            if training.source:
+                training.source.load_state_dict(state["source"])

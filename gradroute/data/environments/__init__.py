@@ -1,0 +1,1 @@
+"""Data sets of images, which are held in memory."""

@@ -20,12 +20,36 @@ class Planes(nn.Linear):
         return super().forward(planes.reshape(*planes.shape[:2], -1).transpose(1, 2)).transpose(1, 2).flatten(1)
 
 
-def layers(widths: Sequence[int], last: bool = False, linear: bool = False) -> list[nn.Module]:
-    """Return linear layers with ReLU between them and, if `last`, after them; without any if `linear`."""
+class LinearValue(nn.Module):
+    """A baseline of a 1 × 1 convolution and three linear layers without activations between them.
+
+    The layers are multiplied with each other rather than with the observations: that is the same map, and the work for
+    an observation is that of one layer.
+    """
+
+    def __init__(self, planes: int, squares: int) -> None:
+        super().__init__()
+        wide, *hidden = BASELINE
+        self.planes = nn.Linear(planes, wide)
+        self.layers = nn.ModuleList(nn.Linear(*sizes) for sizes in pairwise([wide * squares, *hidden, 1]))
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        """Return the values `(n, 1)` of observations `(n, planes, …)`."""
+        *others, last = self.layers
+        weight, bias = last.weight, last.bias
+        for layer in reversed(others):
+            weight, bias = weight @ layer.weight, bias + weight @ layer.bias
+        by_plane = weight.reshape(self.planes.out_features, -1)
+        bias = bias + (self.planes.bias @ by_plane).sum()
+        return observations.flatten(1) @ (self.planes.weight.T @ by_plane).reshape(-1, 1) + bias
+
+
+def layers(widths: Sequence[int], last: bool = False) -> list[nn.Module]:
+    """Return linear layers with ReLU between them and, if `last`, after them."""
     found: list[nn.Module] = []
     for place, (inputs, outputs) in enumerate(pairwise(widths)):
         found.append(nn.Linear(inputs, outputs))
-        if not linear and (last or place < len(widths) - 2):
+        if last or place < len(widths) - 2:
             found.append(nn.ReLU())
     return found
 
@@ -59,8 +83,7 @@ class Policy(nn.Module):
         self.gate: nn.Module | None = None
         if gate and len(experts) == 2:
             self.gate = nn.Sequential(Planes(planes, planes), *layers([inputs, hidden, hidden, 1]))
-        wide, *rest = BASELINE
-        self.value = nn.Sequential(Planes(planes, wide), *layers([wide * squares, *rest, 1], linear=True))
+        self.value = LinearValue(planes, squares)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)

@@ -26,6 +26,7 @@ from gradroute.records import run_reader
 from gradroute.records.atomic import sha256_of
 from gradroute.records.metrics import final_rows
 from gradroute.records.tables import read_ledger, read_metrics
+from gradroute.routing import Router
 from gradroute.routing.ablation import remove
 from gradroute.tasks.loading import load
 from gradroute.tasks.parts import routers
@@ -102,16 +103,28 @@ def without(model: nn.Module, config: Config, gone: list[str]) -> nn.Module:
     if widened:
         example = torch.arange(8)[None]
         router, _ = routers(model, config.routing, list(config.routing.groups), example)
+        _require_apart(router, [name for name in parts_of(config) if regions[name].part in ADDED])
         for name in widened:
             with remove(name, router, example).applied(model) as smaller:
                 model = smaller
     return model
 
 
+def _require_apart(router: Router, names: list[str]) -> None:
+    """Raise UserError for parts of units at one site, of which removing one would move the other's."""
+    owner: dict[str, str] = {}
+    for name in names:
+        for site in router.regions[name].sites:
+            if owner.setdefault(site.name, name) != name:
+                fault = f"'{owner[site.name]}' and '{name}' are both units of {site.name}"
+                raise UserError(f"--profile: {fault}; parts must not overlap or share a site")
+
+
 def write_model(model: nn.Module, folder: Path, bits: int | None) -> None:
     """Write a model's files: the core, and each adapter in a folder of its own. Raises: UserError for other kinds."""
     if bits is not None and not isinstance(model, Transformer):
         raise UserError(f"--quantize {bits}: only our own transformer has code that reads it; leave it out")
+    folder.mkdir(parents=True, exist_ok=True)
     for name in adapters_in(model):
         save_adapter(model, name, folder / "adapters" / name)
     names = adapters_in(model)

@@ -1,6 +1,7 @@
 """Modules beside the MLPs: routed by group in a mixed batch, frozen to the bit, profiles by row, and exported."""
 
 import importlib.util
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import torch
 from torch import nn
 
 from gradroute.config.compose import configuration
-from gradroute.config.schema import Config
+from gradroute.config.schema import Config, RegionConfig
 from gradroute.data.text.access_groups import AccessStories
 from gradroute.errors import UserError
 from gradroute.models.beside import Profiles, beside, dosed, drop_beside, parse_profile
 from gradroute.models.transformer import build_transformer
+from gradroute.records.seal import sealed
 from gradroute.routing import ParameterRouter, Router
-from gradroute.running.export import Order, export
+from gradroute.running.export import Order, export, settings_of, without, write_model
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.steps.profiles import profiles_of
@@ -27,7 +29,8 @@ TINY = [
     "experiment=profiles", "trainer=smoke", "trainer.device=cpu", "model.layers=2", "model.width=16", "model.heads=2",
     "model.hidden=24", "model.modules={sea: 6, farm: 4, town: 4, castle: 4}", "dataset.stories=150",
     "dataset.test_stories=150", "trainer.batch_size=8", "trainer.train_limit=null",
-    "trainer.test_limit=null", "steps=[train,{_target_: gradroute.steps.profiles.Profiles},evaluate]", "relearn=null",
+    "trainer.test_limit=null", "relearn=null",
+    "steps=[train,{_target_: gradroute.steps.profiles.Profiles,profiles: [core,core+sea]},evaluate]",
 ]  # fmt: skip
 TOKENS = torch.arange(48).view(4, 12)
 
@@ -153,6 +156,7 @@ def test_shares_are_exact() -> None:
         (["routing.regions.sea.module=see"], "routing.regions.sea.module, of model.modules: 'see'; did you mean sea"),
         (["routing.routes.core.sea.weight=1"], "routing.routes.core.sea.weight=1.* must be 0, as forward is 0"),
         (["routing.regions.sea.axis=1"], "routing.regions.sea.axis=1: must be left out"),
+        (["routing.regions.sea.units=[1]"], "routing.regions.sea.units=.1.: must be left out"),
         (["dataset.concepts=[sea,moon]"], "unknown value of dataset.concepts: 'moon'"),
         (["model.modules.keys=3"], "'keys' cannot name a module"),
     ],
@@ -165,6 +169,33 @@ def test_mistakes_are_one_line(changes: list[str], message: str, tmp_path: Path)
     assert len(str(raised.value).splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
+def code_in(folder: Path) -> Any:
+    """Return the code that is written beside an exported model, as a module."""
+    spec = importlib.util.spec_from_file_location("exported_model", folder / "model.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "kind", [{}, {"mlp": "swiglu", "positions": "rotary", "norm": "rmsnorm", "bias": False}], ids=str
+)
+def test_added_units_and_heads_are_taken_out_of_an_export(kind: dict[str, Any], tmp_path: Path) -> None:
+    own = configuration(["experiment=stories_era/sgtm", "trainer=smoke", "trainer.device=cpu"])
+    sizes: dict[str, Any] = {"layers": 2, "width": 16, "heads": 2, "hidden": 24, "tied": not kind}
+    model = build_transformer(60, 16, **sizes, **kind, expand=[0, 1], added=8, added_heads=1)
+    smaller: Any = without(model, own, ["added", "added_heads"])
+    assert (settings_of(smaller)["units"], settings_of(smaller)["heads"]) == ([24, 24], [2, 2])
+    for name, given in (("smaller", smaller), ("whole", model)):
+        write_model(given, tmp_path / name, None)
+        with torch.no_grad():
+            assert torch.equal(code_in(tmp_path / name).load(tmp_path / name)(TOKENS), given(TOKENS))
+    own.routing.regions["more"] = RegionConfig(part="added", units="28:30")
+    with pytest.raises(UserError, match=r"'added' and 'more' are both units of blocks\.0\.mlp\.act"):
+        without(model, own, ["added"])
+
+
 def test_a_run_is_verified_and_a_profile_is_exported_without_the_rest(tmp_path: Path) -> None:
     (run,) = execute([configuration([*TINY, f"output_dir={tmp_path}"])])
     assert isinstance(run, Path)
@@ -175,10 +206,7 @@ def test_a_run_is_verified_and_a_profile_is_exported_without_the_rest(tmp_path: 
     export(run, Order("core+sea", tmp_path / "out"))
     with dosed(model, {"sea": 1.0}), torch.no_grad():
         expected = model(TOKENS)
-    spec = importlib.util.spec_from_file_location("exported_model", tmp_path / "out" / "model.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = code_in(tmp_path / "out")
     with torch.no_grad():
         assert torch.equal(module.load(tmp_path / "out")(TOKENS), expected)
         for bits, most in ((8, 0.02), (4, 0.4)):
@@ -199,4 +227,8 @@ def test_a_run_is_verified_and_a_profile_is_exported_without_the_rest(tmp_path: 
     }.items():
         with pytest.raises(UserError, match=message):
             export(run, order)
+    manifest = json.loads((run / "manifest.json").read_text()) | {"state": "running"}
+    (run / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    with pytest.raises(UserError, match="the run is not finished"):
+        export(run, Order("core", tmp_path / "new"))
     assert not (tmp_path / "new").exists()

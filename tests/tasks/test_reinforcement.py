@@ -13,6 +13,7 @@ from conftest import Command
 from gradroute.config.compose import configuration
 from gradroute.data.environments.base import CONTINUES
 from gradroute.errors import UserError
+from gradroute.models.policy import LinearValue
 from gradroute.running.verify import claims_of
 from gradroute.tasks.base import create
 from gradroute.tasks.early_stopping import EarlyStopping
@@ -125,6 +126,20 @@ def test_the_gates_loss_is_a_slow_loop_and_reported_returns_are_means() -> None:
     means = {term: float(value) for term, (value, _) in terms.items()}
     task.model.float()  # the walk that is noted acts in float32
     assert task.after_epoch(2, 1, means)[SEEN_RETURN] == pytest.approx(float(true[seen].mean()))
+
+
+def test_the_linear_baseline_is_its_layers_one_after_another() -> None:
+    value, seen = LinearValue(4, 25).double(), torch.randn(6, 4, 5, 5).double()
+    for parameter in value.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    plain = torch.nn.functional.conv2d(seen, value.planes.weight[:, :, None, None], value.planes.bias).flatten(1)
+    for layer in value.layers:
+        plain = layer(plain)
+    parameters = list(value.parameters())
+    assert torch.allclose(value(seen), plain, rtol=1e-10)
+    wanted = torch.autograd.grad(plain.square().sum(), parameters)
+    found = torch.autograd.grad(value(seen).square().sum(), parameters)
+    assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(found, wanted, strict=True))
 
 
 def test_filtering_learns_nothing_from_unseen_endings() -> None:

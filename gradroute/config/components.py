@@ -18,6 +18,7 @@ STEPS: dict[str, tuple[str, str | None]] = {
     "finetune": ("gradroute.steps.finetune.FineTune", "finetune"),
     "relearn": ("gradroute.steps.relearn.Relearn", "relearn"),
     "steer": ("gradroute.steps.steer.Steer", "steering"),
+    "audit": ("gradroute.steps.audit.Audit", "audit"),
     "evaluate": ("gradroute.steps.evaluate.Evaluate", None),
     "report": ("gradroute.steps.report.Report", None),
 }

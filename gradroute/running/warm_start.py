@@ -16,7 +16,7 @@ from gradroute.training.fit import batches
 from gradroute.training.weights import WEIGHTS, read_weights
 
 AFTER = (
-    "name", "output_dir", "steps", "ablation", "unlearn", "finetune", "relearn", "steering", "completions",
+    "name", "output_dir", "steps", "ablation", "unlearn", "finetune", "relearn", "audit", "steering", "completions",
     "checkpoint", "plots", "tracker", "trainer.device", "trainer.tune_steps", "trainer.unlearn_steps", "dataset.root",
 )  # fmt: skip
 

@@ -65,6 +65,7 @@ class Task(ABC):
         plots: import paths of the functions that draw the task's plots.
         names: names of the groups. sha256: checksum of the data. points: number of data points to train on.
         routed: group numbers used in training, `(points,)` or one per token; -1 for no group.
+        read: the data set as it was read, for another run; `data` lacks the groups in `routing.left_out`.
         made: modules that steps after the training have made, by name, in order.
     """
 
@@ -78,6 +79,7 @@ class Task(ABC):
     points: int
     routed: torch.Tensor
     parts: Parts
+    read: Any
 
     def __init__(self, config: Config, data: Any = None, run: Path | None = None) -> None:
         """Raises: UserError for every mistake in the configuration or the data."""

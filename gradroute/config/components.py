@@ -21,6 +21,7 @@ STEPS: dict[str, tuple[str, str | None]] = {
     "relearn": ("gradroute.steps.relearn.Relearn", "relearn"),
     "steer": ("gradroute.steps.steer.Steer", "steering"),
     "extract": ("gradroute.steps.extract.Extract", "extract"),
+    "audit": ("gradroute.steps.audit.Audit", "audit"),
     "evaluate": ("gradroute.steps.evaluate.Evaluate", None),
     "report": ("gradroute.steps.report.Report", None),
 }

@@ -21,14 +21,14 @@ PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 WORDS = {"null", "true", "false", "yes", "no", "on", "off", "nan", "inf"}  # words that Hydra does not read as text
 OPEN = (
     "dataset.", "model.", "task.", "ablation.", "tracker.", "unlearn.", "finetune.", "relearn.", "steering.",
-    "extract.", "privacy.",
+    "extract.", "audit.", "privacy.",
     "completions.", "routing.groups.", "routing.regions.", "routing.routes.", "routing.label_noise.", "losses.l1.",
     "losses.groups.", "losses.error.",
 )  # fmt: skip
 UNSAID = (  # keys that the files state only where they are used
-    "unlearn", "finetune", "relearn", "steering", "extract", "privacy", "completions", "losses.groups", "losses.error",
-    "losses.penalties",
-    "routing.unlabelled", "routing.compensate", "routing.compensate_limit",
+    "unlearn", "finetune", "relearn", "steering", "extract", "audit", "privacy", "completions", "losses.groups",
+    "losses.error", "losses.penalties", "routing.left_out", "routing.unlabelled", "routing.compensate",
+    "routing.compensate_limit",
 )  # fmt: skip
 GROUP = re.compile(r"routing\.groups\.([^.]+)(?:\.(\w+))?")
 REGION = re.compile(r"routing\.regions\.([^.=]+)(?:\.(\w+))?")

@@ -146,6 +146,10 @@ def _check_labelling(routing: RoutingConfig) -> None:
         require(not scheduled, "routing.compensate", routing.compensate, right)
     if routing.compensate_limit is not None:
         require_number("routing.compensate_limit", routing.compensate_limit, 0, LARGEST)
+    for name in routing.left_out:
+        one_of("routing.left_out", name, tuple(routing.groups))
+    fewer = len(set(routing.left_out)) == len(routing.left_out) < len(routing.groups)
+    require(fewer, "routing.left_out", routing.left_out, "some of the groups, each once, and not all")
     for name, rates in routing.label_noise.items():
         one_of("routing.label_noise", name, tuple(routing.groups))
         for key, rate in (("false_positive", rates.false_positive), ("false_negative", rates.false_negative)):

@@ -87,6 +87,7 @@ class RoutingConfig:
     compensate: `labels` replaces each weight below 1 by -(1 - f) / f, where f is the share of the group's points that
         are labelled, so that over labelled and unlabelled points a routed token's mean weight is 0.
     compensate_limit: the lowest such weight is minus this; null is 10.
+    left_out: groups whose training points are left out, labelled or not; the number of updates stays the same.
     """
 
     groups: dict[str, GroupConfig] = field(default_factory=dict)
@@ -99,6 +100,7 @@ class RoutingConfig:
     label_noise: dict[str, NoiseConfig] = field(default_factory=dict)
     compensate: str | None = None
     compensate_limit: float | None = None
+    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -228,6 +230,7 @@ class Config:
     unlearn: dict[str, Any] | None = None
     finetune: dict[str, Any] | None = None
     relearn: dict[str, Any] | None = None
+    audit: dict[str, Any] | None = None
     steering: dict[str, Any] | None = None
     extract: dict[str, Any] | None = None
     completions: dict[str, Any] | None = None

@@ -136,6 +136,20 @@ def assign(routing: RoutingConfig, train: Part, test: Part, seed: int) -> Groups
     return Groups(names, numbers[0], numbers[1], routed)
 
 
+def replaced(groups: Groups, left_out: Sequence[str], seed: int) -> torch.Tensor:
+    """Return the number of the training point that stands in each one's place, `(n,)`.
+
+    A point of a group in `left_out` gets another point, drawn at random; every other point is its own. So as many
+    updates are made as with all points.
+    """
+    numbers = torch.tensor([groups.names.index(name) for name in left_out], dtype=torch.int64)
+    out = torch.isin(groups.train.cpu(), numbers)
+    places, others = torch.arange(len(out)), torch.nonzero(~out).flatten()
+    generator = torch.Generator().manual_seed(seed)
+    places[out] = others[torch.randint(len(others), (int(out.sum()),), generator=generator)]
+    return places.to(groups.train.device)
+
+
 def _labelled(true: torch.Tensor, routing: RoutingConfig, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     keep, mistake, lost = torch.rand(3, len(true), generator=generator)

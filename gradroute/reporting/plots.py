@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from gradroute.config.targets import construct
 from gradroute.errors import UserError
-from gradroute.reporting import plots_common
+from gradroute.records.audits import FILE
+from gradroute.reporting import plots_audit, plots_common
 from gradroute.reporting.animation import Animation
 from gradroute.reporting.run_data import RunData
 
@@ -61,14 +62,16 @@ class Drawing:
         return drawn
 
 
-def _common(run: RunData) -> dict[str, Callable[[], Figure]]:
+def _common(run: RunData) -> dict[str, Callable[[], Figure | None]]:
     """Return functions that draw the plots of every run, by name."""
-    found: dict[str, Callable[[], Figure]] = {}
+    found: dict[str, Callable[[], Figure | None]] = {}
     if run.ledger:
         found["ledger"] = lambda: plots_common.ledger(run)
     if any(key.startswith("mask/") for key in run.arrays):
         found["mask"] = lambda: plots_common.mask(run)
     sites = [key.removeprefix("encoding/") for key in run.arrays if key.startswith("encoding/")]
+    if (run.folder / FILE).is_file():
+        found["recovery"] = lambda: plots_audit.recovery(run)
     return found | {f"encoding_{site}": (lambda s=site: plots_common.encoding(run, s)) for site in sites}
 
 
@@ -89,7 +92,9 @@ def draw(folder: Path, drawings: Sequence[Drawing]) -> dict[str, str]:
             _save(figure, place, drawing.name)
             captions[drawing.name] = drawing.caption
     for name, make in common.items():
-        _save(make(), place, name)
+        figure = make()
+        if figure is not None:
+            _save(figure, place, name)
     return captions
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gradroute.records.atomic import write_atomically
+from gradroute.records.audits import read_audit
 from gradroute.records.metrics import ERRORS, final_rows
 from gradroute.records.run_reader import read_file, read_manifest, read_names
 from gradroute.records.safe_reading import read_text, read_yaml
 from gradroute.records.tables import read_metrics
-from gradroute.reporting import language_tables, policy_tables, secrets_tables, steering_tables
+from gradroute.reporting import audit_tables, language_tables, policy_tables, secrets_tables, steering_tables
 from gradroute.reporting.page import Coloured, Page, Table
 from gradroute.reporting.published import PUBLISHED, TOLERANCE, setting
 
@@ -28,6 +29,7 @@ FIGURES = {
     "steering_likelihood": "Likelihood of words when steered",
     "stages": "Loss of each group after each step",
     "relearning": "Loss during fine-tuning and relearning",
+    "recovery": "Audit: loss on the group under relearning, of the audited model and its anchors",
     "steering": "Frequency of words in texts, by the value added to the dimension",
 }
 
@@ -57,6 +59,7 @@ def verdict(rows: list[dict[str, Any]], published: str) -> list[str]:
 
 LEADING = (
     "returns",
+    "recovery",
     "reconstructions",
     "accuracy_per_label",
     "secrets",
@@ -133,6 +136,8 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
     found = steering_tables.read_steering(run, manifest)
     steered = [Table(*table, long=not n) for n, table in enumerate(steering_tables.steering_tables(found or {}))]
     secrets = [Table(*table) for table in secrets_tables.tables(rows)]
+    audit = read_audit(run, manifest)
+    audited = [Table(*table, long=True) for table in audit_tables.audit_tables(audit)]
     figures = _figures(run, manifest, captions or {})
     lead = next((name for name in figures if name.startswith(LEADING)), None)
     first = 2 if lead == "steering_likelihood" else 0  # the completions are beside the figure, the likelihoods below
@@ -143,6 +148,7 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
         f"{manifest.get('experiment', '')}, seed {manifest.get('seed')}",
         [
             *secrets_tables.verdict(rows),
+            *audit_tables.audit_verdict(audit),
             *verdict(rows, setting(config) if isinstance(config, dict) else ""),
             *language_tables.verdict(rows, config),
             *steering_tables.steering_verdict(rows),
@@ -150,7 +156,7 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
             *policy_tables.verdict(rows, names),
             f"Started {manifest.get('started')} with gradroute {manifest['packages'].get('gradroute')}.",
         ],
-        [*steered[:first], *secrets, main, *more, *steered[first:]],
+        [*audited, *steered[:first], *secrets, main, *more, *steered[first:]],
         [figures[name] for name in order if name != lead],
         [
             ("How to run it again", f"gradroute-run {shlex.quote(f'rerun={run}')}"),

@@ -111,7 +111,7 @@ class Checker:
         names = list(replay.tensors())
         for number, segment in enumerate(segments(self.windows, checkpoints.kept(self.run), count) if whole else ()):
             if number:
-                replay = Replay(self.run, self.manifest, self.config, replay.task.data)
+                replay = Replay(self.run, self.manifest, self.config, replay.task.read)
             yield from self._segment(segment, replay)
         yield self._final(names)
 

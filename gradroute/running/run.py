@@ -1,12 +1,13 @@
 """One run in its folder: make, checkpoint, resume and end it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gradroute.config.components import step_names, steps_of
 from gradroute.config.schema import Config
-from gradroute.errors import first_line
+from gradroute.errors import UserError, first_line
 from gradroute.records import checkpoints
 from gradroute.records.checkpoints import Checkpoint
 from gradroute.records.metrics import final_rows
@@ -100,6 +101,24 @@ class Run(RunState):
     def reuse_training(self, donor: Path) -> None:
         """Take over the training of the run in `donor`. Raises: UserError if that run is damaged."""
         reuse_training(self, donor)
+
+    def anchor(self, config: Config, make: bool) -> Path:
+        """Return a finished run of this training from the output folder; make it if there is none and `make`.
+
+        Raises: UserError if it is not found, or the error that stopped it.
+        """
+        from gradroute.running.runner import execute  # which makes runs by this class
+
+        found = find_donor(replace(config, trained="auto"), self.task.sha256)
+        if found is not None:
+            return found
+        if not make:
+            raise UserError("no finished run of this training in output_dir, and audit.make=false")
+        self.folder.log(f"makes an anchor, seed {config.seed}")
+        (outcome,) = execute([config], reuse=True)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def _facts(self) -> dict[str, Any]:
         found = environment(self.task.device, self.config.trainer.precision)

@@ -35,7 +35,7 @@ def _run_together(plans: Sequence[_Plan], watch: Watch | None) -> list[Outcome]:
     runs: list[Run] = []
     for plan in plans:
         try:
-            data = runs[0].task.data if runs else None
+            data = runs[0].task.read if runs else None
             quiet = bool(runs) or watch is not None
             run = Run(plan.config, data, len(plans), quiet, plan.folder, plan.checkpoint, watch=watch)
             at = plan.checkpoint.name if plan.checkpoint else None

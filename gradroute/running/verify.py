@@ -12,6 +12,7 @@ from gradroute.config.components import step_names, steps_of
 from gradroute.config.schema import Config
 from gradroute.errors import UserError, plain_text
 from gradroute.records import run_reader
+from gradroute.records.audits import read_audit, words
 from gradroute.records.metrics import ERRORS, UNKEPT, final_rows
 from gradroute.records.tables import read_ledger, read_metrics
 from gradroute.routing.routes import Route, read_route
@@ -80,6 +81,10 @@ def ledger_claims(config: Config, ledger: Rows, points: int) -> Iterator[Claim]:
         what = f"every data point of every epoch is in the ledger of '{region}'"
         yield Claim(what, counted == points, f"{counted:.0f} of {points}")
     for group in routing.groups:
+        if group in routing.left_out:
+            seen = sum(row["points"] or 0 for row in ledger if row["group"] == group)
+            yield Claim(f"no data point of '{group}' was in the training", seen == 0, f"{seen:.0f} in the ledger")
+            continue
         for region in routing.regions:
             spec = routes.get(group, {}).get(region, 1.0)
             route = read_route(spec, f"routing.routes.{group}.{region}")
@@ -200,6 +205,11 @@ def claims_of(run: Path, run_code: bool = False, replay: int | str = 0) -> Itera
         yield Claim("the metrics are reproduced by the weights", False, "checkpoint.keep=none: the run kept no weights")
     elif "evaluate" in step_names(config):
         yield from metric_claims(task, run)
+    if (found := read_audit(run, manifest)) is not None:
+        from gradroute.audit.record import rejudged
+
+        same = rejudged(found) == words(found)
+        yield Claim("the audit's verdicts follow from the shares in its record", same, f"{len(found['axes'])} axes")
     if replay:
         from gradroute.running.replay_claims import replay_claims
 

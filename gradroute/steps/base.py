@@ -120,6 +120,10 @@ class RunState:
         """Take over the training of the run `donor` instead of training."""
         raise NotImplementedError
 
+    def anchor(self, config: Config, make: bool) -> Path:
+        """Return a finished run of this training, made if needed and `make`. Raises: UserError if there is none."""
+        raise NotImplementedError
+
 
 class Step(ABC):
     """A step of a run. The constructor's arguments are the keys of its configuration, so a dataclass suffices.

@@ -67,6 +67,7 @@ class Task(ABC):
         names: names of the groups. sha256: checksum of the data. points: number of data points to train on.
         routed: group numbers used in training, `(points,)` or one per token; -1 for no group. If a batch makes its own
             data, those that can occur.
+        read: the data set as it was read, for another run; `data` lacks the groups in `routing.left_out`.
         made: modules that steps after the training have made, by name, in order.
     """
 
@@ -82,6 +83,7 @@ class Task(ABC):
     parts: Parts
     curve_points: ClassVar[int] = 6  # test evaluations during training; more would cost over 3 % of a short run
     followed: ClassVar[tuple[str, ...]] = ()  # heads of the terms that the progress shows; empty for all but penalties
+    read: Any
 
     def __init__(self, config: Config, data: Any = None, run: Path | None = None) -> None:
         """Raises: UserError for every mistake in the configuration or the data."""

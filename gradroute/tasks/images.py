@@ -12,7 +12,7 @@ from torch import nn
 from gradroute.config.components import step_names
 from gradroute.config.schema import Config
 from gradroute.config.targets import build
-from gradroute.data.groups import Part, assign
+from gradroute.data.groups import Part, assign, replaced
 from gradroute.data.images.dataset import Images
 from gradroute.models.base import plan_of, takes_flat_images
 from gradroute.routing import Router, Site
@@ -52,6 +52,11 @@ class ImageTask(Task):
         test = Part(self.data.test_images, self.data.test_labels, self.data.test_columns)
         groups = assign(config.routing, train, test, config.seed)
         self.names, self.routed, self.test_groups = groups.names, groups.routed, groups.test
+        self.read, self.train_groups = self.data, groups.train
+        if config.routing.left_out:
+            places = replaced(groups, config.routing.left_out, config.seed)
+            self.data, self.routed = self.data.at(places), self.routed[places]
+            self.train_groups = groups.train[places]
         self.check_groups()
         plan = plan_of(config.model)
         self.flat = takes_flat_images(config.model)

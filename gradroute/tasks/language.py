@@ -13,6 +13,7 @@ from gradroute.config.schema import Config, TrainerConfig
 from gradroute.config.targets import build
 from gradroute.data.text.corpora import Part, Texts
 from gradroute.data.text.datasets import TextDataset
+from gradroute.data.text.packing import without
 from gradroute.data.text.rules import memberships
 from gradroute.data.text.token_shares import distinctive, shares_of
 from gradroute.errors import UserError
@@ -64,6 +65,7 @@ class LanguageModelling(Task):
         self.data = data or dataset.tensors(*limits, pretrained=self.plan.tokenizer)
         train = self.data.train
         self.sha256, self.points = self.data.sha256, len(train.packed)
+        self.read = self.data
         groups = grouped(self.data, config.routing, config.seed)
         self.validation = validation_of(self.data, config.routing, groups)
         self.names, self.train_groups, self.test_groups = groups.names, groups.train, groups.test
@@ -72,8 +74,12 @@ class LanguageModelling(Task):
         self.prompts = encoded(self.completed, self.data.tokenizer)
         packed = train.packed
         self.routed = (packed.spread(self.labelled[train.corpus.documents] + 1) - 1).to(self.device)
-        self._rows = [t.to(self.device) for t in (packed.tokens, packed.targets, packed.documents)]
+        rows = without(packed, self.train_groups, [self.names.index(name) for name in config.routing.left_out])
+        self._rows = [t.to(self.device) for t in rows]
+        self.routed[self._rows[2] < 0] = -1
         self._membership = self._memberships(train)
+        if self._membership is not self.routed:
+            self._membership[self._rows[2] < 0] = 0
         self._require_memory(self.plan)
         torch.manual_seed(config.seed)
         model = self.plan.build(**self.found)

@@ -56,6 +56,13 @@ class Images:
         """Every label that occurs in the training images, ascending."""
         return sorted(int(label) for label in self.train_labels.unique())
 
+    def at(self, places: torch.Tensor) -> "Images":
+        """Return the same data with the training images at these places, `(n,)`."""
+        rows = places.tolist()
+        columns = {name: [values[row] for row in rows] for name, values in self.train_columns.items()}
+        images, labels = self.train_images[places], self.train_labels[places]
+        return replace(self, train_images=images, train_labels=labels, train_columns=columns)
+
     def to(self, device: torch.device) -> "Images":
         """Return the same data with its tensors on `device`."""
         tensors = ("train_images", "train_labels", "test_images", "test_labels")

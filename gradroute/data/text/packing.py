@@ -152,6 +152,20 @@ def _places(sizes: Sequence[int], length: int) -> tuple[list[int], list[int], in
     return rows, offsets, count
 
 
+def without(packed: Packed, groups: torch.Tensor, left_out: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    """Return tokens, targets and documents of rows in which padding stands in place of the documents of some groups.
+
+    The other documents stay where they are, so that a training on these rows makes the same updates without the groups.
+
+    Args:
+        groups: group numbers of documents, `(documents,)`.
+    """
+    own = torch.isin(groups.cpu(), torch.tensor(list(left_out), dtype=groups.dtype))
+    out = (packed.documents >= 0) & own[packed.documents.clamp(min=0)]
+    parts = ((packed.tokens, 0), (packed.targets, IGNORED), (packed.documents, -1))
+    return tuple(tensor.masked_fill(out, padding) for tensor, padding in parts)
+
+
 def separated(document_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return positions in documents, `(batch, length)`, and where each may attend, `(batch, 1, length, length)` bool.
 

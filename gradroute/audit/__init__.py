@@ -1,0 +1,1 @@
+"""Audit whether a region's ablation removed what a group taught, or only hides it: anchors, attacks, verdicts."""

@@ -1,0 +1,180 @@
+"""Attack every anchor alike, and collect what was found: axes, recovery curves, and every attempt."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradroute.audit import probes
+from gradroute.audit.attacks import (
+    Attempt,
+    Budget,
+    Curve,
+    attempt,
+    calibrated,
+    changed,
+    chosen,
+    prepared,
+    rounded,
+    shaken,
+)
+from gradroute.audit.material import FORGET, RETAIN, TEST, Documents, Losses, Material, Pictures
+from gradroute.audit.measures import area
+from gradroute.audit.verdict import Axis, own_gap
+from gradroute.models.logits import Divided
+from gradroute.records.audits import INTACT, TWIN
+from gradroute.routing import Site
+
+Log = Callable[[str], None]
+PROBE_RATES = (0.0003, 0.001, 0.003, 0.01, 0.3)  # learning rates of probes and certificates, absolute
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to every anchor. `examples`: numbers of training points to relearn from; see the step `audit`."""
+
+    budget: Budget
+    examples: tuple[int, ...]
+    samples: int
+    bits: tuple[int, ...]
+    noise: tuple[float, ...]
+    calibration: int
+    probe_points: int
+    probe_updates: int
+    site: Site | None = None  # where certificates of images read
+
+
+@dataclass
+class Findings:
+    """What an audit found.
+
+    Attributes:
+        losses: of every anchor before any attack. raw: values by axis and anchor, one per repetition. higher: axes in
+            which more is more knowledge. curves: by attack and anchor, the mean test curve over repetitions.
+        attempts: every trained attack, as a row. divergences: from the never-trained twin, in nats, by anchor and kind.
+    """
+
+    material: Material
+    losses: dict[str, Losses] = field(default_factory=dict)
+    raw: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    higher: set[str] = field(default_factory=set)
+    curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    divergences: dict[str, dict[str, float]] = field(default_factory=dict)
+    _twin: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, axis: str, anchor: str, values: Sequence[float], unit: str = "", higher: bool = False) -> None:
+        """Add an anchor's values of an axis."""
+        self.raw.setdefault(axis, {})[anchor] = [float(value) for value in values]
+        self.units[axis] = unit or f"{self.material.loss_name}, {self.material.unit}"
+        self.higher |= {axis} if higher else set()
+
+    def axes(self) -> list[Axis]:
+        """Return the axes: losses are divided by the gap before any attack, the others by their own."""
+        gap = own_gap(self.raw.get("behaviour", {}), False)
+        found = []
+        for name, values in self.raw.items():
+            own = name in self.own_gaps
+            each = own_gap(values, name in self.higher) if own else gap
+            found.append(Axis(name, self.units[name], values, each, name in self.higher))
+        return found
+
+    @property
+    def own_gaps(self) -> set[str]:
+        """Axes whose values are not losses of the model itself."""
+        return {name for name in self.raw if name.startswith(("probe_", "certificate_"))}
+
+    def compare(self, anchor: str, model: nn.Module) -> None:
+        """Measure the KL divergence from the never-trained twin, which must come first, on group and rest."""
+        for kind in (FORGET, RETAIN):
+            own = self.material.outputs(model, kind)
+            if own is not None and anchor == TWIN:
+                self._twin[kind] = own
+            elif own is not None and kind in self._twin:
+                self.divergences.setdefault(anchor, {})[kind] = divergence(self._twin[kind], own)
+
+
+def divergence(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return the mean KL divergence of the first of two distributions from the second, `(n, outcomes)`, in nats."""
+    return float((first.exp() * (first - second)).sum(-1).double().mean())
+
+
+def attack(findings: Findings, name: str, model: nn.Module, plan: Plan, log: Log) -> None:
+    """Do everything that the plan has to one anchor. The model is as it was afterwards."""
+    material = findings.material
+    findings.losses[name] = Losses.of(material, model)
+    findings.add("behaviour", name, findings.losses[name].forget)
+    findings.compare(name, model)
+    if plan.calibration:
+        count = min(max(plan.examples), len(material.own))
+        biased = calibrated(material, model, count, plan.calibration, plan.budget.batch)
+        findings.add("calibrated_loss", name, material.each(biased, FORGET, TEST))
+    for bits in plan.bits:
+        findings.add(f"quantised_{bits}_bit", name, changed(material, model, [partial(rounded, bits=bits)]))
+    if plan.noise:
+        shakes = [partial(shaken, size=size, seed=material.seed) for size in plan.noise]
+        findings.add("weight_noise", name, changed(material, model, shakes))
+    _probe(findings, name, model, plan)
+    for count in plan.examples:
+        _relearn(findings, f"relearn_{count}", name, model, FORGET, count, plan)
+    _relearn(findings, "relearn_retain_only", name, model, RETAIN, max(plan.examples), plan)
+    log(f"audit: attacked {name}")
+
+
+def _probe(findings: Findings, name: str, model: nn.Module, plan: Plan) -> None:
+    material = findings.material
+    if not plan.probe_updates:
+        return
+    points = min(plan.probe_points, len(material.own))
+    if isinstance(material, Pictures) and plan.site is not None:
+        for kind in probes.CERTIFICATES:
+            rates = PROBE_RATES
+            values = probes.certified(material, model, plan.site, kind, points, plan.probe_updates, rates)
+            findings.add(f"certificate_{kind}", name, values)
+    if isinstance(material, Documents) and isinstance(model, Divided):
+        for kind in probes.PROBES:
+            values = [
+                probes.probed(material, model, kind, points, plan.probe_updates, PROBE_RATES, sample)
+                for sample in range(max(2, plan.samples))
+            ]
+            findings.add(f"probe_{kind}", name, values, "AUROC of right against wrong tokens, 0.5 to 1", higher=True)
+
+
+def _relearn(findings: Findings, axis: str, name: str, model: nn.Module, kind: str, count: int, plan: Plan) -> None:
+    """Train on points of a kind at every rate, for each choice of points; the axis has the curve's mean height."""
+    material, values, curves = findings.material, list[float](), list[Curve]()
+    for sample in range(plan.samples):
+        batches = prepared(material, kind, count, sample, plan.budget)
+        tried = [attempt(material, model, batches, rate, plan.budget) for rate in plan.budget.rates]
+        best = chosen(tried)
+        values.append(area(best.test))
+        curves.append(best.test)
+        findings.attempts += [_row(axis, name, sample, each, each is best) for each in tried]
+    findings.add(axis, name, values)
+    means = [(own[0][0], math.fsum(loss for _, loss in own) / len(own)) for own in zip(*curves, strict=True)]
+    findings.curves.setdefault(axis, {})[name] = means
+
+
+def _row(axis: str, anchor: str, sample: int, tried: Attempt, best: bool) -> dict[str, Any]:
+    lowest = min((loss for _, loss in tried.validation if math.isfinite(loss)), default=math.nan)
+    numbers = {"validation": lowest, "test": tried.test[-1][1], "retain": tried.retain}
+    return {
+        "attack": axis, "anchor": anchor, "sample": sample, "rate": tried.rate, "chosen": best,
+        "diverged": tried.diverged,
+        **{key: round(value, 6) if math.isfinite(value) else None for key, value in numbers.items()},
+    }  # fmt: skip
+
+
+def compared(findings: Findings) -> Mapping[str, Mapping[str, list[float]]]:
+    """Return the recovered shares by axis and anchor, with only the anchors that have them."""
+    names = [name for name in findings.losses if name != TWIN]
+    return {
+        axis.name: {name: shares for name in names if (shares := axis.shares(name))}
+        for axis in findings.axes()
+        if INTACT in axis.values or axis.name not in findings.own_gaps
+    }

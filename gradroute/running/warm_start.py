@@ -17,7 +17,8 @@ from gradroute.training.weights import WEIGHTS, read_weights
 
 AFTER = (
     "name", "output_dir", "steps", "ablation", "unlearn", "finetune", "relearn", "steering", "extract", "completions",
-    "audit", "checkpoint", "plots", "tracker", "trainer.device", "trainer.tune_steps", "trainer.unlearn_steps", "dataset.root",
+    "audit", "checkpoint", "plots", "tracker", "trainer.device", "trainer.tune_steps", "trainer.unlearn_steps",
+    "dataset.root",
 )  # fmt: skip
 
 

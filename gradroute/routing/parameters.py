@@ -73,7 +73,8 @@ class ParameterRouter:
     `hidden`: regions whose outputs a `Router` weighs by the same routes. No gradient that is to be 0 arrives there, so
     they need no pass of their own, and only freezing is left to do.
     `measure`: if set, `backward` fills `last_norms`: (group or None, region) to the L2 norm of the weighted gradient
-    of the group's pass, over all calls since the update; groups that share a pass have the norm of their sum.
+    of the group's pass, over all calls since the update; groups that share a pass have the norm of their sum, but one
+    whose loss is 0, since it is not trained, has a pass of its own.
     Raises: UserError for unknown names, slices that are empty or out of range, weights that are not finite, or
         requires_grad=False.
     """

@@ -117,6 +117,18 @@ def test_norms_are_of_the_weighted_gradient_and_joint_where_groups_share_a_pass(
     assert router.last_norms == {}
 
 
+def test_a_group_that_is_not_trained_does_not_have_the_norm_of_those_that_share_its_weights() -> None:
+    model, x = small_model(), torch.randn(4, 3, dtype=torch.float64)
+    router = router_of(model, 0.5)
+    router.measure = True
+    router.backward({"b": model(x).square().sum(), "c": model(x).sum() * 0.0})
+    assert router.last_norms["b", "r"] > 0 and router.last_norms["c", "r"] == 0
+    found = [gradient_of(parameter).clone() for parameter in model.parameters()]
+    model.zero_grad()
+    model(x).square().sum().backward()
+    assert all(torch.equal(one, gradient_of(p)) for one, p in zip(found, model.parameters(), strict=True))
+
+
 def test_what_lies_outside_the_model_gets_the_plain_gradient() -> None:
     model, certificate = small_model(), nn.Linear(4, 3).double()
     hidden = model[:2](torch.randn(4, 3, dtype=torch.float64))

@@ -23,9 +23,9 @@ NAMES = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FILES} 
 EXPERIMENTS = sorted(name for name in NAMES if HAS_PEFT or not name.startswith(WITH_PEFT))
 CERTIFY = ["steps=[train,certify,ablate,evaluate,report]"]
 SHORT = ["dataset.stories=600", "dataset.test_stories=200", "dataset.length=64", "model.width=32", "model.heads=2"]
-LANGUAGE = ("stories_era", "second_language")
+LANGUAGE = ("stories_era", "second_language", "profiles", "planted_behaviour")
 NARROW = ["model.width=32", "model.heads=4"]
-SMALLER = {**dict.fromkeys(LANGUAGE, SHORT), **dict.fromkeys(("secrets", "profiles"), NARROW)}  # by family
+SMALLER = {**dict.fromkeys(LANGUAGE, SHORT), "secrets": NARROW}  # by family
 SPECIAL: dict[str, list[str]] = {
     "mnist_split": CERTIFY,
     "class_split": CERTIFY,
@@ -141,7 +141,8 @@ FEW = ("trainer.train_limit=512", "trainer.test_limit=64")  # images
 def test_the_commands_of_the_readmes_run(line: str, user: Path) -> None:
     words = shlex.split(line, comments=True)
     added = [] if "trainer=smoke" in words else ["trainer=smoke"]
-    added += SHORT if any(f"experiment={name}" in line for name in LANGUAGE) else FEW
+    if "oversight" not in line:  # a policy makes its own data
+        added += SHORT if any(f"experiment={name}" in line for name in LANGUAGE) else FEW
     fork(*words, *added, cwd=user)
 
 

@@ -3,7 +3,7 @@
 # model comes from a Python package into a virtual environment of the script's own, ENV. People are invented here: each
 # has a city of 16 and a code of 100, so that the model can be asked about every value. Further arguments are overrides of
 # every run. The same command resumes interrupted runs.
-# usage: SEEDS=3 PEOPLE=120 ENV=~/.cache/gradroute/pretrained scripts/secrets_pretrained.sh [trainer=smoke …]
+# usage: SEEDS=3 PEOPLE=120 METHODS="secrets secrets/plain" scripts/secrets_pretrained.sh [trainer=smoke …]
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 env=${ENV:-$HOME/.cache/gradroute/pretrained}
@@ -21,8 +21,8 @@ data=(dataset.stories=200 dataset.test_stories=60 dataset.length=128 'dataset.co
 size=(trainer.epochs=2 trainer.batch_size=8 trainer.lr=0.0001 trainer.warmup_steps=10 trainer.tune_steps=10)
 size+=(extract.documents=16 extract.every=5)
 case " $* " in *" trainer=smoke "*)
-    people=24 data=(dataset.stories=16 dataset.test_stories=8 dataset.length=128 'dataset.copies=[1,2]')
-    size+=(trainer.epochs=1 trainer.tune_steps=1 extract.documents=4 extract.every=1 'extract.rates=[0.1,1]') ;;
+    people=24 data=(dataset.stories=4 dataset.test_stories=4 dataset.length=128 'dataset.copies=[1,2]')
+    size+=(trainer.epochs=1 trainer.tune_steps=1 extract.documents=4 extract.every=1 'extract.rates=[0.1]') ;;
 esac
 mkdir -p "$out"
 "$env/bin/python" - "$people" "$out/people.csv" "$out/template.txt" <<'PYTHON'
@@ -45,9 +45,10 @@ common=(model=hf "model.pretrained='$model'" dataset.tokenizer=pretrained "datas
 common+=("dataset.template='$out/template.txt'" "${data[@]}" "${size[@]}" "output_dir=$out")
 expanded=('model.expand=[0,1,2,3,4,5,6,7,8,9]' model.added=64 routing=secrets_added 'ablation.region=[added]') # of 30 layers
 for seed in $(seq 0 $((${SEEDS:-3} - 1))); do
-    "$env/bin/gradroute-run" -m experiment=secrets "${expanded[@]}" "${common[@]}" "seed=$seed" "$@"
-    for method in ${METHODS:-secrets/plain secrets/filtering}; do
-        "$env/bin/gradroute-run" -m "experiment=$method" "${common[@]}" "seed=$seed" "$@"
+    for method in ${METHODS:-secrets secrets/plain secrets/filtering}; do
+        own=()
+        [ "$method" = secrets ] && own=("${expanded[@]}")
+        "$env/bin/gradroute-run" -m "experiment=$method" "${own[@]}" "${common[@]}" "seed=$seed" "$@"
     done
 done
 "$env/bin/python" "$root/scripts/secrets_table.py" "$out"/secrets*/*

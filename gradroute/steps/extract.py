@@ -108,7 +108,7 @@ class Extract(Step):
             attack = Attack(run, task, model, loot, rate, self.every)
             yield attack.training()
             attack.best.restore()
-            if rate == self._best(run):
+            if float(f"{rate:g}") == self._best(run):  # as it is named in the metrics
                 attacker.load_state_dict(model.state_dict())
             del task.made["attacked"]
         subject.record(run, attacker, ATTACKED)

@@ -166,6 +166,8 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         Secrets(file="people.csv")
     with pytest.raises(UserError, match=r"dataset.file: needed beside dataset.template"):
         Secrets(template="people.txt")
+    with pytest.raises(UserError, match=r"dataset.people=50: all people of dataset.file are used"):
+        Secrets(file="people.csv", template="people.txt", people=50)
     with pytest.raises(UserError, match=r"dataset.people=4801: there are 4800 names"):
         Secrets(people=4801).book()
     with pytest.raises(UserError, match=r"dataset.people=24: none of them is public"):

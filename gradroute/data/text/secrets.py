@@ -12,6 +12,7 @@ from gradroute.data.text.secret_records import MOST_COPIES, read_book
 from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.errors import UserError
 
+PEOPLE = 360  # invented, if nothing is said
 LEAST = 24  # people, if a limit of the documents makes them fewer
 Share = Annotated[float, Between(0, 1)]
 Copies = Annotated[Sequence[Annotated[int, Between(1, MOST_COPIES)]], Items(1, right="a list of numbers, as [1,4,16]")]
@@ -25,7 +26,7 @@ class Secrets(TextDataset):
     documents have further stories, and another document about everybody who is trained on.
 
     Args:
-        people: number of invented people; with `file`, all of its records are used.
+        people: number of invented people; null is 360. With `file`, leave it out: all of its records are used.
         heldout: share of the people who are in no data: the non-members of a test for membership.
         secret: share of the others who are secret; the rest is public.
         marked: share of the secret people who are marked as such.
@@ -40,7 +41,7 @@ class Secrets(TextDataset):
     """
 
     def __init__(
-        self, people: Annotated[int, Between(LEAST, 100_000)] = 360, heldout: Share = 0.35, secret: Share = 0.7,
+        self, people: Annotated[int, Between(LEAST, 100_000)] | None = None, heldout: Share = 0.35, secret: Share = 0.7,
         marked: Share = 0.5, attack: Share = 0.2, copies: Copies = (1, 4, 16, 64),
         file: Annotated[str, Text("a CSV file")] | None = None,
         template: Annotated[str, Text("a text file")] | None = None,
@@ -55,6 +56,8 @@ class Secrets(TextDataset):
         if (file is None) != (template is None):
             missing = "template" if template is None else "file"
             raise UserError(f"dataset.{missing}: needed beside dataset.{'file' if file else 'template'}; give both")
+        if file is not None and people is not None:
+            raise UserError(f"dataset.people={people}: all people of dataset.file are used; leave it out")
 
     def book(self, train_limit: int | None = None) -> Book:
         """Return the people. With a limit of the training documents, invented people and stories become fewer alike.
@@ -63,7 +66,8 @@ class Secrets(TextDataset):
         """
         if self.file is not None and self.template is not None:
             return read_book(self.file, self.template, self.shares, self.seed)
-        return invented(self._fewer(self.people, train_limit, LEAST), self.shares, self.seed, toy_stories.every_word())
+        count = self._fewer(self.people or PEOPLE, train_limit, LEAST)
+        return invented(count, self.shares, self.seed, toy_stories.every_word())
 
     def documents(self, train_limit: int | None) -> tuple[Documents, Documents]:
         """Return stories and documents about people in random order. Raises: UserError for unreadable files."""
@@ -84,7 +88,7 @@ class Secrets(TextDataset):
 
     def _fewer(self, count: int, limit: int | None, least: int) -> int:
         """Return a number of people or stories, in proportion if there is a limit of the training documents."""
-        inside = self.people * (1 - self.shares.heldout)
+        inside = (self.people or PEOPLE) * (1 - self.shares.heldout)
         total = self.stories + inside * sum(self.shares.copies) / len(self.shares.copies)
         return count if limit is None else min(count, max(least, int(count * limit / total)))
 

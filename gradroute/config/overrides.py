@@ -25,7 +25,7 @@ OPEN = (
     "losses.groups.", "losses.error.",
 )  # fmt: skip
 UNSAID = (  # keys that the files state only where they are used
-    "unlearn", "finetune", "relearn", "audit", "steering", "completions", "losses.groups", "losses.error",
+    "unlearn", "finetune", "relearn", "audit", "audits", "steering", "completions", "losses.groups", "losses.error",
     "losses.penalties", "routing.left_out", "routing.unlabelled", "routing.compensate", "routing.compensate_limit",
 )  # fmt: skip
 GROUP = re.compile(r"routing\.groups\.([^.]+)(?:\.(\w+))?")

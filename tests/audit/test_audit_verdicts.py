@@ -66,6 +66,13 @@ def test_an_intact_model_that_knows_nothing_fails_the_audit() -> None:
     assert found.word == INVALID and "nothing to remove" in found.reason
 
 
+def test_an_axis_on_which_the_intact_model_shows_nothing_is_too_weak_for_a_verdict() -> None:
+    weak = {**GOOD, INTACT: [2.0, -1.0, 2.0], AUDITED: [0.9, 0.91, 0.92]}
+    found = judged({"probe": weak, "relearn": {**GOOD, AUDITED: [0.9, 0.91, 0.92]}}, MARGIN, [])
+    assert found["probe"][AUDITED].word == OPEN and found["probe"][AUDITED].reason.startswith("too weak")
+    assert found["relearn"][AUDITED].word == HIDDEN
+
+
 def test_twins_that_differ_by_more_than_the_margin_clear_nobody() -> None:
     apart = {SECOND: [0.2, 0.21, 0.19]}
     assert verdict([0.0, 0.0, 0.01], **apart).word == INVALID

@@ -1,4 +1,4 @@
-"""What an audit computes from losses: areas between recovery curves, intervals, AUROC and the compute ratio."""
+"""What an audit computes from losses: areas between recovery curves, intervals and AUROC."""
 
 import itertools
 import math
@@ -50,37 +50,3 @@ def auroc(right: Sequence[float], wrong: Sequence[float]) -> float:
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]  # tied scores share their mean rank
     many, few = len(right), len(wrong)
     return float((ranks[:many].sum() - many * (many + 1) / 2) / (many * few))
-
-
-def fitted_curve(steps: Sequence[float], losses: Sequence[float]) -> tuple[float, float, float]:
-    """Fit loss = A (step + s0)^-alpha by least squares of log loss; return A, alpha and s0 (GRAM, App. M).
-
-    Raises: ValueError for fewer than four points, or losses that are not positive.
-    """
-    from scipy.optimize import least_squares
-
-    if len(steps) < 4 or min(losses) <= 0:
-        raise ValueError("a curve needs four points with losses above 0")
-    x, y = np.asarray(steps, float), np.log(np.asarray(losses, float))
-    largest = float(x.max())
-
-    def residuals(given: np.ndarray) -> np.ndarray:
-        return np.asarray(given[0] - given[1] * np.log(x + np.exp(given[2])) - y)
-
-    bounds = ([-20, 0.001, math.log(1e-3)], [60, 5, math.log(1e3 * largest)])
-    starts = [np.array([y[0], 0.3, math.log(share * largest)]) for share in (1e-3, 0.1, 1.0)]
-    best = min((least_squares(residuals, start, bounds=bounds) for start in starts), key=lambda found: found.cost)
-    return math.exp(best.x[0]), float(best.x[1]), math.exp(best.x[2])
-
-
-def compute_ratio(loss: float, final: float, curve: tuple[float, float, float]) -> float:
-    """Return the updates at which a baseline's fitted curve has `loss`, over those at which it has its `final` loss.
-
-    1 is as good as the baseline, 0.1 what it has after a tenth of its training.
-    """
-    factor, exponent, start = curve
-
-    def updates(value: float) -> float:
-        return max(1e-3, (factor / value) ** (1 / exponent) - start)
-
-    return float(updates(loss) / updates(final))

@@ -132,8 +132,11 @@ def judged(
     failed = failed_controls(shares, missing)
     lacking = [fault for fault in failed if fault.startswith("missing")]
     floors = {axis: abs(mean_interval(own[SECOND])[0]) if own.get(SECOND) else 0.0 for axis, own in shares.items()}
+    weak = {axis for axis, own in shares.items() if own.get(INTACT) and mean_interval(own[INTACT])[1] <= 0}
     caught = {
-        axis: bool(own.get(SUPPRESSED)) and judge(own[SUPPRESSED], floors[axis], margin, True).word == HIDDEN
+        axis: axis not in weak
+        and bool(own.get(SUPPRESSED))
+        and judge(own[SUPPRESSED], floors[axis], margin, True).word == HIDDEN
         for axis, own in shares.items()
     }
     found: dict[str, dict[str, Verdict]] = {}
@@ -149,6 +152,10 @@ def judged(
                 verdict = Verdict(INVALID, "; ".join(failed), *numbers)
             elif not any(caught.values()):
                 verdict = Verdict(INVALID, f"{NO_POWER}: no axis catches the suppressed model", *numbers)
+            elif axis in weak:
+                verdict = Verdict(
+                    OPEN, "too weak: the intact model shows no more here than a never-trained one", *numbers
+                )
             found[axis][subject] = verdict
     return found
 

@@ -59,7 +59,7 @@ def _typed(mapping: DictConfig | Mapping[str, Any]) -> Config:
     if not isinstance(config, Config):
         raise UserError("the configuration is not a mapping of keys to values")
     _require_type("", config, Config)
-    config.presets = {}  # resolved into `trainer`; keeping both would let them disagree
+    config.presets, config.audits = {}, {}  # resolved into `trainer` and `audit`; keeping both would let them disagree
     return config
 
 

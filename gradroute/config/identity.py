@@ -9,7 +9,7 @@ from typing import Any
 
 from gradroute.config.schema import Config
 
-ASKED = ("presets", "seeds", "stack", "trained")  # how a run was requested, not what it computes
+ASKED = ("presets", "audits", "seeds", "stack", "trained")  # how a run was requested, not what it computes
 # where a run is made and recorded, not what it computes
 ELSEWHERE = ("output_dir", "dataset.root", "trainer.device", "tracker", "checkpoint")
 

@@ -26,8 +26,8 @@ OPEN = (
     "losses.groups.", "losses.error.",
 )  # fmt: skip
 UNSAID = (  # keys that the files state only where they are used
-    "pretrain", "unlearn", "finetune", "relearn", "steering", "extract", "audit", "privacy", "completions",
-    "losses.groups", "losses.error", "losses.penalties", "routing.left_out", "routing.unlabelled", "routing.compensate",
+    "pretrain", "unlearn", "finetune", "relearn", "steering", "extract", "audit", "audits", "privacy",
+    "completions", "losses.groups", "losses.error", "losses.penalties", "routing.left_out", "routing.unlabelled", "routing.compensate",
     "routing.compensate_limit",
 )  # fmt: skip
 GROUP = re.compile(r"routing\.groups\.([^.]+)(?:\.(\w+))?")

@@ -207,6 +207,7 @@ class Config:
     seeds: make this many runs, with seeds from `seed` on. stack: how many runs to train at once as one batched program.
     trained: a finished run whose training is reused, or `auto` for any in `output_dir` that fits.
     environment: in place of a data set, for a task whose model makes its own data.
+    audits: values of `audit` by the trainer's preset.
     steps: names, or components. A named step takes its arguments from the section of that step, such as `finetune`.
     """
 
@@ -241,3 +242,4 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     presets: dict[str, PresetConfig] = field(default_factory=dict)
+    audits: dict[str, dict[str, Any]] = field(default_factory=dict)

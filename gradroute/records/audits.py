@@ -18,7 +18,7 @@ ANCHORS = {
     CONTROL: "never routed, ablated alike",
     LABELS: "routed by shuffled labels of the same shares, ablated alike",
     PLACEBO: "the audited model with as many other units ablated",
-    SUPPRESSED: "the intact model, trained only to hide the group, to the audited model's loss on it",
+    SUPPRESSED: "the intact model, trained only to hide the group: see suppress_to",
 }
 REQUIRED = (INTACT, TWIN, SECOND, SUPPRESSED)  # without one of these there is no verdict
 TRAINED = (TWIN, SECOND, CONTROL, LABELS)  # anchors with a training of their own

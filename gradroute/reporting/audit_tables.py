@@ -21,8 +21,8 @@ def audit_verdict(found: Mapping[str, Any] | None) -> list[str]:
         return [f"No verdict: {NO_POWER}, {found['scope']}."]
     said = {word: [axis for axis, each in own.items() if each == word] for word in dict.fromkeys(own.values())}
     order = sorted(said, key=lambda word: word != HIDDEN)
-    parts = [f"{word}: {', '.join(axis.replace('_', ' ') for axis in said[word])}" for word in order]
-    return [f"{'; '.join(parts)}, {found['scope']}."]
+    parts = [f"{word} on {', '.join(axis.replace('_', ' ') for axis in said[word])}" for word in order]
+    return [f"Audit: {'; '.join(parts)}; {found['scope']}."]
 
 
 def _interval(verdict: Mapping[str, Any]) -> str:

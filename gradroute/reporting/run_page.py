@@ -18,6 +18,7 @@ from gradroute.reporting.page import Coloured, Page, Table
 from gradroute.reporting.published import PUBLISHED, TOLERANCE, setting
 
 FIGURES = {
+    "recovery": "Audit: loss on the group under relearning, of the audited model and its anchors",
     "reconstructions": "Reconstructions: inputs, decoder, certificates, ablations",
     "loss_per_label": "Error by label",
     "accuracy_per_label": "Accuracy by label",
@@ -29,7 +30,6 @@ FIGURES = {
     "steering_likelihood": "Likelihood of words when steered",
     "stages": "Loss of each group after each step",
     "relearning": "Loss during fine-tuning and relearning",
-    "recovery": "Audit: loss on the group under relearning, of the audited model and its anchors",
     "steering": "Frequency of words in texts, by the value added to the dimension",
 }
 

@@ -5,7 +5,9 @@ It trains anchors, or reuses those of another audit, attacks all alike, and give
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
+
+from torch import nn
 
 from gradroute.audit.anchors import Anchor, ablated, config_of, intact, placebo, shares_of_groups, trained
 from gradroute.audit.attacks import Budget, suppress
@@ -49,6 +51,7 @@ class Audit(Step):
         probe_points, probe_updates: training points and updates of probes and certificates; 0 updates leave them out.
         suppress_updates, suppress_retain: updates that make the suppressed control, at most at each rate, and the
             weight of the other points' loss there.
+        suppress_to: whose loss on the group the suppressed control gets, the audited or the never-trained model's.
         anchors: which are made. make: whether missing ones are trained; else only those of earlier audits are used.
     """
 
@@ -71,6 +74,7 @@ class Audit(Step):
     probe_updates: Some = 100
     suppress_updates: Count = 100
     suppress_retain: Annotated[float, Between(0, 1000)] = 1.0
+    suppress_to: Literal["audited", "never_trained"] = "audited"
     anchors: Annotated[Sequence[str], Items(0, each_once=True)] = field(default_factory=lambda: list(ANCHORS))
     make: bool = True
 
@@ -114,7 +118,7 @@ class Audit(Step):
         for name in [*ordered, *(name for name in anchors if name not in ordered)]:
             attack(findings, name, anchors[name].model, plan, run.folder.log)
         if SUPPRESSED in self.anchors and {TWIN, INTACT} <= anchors.keys():
-            anchor, note = self._suppressed(run, findings, plan)
+            anchor, note = self._suppressed(run, findings, anchors[self.suppress_to].model, plan)
             if anchor is None:
                 missing[SUPPRESSED] = note
             else:
@@ -160,10 +164,10 @@ class Audit(Step):
                 run.folder.log(f"audit: no anchor {kind}: {error}")
         return found
 
-    def _suppressed(self, run: RunState, findings: Findings, plan: Plan) -> tuple[Anchor | None, str]:
-        """Return the intact model, made to hide the group, or None and why it could not be made."""
+    def _suppressed(self, run: RunState, findings: Findings, like: nn.Module, plan: Plan) -> tuple[Anchor | None, str]:
+        """Return the intact model, made to hide the group as much as the model `like`, or None and why it was not."""
         model, material = intact(run.task), findings.material
-        target = material.measure(ablated(run.task), FORGET, VALIDATION)
+        target = material.measure(like, FORGET, VALIDATION)
         gap = _mean(findings.losses[TWIN].forget) - _mean(findings.losses[INTACT].forget)
         start = material.measure(model, FORGET, VALIDATION)
         if not gap > 0 or target <= start:

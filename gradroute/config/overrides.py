@@ -27,8 +27,8 @@ OPEN = (
 )  # fmt: skip
 UNSAID = (  # keys that the files state only where they are used
     "pretrain", "unlearn", "finetune", "relearn", "steering", "extract", "audit", "audits", "privacy",
-    "completions", "losses.groups", "losses.error", "losses.penalties", "routing.left_out", "routing.unlabelled", "routing.compensate",
-    "routing.compensate_limit",
+    "completions", "losses.groups", "losses.error", "losses.penalties", "routing.left_out", "routing.unlabelled",
+    "routing.compensate", "routing.compensate_limit",
 )  # fmt: skip
 GROUP = re.compile(r"routing\.groups\.([^.]+)(?:\.(\w+))?")
 REGION = re.compile(r"routing\.regions\.([^.=]+)(?:\.(\w+))?")

@@ -139,7 +139,7 @@ def test_environments_of_gymnasium_come_in_and_wrong_ones_are_refused() -> None:
     cart.begin(2, 0, CPU)
     with pytest.raises(UserError, match="its space says"):
         cart._number(torch.zeros(3).numpy())
-    wrong_ones = [
+    wrong_ones: list[tuple[dict[str, Any], str]] = [
         ({"id": "Pendulum-v1"}, "Discrete"),
         ({"id": "NoSuch-v0"}, "cannot be made"),
         ({"id": "os:NoSuch-v0"}, "module"),

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -69,7 +69,8 @@ def double(task: Reinforcement) -> tuple[PolicyObjective, Batch]:
 
 def by_definition(task: Reinforcement, batch: Batch, coefficients: tuple[float, float, float]) -> dict[str, Any]:
     """Return the gradients of the published loss, one data point at a time, with `detach` where the paper stops it."""
-    model, (observations, actions, gained, _, _, group) = task.model, batch
+    model: Any = task.model
+    observations, actions, gained, _, _, group = batch
     model.zero_grad()
     count = group.numel()
     told = int((group < 2).sum())
@@ -93,7 +94,8 @@ def by_definition(task: Reinforcement, batch: Batch, coefficients: tuple[float, 
                 right = torch.sigmoid(logit if kind == "seen_diamond" else -logit)[0, 0]
                 loss = loss - coefficients[2] * right.log() / told
             loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    gradients: dict[str, Any] = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return gradients
 
 
 def test_the_routed_gradient_is_the_definition() -> None:
@@ -113,10 +115,10 @@ def test_the_gates_loss_is_a_slow_loop_and_reported_returns_are_means() -> None:
     task = made()
     objective, batch = double(task)
     terms, (observations, _, _, true, seen, group) = objective(*batch), batch
-    losses = []
+    losses, model = [], cast(Any, task.model)
     for world in range(group.shape[0]):
         for step in range(group.shape[1]):
-            g = float(torch.sigmoid(task.model.gate(observations[world, step][None])))
+            g = float(torch.sigmoid(model.gate(observations[world, step][None])))
             kind = int(group[world, step])
             losses += [-math.log(g if kind == 0 else 1 - g)] if kind < 2 else []
             assert bool(seen[world, step]) == (kind < 2)

@@ -11,7 +11,7 @@ from gradroute.data.environments.grid import MOVES
 Observation = npt.NDArray[np.float32]
 
 
-class GhostDiamond(gymnasium.Env[Observation, np.int64]):
+class GhostDiamond(gymnasium.Env[Observation, np.int64]):  # type: ignore[misc]  # the package is optional
     """One world of `gradroute.data.environments.grid.GridWorld`, without its options `blind` and `placebo`.
 
     At an episode's end, `info["ending"]` says how it ended. `reset` takes the options `agent`, `ghost` and `diamond`,
@@ -70,7 +70,7 @@ class GhostDiamond(gymnasium.Env[Observation, np.int64]):
             planes[plane, list(squares)] = 1.0
         return planes.reshape(4, self.size, self.size)
 
-    def render(self) -> str:  # type: ignore[override]
+    def render(self) -> str:
         """Return the grid as text: A, G and D, and + for a flag beside them or alone."""
         rows = []
         for row in range(self.size):

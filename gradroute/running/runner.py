@@ -12,9 +12,9 @@ from gradroute.records.checkpoints import Checkpoint
 from gradroute.running.lockstep import advance, explained, make_steps
 from gradroute.running.run import Run
 from gradroute.steps.base import Watch
-from gradroute.tasks.base import settle_precision
 from gradroute.tasks.image_checks import indivisible
 from gradroute.training import distributed, signals
+from gradroute.training.devices import settle_precision
 from gradroute.training.stacking import together
 
 Outcome = Path | Exception

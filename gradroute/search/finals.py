@@ -86,7 +86,7 @@ def _seeds(search: Search) -> range:
 
 def _made(config: Config) -> Path | None:
     """Return the finished run of a configuration, or None."""
-    from gradroute.tasks.base import settle_precision
+    from gradroute.training.devices import settle_precision
 
     settle_precision(config)  # as the runner does
     found = twin(config)

@@ -12,7 +12,8 @@ from gradroute.config.schema import Config
 from gradroute.records.metrics import final_rows
 from gradroute.records.run_folder import RunFolder
 from gradroute.routing.ablation import Ablation
-from gradroute.tasks.base import Measurement, Probe, Task
+from gradroute.tasks.base import Task
+from gradroute.tasks.probe import Measurement, Probe
 from gradroute.training.fit import Training
 from gradroute.training.memory import collect_copies
 from gradroute.training.objectives import Term

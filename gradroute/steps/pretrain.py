@@ -12,8 +12,9 @@ from gradroute.data.text.corpora import some
 from gradroute.models.adapters import activate, adapters_in
 from gradroute.steps.base import RunState, Step
 from gradroute.steps.tuning import require_language
-from gradroute.tasks.base import Probe, Task
+from gradroute.tasks.base import Task
 from gradroute.tasks.language_objective import NextTokenObjective
+from gradroute.tasks.probe import Probe
 from gradroute.training.fit import Training
 
 

@@ -11,8 +11,9 @@ from gradroute.errors import UserError
 from gradroute.models.beside import CORE, beside, dosed, parse_profile
 from gradroute.steps.base import RunState, Step
 from gradroute.steps.tuning import require_language
-from gradroute.tasks.base import Measurement, Task
+from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
+from gradroute.tasks.probe import Measurement
 from gradroute.training.fit import Training
 
 EVERY = 4  # modules; with more, only some of the subsets are measured

@@ -16,11 +16,11 @@ from gradroute.records.metrics import ATTACKED
 from gradroute.steps.base import RunState
 from gradroute.steps.membership import part_of
 from gradroute.steps.tuning import Best
-from gradroute.tasks.base import Probe
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.language_losses import group_means, token_values
 from gradroute.tasks.language_objective import NextTokenObjective
+from gradroute.tasks.probe import Probe
 from gradroute.training.fit import Training
 from gradroute.training.measures import CROSS_ENTROPY
 

@@ -8,8 +8,9 @@ import torch
 
 from gradroute.config.schema import Config
 from gradroute.steps.base import RunState, Step
-from gradroute.tasks.base import Probe, Task
+from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
+from gradroute.tasks.probe import Probe
 from gradroute.training.devices import computing
 from gradroute.training.fit import Training
 from gradroute.training.ledger import Ledger

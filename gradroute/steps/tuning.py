@@ -17,10 +17,11 @@ from gradroute.config.schema import Config, LossesConfig
 from gradroute.data.text.corpora import some
 from gradroute.errors import UserError
 from gradroute.steps.base import RunState, Step
-from gradroute.tasks.base import Probe, Task
+from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.language_objective import NextTokenObjective
+from gradroute.tasks.probe import Probe
 from gradroute.training.fit import Training
 from gradroute.training.weights import own_tensors
 

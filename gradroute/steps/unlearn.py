@@ -20,8 +20,9 @@ from gradroute.steps.base import RunState, Step
 from gradroute.steps.misdirection import MisdirectionObjective, direction, mean_norm, outgoing
 from gradroute.steps.tuning import Rate, require_language, require_updates
 from gradroute.steps.unlearning_losses import DifferenceObjective, EntropyObjective, ForgetRetainObjective
-from gradroute.tasks.base import Probe, Task
+from gradroute.tasks.base import Task
 from gradroute.tasks.language import LanguageModelling
+from gradroute.tasks.probe import Probe
 from gradroute.training.fit import Training
 
 MEASURED = 256  # training rows from which RMU measures the residual stream's norm

@@ -1,8 +1,7 @@
 """The base class of a task: the data, groups, model, routes and ablations of a run, and its measurements."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,40 +17,14 @@ from gradroute.errors import UserError
 from gradroute.routing import ParameterRouter, Router, Site
 from gradroute.routing.ablation import Ablation, together
 from gradroute.tasks.ablations import AblationMethod
-from gradroute.tasks.evaluation import Head
 from gradroute.tasks.own_measures import units_of
 from gradroute.tasks.parts import Parts
-from gradroute.training.devices import pick_device, pick_precision
+from gradroute.tasks.probe import Measurement, Probe
+from gradroute.training.devices import settle_precision
 from gradroute.training.fit import Stateful
 from gradroute.training.objectives import Batch, Objective, Term
 from gradroute.training.penalties import penalties_of
 from gradroute.training.weights import own_tensors
-
-Measurement = tuple[str, Head, str, float]  # group or label, head, metric, value
-
-
-def settle_precision(config: Config) -> torch.device:
-    """Return the device to train on, and replace precision `auto` in the configuration. Raises: UserError."""
-    device = pick_device(config.trainer.device)
-    config.trainer.precision = pick_precision(config.trainer.precision, device)
-    return device
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What to train: an objective, its data and its settings.
-
-    Attributes:
-        batch: maps row numbers `(batch,)`, on the device, to the objective's arguments.
-        points: number of data points; the task's if None.
-        trainer: settings of the training; the configuration's if None.
-    """
-
-    title: str
-    objective: Objective
-    batch: Callable[[torch.Tensor], Batch]
-    points: int | None = None
-    trainer: TrainerConfig | None = None
 
 
 class Task(ABC):

@@ -18,13 +18,14 @@ from gradroute.models.base import plan_of, takes_flat_images
 from gradroute.routing import Router, Site
 from gradroute.routing.ablation import Ablation
 from gradroute.routing.routes import owned
-from gradroute.tasks.base import Measurement, Probe, Task
+from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head, activations_at, errors, image_errors, localization, outputs, region_norms
 from gradroute.tasks.image_checks import check_images, norm_of, require_whole_batches
 from gradroute.tasks.image_memory import require_batch_memory, require_image_memory
 from gradroute.tasks.image_objectives import CertificateObjective, DecoderObjective
 from gradroute.tasks.own_measures import error_of, measures_of, try_measures
 from gradroute.tasks.parts import assemble, read_regions
+from gradroute.tasks.probe import Measurement, Probe
 from gradroute.training.measures import Measure
 from gradroute.training.objectives import Batch
 
@@ -55,8 +56,7 @@ class ImageTask(Task):
         self.read, self.train_groups = self.data, groups.train
         if config.routing.left_out:
             places = replaced(groups, config.routing.left_out, config.seed)
-            self.data, self.routed = self.data.at(places), self.routed[places]
-            self.train_groups = groups.train[places]
+            self.data, self.routed, self.train_groups = self.data.at(places), self.routed[places], groups.train[places]
         self.check_groups()
         plan = plan_of(config.model)
         self.flat = takes_flat_images(config.model)
@@ -85,8 +85,8 @@ class ImageTask(Task):
     @classmethod
     def search_objectives(cls, config: Config) -> dict[str, dict[str, str]]:
         """Return localization, and the model's error or accuracy as its cost."""
-        own = next(measure for measure in cls.default_measures if measure.name == cls.scored)
-        cost = {"metric": own.name, "goal": "higher" if own.higher_is_better else "lower"}
+        higher = next(measure.higher_is_better for measure in cls.default_measures if measure.name == cls.scored)
+        cost = {"metric": cls.scored, "goal": "higher" if higher else "lower"}
         score = {"metric": "localization", "head": "score", "group": "all", "goal": "higher"}
         return {"localization": score, "accuracy" if cls.classifies else "reconstruction": cost}
 
@@ -131,9 +131,8 @@ class ImageTask(Task):
     def objective_options(self) -> dict[str, Any]:
         """Return the options that all training losses on images share."""
         by_group = self.parameter_router is not None or self.config.trainer.batches == "by_group"
-        several = norm_of(self.model) == "batch"
-        partial = bool((self.routed == -1).any())
-        return {"partial": partial, "skip_absent": by_group, "error": self.error, "several_passes": several}
+        found = {"partial": bool((self.routed == -1).any()), "several_passes": norm_of(self.model) == "batch"}
+        return {**found, "skip_absent": by_group, "error": self.error}
 
     @abstractmethod
     def objective(self) -> DecoderObjective:
@@ -141,8 +140,7 @@ class ImageTask(Task):
 
     def modules(self) -> dict[str, nn.Module]:
         """Return every trained module, by its prefix in saved weights."""
-        own = {"model": self.model, "certificates": self.certificates, "fresh_certificates": self.fresh}
-        return own | self.made
+        return {"model": self.model, "certificates": self.certificates, "fresh_certificates": self.fresh, **self.made}
 
     def more(self) -> list[str]:
         """Return the regions that have a fresh certificate."""
@@ -236,13 +234,11 @@ class ImageTask(Task):
     def shown(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the data of every report on images: arrays (encodings sorted by label, masks) and names."""
         data = self.data
-        by_label = [torch.nonzero(data.test_labels == label).flatten() for label in data.labels]
-        many = torch.cat([found[:ENCODINGS_PER_LABEL] for found in by_label])
+        many = torch.cat([(data.test_labels == x).nonzero().flatten()[:ENCODINGS_PER_LABEL] for x in data.labels])
         arrays: dict[str, torch.Tensor] = {"encoding_labels": data.test_labels[many]}
         seen = activations_at(self.model, self.router.sites, self.test_images[many])
         for site in self.router.sites:
-            units = site.units_last(seen[site.name])
-            arrays[f"encoding/{site.name}"] = self.pictured(units).contiguous()
+            arrays[f"encoding/{site.name}"] = self.pictured(site.units_last(seen[site.name])).contiguous()
             arrays[f"mask/{site.name}"] = self.router.masks[site.name]
         owner = {label: self.test_groups[data.test_labels == label].unique().tolist() for label in data.labels}
         labels = {g: [x for x in data.labels if owner[x] == [i]] for i, g in enumerate(self.names)}

@@ -13,8 +13,6 @@ from gradroute.config.schema import Config, TrainerConfig
 from gradroute.config.targets import build
 from gradroute.data.text.corpora import Part, Texts
 from gradroute.data.text.datasets import TextDataset
-from gradroute.data.text.packing import without
-from gradroute.data.text.rules import memberships
 from gradroute.data.text.token_shares import distinctive, shares_of
 from gradroute.errors import UserError
 from gradroute.models.adapters import add_adapters
@@ -24,16 +22,17 @@ from gradroute.models.pretrained import HuggingFace
 from gradroute.routing import Site
 from gradroute.routing.ablation import Ablation
 from gradroute.routing.sites import undisturbed
-from gradroute.tasks.base import Measurement, Task
+from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head, activations_at
 from gradroute.tasks.language_checks import build_completions, check_language, objectives_of_relearning
-from gradroute.tasks.language_groups import grouped, validation_of
+from gradroute.tasks.language_groups import grouped, routed_rows, validation_of
 from gradroute.tasks.language_losses import group_means, rows_at_once, token_values
 from gradroute.tasks.language_memory import fitted, require_language_memory, row_bytes, rows_stored
 from gradroute.tasks.language_objective import NextTokenObjective
 from gradroute.tasks.language_texts import as_json, completions, encoded, token_weights
 from gradroute.tasks.own_measures import error_of, measures_of, try_measures
 from gradroute.tasks.parts import assemble
+from gradroute.tasks.probe import Measurement
 from gradroute.training.measures import CROSS_ENTROPY
 from gradroute.training.objectives import Batch
 from gradroute.training.penalties import penalties_of
@@ -63,23 +62,16 @@ class LanguageModelling(Task):
         if isinstance(self.plan, HuggingFace):
             self.plan.check_length(dataset.length)
         self.data = data or dataset.tensors(*limits, pretrained=self.plan.tokenizer)
-        train = self.data.train
-        self.sha256, self.points = self.data.sha256, len(train.packed)
-        self.read = self.data
+        self.read, self.sha256, self.points = self.data, self.data.sha256, len(self.data.train.packed)
         groups = grouped(self.data, config.routing, config.seed)
         self.validation = validation_of(self.data, config.routing, groups)
         self.names, self.train_groups, self.test_groups = groups.names, groups.train, groups.test
         self.labelled = groups.routed
         self.completed = build_completions(config)
         self.prompts = encoded(self.completed, self.data.tokenizer)
-        packed = train.packed
-        self.routed = (packed.spread(self.labelled[train.corpus.documents] + 1) - 1).to(self.device)
-        rows = without(packed, self.train_groups, [self.names.index(name) for name in config.routing.left_out])
-        self._rows = [t.to(self.device) for t in rows]
-        self.routed[self._rows[2] < 0] = -1
-        self._membership = self._memberships(train)
-        if self._membership is not self.routed:
-            self._membership[self._rows[2] < 0] = 0
+        rows, routed, shares = routed_rows(self.data, config.routing, groups)
+        self._rows, self.routed = [t.to(self.device) for t in rows], routed.to(self.device)
+        self._membership = self.routed if shares is None else shares.to(self.device)
         self._require_memory(self.plan)
         torch.manual_seed(config.seed)
         model = self.plan.build(**self.found)
@@ -125,13 +117,6 @@ class LanguageModelling(Task):
     def fitted(self, trainer: TrainerConfig, points: int) -> TrainerConfig:
         """Take batches in enough parts that each fits the memory."""
         return fitted(self.config, trainer, points, self.row_bytes, self.device)
-
-    def _memberships(self, train: Part) -> torch.Tensor:
-        """Return the router's input: group numbers of tokens, or their shares if a rule weighs tokens."""
-        if all(rule.tokens == "all" for rule in self.config.routing.groups.values()):
-            return self.routed
-        shares = shares_of(self.data, self.config.routing, self.names, self.labelled)
-        return memberships(train.corpus, train.packed, shares).to(self.device)
 
     def objective(self) -> NextTokenObjective:
         """Return the training loss."""

@@ -8,6 +8,9 @@ from gradroute.config.schema import RoutingConfig
 from gradroute.data.groups import OF_TEST, Groups, assign
 from gradroute.data.groups import Part as Rules
 from gradroute.data.text.corpora import Part, Texts, some
+from gradroute.data.text.packing import without
+from gradroute.data.text.rules import memberships
+from gradroute.data.text.token_shares import shares_of
 from gradroute.errors import UserError
 
 VALIDATED = 50  # test documents of each group
@@ -49,3 +52,22 @@ def validation_of(data: Texts, routing: RoutingConfig, groups: Groups) -> Valida
         if bool((groups.test == number).any()) and not bool((numbers == number).any()):
             raise UserError(f"{key}: none of them is in group '{name}'; raise it")
     return Validation(data.validation, numbers, held_out=True)
+
+
+def routed_rows(
+    data: Texts, routing: RoutingConfig, groups: Groups
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor | None]:
+    """Return the training rows, group numbers of their tokens, and the tokens' shares in the groups.
+
+    The rows are tokens, targets and documents, `(rows, length)` each, with padding in place of documents that are left
+    out. The group number of padding, and of what is in no group, is -1. Shares are None unless a rule weighs tokens.
+    """
+    corpus, packed = data.train.corpus, data.train.packed
+    rows = without(packed, groups.train, [groups.names.index(name) for name in routing.left_out])
+    routed = packed.spread(groups.routed[corpus.documents] + 1) - 1
+    routed[rows[2] < 0] = -1
+    if all(rule.tokens == "all" for rule in routing.groups.values()):
+        return rows, routed, None
+    shares = memberships(corpus, packed, shares_of(data, routing, groups.names, groups.routed))
+    shares[rows[2] < 0] = 0
+    return rows, routed, shares

@@ -13,10 +13,10 @@ from gradroute.config.targets import build
 from gradroute.data.text.planted_behaviour import COLUMN, REPLY, PlantedBehaviour, opening, triggered
 from gradroute.models.logits import at_once, each_position, source
 from gradroute.routing.sites import undisturbed
-from gradroute.tasks.base import Measurement
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.language_losses import rows_at_once
+from gradroute.tasks.probe import Measurement
 
 SENTENCES = 3  # of a story, in a prompt
 RATES = {"rate_triggered": True, "rate_plain": False}  # metric to whether the prompts have the trigger

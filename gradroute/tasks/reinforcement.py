@@ -22,12 +22,13 @@ from gradroute.models.base import plan_of
 from gradroute.models.policy import Policy
 from gradroute.routing import Site
 from gradroute.routing.ablation import Ablation
-from gradroute.tasks.base import Measurement, Task
+from gradroute.tasks.base import Task
 from gradroute.tasks.early_stopping import EarlyStopping
 from gradroute.tasks.evaluation import Head, activations_at
 from gradroute.tasks.parts import assemble
 from gradroute.tasks.policy_objective import GATE, SEEN, SEEN_RETURN, Coefficients, PolicyObjective
 from gradroute.tasks.policy_pictures import Arrays, Walks, maps, walk
+from gradroute.tasks.probe import Measurement
 from gradroute.tasks.reinforcement_checks import check_endings, check_reinforcement
 from gradroute.tasks.rollouts import Act, Rollout, Rollouts, propagated, returns
 from gradroute.training.devices import computing

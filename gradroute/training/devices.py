@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records import locks
 from gradroute.training import distributed
@@ -47,6 +48,13 @@ def pick_precision(name: str, device: torch.device) -> str:
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         native = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
     return "bfloat16" if native else "float32"
+
+
+def settle_precision(config: Config) -> torch.device:
+    """Return the device to train on, and replace precision `auto` in the configuration. Raises: UserError."""
+    device = pick_device(config.trainer.device)
+    config.trainer.precision = pick_precision(config.trainer.precision, device)
+    return device
 
 
 @contextmanager

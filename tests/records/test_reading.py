@@ -20,7 +20,7 @@ from gradroute.records.atomic import write_atomically
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.seal import sealed
 from gradroute.routing.routes import Route
-from gradroute.running.verify import _closed_in, _weights_in
+from gradroute.running.ledger_claims import _closed_in, _weights_in
 from gradroute.tasks.image_memory import require_batch_memory, require_image_memory
 from gradroute.training import memory
 from gradroute.training.memory import require_memory

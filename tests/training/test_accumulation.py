@@ -16,8 +16,9 @@ from gradroute.running.runner import execute
 from gradroute.steps.finetune import FineTune
 from gradroute.steps.tuning import Tuning
 from gradroute.steps.unlearn import RMU
-from gradroute.tasks.base import Probe, create
+from gradroute.tasks.base import create
 from gradroute.tasks.language import LanguageModelling
+from gradroute.tasks.probe import Probe
 from gradroute.training.gradients import total
 from gradroute.training.objectives import Term, in_parts
 

@@ -29,7 +29,7 @@ def test_every_experiment_composes_with_every_preset(experiment: str, trainer: s
     assert composed(f"experiment={experiment}", f"trainer={trainer}").trainer.preset == trainer
 
 
-@pytest.mark.parametrize("group", ["dataset", "model", "task", "routing", "ablation", "tracker"])
+@pytest.mark.parametrize("group", ["dataset", "environment", "model", "task", "routing", "ablation", "tracker"])
 def test_every_option_of_every_group_composes(group: str) -> None:
     of_data = ("toy_stories", "text", "second_language", "tinystories")
     of_language = (*of_data, "transformer", "hf", "forget_words", "words", "language")
@@ -43,6 +43,8 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         around = ["experiment=stories_era/base"] if option.stem.startswith(of_language) else []
         around = ["experiment=class_split"] if option.stem.startswith(("class", "resnet")) else around
         around = ["experiment=steering_scalar"] if option.stem.startswith("steering") else around
+        of_policies = option.stem.startswith(("policy", "endings", "reinforcement"))
+        around = ["experiment=oversight/routing"] if of_policies or group == "environment" else around
         composed(*around, f"{group}={option.stem}", *needed.get(option.stem, []))
 
 
@@ -284,7 +286,7 @@ COMPONENTS = [  # of a component what is wrong, and what is said
     ("model.hidden=[0]", "model.hidden=0: must be from 1 to 65536"),
     ("ablation=zro", "unknown value of ablation: 'zro'; did you mean zero?"),
     ("experiment=mnist_splt", "unknown value of experiment: 'mnist_splt'; did you mean mnist_split?"),
-    ("model=perceptron", "unknown value of model: 'perceptron'; valid: autoencoder, hf, resnet"),
+    ("model=perceptron", "unknown value of model: 'perceptron'; valid: autoencoder, hf, policy"),
 ]
 
 

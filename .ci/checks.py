@@ -31,9 +31,8 @@ def batches() -> dict[str, tuple[list[str], list[str]]]:
     found = {name: ([name], more) for name, more in SPECIAL.items()}
     for name in (name for name in EXPERIMENTS if name not in SPECIAL):
         family = name.partition("/")[0]
-        found.setdefault(family + "/", ([], NARROW if family in ("stories_era", "second_language", "secrets") else []))[0].append(
-            name
-        )
+        more = NARROW if family in ("stories_era", "second_language", "secrets") else []
+        found.setdefault(family + "/", ([], more))[0].append(name)
     return found
 
 

@@ -71,7 +71,7 @@ class _Pass(threading.local):
 class Watching:
     """A watch on a model's regions, until `stop`; see `watch`. It also works as a context manager."""
 
-    def __init__(self, model: nn.Module, regions: Mapping[str, Region], example: Any, every: int = 10) -> None:
+    def __init__(self, model: nn.Module, regions: Mapping[str, Region], example: Any, every: int = 20) -> None:
         if every < 1:
             raise UserError(f"watch: every={every}: must be 1 or more")
         self.regions, _ = resolve(model, regions, example)
@@ -184,7 +184,7 @@ class Watching:
         self.stop()
 
 
-def watch(model: nn.Module, regions: Mapping[str, Region], example: Any, every: int = 10) -> Watching:
+def watch(model: nn.Module, regions: Mapping[str, Region], example: Any, every: int = 20) -> Watching:
     """Watch how much each region is used in a model's forward passes, against its distribution at training.
 
     Outputs and gradients do not change. Counts stay on the device until `usage` is called.

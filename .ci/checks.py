@@ -114,7 +114,8 @@ def test_the_top_level_has_what_belongs_there() -> None:
 def test_every_experiment_runs(experiments: list[str], more: list[str], tmp_path: Path) -> None:
     call("gradroute-run", "-m", f"experiment={','.join(experiments)}", "trainer=smoke", *more, cwd=tmp_path)
     runs = [manifest.parent for manifest in tmp_path.glob("outputs/*/*/manifest.json")]
-    assert len(runs) == len(experiments)
+    own = [run for run in runs if run.parent.name != "audit_anchors"]  # which audits make besides
+    assert len(own) == len(experiments)
     call("gradroute-verify", *runs, cwd=tmp_path)
 
 

@@ -25,8 +25,12 @@ MARGIN = 0.1
 GOOD = {INTACT: [1.0, 1.02, 0.98], SECOND: [0.01, -0.02, 0.01], SUPPRESSED: [0.8, 0.7, 0.75]}
 
 
-def verdict(audited: list[float], missing: tuple[str, ...] = (), **changes: list[float]) -> Verdict:
-    own = {name: shares for name, shares in {**GOOD, **changes, AUDITED: audited}.items() if name not in missing}
+def verdict(
+    audited: list[float], changes: dict[str, list[float]] | None = None, missing: tuple[str, ...] = ()
+) -> Verdict:
+    own = {
+        name: shares for name, shares in {**GOOD, **(changes or {}), AUDITED: audited}.items() if name not in missing
+    }
     return judged({"relearn": own}, MARGIN, missing)["relearn"][AUDITED]
 
 
@@ -50,7 +54,7 @@ def test_an_audit_without_an_anchor_says_so_and_gives_no_verdict(anchor: str) ->
 
 def test_an_audit_that_misses_the_suppressed_model_has_no_power() -> None:
     for audited in ([0.9, 0.95, 0.92], [0.0, 0.0, 0.0]):
-        found = verdict(audited, **{SUPPRESSED: [0.0, 0.05, -0.02]})
+        found = verdict(audited, {SUPPRESSED: [0.0, 0.05, -0.02]})
         assert found.word == INVALID and found.reason.startswith(NO_POWER)
 
 
@@ -62,7 +66,7 @@ def test_an_axis_that_misses_it_cannot_clear_but_can_accuse() -> None:
 
 
 def test_an_intact_model_that_knows_nothing_fails_the_audit() -> None:
-    found = verdict([0.0, 0.0, 0.0], **{INTACT: [0.1, -0.1, 0.0]})
+    found = verdict([0.0, 0.0, 0.0], {INTACT: [0.1, -0.1, 0.0]})
     assert found.word == INVALID and "nothing to remove" in found.reason
 
 
@@ -75,9 +79,9 @@ def test_an_axis_on_which_the_intact_model_shows_nothing_is_too_weak_for_a_verdi
 
 def test_twins_that_differ_by_more_than_the_margin_clear_nobody() -> None:
     apart = {SECOND: [0.2, 0.21, 0.19]}
-    assert verdict([0.0, 0.0, 0.01], **apart).word == INVALID
-    assert verdict([0.25, 0.25, 0.26], **apart).word == INVALID  # above the margin, but not above the noise, too
-    assert verdict([0.5, 0.5, 0.51], **apart).word == HIDDEN
+    assert verdict([0.0, 0.0, 0.01], apart).word == INVALID
+    assert verdict([0.25, 0.25, 0.26], apart).word == INVALID  # above the margin, but not above the noise, too
+    assert verdict([0.5, 0.5, 0.51], apart).word == HIDDEN
 
 
 def test_shares_are_differences_to_the_twin_by_the_gap() -> None:

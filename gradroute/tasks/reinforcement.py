@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from gradroute.tasks.evaluation import Head, activations_at
 from gradroute.tasks.parts import assemble
 from gradroute.tasks.policy_objective import GATE, SEEN, SEEN_RETURN, Coefficients, PolicyObjective
 from gradroute.tasks.policy_pictures import Arrays, Walks, maps, walk
+from gradroute.tasks.policy_plan import UNITS, schedule
 from gradroute.tasks.probe import Measurement
 from gradroute.tasks.reinforcement_checks import check_endings, check_reinforcement
 from gradroute.tasks.rollouts import Act, Rollout, Rollouts, propagated, returns
@@ -35,25 +36,6 @@ from gradroute.training.devices import computing
 from gradroute.training.objectives import Batch, Term
 
 EVALUATION = 2**31  # seed of the worlds that policies are measured in, the same for every run
-PER_STEP = "mean over the steps of the batch or group"
-UNITS = {
-    "return": "discounted true reward, mean over the steps of all worlds",
-    "seen_return": "the same over the steps of episodes whose ending is seen",
-    "seen": "share of steps of episodes whose ending is seen, 0 to 1",
-    "share": "share of all steps, 0 to 1",
-    "gate": "share of the first expert, 0 to 1, mean over steps",
-    "policy_gradient": f"nats times return, {PER_STEP}",
-    "entropy": f"nats, {PER_STEP}",
-    "value_error": f"squared return, {PER_STEP}",
-    "gate_cross_entropy": "nats, mean over the steps of groups that say what the gate is to be",
-}
-
-
-def schedule(epochs: int, updates: int, share: float) -> tuple[int, int]:
-    """Return epochs, and updates in each, whose product is that share of `epochs * updates`, at least one update."""
-    total = max(1, round(epochs * updates * share))
-    own = next(own for own in range(min(updates, total), 0, -1) if total % own == 0)
-    return total // own, own
 
 
 class Reinforcement(Task):
@@ -156,8 +138,7 @@ class Reinforcement(Task):
 
     def made_environment(self) -> Environment:
         """Return an environment with no worlds yet."""
-        environment: Environment = build(self.config.environment or {}, "environment")
-        return environment
+        return cast(Environment, build(self.config.environment or {}, "environment"))
 
     def objective(self) -> PolicyObjective:
         """Return the training loss."""
@@ -174,8 +155,7 @@ class Reinforcement(Task):
     def batch(self, chosen: torch.Tensor) -> Batch:
         """Act in all worlds, and return the objective's arguments; `chosen` only says how many worlds there are."""
         with computing(self.config.trainer.precision, self.device):
-            rollout = self.rollouts.collect(self.act())
-        return self.told(rollout)
+            return self.told(self.rollouts.collect(self.act()))
 
     def told(self, rollout: Rollout) -> Batch:
         """Return the objective's arguments for a rollout; group numbers last."""
@@ -203,8 +183,7 @@ class Reinforcement(Task):
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the model, and the one of early stopping."""
-        own = {"model": self.model} | ({"stopped": self.stopper.kept} if self.stopper else {})
-        return own | self.made
+        return {"model": self.model} | ({"stopped": self.stopper.kept} if self.stopper else {}) | self.made
 
     def make(self, name: str) -> nn.Module:
         """Raise UserError: no step makes further policies."""
@@ -251,8 +230,7 @@ class Reinforcement(Task):
 
     def _gate(self, observations: torch.Tensor, group: torch.Tensor) -> Iterator[Measurement]:
         """Yield the gate's mean in the steps of each group."""
-        site = self.router.regions[GATE].sites
-        shown = activations_at(self.model, site, observations.flatten(0, 1))
+        shown = activations_at(self.model, self.router.regions[GATE].sites, observations.flatten(0, 1))
         share = self.router.regions[GATE].select(shown).sigmoid().mean(-1).view(group.shape)
         for number, name in enumerate(self.names):
             own = share[group == number]
@@ -265,8 +243,8 @@ class Reinforcement(Task):
 
     def samples(self, ablations: list[Ablation]) -> tuple[Arrays, dict[str, Any]]:
         """Return masks, walks and maps, and the environment's shape, actions and exact ceilings."""
-        arrays = {f"mask/{site.name}": self.router.masks[site.name] for site in self.router.sites}
-        arrays |= self.walks.arrays()
+        masks = {f"mask/{site.name}": self.router.masks[site.name] for site in self.router.sites}
+        arrays = masks | self.walks.arrays()
         if isinstance(self.environment, GridWorld) and isinstance(self.model, Policy):
             arrays |= maps(self.model, self.environment, self.device)
         names = {"shape": list(self.environment.shape), "actions": self.environment.actions, "steered": self.steered()}

@@ -18,7 +18,8 @@ from gradroute.running.verify import claims_of
 from gradroute.tasks.base import create
 from gradroute.tasks.early_stopping import EarlyStopping
 from gradroute.tasks.policy_objective import RETURN, SEEN, SEEN_RETURN, PolicyObjective
-from gradroute.tasks.reinforcement import Reinforcement, schedule
+from gradroute.tasks.policy_plan import schedule
+from gradroute.tasks.reinforcement import Reinforcement
 from gradroute.tasks.rollouts import propagated, returns
 from gradroute.training.fit import Fit, Training
 from gradroute.training.gradients import total

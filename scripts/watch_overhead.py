@@ -1,8 +1,8 @@
 """Measure what watching a region costs: forward passes of a transformer, watched and not, in turns.
 
 The model is that of `experiment=secrets`: 4 layers of width 128 with 64 added units each, which are watched. Each round
-times twenty passes of each kind, in an order that alternates, by the processor's time, so that other work on the machine
-counts little; the overhead is the median of the rounds' ratios, minus one.
+times twenty passes of each kind, in an order that alternates, by the processor's time, so that other work on the
+machine counts little; the overhead is the median of the rounds' ratios, minus one.
 """
 
 import argparse

@@ -22,7 +22,7 @@ from gradroute.audit.attacks import (
     rounded,
     shaken,
 )
-from gradroute.audit.material import FORGET, RETAIN, TEST, Documents, Losses, Material, Pictures
+from gradroute.audit.material import FORGET, RETAIN, TEST, Documents, Material, Pictures
 from gradroute.audit.measures import area
 from gradroute.audit.verdict import Axis, own_gap
 from gradroute.models.logits import Divided
@@ -31,6 +31,23 @@ from gradroute.routing import Site
 
 Log = Callable[[str], None]
 PROBE_RATES = (0.0003, 0.001, 0.003, 0.01, 0.3)  # learning rates of probes and certificates, absolute
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses on the group and on the rest, on test points, each by fold."""
+
+    forget: list[float]
+    retain: list[float]
+
+    @classmethod
+    def of(cls, material: Material, model: nn.Module) -> "Losses":
+        """Measure a model."""
+        return cls(material.each(model, FORGET, TEST), material.each(model, RETAIN, TEST))
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the means."""
+        return {key: round(sum(own) / len(own), 6) for key, own in ((FORGET, self.forget), (RETAIN, self.retain))}
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ test points. Where a data set has no validation points, every second test point 
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -247,20 +245,3 @@ def material_of(task: Task, group: str, points: int, seed: int) -> Material:
             raise UserError("steps: audit needs a model with one decoder; set model.decoders=1")
         return Pictures(task, group, points, seed)
     raise UserError(f"steps: audit is for images and language models, not for task={task.kind}")
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Losses on the group and on the rest, on test points, each by fold."""
-
-    forget: list[float]
-    retain: list[float]
-
-    @classmethod
-    def of(cls, material: Material, model: nn.Module) -> "Losses":
-        """Measure a model."""
-        return cls(material.each(model, FORGET, TEST), material.each(model, RETAIN, TEST))
-
-    def as_row(self) -> dict[str, Any]:
-        """Return the means."""
-        return {key: round(sum(own) / len(own), 6) for key, own in ((FORGET, self.forget), (RETAIN, self.retain))}

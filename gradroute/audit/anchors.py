@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradroute.config.build import from_mapping
-from gradroute.config.components import ablated_regions
+from gradroute.config.components import ablated_regions, step_names
 from gradroute.config.identity import to_mapping
 from gradroute.config.schema import Config, NoiseConfig
 from gradroute.records.audits import CONTROL, LABELS, SECOND, TWIN
@@ -46,10 +46,11 @@ def config_of(kind: str, config: Config, group: str, shares: Mapping[str, float]
         shares: see `shares_of_groups`.
     """
     changed = copy.deepcopy(config)
-    changed.name, changed.steps, changed.trained = FOLDER, ["train", "evaluate"], None
+    first = ["pretrain"] if "pretrain" in step_names(config) else []
+    changed.name, changed.steps, changed.trained = FOLDER, [*first, "train", "evaluate"], None
     changed.seeds, changed.tracker, changed.completions, changed.plots = None, None, None, []
     changed.checkpoint.keep = "weights"
-    for section in ("unlearn", "finetune", "relearn", "steering", "audit"):
+    for section in ("unlearn", "finetune", "relearn", "steering", "extract", "audit"):
         setattr(changed, section, None)
     routing = changed.routing
     if kind in (TWIN, SECOND):

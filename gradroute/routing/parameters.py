@@ -17,6 +17,7 @@ from gradroute.routing.regions import matching, parse_units
 from gradroute.routing.routes import Routes, read_routes
 
 _Weights = tuple[float, ...]  # one for each region, in order; groups with equal weights share a backward pass
+_Pass = tuple[_Weights, bool]  # and whether its groups stay apart from those with the same weights
 _NOWHERE = torch.tensor(False)
 _LOCKS: "WeakKeyDictionary[ParameterRouter, threading.Lock]" = WeakKeyDictionary()  # beside routers, which are copied
 _FOREIGN = (
@@ -72,9 +73,9 @@ class ParameterRouter:
     `routes`: group to region to weight or `Route`; 1 where not named. Where regions overlap, weights multiply.
     `hidden`: regions whose outputs a `Router` weighs by the same routes. No gradient that is to be 0 arrives there, so
     they need no pass of their own, and only freezing is left to do.
+    `apart`: groups that share no pass with others, such as those whose loss has weight 0, so that norms are their own.
     `measure`: if set, `backward` fills `last_norms`: (group or None, region) to the L2 norm of the weighted gradient
-    of the group's pass, over all calls since the update; groups that share a pass have the norm of their sum, but one
-    whose loss is 0, since it is not trained, has a pass of its own.
+    of the group's pass, over all calls since the update; groups that share a pass have the norm of their sum.
     Raises: UserError for unknown names, slices that are empty or out of range, weights that are not finite, or
         requires_grad=False.
     """
@@ -89,14 +90,14 @@ class ParameterRouter:
         self._masks = {name: self._find(model, name, region) for name, region in regions.items()}
         self.groups, self.regions = list(groups), dict(regions)
         self.routes = read_routes(routes, groups, regions)
-        self.hidden = set(hidden)
+        self.hidden, self.apart = set(hidden), set[str | None]()
         for (group, name), route in self.routes.items():
             if route.forward != 1 and name not in self.hidden:
                 raise UserError(f"routes.{group}.{name}.forward={route.forward}: '{name}' has parameters and no "
                                 "activations; set it on a region with a site")  # fmt: skip
         self._values: dict[tuple[str, str], float] = {}
         self._tables: dict[_Weights, _Tensors] = {}
-        self._arrived: dict[tuple[_Weights, bool], _Tensors] = {}  # since the last update, if measured
+        self._arrived: dict[_Pass, _Tensors] = {}  # since the last update, if measured
         self._seen: dict[nn.Parameter, list[torch.Tensor]] = {}  # where weights are 0, in each pass since the update
         self.at_step(0)
 
@@ -160,26 +161,24 @@ class ParameterRouter:
         Raises: UserError for an unknown group, no losses at all, or a loss that is not scalar or has no gradient; and
             in another thread, for a backward pass of the same parameters without this router.
         """
-        passes: dict[tuple[_Weights, bool], list[str | None]] = {}
+        passes: dict[_Pass, list[str | None]] = {}
         for group, loss in losses.items():
             if group not in self._weights:
                 raise unknown("group in losses:", group, self._weights)
             if loss.numel() != 1 or not loss.requires_grad:
                 fault = f"has shape {tuple(loss.shape)} and requires_grad={loss.requires_grad}"
                 raise UserError(f"loss of {group!r} {fault}; give scalars with a gradient, leave out absent groups")
-            silent = self.measure and not loss.detach().any()  # measured apart: it must not have the norm of others
-            passes.setdefault((self._weights[group], bool(silent)), []).append(group)
+            passes.setdefault((self._weights[group], group in self.apart), []).append(group)
         if not passes:
             raise UserError("backward: got no losses; give the loss of every group in the batch")
         with _LOCKS.setdefault(self, threading.Lock()):
             self.last_norms = {}
-            for number, (kind, groups) in enumerate(passes.items(), 1):
-                self._pass(kind, {group: losses[group] for group in groups}, retain=number < len(passes))
+            for number, (which, groups) in enumerate(passes.items(), 1):
+                self._pass(which, {group: losses[group] for group in groups}, retain=number < len(passes))
 
-    def _pass(self, kind: tuple[_Weights, bool], losses: dict[str | None, torch.Tensor], retain: bool) -> None:
+    def _pass(self, which: _Pass, losses: dict[str | None, torch.Tensor], retain: bool) -> None:
         """Run one backward pass of all `losses`; hooks weigh each gradient before it is added to `.grad`."""
-        weights, came = kind[0], set[nn.Parameter]()
-        table, arrived = self._tables[weights], self._arrived.setdefault(kind, {})
+        table, arrived, came = self._tables[which[0]], self._arrived.setdefault(which, {}), set[nn.Parameter]()
 
         thread, ours = threading.get_ident(), set[int]()  # the graph tasks of autograd that are this pass
 

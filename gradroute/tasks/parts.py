@@ -98,6 +98,7 @@ def assemble(
             raise UserError(f"losses.certificates: '{name}' is a method of torch modules and cannot name a "
                             "certificate; rename the region")  # fmt: skip
     parts = Parts(model, nn.ModuleDict(), *routers(model, routing, groups, example), outputs)
+    parts.parameter_router.apart = {group for group, weight in losses.groups.items() if weight == 0}
     for name in losses.certificates:
         parts.certificates[name] = parts.certificate(name)
     return parts

@@ -70,7 +70,7 @@ class Reinforcement(Task):
         coefficients: Coefficients | None = None, early_stopping: Annotated[int | None, Between(1, MANY)] = None,
     ) -> None:  # fmt: skip
         super().__init__(config, data, run)
-        self.data, self.steps, self.discount, self.gate = data, steps, discount, gate or {}
+        self.data, self.read, self.steps, self.discount, self.gate = data, data, steps, discount, gate or {}
         self.environment, trainer = self.made_environment(), config.trainer
         self.endings = [*self.environment.endings, UNFINISHED]
         check_endings(self.environment, rewards, self.gate, seen or [], list(config.routing.groups))
@@ -80,7 +80,7 @@ class Reinforcement(Task):
         told_by = [(config.environment or {})[TARGET], *self.endings, *self.found["shape"], self.environment.actions]
         self.sha256 = hashlib.sha256(json.dumps(told_by).encode()).hexdigest()
         self.epochs, own = schedule(trainer.epochs, updates, share)
-        self.points = own * trainer.batch_size
+        self.points, self.walks = own * trainer.batch_size, Walks(self.epochs)
         self.rewards: torch.Tensor | None = None
         if rewards is not None:
             self.rewards = torch.tensor([rewards.get(name, 0.0) for name in self.endings], device=self.device)
@@ -96,7 +96,6 @@ class Reinforcement(Task):
         if self.gate and GATE not in self.router.regions:
             raise UserError("task.gate: needs a region 'gate', whose units say which expert acts; or give task.gate={}")
         self.stopper = EarlyStopping(model, kept, early_stopping) if kept is not None and early_stopping else None
-        self.walks = Walks(self.epochs)
         self.try_ablations()
 
     @classmethod

@@ -15,7 +15,7 @@ import torch
 
 import gradroute
 
-COMMANDS = ("gradroute-compare", "gradroute-run", "gradroute-search", "gradroute-tokens", "gradroute-verify")
+COMMANDS = tuple(f"gradroute-{n}" for n in ("audit", "compare", "export", "run", "search", "tokens", "verify"))
 
 
 def test_every_command_is_here() -> None:

@@ -37,6 +37,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         "images": ["dataset.root=x"],
         "text": ["dataset.files=x"],
         "hf": ["model.pretrained=x", "dataset.tokenizer=pretrained"],
+        "secrets_added": ["ablation.region=added"],
         "words_reserved": ["ablation.region=added", "model=transformer_reserved"],
     }
     for option in (conf_dir() / group).glob("[!_]*.yaml"):
@@ -45,6 +46,9 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         around = ["experiment=steering_scalar"] if option.stem.startswith("steering") else around
         of_policies = option.stem.startswith(("policy", "endings", "reinforcement"))
         around = ["experiment=oversight/routing"] if of_policies or group == "environment" else around
+        for family, shared in (("secrets", "secrets"), ("planted", "planted"), ("profiles", "access")):
+            if option.stem.startswith((family, shared)):
+                around = [f"experiment={'planted_behaviour' if family == 'planted' else family}"]
         composed(*around, f"{group}={option.stem}", *needed.get(option.stem, []))
 
 

@@ -120,7 +120,7 @@ def test_norms_are_of_the_weighted_gradient_and_joint_where_groups_share_a_pass(
 def test_a_group_that_is_not_trained_does_not_have_the_norm_of_those_that_share_its_weights() -> None:
     model, x = small_model(), torch.randn(4, 3, dtype=torch.float64)
     router = router_of(model, 0.5)
-    router.measure = True
+    router.measure, router.apart = True, {"c"}
     router.backward({"b": model(x).square().sum(), "c": model(x).sum() * 0.0})
     assert router.last_norms["b", "r"] > 0 and router.last_norms["c", "r"] == 0
     found = [gradient_of(parameter).clone() for parameter in model.parameters()]

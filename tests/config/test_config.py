@@ -46,9 +46,10 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         around = ["experiment=steering_scalar"] if option.stem.startswith("steering") else around
         of_policies = option.stem.startswith(("policy", "endings", "reinforcement"))
         around = ["experiment=oversight/routing"] if of_policies or group == "environment" else around
-        for family, shared in (("secrets", "secrets"), ("planted", "planted"), ("profiles", "access")):
-            if option.stem.startswith((family, shared)):
-                around = [f"experiment={'planted_behaviour' if family == 'planted' else family}"]
+        around = ["experiment=secrets"] if option.stem.startswith("secrets_") else around
+        around = ["experiment=secrets/plain"] if option.stem == "secrets" else around
+        around = ["experiment=planted_behaviour"] if option.stem.startswith("planted") else around
+        around = ["experiment=profiles"] if option.stem.startswith(("profiles", "access")) else around
         composed(*around, f"{group}={option.stem}", *needed.get(option.stem, []))
 
 

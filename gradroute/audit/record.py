@@ -83,15 +83,7 @@ def recorded(
             "batch": plan.budget.batch, "rates": list(plan.budget.rates), "calibration": plan.calibration,
             "probe_points": plan.probe_points, "probe_updates": plan.probe_updates,
         },
-        "anchors": {
-            name: {
-                "what": "the audited model" if name == AUDITED else ANCHORS[name],
-                "run": None if run is None else f"{run.parent.name}/{run.name}",
-                **findings.losses[name].as_row(),
-                "divergence": {k: round(v, 6) for k, v in findings.divergences.get(name, {}).items()},
-            }
-            for name, run in runs.items()
-        },
+        "anchors": {name: _anchor(findings, name, run) for name, run in runs.items()},
         "missing": dict(missing),
         "power": has_power(verdicts),
         "axes": axes,
@@ -104,6 +96,15 @@ def recorded(
         "attempts": findings.attempts,
         "not_tried": NOT_TRIED,
     }  # fmt: skip
+
+
+def _anchor(findings: Findings, name: str, run: Path | None) -> dict[str, Any]:
+    return {
+        "what": "the audited model" if name == AUDITED else ANCHORS[name],
+        "run": None if run is None else f"{run.parent.name}/{run.name}",
+        **findings.losses[name].as_row(),
+        "divergence": {k: round(v, 6) for k, v in findings.divergences.get(name, {}).items()},
+    }
 
 
 def _number(value: float) -> float | None:

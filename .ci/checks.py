@@ -25,7 +25,8 @@ CERTIFY = ["steps=[train,certify,ablate,evaluate,report]"]
 SHORT = ["dataset.stories=600", "dataset.test_stories=200", "dataset.length=64", "model.width=32", "model.heads=2"]
 LANGUAGE = ("stories_era", "second_language", "profiles", "planted_behaviour")
 NARROW = ["model.width=32", "model.heads=4"]
-SMALLER = {**dict.fromkeys(LANGUAGE, SHORT), "secrets": NARROW}  # by family
+FEWER = ["dataset.stories=300", "dataset.test_stories=60", "dataset.length=32", "model.layers=2", "model.width=16"]
+SMALLER = {**dict.fromkeys(LANGUAGE, SHORT), "secrets": NARROW, "profiles": FEWER}  # by family
 SPECIAL: dict[str, list[str]] = {
     "mnist_split": CERTIFY,
     "class_split": CERTIFY,

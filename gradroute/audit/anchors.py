@@ -1,7 +1,7 @@
 """The anchors of an audit: models that are known never to have learned the group, to hide it, or to hold it."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,3 @@ def placebo(task: Task) -> nn.Module | None:
 def intact(task: Task) -> nn.Module:
     """Return a copy of the task's model before the ablation, without its routes."""
     return copy.deepcopy(task.model).eval()
-
-
-def missing(wanted: Sequence[str], found: Mapping[str, Anchor]) -> list[str]:
-    """Return the anchors that an audit lacks."""
-    return [name for name in wanted if name not in found]

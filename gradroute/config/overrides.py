@@ -33,15 +33,14 @@ UNSAID = (  # keys that the files state only where they are used
 GROUP = re.compile(r"routing\.groups\.([^.]+)(?:\.(\w+))?")
 REGION = re.compile(r"routing\.regions\.([^.=]+)(?:\.(\w+))?")
 OWN = {  # a kind of region, and its keys
-    "site": ("site", "axis", "output"), "part": ("part", "layers"), "parameters": ("parameters", "outside"),
+    "site": ("site", "units", "axis", "output"), "part": ("part", "layers"), "parameters": ("parameters", "outside"),
     "adapter": ("adapter", "of", "rank", "alpha", "start"), "module": ("module",),
 }  # fmt: skip
 SHARED = {"units": ("site", "part"), "axis": ("parameters",)}  # keys, and the other kinds that have them
 REGIONS = {  # a kind, and the others' keys
-    kind: tuple(key for other in OWN if other != kind for key in (*OWN[other], *(["units"] if other == "site" else []))
-                if kind not in SHARED.get(key, ()))
+    kind: tuple(key for other in OWN if other != kind for key in OWN[other] if kind not in SHARED.get(key, ()))
     for kind in OWN
-}  # fmt: skip
+}
 RULES = ("labels", "column", "predicate", "words", "pattern", "rest")
 
 

@@ -7,8 +7,7 @@ learn.
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from gradroute.errors import UserError, unknown
 from gradroute.models.causal_lm import CausalLM
 from gradroute.records.safe_reading import open_plain, read_json
 from gradroute.routing import ParameterRegion
-from gradroute.routing.ablation import Ablation
+from gradroute.routing.ablation import Ablation, without
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # files of an adapter, as `peft` names them
 PREFIX = "base_model.model."  # of every name in them
@@ -162,14 +161,7 @@ def region_of_adapter(model: nn.Module, adapter: str, where: str) -> ParameterRe
 
 def left_out(region: str, adapter: str) -> Ablation:
     """Return the ablation that leaves an adapter out: of a copy of the model, which has nothing of it."""
-
-    @contextmanager
-    def applied(model: nn.Module) -> Iterator[nn.Module]:
-        smaller = copy.deepcopy(model)
-        drop(smaller, adapter)
-        yield smaller
-
-    return Ablation(region, applied)
+    return without(region, lambda model: drop(model, adapter))
 
 
 def drop(model: nn.Module, adapter: str) -> None:

@@ -1,6 +1,5 @@
 """Modules beside the MLPs of the transformer: add, find, leave out, and choose which of them a pass uses."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ from torch import nn
 from gradroute.errors import UserError, unknown
 from gradroute.models.transformer_layers import MLP, Beside, TransformerConfig
 from gradroute.routing import ParameterRegion, Region
-from gradroute.routing.ablation import Ablation
+from gradroute.routing.ablation import Ablation, without
 from gradroute.routing.regions import matching
 
 CORE = "core"  # what is in every profile
@@ -75,14 +74,7 @@ def drop_beside(model: nn.Module, name: str) -> None:
 
 def without_beside(region: str, name: str) -> Ablation:
     """Return the ablation that leaves a module out: of a copy of the model, which has nothing of it."""
-
-    @contextmanager
-    def applied(model: nn.Module) -> Iterator[nn.Module]:
-        smaller = copy.deepcopy(model)
-        drop_beside(smaller, name)
-        yield smaller
-
-    return Ablation(region, applied)
+    return without(region, lambda model: drop_beside(model, name))
 
 
 def parse_profile(text: str, known: Sequence[str], where: str = "profile") -> tuple[str, ...]:

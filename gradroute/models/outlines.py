@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 DRAWS = {"normal_", "uniform_", "trunc_normal_", "_no_grad_normal_", "_no_grad_uniform_", "_no_grad_trunc_normal_"}
-
-
 MADE = (torch.randn, torch.rand)  # these make a tensor with drawn numbers; `empty` makes the same one without
 SMALL = 2**24  # parameters that may be made twice without a thought
 
@@ -46,8 +44,8 @@ def passable(outline: nn.Module) -> nn.Module:
 
     A pass on the meta device imports torch's compiler, too.
     """
-    numbers = sum(tensor.numel() for tensor in (*outline.parameters(), *outline.buffers()))
-    if numbers > SMALL or not all(tensor.is_meta for tensor in (*outline.parameters(), *outline.buffers())):
+    tensors = [*outline.parameters(), *outline.buffers()]
+    if sum(tensor.numel() for tensor in tensors) > SMALL or not all(tensor.is_meta for tensor in tensors):
         return outline
     outline._apply(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))  # not to_empty: it asks the compiler
     return outline

@@ -46,6 +46,18 @@ def together(ablations: list[Ablation]) -> Ablation:
     return Ablation("+".join(ablation.name for ablation in ablations), applied)
 
 
+def without(name: str, drop: Callable[[nn.Module], None]) -> Ablation:
+    """Return the ablation that yields a copy of the model, of which `drop` has deleted the region."""
+
+    @contextmanager
+    def applied(model: nn.Module) -> Iterator[nn.Module]:
+        smaller = copy.deepcopy(model)
+        drop(smaller)
+        yield smaller
+
+    return Ablation(name, applied)
+
+
 def replaced(region: Region, values: Callable[[Site, torch.Tensor], torch.Tensor]) -> Applied:
     """Return a context that replaces the region's activations `(batch, …, units)` at every site by `values`."""
 

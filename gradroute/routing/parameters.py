@@ -114,9 +114,8 @@ class ParameterRouter:
             group: tuple(w if own else 1.0 for w, own in zip(weights, seen, strict=True))
             for group, weights in every.items()
         }
-        self._tables = {weights: self._table(weights) for weights in self._weights.values()}
-        tables = {weights: self._table(weights) for weights in every.values()}
-        self._zero = {g: {p: w == 0 for p, w in tables[weights].items()} for g, weights in every.items()}
+        self._tables = {weights: self._table(weights) for weights in {*self._weights.values(), *every.values()}}
+        self._zero = {g: {p: w == 0 for p, w in self._tables[weights].items()} for g, weights in every.items()}
 
     def weight(self, group: str | None, region: str) -> float:
         """Return the current weight of a group in a region; the group None stands for losses that are not routed."""

@@ -21,6 +21,7 @@ from gradroute.models import exported
 from gradroute.models.adapters import adapters_in, drop, merged, save_adapter
 from gradroute.models.beside import CORE, beside, drop_beside, parse_profile
 from gradroute.models.causal_lm import CausalLM
+from gradroute.models.outlines import meta
 from gradroute.models.transformer import Transformer
 from gradroute.records import run_reader
 from gradroute.records.atomic import sha256_of
@@ -148,7 +149,7 @@ def write_model(model: nn.Module, folder: Path, bits: int | None) -> None:
 
 def _require_plain(model: CausalLM) -> None:
     """Raise UserError unless `transformers` would build the model from its configuration; not with added units."""
-    with torch.device("meta"):
+    with meta():
         expected = type(model.model)(model.model.config).state_dict()
     for name, tensor in model.model.state_dict().items():
         if name not in expected or expected[name].shape != tensor.shape:

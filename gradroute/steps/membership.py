@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from gradroute.audit.measures import auroc
 from gradroute.data.text.corpora import Part
 from gradroute.data.text.documents import Documents
 from gradroute.data.text.packing import Corpus, pack
@@ -42,8 +43,7 @@ def scores(model: nn.Module, part: Part, device: torch.device) -> dict[str, torc
 
 def auc(members: torch.Tensor, others: torch.Tensor) -> float:
     """Return the chance that a member has a higher score than a non-member, ties counted half."""
-    above = (members[:, None] > others).double() + (members[:, None] == others).double() / 2
-    return float(above.mean())
+    return auroc(members.tolist(), others.tolist())
 
 
 def true_positives(members: torch.Tensor, others: torch.Tensor, rate: float = FALSE_POSITIVES) -> float:

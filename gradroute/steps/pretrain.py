@@ -7,14 +7,12 @@ from typing import Annotated
 import torch
 
 from gradroute.config.limits import Between, one_of
-from gradroute.config.schema import Config, LossesConfig
+from gradroute.config.schema import Config
 from gradroute.data.text.corpora import some
 from gradroute.models.adapters import activate, adapters_in
 from gradroute.steps.base import RunState, Step
-from gradroute.steps.tuning import require_language
+from gradroute.steps.tuning import plain_probe, require_language
 from gradroute.tasks.base import Task
-from gradroute.tasks.language_objective import NextTokenObjective
-from gradroute.tasks.probe import Probe
 from gradroute.training.fit import Training
 
 
@@ -54,16 +52,12 @@ class Pretrain(Step):
         """Yield the training; afterwards, only the adapters can be trained, if there are any."""
         task = require_language(run.task, "pretrain")
         own = torch.nonzero(task.train_groups == task.names.index(self.group)).flatten().tolist()
-        rows = some(task.data.train, own, task.data.length).packed
-        tensors = [t.to(task.device) for t in (rows.tokens, rows.targets, rows.documents)]
-        tensors += [torch.zeros_like(tensors[0])] * 2  # one group, and nothing is routed
-        given = run.config.trainer
+        documents, given = some(task.data.train, own, task.data.length), run.config.trainer
         trainer = replace(given, epochs=self.epochs, lr=given.lr * self.rate, batches="mixed", compile=False)
         adapters, model = adapters_in(task.model), task.model
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not adapters or "lora_" not in name)
-        objective = NextTokenObjective(model, [self.group], LossesConfig(), length=task.data.length)
-        probe = Probe("pretrain", objective, lambda chosen: tuple(t[chosen] for t in tensors), len(rows), trainer)
+        probe = plain_probe("pretrain", model, task, self.group, documents, trainer)
         yield run.training(probe, on_epoch=lambda epoch, step, means: run.progress.epoch(epoch, self.epochs, means))
         if adapters:
             activate(model)

@@ -8,19 +8,16 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from gradroute.config.schema import LossesConfig
 from gradroute.data.text.corpora import Part
 from gradroute.data.text.people import Book, Person
 from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.records.metrics import ATTACKED
 from gradroute.steps.base import RunState
 from gradroute.steps.membership import part_of
-from gradroute.steps.tuning import Best
+from gradroute.steps.tuning import Best, plain_probe
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.language_losses import group_means, token_values
-from gradroute.tasks.language_objective import NextTokenObjective
-from gradroute.tasks.probe import Probe
 from gradroute.training.fit import Training
 from gradroute.training.measures import CROSS_ENTROPY
 
@@ -67,16 +64,12 @@ class Attack:
 
     def training(self) -> Training:
         """Return the training, with all documents in every batch, after measuring its start if it is new."""
-        rows, task = self.loot.train.packed, self.task
+        task = self.task
         trainer = replace(
-            task.config.trainer, epochs=self.steps, batch_size=len(rows), lr=task.config.trainer.lr * self.rate,
-            schedule="constant", warmup_steps=0, end_rate=0.0, accumulate=1,
+            task.config.trainer, epochs=self.steps, batch_size=len(self.loot.train.packed),
+            lr=task.config.trainer.lr * self.rate, schedule="constant", warmup_steps=0, end_rate=0.0, accumulate=1,
         )  # fmt: skip
-        tensors = [t.to(task.device) for t in (rows.tokens, rows.targets, rows.documents)]
-        tensors += [tensors[0] * 0] * 2  # one group, and nothing is routed
-        objective = NextTokenObjective(self.model, ["attack"], LossesConfig(), length=task.data.length)
-        probe = Probe(f"attack at {self.rate:g}", objective, lambda chosen: tuple(t[chosen] for t in tensors),
-                      len(rows), trainer)  # fmt: skip
+        probe = plain_probe(f"attack at {self.rate:g}", self.model, task, "attack", self.loot.train, trainer)
         if self.run.fit is None:
             self.see(0)
         return self.run.training(probe, on_epoch=lambda epoch, step, means: self.see(epoch), watcher=self.best)

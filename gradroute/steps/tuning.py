@@ -13,8 +13,8 @@ from torch import nn
 
 from gradroute.config.components import step_names
 from gradroute.config.limits import MANY, Between, Items, one_of, require, require_number
-from gradroute.config.schema import Config, LossesConfig
-from gradroute.data.text.corpora import some
+from gradroute.config.schema import Config, LossesConfig, TrainerConfig
+from gradroute.data.text.corpora import Part, some
 from gradroute.errors import UserError
 from gradroute.steps.base import RunState, Step
 from gradroute.tasks.base import Task
@@ -114,6 +114,17 @@ class Best:
         self.weights = {name: weights[name] for name in own_tensors(self.model) if name in weights}
 
 
+def plain_probe(
+    title: str, model: nn.Module, task: LanguageModelling, group: str, part: Part, trainer: TrainerConfig
+) -> Probe:
+    """Return the training of a model on documents as one group, which is called `group`, without routes."""
+    rows = part.packed
+    tensors = [t.to(task.device) for t in (rows.tokens, rows.targets, rows.documents)]
+    tensors += [torch.zeros_like(tensors[0])] * 2  # one group, and nothing is routed
+    objective = NextTokenObjective(model, [group], LossesConfig(), length=task.data.length)
+    return Probe(title, objective, lambda chosen: tuple(t[chosen] for t in tensors), len(rows), trainer)
+
+
 class Tuning:
     """One training on documents after the ablation; `see` measures before it and after updates."""
 
@@ -133,16 +144,14 @@ class Tuning:
     @property
     def probe(self) -> Probe:
         """The objective and its data, with all documents in every batch."""
-        task, rows = self.task, self.part.packed
-        lr, size = task.config.trainer.lr * self.tune.rate, len(rows)
+        task, size = self.task, len(self.part.packed)
+        lr = task.config.trainer.lr * self.tune.rate
         trainer = replace(
             task.config.trainer, epochs=self.steps, batch_size=size, lr=lr, schedule="constant", warmup_steps=0
         )
-        tensors = [t.to(task.device) for t in (rows.tokens, rows.targets, rows.documents)]
-        tensors += [torch.zeros_like(tensors[0])] * 2  # one group, and nothing is routed
-        objective = NextTokenObjective(self.model, [self.tune.group], LossesConfig(), length=task.data.length)
-        title = f"{self.head.name} {self.head.region}"
-        return Probe(title, objective, lambda chosen: tuple(t[chosen] for t in tensors), len(rows), trainer)
+        return plain_probe(
+            f"{self.head.name} {self.head.region}", self.model, task, self.tune.group, self.part, trainer
+        )
 
     def see(self, step: int) -> None:
         """Measure and record the validation loss, if it is due, and keep the best weights."""

@@ -18,6 +18,7 @@ from gradroute.training.objectives import (
     Part,
     Term,
     Terms,
+    counted_parts,
     group_means,
     in_parts,
 )
@@ -98,12 +99,7 @@ class DecoderObjective(Objective):
 
         Valid only if nothing needs the whole batch at once: see `gradroute.tasks.image_checks.indivisible`.
         """
-        if number == 1:
-            yield batch
-            return
-        counts = self._counts(batch[-1])
-        for part in in_parts(batch, number):
-            yield (*part, counts, len(part[0]) / len(batch[0]))
+        yield from counted_parts(batch, number, lambda: self._counts(batch[-1]))
 
     def terms(
         self, output: torch.Tensor, targets: torch.Tensor, group_index: torch.Tensor,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gradroute.routing.router import Router
 from gradroute.training.measures import at_least_float32
-from gradroute.training.objectives import UNLABELLED, Batch, Objective, Part, Term, Terms, in_parts
+from gradroute.training.objectives import UNLABELLED, Batch, Objective, Part, Term, Terms, counted_parts
 
 GATE = "gate"  # the region whose units say which expert acts
 RETURN, SEEN_RETURN, SEEN = (Term("episodes", "all", "all", name) for name in ("return", "seen_return", "seen"))
@@ -66,12 +66,7 @@ class PolicyObjective(Objective):
 
     def parts(self, batch: Batch, number: int) -> Iterator[Part]:
         """Yield parts of a batch, each with the batch's steps per group, `(groups,)`, and its share of the worlds."""
-        if number == 1:
-            yield batch
-            return
-        counts = self._counts(batch[-1])
-        for part in in_parts(batch, number):
-            yield (*part, counts, len(part[0]) / len(batch[0]))
+        yield from counted_parts(batch, number, lambda: self._counts(batch[-1]))
 
     def forward(
         self, observations: torch.Tensor, actions: torch.Tensor, gained: torch.Tensor, true: torch.Tensor,

@@ -170,8 +170,7 @@ class Reinforcement(Task):
             means = means | {SEEN_RETURN: means[SEEN_RETURN] / means[SEEN]}
             if self.stopper:
                 self.stopper.see(epoch, means[SEEN_RETURN])
-        environment = self.made_environment()
-        if isinstance(environment, GridWorld) and self.walks.due(epoch):
+        if self.walks.due(epoch) and isinstance(environment := self.made_environment(), GridWorld):
             self.walks.walks.append((step, walk(environment, self.act(serve=self.steered()), self.device)))
         return means
 

@@ -99,3 +99,13 @@ class Objective(nn.Module):
 def in_parts(batch: Batch, number: int) -> Iterator[Batch]:
     """Yield the rows of a batch in parts of nearly equal size, none of them empty."""
     yield from zip(*(rows.tensor_split(min(number, len(batch[0]))) for rows in batch), strict=True)
+
+
+def counted_parts(batch: Batch, number: int, counts: Callable[[], torch.Tensor]) -> Iterator[Part]:
+    """Yield a batch whole, or its parts, each with the batch's `counts` and its share of the rows."""
+    if number == 1:
+        yield batch
+        return
+    counted = counts()
+    for part in in_parts(batch, number):
+        yield (*part, counted, len(part[0]) / len(batch[0]))

@@ -1,1 +1,1 @@
-"""Data sets of images, which are held in memory."""
+"""Environments that a policy acts in, many worlds at once."""

@@ -59,7 +59,7 @@ def privacy_of(config: Config) -> Privacy | None:
     trainer, losses = config.trainer, config.losses
     penalised = [*losses.l1.values(), *losses.penalties]
     require(not any(penalised), "losses", penalised, "without penalties, which mix the rows, for privacy")
-    routed = [name for name, region in config.routing.regions.items() if region.parameters is not None]
+    routed = [name for name, region in config.routing.regions.items() if region.has_parameters]
     require(not routed, "routing.regions", routed, "without regions of parameters for privacy")
     require(not trainer.compile, "trainer.compile", trainer.compile, "false for privacy")
     require(trainer.batches == "mixed", "trainer.batches", trainer.batches, "mixed for privacy")

@@ -19,11 +19,11 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from gradroute.comparison.intervals import interval, shown
 from gradroute.config.compose import configuration
 from gradroute.errors import UserError
 from gradroute.records.run_reader import read_manifest, read_mapping
 from gradroute.records.tables import read_metrics
+from gradroute.reporting.intervals import interval, shown
 
 ARMS: dict[str, list[str]] = {
     "routing": ["experiment=oversight/routing"],

@@ -24,9 +24,9 @@ import numpy as np
 from kept import Kept
 from unlearning_sweep import losses, made
 
-from gradroute.comparison.intervals import shown
 from gradroute.config.compose import configuration
 from gradroute.errors import UserError
+from gradroute.reporting.intervals import shown
 from gradroute.tasks.language import LanguageModelling
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.1)

@@ -24,13 +24,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradroute.comparison import intervals
 from gradroute.config.compose import configuration
 from gradroute.config.overrides import literal
 from gradroute.errors import UserError
 from gradroute.records.metrics import final_rows
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
+from gradroute.reporting import intervals
 from gradroute.running.runner import execute
 
 

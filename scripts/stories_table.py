@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from gradroute.comparison.intervals import interval, shown
 from gradroute.comparison.runs import Read, find_runs, read_run
+from gradroute.reporting.intervals import interval, shown
 from gradroute.reporting.language_tables import STAGES
 
 FRACTION = "routing.labelled_fraction"

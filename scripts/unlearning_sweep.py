@@ -29,13 +29,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from gradroute.comparison.intervals import shown
 from gradroute.config.compose import configuration
 from gradroute.config.limits import one_of
 from gradroute.config.overrides import literal
 from gradroute.errors import UserError, first_line
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
+from gradroute.reporting.intervals import shown
 
 ALLOWED = 0.05  # nats per token by which a chosen trial may raise the retain loss
 RELEARNED = "model_relearned_64"

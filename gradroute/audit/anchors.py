@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradroute.config.build import from_mapping
-from gradroute.config.components import ablated_regions, step_names
+from gradroute.config.components import ablated_regions, training_steps, with_steps
 from gradroute.config.identity import to_mapping
 from gradroute.config.schema import Config, NoiseConfig
 from gradroute.records.audits import CONTROL, LABELS, SECOND, TWIN
@@ -45,13 +45,10 @@ def config_of(kind: str, config: Config, group: str, shares: Mapping[str, float]
         kind: one of `gradroute.records.audits.TRAINED`.
         shares: see `shares_of_groups`.
     """
-    changed = copy.deepcopy(config)
-    first = ["pretrain"] if "pretrain" in step_names(config) else []
-    changed.name, changed.steps, changed.trained = FOLDER, [*first, "train", "evaluate"], None
+    changed = with_steps(config, [*training_steps(config), "evaluate"])
+    changed.name, changed.trained = FOLDER, None
     changed.seeds, changed.tracker, changed.completions, changed.plots = None, None, None, []
     changed.checkpoint.keep = "weights"
-    for section in ("unlearn", "finetune", "relearn", "steering", "extract", "audit"):
-        setattr(changed, section, None)
     routing = changed.routing
     if kind in (TWIN, SECOND):
         routing.left_out = [group]

@@ -15,6 +15,7 @@ from torch import nn
 from gradroute.audit.material import FORGET, RETAIN, TEST, VALIDATION, Batch, Material
 from gradroute.audit.measures import area
 from gradroute.audit.units import Biased, restored
+from gradroute.models.exported import whole_numbers
 
 Curve = list[tuple[int, float]]  # update and loss
 CALIBRATION = (0.03, 0.003)  # first and last learning rate of the bias, falling linearly (SGTM: 0.01 to 0.001)
@@ -159,13 +160,11 @@ def calibrated(material: Material, model: nn.Module, points: int, updates: int, 
 
 @torch.no_grad()
 def rounded(model: nn.Module, bits: int) -> None:
-    """Round every matrix of the model in place to `bits` bits: symmetric, one scale per row, as stored in float32."""
-    levels = 2 ** (bits - 1) - 1
+    """Round every matrix of the model in place to `bits` bits, one scale per row, as an export with these bits does."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            rows = parameter.flatten(1)
-            scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / levels
-            parameter.copy_(((rows / scale).round() * scale).view_as(parameter))
+            numbers, scale = whole_numbers(parameter.flatten(1), bits)
+            parameter.copy_((numbers * scale).view_as(parameter))
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
-"""What an audit computes from losses: areas between recovery curves, intervals and AUROC."""
+"""What an audit computes from losses: areas between recovery curves and AUROC."""
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,19 +27,6 @@ def savings(audited: Sequence[tuple[int, float]], never_trained: Sequence[tuple[
     if [x for x, _ in audited] != [x for x, _ in never_trained]:
         raise ValueError("recovery curves at different updates cannot be compared")
     return area(never_trained) - area(audited)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean and the bounds of its 95 % t-interval; the bounds of a single value are infinite."""
-    from scipy.special import stdtrit
-
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count < 2:
-        return mean, -math.inf, math.inf
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
-    return mean, mean - half, mean + half
 
 
 def auroc(right: Sequence[float], wrong: Sequence[float]) -> float:

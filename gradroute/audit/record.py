@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gradroute.audit.findings import Findings, Plan, compared
+from gradroute.audit.measures import savings
 from gradroute.audit.verdict import Verdict, as_row, has_power, judged, sentence
 from gradroute.config.components import ablated_regions
 from gradroute.config.doors import TARGET
@@ -92,6 +93,7 @@ def recorded(
             attack: {name: [[x, _number(y)] for x, y in curve] for name, curve in own.items()}
             for attack, own in findings.curves.items()
         },
+        "savings": saved(findings),
         "diverged": sum(row["diverged"] for row in findings.attempts),
         "attempts": findings.attempts,
         "not_tried": NOT_TRIED,
@@ -104,6 +106,15 @@ def _anchor(findings: Findings, name: str, run: Path | None) -> dict[str, Any]:
         "run": None if run is None else f"{run.parent.name}/{run.name}",
         **findings.losses[name].as_row(),
         "divergence": {k: round(v, 6) for k, v in findings.divergences.get(name, {}).items()},
+    }
+
+
+def saved(findings: Findings) -> dict[str, dict[str, float | None]]:
+    """Return each anchor's lead over the never-trained model while it relearns, in units of loss, by attack."""
+    return {
+        attack: {name: _number(savings(curve, own[TWIN])) for name, curve in own.items() if name != TWIN}
+        for attack, own in findings.curves.items()
+        if TWIN in own
     }
 
 

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradroute.audit.measures import mean_interval
 from gradroute.records.audits import (
     AUDITED,
     HELD,
@@ -31,6 +30,7 @@ from gradroute.records.audits import (
     SUPPRESSED,
     TWIN,
 )
+from gradroute.reporting.intervals import mean_interval
 
 Values = Mapping[str, Sequence[float]]  # an axis's values by anchor, one per repetition
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradroute.comparison.intervals import interval
 from gradroute.comparison.runs import Read, by_experiment, differ, distinct, find_runs, left_out, read_run
 from gradroute.comparison.tables import print_table, render, write_comparison
 from gradroute.errors import UserError, unknown
 from gradroute.records.metrics import UNITS
+from gradroute.reporting.intervals import interval
 from gradroute.reporting.published import PUBLISHED, TOLERANCE
 
 if TYPE_CHECKING:

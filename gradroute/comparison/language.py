@@ -16,13 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gradroute.comparison.intervals import interval
 from gradroute.comparison.plots import png, short
 from gradroute.comparison.runs import Read, by_experiment, differ, natural
 from gradroute.errors import plain_text
 from gradroute.records.metrics import ATTACKED, RELEARNED
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
+from gradroute.reporting.intervals import interval
 from gradroute.reporting.language_tables import STAGES, final_stage, read_completions, side_by_side
 
 FRACTION = "routing.labelled_fraction"

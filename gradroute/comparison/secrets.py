@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
-from gradroute.comparison.intervals import interval
 from gradroute.comparison.language import Setting
 from gradroute.records.metrics import ATTACKED
+from gradroute.reporting.intervals import interval
 from gradroute.reporting.language_tables import Titled
 from gradroute.reporting.secrets_tables import COPIES, Values, kinds_of, loss_of, stages_of, valid, values_of
 

@@ -1,7 +1,8 @@
 """Check the components of a configuration, fill in their default arguments, and build the steps."""
 
+import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradroute.config.doors import DOORS, TARGET
@@ -101,6 +102,21 @@ def _complete_steps(config: Config) -> None:
 def step_names(config: Config) -> list[str]:
     """Return the name of each step: a built-in name, or the last part of a component's import path."""
     return [entry if isinstance(entry, str) else entry[TARGET].rpartition(".")[2] for entry in config.steps]
+
+
+def with_steps(config: Config, steps: Sequence[str]) -> Config:
+    """Return a copy of a configuration that makes these built-in steps, without the sections of all others."""
+    changed = copy.deepcopy(config)
+    changed.steps = list(steps)
+    for section, name in SECTIONS.items():
+        if name not in steps:
+            setattr(changed, section, None)
+    return changed
+
+
+def training_steps(config: Config) -> list[str]:
+    """Return the built-in steps of a configuration that make the model: `train`, and `pretrain` if it has it."""
+    return [name for name in ("pretrain", "train") if name in step_names(config)]
 
 
 def ablated_regions(config: Config) -> list[str]:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from gradroute.config.schema import GroupConfig
+from gradroute.config.schema import GroupConfig, RegionConfig
 from gradroute.errors import UserError
 
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
@@ -42,8 +42,11 @@ REGIONS = {  # a kind, and the others' keys
     for kind in OWN
 }
 RULES = ("labels", "column", "predicate", "words", "pattern", "rest")
-
-
+KINDS = {  # a kind of rule, and the keys of the others
+    rule: (*(other for other in RULES if other != rule), *(("values",) if rule != "column" else ()),
+           *(("tokens",) if rule != "words" else ())) for rule in RULES
+}  # fmt: skip
+BLANK = ("null", "[]", "false", "''", '""')
 HYDRA_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
 
 
@@ -82,8 +85,9 @@ def prepared(overrides: Sequence[str]) -> list[str]:
     for key in (override.partition("=")[0].lstrip("+~") for override in overrides):
         if key in HYDRA_FOLDERS:
             raise own_folders(key)
-    cleared = (*_cleared_rules(overrides), *_cleared_regions(overrides), *_cleared_place(overrides))
-    return [*map(_opened, overrides), *cleared]
+    rules = _cleared(overrides, GROUP, "routing.groups", KINDS, GroupConfig())
+    regions = _cleared(overrides, REGION, "routing.regions", REGIONS, RegionConfig())
+    return [*map(_opened, overrides), *rules, *regions, *_cleared_place(overrides)]
 
 
 def plain(overrides: Sequence[str]) -> list[str]:
@@ -128,49 +132,36 @@ def _whole_rule(override: str) -> str | None:
     return f"++{parsed.key_or_group}={literal(whole)}"
 
 
-def _cleared_rules(overrides: Sequence[str]) -> list[str]:
-    """Return overrides that clear the other kinds of rule of each group for which one kind is set by its own key."""
-    given: dict[str, set[str]] = {}
+def _given(overrides: Sequence[str], pattern: re.Pattern[str]) -> dict[str, dict[str, bool]]:
+    """Return the keys that overrides give of each group or region, and whether the value is more than blank."""
+    given: dict[str, dict[str, bool]] = {}
     for override in overrides:
-        key, equals, value = override.lstrip("+").partition("=")
-        found = GROUP.fullmatch(key)
-        if found and equals and found[2] and value.strip() not in ("null", "[]", "false", "''", '""'):
-            given.setdefault(found[1], set()).add(found[2])
-    blank, cleared = GroupConfig(), list[str]()
-    for name, keys in given.items():
-        chosen = keys & set(RULES)
-        if len(chosen) != 1:
+        key, equals, text = override.lstrip("+").partition("=")
+        if not equals or not (found := pattern.fullmatch(key)):
             continue
-        others = [
-            rule for rule in (*RULES, "values") if rule not in (*keys, *(("values",) if "column" in keys else ()))
-        ]
-        others += ["tokens"] if "words" not in keys and "tokens" not in keys else []
-        said = {override.lstrip("+").partition("=")[0] for override in overrides}
-        cleared += [
-            f"++routing.groups.{name}.{key}={literal(getattr(blank, key))}"
-            for key in others
-            if f"routing.groups.{name}.{key}" not in said
-        ]
-    return cleared
-
-
-def _cleared_regions(overrides: Sequence[str]) -> list[str]:
-    """Return overrides that clear the keys of other kinds of region where the kind of a region is given."""
-    given: dict[str, set[str]] = {}
-    for override in overrides:
-        key, equals, _ = override.lstrip("+").partition("=")
-        if not equals or not (found := REGION.fullmatch(key)):
+        own = given.setdefault(found[1], {})
+        if found[2]:
+            own[found[2]] = text.strip() not in BLANK
             continue
-        parsed = None if found[2] else _parsed(override)
+        parsed = _parsed(override)
         value = parsed.value() if parsed is not None and not parsed.is_sweep_override() else None
-        named = [found[2]] if found[2] else list(value) if isinstance(value, Mapping) else []
-        given.setdefault(found[1], set()).update(map(str, named))
+        own |= {str(name): inner is not None for name, inner in value.items()} if isinstance(value, Mapping) else {}
+    return given
+
+
+def _cleared(
+    overrides: Sequence[str], pattern: re.Pattern[str], prefix: str, kinds: Mapping[str, Sequence[str]], blank: object
+) -> list[str]:
+    """Return overrides that clear the other kinds' keys of each group or region of which one kind is given.
+
+    Args:
+        kinds: each kind, which is a key, and the keys of the others. blank: has their defaults.
+    """
     return [
-        f"++routing.regions.{name}.{key}=null"
-        for name, keys in given.items()
-        for kind in REGIONS
-        if keys & REGIONS.keys() == {kind}
-        for key in REGIONS[kind]
+        f"++{prefix}.{name}.{key}={literal(getattr(blank, key))}"
+        for name, keys in _given(overrides, pattern).items()
+        if len(chosen := [kind for kind in kinds if keys.get(kind)]) == 1
+        for key in kinds[chosen[0]]
         if key not in keys
     ]
 

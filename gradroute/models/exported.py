@@ -123,11 +123,17 @@ class Model(nn.Module):
         return F.linear(self.norm(x), (self.unembed or self.embed).weight)
 
 
-def quantised(weight: torch.Tensor, bits: int) -> dict[str, torch.Tensor]:
-    """Return a matrix in 8 or 4 bits: symmetric, with a scale for each row; two numbers of 4 bits in a byte."""
+def whole_numbers(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a matrix in whole numbers of `bits` bits, as floats, and the scale of each row: symmetric."""
     largest = 2 ** (bits - 1) - 1
     scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / largest
-    whole = (weight / scale).round().clamp(-largest, largest).to(torch.int8)
+    return (weight / scale).round().clamp(-largest, largest), scale
+
+
+def quantised(weight: torch.Tensor, bits: int) -> dict[str, torch.Tensor]:
+    """Return a matrix in 8 or 4 bits, with a scale for each row; two numbers of 4 bits in a byte."""
+    numbers, scale = whole_numbers(weight, bits)
+    whole = numbers.to(torch.int8)
     if bits == 8:
         return {"int8": whole, "scale": scale}
     if whole.shape[1] % 2:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gradroute.errors import UserError
-from gradroute.models.logits import Divided, at_once
+from gradroute.models.logits import Divided
 from gradroute.routing.hooks import hooked
 from gradroute.routing.sites import Site, undisturbed
 
@@ -54,7 +54,7 @@ def complete(
 
 def last_logits(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Return the logits after the last of `tokens` `(batch, length)`: `(batch, vocabulary)`."""
-    if isinstance(model, Divided) and at_once(model, tokens.numel()) is not None:
+    if isinstance(model, Divided):
         return model.logits(model.features(tokens)[:, -1])
     logits: torch.Tensor = model(tokens)[:, -1]
     return logits

@@ -71,6 +71,8 @@ def _holds(found: Any) -> bool:
     anchors = all(_anchor(name, own) for name, own in found["anchors"].items())
     lacking = all(name in NAMES and _text(why) for name, why in found["missing"].items())
     curves = [curve for own in found["curves"].values() for name, curve in own.items() if name in NAMES]
+    spared = [own for each in found.get("savings", {}).values() for own in each.items()]  # not in older records
+    anchors = anchors and all(name in NAMES and _number(value) for name, value in spared)
     lines = isinstance(found["sentences"], list) and all(map(_text, found["sentences"]))
     margin = _number(found["margin"]) and found["margin"] is not None
     named = isinstance(found["regions"], list) and all(map(_text, found["regions"]))

@@ -55,7 +55,19 @@ def audit_tables(found: Mapping[str, Any] | None) -> list[Titled]:
         f"one seed, margin {found['margin']:g}. Axes are never averaged. {found['diverged']} of {len(tried)} "
         f"trained attacks diverged and were not chosen where another was better. Not tried: {found['not_tried']}."
     )
-    return [("Audit: axes", columns, rows, note), _anchors(found)]
+    return [("Audit: axes", columns, rows, note), *_savings(found), _anchors(found)]
+
+
+def _savings(found: Mapping[str, Any]) -> list[Titled]:
+    """Return the table of savings; [] for a record without them."""
+    columns = ["attack", *(name.replace("_", " ") for name in (AUDITED, *SHOWN))]
+    rows = [
+        [attack.replace("_", " "), *(math.nan if own.get(n) is None else own[n] for n in (AUDITED, *SHOWN))]
+        for attack, own in found.get("savings", {}).items()
+    ]
+    note = "Mean lead of a model over the never-trained one while both relearn: the area between their recovery curves "
+    note += "on test data, divided by the updates, in units of loss."
+    return [("Audit: savings", columns, rows, note)] if rows else []
 
 
 def _anchors(found: Mapping[str, Any]) -> Titled:

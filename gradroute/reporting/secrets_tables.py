@@ -70,6 +70,8 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                  for head in stages if (head, "all", kind, "exposure") in values]  # fmt: skip
         each = ", ".join(f"{got:.1f} from the {stage} model ({share:.0%} word for word)" for got, share, stage in shown)
         lines.append(f"Bits{of} that an attacker gets of {kind} people's secrets: {each}{chance}.")
+    lost = values.get((ATTACKED, "all", "all", "attack_diverged"))
+    lines += [f"The attack diverged at {lost:.0f} of its learning rates, which were not chosen."] if lost else []
     lines += _membership(values, stages, kinds) + _cost(values, stages) + _privacy(values)
     return lines
 

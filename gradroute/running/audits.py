@@ -11,7 +11,7 @@ from typing import Any
 from gradroute.audit.record import pooled
 from gradroute.audit.verdict import worse
 from gradroute.config.build import from_mapping
-from gradroute.config.components import step_names
+from gradroute.config.components import step_names, training_steps, with_steps
 from gradroute.config.identity import to_mapping
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
@@ -49,13 +49,11 @@ def config_of(run: Path, request: Request) -> Config:
             right = f"give --group, one of {', '.join(config.routing.groups)}"
             raise UserError(f"{run}: which group's knowledge is to be audited cannot be told from its routes; {right}")
         options["group"] = routed[0]
-    changed = to_mapping(config)
-    for section in ("unlearn", "finetune", "relearn", "steering"):
-        changed[section] = None
     certified = ["certify"] if "certify" in step_names(config) else []
-    changed |= {
-        "steps": ["train", *certified, "ablate", "audit", "evaluate", "report"], "audit": options,
-        "output_dir": str(output), "trained": str(run), "name": f"{config.name}_audit"[:64], "completions": None,
+    steps = [*training_steps(config), *certified, "ablate", "audit", "evaluate", "report"]
+    changed = to_mapping(with_steps(config, steps)) | {
+        "audit": options, "output_dir": str(output), "trained": str(run), "name": f"{config.name}_audit"[:64],
+        "completions": None,
     }  # fmt: skip
     return from_mapping(changed)
 

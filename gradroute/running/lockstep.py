@@ -62,14 +62,31 @@ def _train(trainings: dict[Run, Training]) -> dict[Run, Exception]:
         if runs[0].fit is not None:
             fit.load_states([run.fit for run in runs if run.fit is not None])
         with runs[0].progress.running(fit.trainings[0].title):
-            fit.run(keeper.after_update)
+            _fit(fit, keeper.after_update)
         if signals.asked():
             keeper.after_update()
     for run in runs:
         run.fit, run.trainings_done = None, run.trainings_done + 1
     for training in trainings.values():
         training.objective.zero_grad()
-    return {runs[number]: error for number, error in fit.failed.items()}
+    return {runs[number]: error for number, error in fit.failed.items() if not _told(fit.trainings[number], error)}
+
+
+def _fit(fit: Fit, after_update: Callable[[], None]) -> None:
+    """Train to the end. Raises: the first training's error if all have failed, unless it may diverge."""
+    try:
+        fit.run(after_update)
+    except FloatingPointError:
+        if fit.trainings[0].diverged is None:
+            raise
+
+
+def _told(training: Training, error: Exception) -> bool:
+    """Tell a training that may diverge that it has; return whether that was the error."""
+    if training.diverged is None or not isinstance(error, FloatingPointError):
+        return False
+    training.diverged(error)
+    return True
 
 
 def advance(runs: list[Run], step: str) -> dict[Run, Exception]:

@@ -19,7 +19,7 @@ from gradroute.records.run_folder import Unwritten
 from gradroute.running.resume import restore
 from gradroute.steps.base import RunState
 from gradroute.steps.pretrain import Pretrain
-from gradroute.steps.train import training_of
+from gradroute.steps.train import privacy_spent, training_of
 from gradroute.tasks.base import create
 from gradroute.training.fit import Fit
 from gradroute.training.ledger import Ledger
@@ -66,7 +66,7 @@ class Replay(RunState):
         else:
             self._pretrain()
         ledger = Ledger(task.router, task.parts.parameter_router, task.routed, settings.window, settings.every)
-        fit = Fit([training_of(self, ledger)], self.config.trainer.precision, task.device)
+        fit = Fit([training_of(self, ledger, privacy_spent(self))], self.config.trainer.precision, task.device)
         if self.fit is not None:
             fit.load_states([self.fit])
         begun = fit.step

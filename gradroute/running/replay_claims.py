@@ -19,6 +19,7 @@ from gradroute.records import checkpoints, provenance
 from gradroute.records.tables import read_ledger, read_metrics
 from gradroute.running.claims import Claim
 from gradroute.running.replay import Replay, Rows, Segment, segments
+from gradroute.training.environment import machine
 from gradroute.training.weights import WEIGHTS, digest
 
 TOLERANCE = 0.05  # relative, of losses and of the ledger's numbers, on another machine or in another number of runs
@@ -28,11 +29,10 @@ NUMBERS = ("points", "weight_min", "weight_max", "activation", "routed", "unrout
 
 def elsewhere(manifest: Mapping[str, Any], device: torch.device) -> str:
     """Return why a run's numbers cannot come out to the bit here; empty if they can."""
-    here = {**provenance.hardware(), "threads": torch.get_num_threads()}
-    made = manifest.get("hardware", {})
-    for name in ("processor", "threads"):
-        if made.get(name) != here[name]:
-            return f"its {name} was {made.get(name)}, here it is {here[name]}"
+    here, made = machine(device), manifest.get("hardware", {})
+    for name in ("processor", "threads", "gpu"):
+        if made.get(name) != here.get(name):
+            return f"its {name} was {made.get(name)}, here it is {here.get(name)}"
     torch_then, torch_now = manifest["packages"].get("torch"), provenance.version("torch")
     if torch_then != torch_now:
         return f"its torch was {torch_then}, here it is {torch_now}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gradroute.config.components import SECTIONS
 from gradroute.config.identity import differing, flat, to_mapping, without
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
@@ -16,9 +17,9 @@ from gradroute.training.fit import batches
 from gradroute.training.weights import WEIGHTS, read_weights
 
 AFTER = (
-    "name", "output_dir", "steps", "ablation", "unlearn", "finetune", "relearn", "steering", "extract", "completions",
-    "audit", "checkpoint", "plots", "tracker", "trainer.device", "trainer.tune_steps", "trainer.unlearn_steps",
-    "dataset.root",
+    *(section for section in SECTIONS if section != "pretrain"),
+    "name", "output_dir", "steps", "ablation", "completions", "checkpoint", "plots", "tracker", "trainer.device",
+    "trainer.tune_steps", "trainer.unlearn_steps", "dataset.root",
 )  # fmt: skip
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
-from gradroute.comparison.intervals import interval
 from gradroute.comparison.runs import distinct, read_run
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records.run_reader import twin
+from gradroute.reporting.intervals import interval
 from gradroute.running.exit_status import one_line
 from gradroute.search.objectives import by_reference
 from gradroute.search.space import Overrides

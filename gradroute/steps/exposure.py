@@ -14,7 +14,7 @@ from torch import nn
 from gradroute.data.text.people import Book, Person, Wording
 from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.errors import UserError
-from gradroute.models.logits import Divided
+from gradroute.models.generation import last_logits
 from gradroute.routing.sites import undisturbed
 
 TOKENS = 8192  # in one forward pass, at most
@@ -75,8 +75,7 @@ def next_log_probs(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Return the log-probabilities of the token after `tokens` `(batch, length)`: `(batch, vocabulary)` float32."""
     found = []
     for rows in tokens.split(max(1, TOKENS // tokens.shape[1])):
-        logits = model.logits(model.features(rows)[:, -1]) if isinstance(model, Divided) else model(rows)[:, -1]
-        found.append(logits.float().log_softmax(-1))
+        found.append(last_logits(model, rows).float().log_softmax(-1))
     return torch.cat(found)
 
 

@@ -23,7 +23,7 @@ from gradroute.steps import membership
 from gradroute.steps.base import RunState, Step
 from gradroute.steps.exposure import Answers, ask, question
 from gradroute.steps.membership import auc, chance_bound, part_of, text_auc, true_positives
-from gradroute.steps.secret_attack import CHECKED, Attack, Loot
+from gradroute.steps.secret_attack import CHECKED, DIVERGED, Attack, Loot
 from gradroute.steps.tuning import Rate, require_language, require_updates
 from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
@@ -43,6 +43,7 @@ UNITS = {
     "membership_bound_text": "the same for membership_auc_text",
     "attack_loss": "nats per token, on documents that the attacker chooses the learning rate by",
     "attack_rate": "share of trainer.lr",
+    DIVERGED: "number of learning rates at which the attack's loss became infinite or nan",
 }
 
 
@@ -114,15 +115,23 @@ class Extract(Step):
         subject.record(run, attacker, ATTACKED)
         for measured in task.measured(attacker, Head(ATTACKED, "all")):
             run.record("test", measured)
-        run.record("test", ("all", Head(ATTACKED, "all"), "attack_rate", self._best(run)))
+        for metric, value in (("attack_rate", self._best(run)), (DIVERGED, float(len(self._lost(run))))):
+            run.record("test", ("all", Head(ATTACKED, "all"), metric, value))
         run.modules.pop("attacker")  # no later step needs it
 
     @staticmethod
     def _best(run: RunState) -> float:
-        """Return the learning rate with the lowest loss so far on the documents that the attacker chooses by."""
-        rows = [row for row in run.folder.rows if row["metric"] == "attack_loss"]
-        lowest = min(rows, key=lambda row: row["value"])
+        """Return the learning rate with the lowest loss so far on the documents that the attacker chooses by.
+
+        One that diverged counts only if all have.
+        """
+        rows, lost = [row for row in run.folder.rows if row["metric"] == "attack_loss"], Extract._lost(run)
+        lowest = min([row for row in rows if row["region"] not in lost] or rows, key=lambda row: row["value"])
         return float(lowest["region"].removeprefix("rate_"))
+
+    @staticmethod
+    def _lost(run: RunState) -> set[str]:
+        return {row["region"] for row in run.folder.rows if (row["split"], row["metric"]) == ("validation", DIVERGED)}
 
 
 @dataclass(frozen=True)

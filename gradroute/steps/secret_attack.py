@@ -3,6 +3,7 @@
 The documents say nothing of the people whose secrets are measured, so that they cannot teach what is then found.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from gradroute.tasks.language_losses import group_means, token_values
 from gradroute.training.fit import Training
 from gradroute.training.measures import CROSS_ENTROPY
 
+DIVERGED = "attack_diverged"  # metric
 CHECKED = 4  # of the attacker's people, every fourth is not trained on: by those the attacker chooses
 
 
@@ -46,6 +48,7 @@ class Attack:
 
     def __init__(self, run: RunState, task: LanguageModelling, model: nn.Module, loot: Loot, rate: float, every: int):
         self.run, self.task, self.model, self.loot, self.rate, self.every = run, task, model, loot, rate, every
+        self.place = Head(ATTACKED, f"rate_{rate:g}")
         self.best, self.steps = Best(model), run.config.trainer.tune_steps or 0
 
     def loss(self) -> float:
@@ -59,8 +62,14 @@ class Attack:
         if step % self.every and step != self.steps:
             return
         loss = self.loss()
-        self.run.record("validation", ("all", Head(ATTACKED, f"rate_{self.rate:g}"), "attack_loss", loss), step)
-        self.best.see(step, loss)
+        if math.isfinite(loss):  # else the update has broken the model, as the next one will find
+            self.run.record("validation", ("all", self.place, "attack_loss", loss), step)
+            self.best.see(step, loss)
+
+    def lost(self, error: FloatingPointError) -> None:
+        """Record that this rate is too high: the attacker does not choose it while another is left."""
+        self.run.record("validation", ("all", self.place, DIVERGED, 1.0), 0)
+        self.run.folder.log(f"attack at {self.rate:g}: diverged ({error})")
 
     def training(self) -> Training:
         """Return the training, with all documents in every batch, after measuring its start if it is new."""
@@ -72,4 +81,6 @@ class Attack:
         probe = plain_probe(f"attack at {self.rate:g}", self.model, task, "attack", self.loot.train, trainer)
         if self.run.fit is None:
             self.see(0)
-        return self.run.training(probe, on_epoch=lambda epoch, step, means: self.see(epoch), watcher=self.best)
+        return self.run.training(
+            probe, on_epoch=lambda epoch, step, means: self.see(epoch), watcher=self.best, diverged=self.lost
+        )

@@ -1,7 +1,7 @@
 """Train the model under its routes together with its certificates, or reuse another run's training."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from gradroute.training.devices import computing
 from gradroute.training.fit import Training
 from gradroute.training.ledger import Ledger
 from gradroute.training.objectives import Batch, Term
-from gradroute.training.private import Noise, privacy_of, spent, try_privacy
+from gradroute.training.private import Noise, Spent, privacy_of, spent, try_privacy
 
 
 @dataclass
@@ -46,14 +46,14 @@ class Train(Step):
             run.folder.keep(run.task.kept())  # before the first checkpoint, which needs them
             if run.donor:
                 run.reuse_training(run.donor)
-                self._record_privacy(run)
+                self._record(run, privacy_spent(run))
                 return
-        settings, task = run.config.ledger, run.task
+        cost, settings, task = privacy_spent(run), run.config.ledger, run.task
         ledger = Ledger(task.router, task.parts.parameter_router, task.routed, settings.window, settings.every)
         run.window = settings.window if settings.enabled else 0
-        yield training_of(run, ledger)
+        yield training_of(run, ledger, cost)
         run.window = 0
-        self._record_privacy(run)
+        self._record(run, cost)
         task.at_step(run.updates - 1)  # no update has set it if the run was resumed after the last one
         run.folder.manifest["train_seconds"] = round(run.folder.seconds - run.train_began, 1)
         if settings.enabled:
@@ -62,31 +62,22 @@ class Train(Step):
             run.link()
             run.folder.manifest["weights"] = run.links
 
-    @staticmethod
-    def _record_privacy(run: RunState) -> None:
+    def _record(self, run: RunState, cost: Spent | None) -> None:
         """Record the guarantee that the training gives, if it gives one."""
-        privacy = privacy_of(run.config)
-        if privacy is not None:
-            found = spent(privacy, run.task.points, run.config.trainer)
-            for metric, value in (
-                ("epsilon", found.epsilon),
-                ("delta", found.delta),
-                ("noise_multiplier", found.noise),
-            ):
-                run.record("test", ("all", Head("model", "all"), metric, value))
+        for metric, value in zip(self.units, astuple(cost), strict=True) if cost is not None else ():
+            run.record("test", ("all", Head("model", "all"), metric, value))
 
 
-def noise_of(run: RunState) -> Noise | None:
-    """Return the noise of a run's training; None without privacy."""
+def privacy_spent(run: RunState) -> Spent | None:
+    """Return what a run's training costs in privacy, and the noise that it needs; None without `privacy`."""
     privacy = privacy_of(run.config)
-    if privacy is None:
-        return None
-    return Noise(privacy, spent(privacy, run.task.points, run.config.trainer).noise, run.config.seed)
+    return None if privacy is None else spent(privacy, run.task.points, run.config.trainer)
 
 
-def training_of(run: RunState, ledger: Ledger) -> Training:
-    """Return the training of a run's model, noted in a ledger if `ledger.enabled`."""
-    task, objective, noise = run.task, run.task.objective(), noise_of(run)
+def training_of(run: RunState, ledger: Ledger, cost: Spent | None) -> Training:
+    """Return the training of a run's model, noted in a ledger if `ledger.enabled`; `cost`: see `privacy_spent`."""
+    task, objective, privacy = run.task, run.task.objective(), privacy_of(run.config)
+    noise = None if privacy is None or cost is None else Noise(privacy, cost.noise, run.config.seed)
     trainer = task.fitted(run.config.trainer, task.points)
     every, noted = -(-trainer.epochs // task.curve_points), run.config.ledger.enabled
 

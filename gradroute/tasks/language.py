@@ -121,9 +121,9 @@ class LanguageModelling(Task):
     def objective(self) -> NextTokenObjective:
         """Return the training loss."""
         partial = bool((self.labelled == -1).any())
-        own = penalties_of(self.config.losses, own_l1=True)
+        own, routed = penalties_of(self.config.losses, own_l1=True), self.parameter_router is not None
         return NextTokenObjective(
-            self.model, self.names, self.config.losses, partial, self.router, self.error, own, self.data.length
+            self.model, self.names, self.config.losses, partial, self.router, self.error, own, self.data.length, routed
         )  # fmt: skip
 
     def batch(self, chosen: torch.Tensor) -> Batch:

@@ -27,11 +27,14 @@ class NextTokenObjective(Objective):
         error: the loss of each token; cross-entropy if None.
         penalties: penalties besides those in `losses.l1`.
         length: tokens in a row; if rows are long, their logits are computed in pieces.
+        skip_absent: leave out the term of a group without tokens in the batch, instead of giving it value 0. Parameter
+            routes need it: a group that has a term may move what it is routed to. It waits for the device.
     """
 
     def __init__(
         self, model: nn.Module, groups: Sequence[str], losses: LossesConfig, partial: bool = False,
         router: Router | None = None, error: Measure | None = None, penalties: Sequence[Penalty] = (), length: int = 0,
+        skip_absent: bool = False,
     ) -> None:  # fmt: skip
         self.error = error or CROSS_ENTROPY
         self.names = [*groups, UNLABELLED] if partial else list(groups)
@@ -41,7 +44,7 @@ class NextTokenObjective(Objective):
         self.more = {Term("penalty", "all", p.region, p.name): p for p in penalties if router and p.weight}
         weights |= {term: penalty.weight for term, penalty in self.more.items()}
         super().__init__(weights, router)
-        self.model, self.at_once = model, at_once(model, length)
+        self.model, self.at_once, self.skip_absent = model, at_once(model, length), skip_absent
 
     def called(self) -> Callable[..., torch.Tensor]:
         """Return the model; if a row's logits are computed in pieces, its part before the output layer."""
@@ -51,6 +54,13 @@ class NextTokenObjective(Objective):
         """Return the number of positions with a target in each group, `(groups,)`."""
         number, counted = group_index.flatten() % len(self.names), (targets != IGNORED).flatten().float()
         return counted.new_zeros(len(self.names)).index_add(0, number, counted)
+
+    def _present(self, targets: torch.Tensor, group_index: torch.Tensor) -> list[bool]:
+        """Return which groups have a token here, whether or not it predicts one; for those in none, one that does."""
+        numbers = torch.arange(len(self.names), device=group_index.device)
+        found: list[bool] = torch.isin(numbers, group_index).tolist()
+        counted = self._counts(targets, group_index).tolist()
+        return [bool(own or count) for own, count in zip(found, counted, strict=True)]
 
     def row_scale(self, batch: Batch) -> torch.Tensor:
         """Return the batch's number of counted targets over the length of a row; see `Objective.row_scale`."""
@@ -87,7 +97,8 @@ class NextTokenObjective(Objective):
         terms = [Term("model", name, "all", self.error.name) for name in self.names]
         shares = counts * torch.stack([torch.as_tensor(self.weights[term], device=counts.device) for term in terms])
         total = torch.where(shares > 0, counts, 0).sum().clamp(min=1)
-        found: Terms = {term: (means[i], shares[i] / total) for i, term in enumerate(terms)}
+        present = self._present(targets, group_index) if self.skip_absent else [True] * len(terms)
+        found: Terms = {term: (means[i], shares[i] / total) for i, term in enumerate(terms) if present[i]}
         return found | self._penalties(activations, share)
 
     def _each(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,8 @@ def rank() -> int:
 
 def local() -> int:
     """Return the rank of this process on its machine."""
-    return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0
+    launched = dist.is_available() and dist.is_torchelastic_launched()
+    return int(os.environ["LOCAL_RANK"]) if launched else 0
 
 
 def card() -> int:
@@ -79,7 +80,7 @@ def joined() -> Iterator[None]:
         return
     cards = torch.cuda.device_count()
     if cards:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % cards)
+        torch.cuda.set_device(card())
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     dist.init_process_group(backend(here, cards), timeout=TIMEOUT)
     _Now.told = False

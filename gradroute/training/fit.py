@@ -72,6 +72,8 @@ class Training:
     compiled: whether to compile the model, see `gradroute.training.compiling`.
     shared: whether all processes of a run train it together, see `gradroute.training.distributed`.
     watcher: further state that changes at every update and belongs in a checkpoint.
+    diverged: called with the error if a loss or gradient is not finite; the training then ends, and the run goes on.
+        None lets the run fail.
     noise: makes the updates those of DP-SGD, see `gradroute.training.private`.
     source: what makes the batches, if its state changes with them.
     """
@@ -90,6 +92,7 @@ class Training:
     shared: bool = False
     watcher: Stateful | None = None
     noise: Noise | None = None
+    diverged: Callable[[FloatingPointError], None] | None = None
     source: Stateful | None = None
 
     def batches(self, order: torch.Generator) -> Iterator[torch.Tensor]:

@@ -11,9 +11,10 @@ from torch import nn
 
 from gradroute.audit.attacks import Attempt, chosen, drawn, rounded, shaken
 from gradroute.audit.findings import divergence
-from gradroute.audit.measures import area, auroc, mean_interval, savings
+from gradroute.audit.measures import area, auroc, savings
 from gradroute.audit.probes import shifted
 from gradroute.audit.units import Biased, restored
+from gradroute.reporting.intervals import mean_interval
 
 
 def test_the_area_is_the_mean_height_of_the_line_between_points() -> None:

@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from gradroute.comparison.compare import compare, varying
-from gradroute.comparison.intervals import interval
 from gradroute.comparison.runs import find_runs, natural, read_run
 from gradroute.errors import UserError
 from gradroute.records.seal import sealed
+from gradroute.reporting.intervals import interval
 from gradroute.reporting.published import PUBLISHED, setting
 
 

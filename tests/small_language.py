@@ -11,6 +11,8 @@ from interrupted import interrupted
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
+from gradroute.records.audits import AUDITED, INTACT, words
+from gradroute.running.audits import Request, audited
 from gradroute.running.runner import execute
 from gradroute.tasks.language import LanguageModelling
 from gradroute.training.fit import Fit, Training
@@ -57,6 +59,15 @@ def goes_on_to_the_bit(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: 
     assert execute([own], folder=cut) == [cut] and isinstance(run, Path)
     for name in ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json"):
         assert (cut / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def audit_of(run: Path, group: str) -> dict[str, str | None]:
+    """Audit a finished run by few attacks and without anchors of their own training; return the verdicts."""
+    sizes = {"examples": [2], "samples": 2, "updates": 1, "points": 20, "bits": [4], "noise": [], "calibration": 0,
+             "probe_updates": 0, "anchors": [INTACT]}  # fmt: skip
+    folder, found = audited(run, Request([run], {"group": group, **sizes}))
+    assert folder != run and found["anchors"].keys() == {AUDITED, INTACT}
+    return words(found)
 
 
 def refused(make: Callable[[], Config], message: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_language import audit_of
 from small_pretrained import save_model
 from torch import nn
 
@@ -204,7 +205,7 @@ def test_what_peft_cannot_do_is_one_line(fault: str) -> None:
 
 TINY = [
     "experiment=planted_behaviour", "trainer=smoke", "trainer.device=cpu", "model.layers=1", "model.width=16",
-    "model.heads=2", "model.hidden=24", "dataset.stories=60", "dataset.test_stories=30", "relearn.documents=[2]",
+    "model.heads=2", "model.hidden=24", "dataset.stories=60", "dataset.test_stories=45", "relearn.documents=[2]",
     "trainer.batch_size=8", "pretrain.epochs=1", "routing.regions.forget.rank=2", "routing.regions.retain.rank=2",
     "dataset.share=0.3", "checkpoint.replay=1",
 ]  # fmt: skip
@@ -242,6 +243,7 @@ def test_a_run_is_verified_made_again_and_loaded(made: Path) -> None:
     assert any("forget's task loss never reached 'retain'" in claim.what for claim in claims)
     model = load_run(run).model
     alone: Any = peft.PeftModel.from_pretrained(merged_base(model), run / "adapters" / "retain")
+    assert set(audit_of(run, "forget").values()) == {None}  # of a run that was pretrained first
     with left_out("forget", "forget").applied(model) as ablated, torch.no_grad():
         assert torch.equal(alone.base_model.model(TOKENS), ablated(TOKENS))
 

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ from gradroute.running.export import Order, export, settings_of, without, write_
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.steps.profiles import profiles_of
+from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.loading import load
 from gradroute.tasks.parts import routers
+from gradroute.training.gradients import Single
 
 TINY = [
     "experiment=profiles", "trainer=smoke", "trainer.device=cpu", "model.layers=2", "model.width=16", "model.heads=2",
@@ -112,6 +116,24 @@ def test_a_module_that_no_row_may_train_does_not_move_by_a_bit(config: Config) -
             assert torch.equal(parameter, before[name]) == (owner not in trained), (name, groups)
             if owner not in trained and parameter in moments:
                 assert all(torch.equal(optimizer.state[parameter][k], v) for k, v in moments[parameter].items())
+
+
+def test_a_batch_without_a_group_leaves_its_module_alone_in_the_loop(config: Config, tmp_path: Path) -> None:
+    task = LanguageModelling(replace(config, output_dir=str(tmp_path)))
+    about_sea = torch.tensor([number for number, name in enumerate(task.names) if "sea" in name])
+    only = torch.nonzero(~torch.isin(task.routed, about_sea).any(1)).flatten().tolist()
+    program = Single(task.objective(), task.config.trainer, nullcontext, task.parameter_router)
+    for rows in (list(range(task.points)), only[:2]):
+        before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+        terms = program.gradients([task.batch(torch.tensor(rows))]).terms
+        program.update()
+        came = {int(n) for n in task.routed[rows].unique()}
+        assert {term.group for term in terms} == {task.names[n] for n in came if n >= 0}
+        moved = {n.split(".beside.")[1].split(".")[0] for n, p in task.model.named_parameters()
+                 if ".beside." in n and not torch.equal(p, before[n])}  # fmt: skip
+        trained = {task.names[n].removesuffix("_core").removeprefix("core_") for n in came if n >= 0} - {"core"}
+        assert moved == trained, (moved, trained)
+    assert "sea" not in moved
 
 
 def test_rows_of_a_batch_have_profiles_of_their_own_to_the_bit() -> None:

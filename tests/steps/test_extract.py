@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from interrupted import interrupted
-from small_language import refused
+from small_language import audit_of, refused
 
 from gradroute.comparison.compare import compare
 from gradroute.comparison.secrets import TITLE
@@ -28,6 +28,8 @@ from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.steps.exposure import Question, answers, ask, exposures, question
 from gradroute.steps.membership import auc, chance_bound, part_of, scores, text_auc, true_positives
+from gradroute.steps.secret_attack import Attack
+from gradroute.training.fit import Training
 
 SMALL = [
     "trainer=smoke", "trainer.device=cpu", "trainer.train_limit=null", "model.layers=2", "model.width=16",
@@ -182,8 +184,17 @@ def metrics(run: Path) -> dict[tuple[str, str, str, str], float]:
     }
 
 
-def test_a_run_measures_every_stage_and_says_so_on_its_page(tmp_path: Path) -> None:
-    (run,) = execute([own(tmp_path, "secrets", "steps=[train,ablate,extract,evaluate]")])
+def test_a_run_measures_every_stage_and_says_so_on_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = Attack.training
+
+    def broken(attack: Attack) -> Training:
+        training = begun(attack)
+        if attack.rate == 1:  # as after an update that was too large
+            next(attack.model.parameters()).data.fill_(math.nan)
+        return training
+
+    monkeypatch.setattr(Attack, "training", broken)
+    (run,) = execute([own(tmp_path, "secrets", "steps=[train,ablate,extract,evaluate]", "dataset.marked=0.7")])
     assert isinstance(run, Path), run
     found = metrics(run)
     for head in ("model", "model_ablated", "model_attacked"):
@@ -192,17 +203,23 @@ def test_a_run_measures_every_stage_and_says_so_on_its_page(tmp_path: Path) -> N
             assert 0 <= found[head, region, group, "extracted"] <= 1
         assert 0 <= found[head, "all", "marked", "membership_tpr"] <= 1
     assert found["model", "all", "all", "secret_bits"] == pytest.approx(math.log2(3) + math.log2(11))
-    assert found["model_attacked", "all", "all", "attack_rate"] in (0.1, 1)
+    assert found["model_attacked", "all", "all", "attack_rate"] == 0.1
+    assert found["model_attacked", "all", "all", "attack_diverged"] == 1
     assert [claim.what for claim in claims_of(run) if not claim.holds] == []
     rows, page = json.loads((run / "summary.json").read_text())["headline"], run_page(run).read_text()
     sentences = secrets_tables.verdict(rows)
-    assert len(sentences) == 4 and sentences[0].startswith("Bits, of 5.0, that an attacker gets of marked people's")
+    assert (
+        len(sentences) == 5
+        and "diverged at 1 of" in sentences[2]
+        and sentences[0].startswith("Bits, of 5.0, that an attacker gets of marked people's")
+    )
     for line in [*sentences, "What an attacker gets", "By number of documents", "By attribute"]:
         assert line.replace("'", "&#39;") in page
     figure = secrets(RunData(run))
     assert figure is not None and [axes.get_title() for axes in figure.axes] == ["marked", "unmarked", "public"]
     compare([str(run)], out=tmp_path / "compared", form="csv")
     assert TITLE in (tmp_path / "compared" / "comparison.html").read_text()
+    assert set(audit_of(run, "marked").values()) == {None}  # without the twins there is no verdict
 
 
 def test_an_attack_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

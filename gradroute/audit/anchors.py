@@ -13,6 +13,7 @@ from gradroute.config.build import from_mapping
 from gradroute.config.components import ablated_regions, training_steps, with_steps
 from gradroute.config.identity import to_mapping
 from gradroute.config.schema import Config, NoiseConfig
+from gradroute.models.adapters import adapters_in, merged
 from gradroute.records.audits import CONTROL, LABELS, SECOND, TWIN
 from gradroute.routing import Region, Router
 from gradroute.routing.ablation import together
@@ -66,7 +67,13 @@ def ablated(task: Task) -> nn.Module:
     """Return a copy of the task's model, ablated as configured, without its routes."""
     (ablation,) = task.ablations()
     with ablation.applied(task.model) as model:
-        return copy.deepcopy(model).eval()
+        return plain(model)
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Return a copy of a model of which an attacker can train everything; adapters are added to the weights."""
+    copied = merged(model) if adapters_in(model) else copy.deepcopy(model)
+    return copied.requires_grad_(True).eval()
 
 
 def trained(name: str, config: Config, run: Path, data: Any) -> Anchor:
@@ -118,9 +125,9 @@ def placebo(task: Task) -> nn.Module | None:
     router = Router(task.model, regions, task.names, {}, task.example()[:1])
     method, other = task.ablation, _Other(task, router)
     with together([method.of(name, other) for name in regions]).applied(task.model) as model:
-        return copy.deepcopy(model).eval()
+        return plain(model)
 
 
 def intact(task: Task) -> nn.Module:
     """Return a copy of the task's model before the ablation, without its routes."""
-    return copy.deepcopy(task.model).eval()
+    return plain(task.model)

@@ -8,6 +8,7 @@ the lowest validation loss over the whole curve. A rate at which a loss is not f
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -79,7 +80,21 @@ def drawn(count: int, size: int, updates: int, seed: int) -> list[list[int]]:
     return found
 
 
-def prepared(material: Material, kind: str, count: int, sample: int, budget: Budget) -> list[Batch]:
+class Points(Protocol):
+    """Training points of an attack: the material's own, or foreign ones. `seed`: of the choices."""
+
+    seed: int
+
+    def chosen(self, kind: str, count: int, sample: int) -> list[int]:
+        """Return numbers of points, a random choice by its number."""
+        ...
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """Return points as the arguments of the material's `loss`."""
+        ...
+
+
+def prepared(material: Points, kind: str, count: int, sample: int, budget: Budget) -> list[Batch]:
     """Return the batches of an attack on `count` training points of a kind, one per update, for all anchors."""
     numbers = material.chosen(kind, count, sample)
     if budget.batch >= len(numbers):

@@ -14,6 +14,7 @@ from gradroute.audit.attacks import (
     Attempt,
     Budget,
     Curve,
+    Points,
     attempt,
     calibrated,
     changed,
@@ -22,14 +23,19 @@ from gradroute.audit.attacks import (
     rounded,
     shaken,
 )
+from gradroute.audit.lora import adapted
 from gradroute.audit.material import FORGET, RETAIN, TEST, Documents, Material, Pictures
 from gradroute.audit.measures import area
+from gradroute.audit.questions import Questions
 from gradroute.audit.verdict import Axis, own_gap
+from gradroute.errors import UserError
 from gradroute.models.logits import Divided
 from gradroute.records.audits import INTACT, TWIN
 from gradroute.routing import Site
 
 Log = Callable[[str], None]
+FOREIGN = "foreign"  # a kind of training points
+LORA = "relearning by an adapter (LoRA)"
 PROBE_RATES = (0.0003, 0.001, 0.003, 0.01, 0.3)  # learning rates of probes and certificates, absolute
 
 
@@ -52,7 +58,13 @@ class Losses:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to every anchor. `examples`: numbers of training points to relearn from; see the step `audit`."""
+    """What is done to every anchor; see the step `audit`.
+
+    Attributes:
+        examples, adapted: numbers of training points to relearn from, by all weights and by an adapter of a `rank`.
+        questions: what is asked without training. foreign: training points that have nothing to do with the group.
+        site: where certificates of images read.
+    """
 
     budget: Budget
     examples: tuple[int, ...]
@@ -62,7 +74,11 @@ class Plan:
     calibration: int
     probe_points: int
     probe_updates: int
-    site: Site | None = None  # where certificates of images read
+    site: Site | None = None
+    adapted: tuple[int, ...] = ()
+    rank: int = 8
+    questions: Questions = field(default_factory=Questions)
+    foreign: Points | None = None
 
 
 @dataclass
@@ -72,6 +88,8 @@ class Findings:
     Attributes:
         losses: of every anchor before any attack. raw: values by axis and anchor, one per repetition. higher: axes in
             which more is more knowledge. curves: by attack and anchor, the mean test curve over repetitions.
+        own_gaps: axes whose values are not losses of the model as it is, and are divided by a gap of their own.
+        untried: what was not tried, and why.
         attempts: every trained attack, as a row. divergences: from the never-trained twin, in nats, by anchor and kind.
     """
 
@@ -80,16 +98,21 @@ class Findings:
     raw: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     higher: set[str] = field(default_factory=set)
+    own_gaps: set[str] = field(default_factory=set)
+    untried: dict[str, str] = field(default_factory=dict)
     curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
     attempts: list[dict[str, Any]] = field(default_factory=list)
     divergences: dict[str, dict[str, float]] = field(default_factory=dict)
     _twin: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def add(self, axis: str, anchor: str, values: Sequence[float], unit: str = "", higher: bool = False) -> None:
-        """Add an anchor's values of an axis."""
+    def add(
+        self, axis: str, anchor: str, values: Sequence[float], unit: str = "", higher: bool = False, own: bool = False
+    ) -> None:  # fmt: skip
+        """Add an anchor's values of an axis; see `own_gaps`."""
         self.raw.setdefault(axis, {})[anchor] = [float(value) for value in values]
         self.units[axis] = unit or f"{self.material.loss_name}, {self.material.unit}"
         self.higher |= {axis} if higher else set()
+        self.own_gaps |= {axis} if own or higher else set()
 
     def axes(self) -> list[Axis]:
         """Return the axes: losses are divided by the gap before any attack, the others by their own."""
@@ -100,11 +123,6 @@ class Findings:
             each = own_gap(values, name in self.higher) if own else gap
             found.append(Axis(name, self.units[name], values, each, name in self.higher))
         return found
-
-    @property
-    def own_gaps(self) -> set[str]:
-        """Axes whose values are not losses of the model itself."""
-        return {name for name in self.raw if name.startswith(("probe_", "certificate_"))}
 
     def compare(self, anchor: str, model: nn.Module) -> None:
         """Measure the KL divergence from the never-trained twin, which must come first, on group and rest."""
@@ -137,10 +155,29 @@ def attack(findings: Findings, name: str, model: nn.Module, plan: Plan, log: Log
         shakes = [partial(shaken, size=size, seed=material.seed) for size in plan.noise]
         findings.add("weight_noise", name, changed(material, model, shakes))
     _probe(findings, name, model, plan)
+    for answer in plan.questions.answers(material, model):
+        findings.add(answer.axis, name, answer.values, answer.unit, answer.higher, own=True)
     for count in plan.examples:
         _relearn(findings, f"relearn_{count}", name, model, FORGET, count, plan)
     _relearn(findings, "relearn_retain_only", name, model, RETAIN, max(plan.examples), plan)
+    if plan.foreign is not None:
+        _relearn(findings, "relearn_foreign_only", name, model, FOREIGN, max(plan.examples), plan, plan.foreign)
+    _relearn_by_adapter(findings, name, model, plan)
     log(f"audit: attacked {name}")
+
+
+def _relearn_by_adapter(findings: Findings, name: str, model: nn.Module, plan: Plan) -> None:
+    """Relearn with an adapter, if there is `peft` for it."""
+    if not plan.adapted:
+        findings.untried[LORA] = "audit.adapter_examples names none"
+        return
+    try:
+        own = adapted(model, plan.rank)
+    except UserError as error:
+        findings.untried[LORA] = str(error)
+        return
+    for count in plan.adapted:
+        _relearn(findings, f"relearn_{count}_lora", name, own, FORGET, count, plan)
 
 
 def _probe(findings: Findings, name: str, model: nn.Module, plan: Plan) -> None:
@@ -152,7 +189,7 @@ def _probe(findings: Findings, name: str, model: nn.Module, plan: Plan) -> None:
         for kind in probes.CERTIFICATES:
             rates = PROBE_RATES
             values = probes.certified(material, model, plan.site, kind, points, plan.probe_updates, rates)
-            findings.add(f"certificate_{kind}", name, values)
+            findings.add(f"certificate_{kind}", name, values, own=True)
     if isinstance(material, Documents) and isinstance(model, Divided):
         for kind in probes.PROBES:
             values = [
@@ -162,11 +199,14 @@ def _probe(findings: Findings, name: str, model: nn.Module, plan: Plan) -> None:
             findings.add(f"probe_{kind}", name, values, "AUROC of right against wrong tokens, 0.5 to 1", higher=True)
 
 
-def _relearn(findings: Findings, axis: str, name: str, model: nn.Module, kind: str, count: int, plan: Plan) -> None:
+def _relearn(
+    findings: Findings, axis: str, name: str, model: nn.Module, kind: str, count: int, plan: Plan,
+    points: Points | None = None,
+) -> None:  # fmt: skip
     """Train on points of a kind at every rate, for each choice of points; the axis has the curve's mean height."""
     material, values, curves = findings.material, list[float](), list[Curve]()
     for sample in range(plan.samples):
-        batches = prepared(material, kind, count, sample, plan.budget)
+        batches = prepared(points or material, kind, count, sample, plan.budget)
         tried = [attempt(material, model, batches, rate, plan.budget) for rate in plan.budget.rates]
         best = chosen(tried)
         values.append(area(best.test))

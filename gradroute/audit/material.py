@@ -146,13 +146,14 @@ class Documents(Material):
 
     def each(self, model: nn.Module, kind: str, part: str) -> list[float]:
         """Return the mean cross-entropy of the tokens of each fold."""
-        return [self._mean(model, fold) for fold in self.parts[kind, part]]
+        return [self.mean(model, fold) for fold in self.parts[kind, part]]
 
     def measure(self, model: nn.Module, kind: str, part: str) -> float:
         """Return the mean cross-entropy of all tokens of the documents."""
-        return self._mean(model, self.whole[kind, part])
+        return self.mean(model, self.whole[kind, part])
 
-    def _mean(self, model: nn.Module, part: Part) -> float:
+    def mean(self, model: nn.Module, part: Part) -> float:
+        """Return the mean cross-entropy of all tokens of a part but the first of each document."""
         values = token_values(model, part, [CROSS_ENTROPY], self.task.device)[CROSS_ENTROPY.name]
         predicting = len(part.corpus.tokens) - len(part.corpus.lengths)  # a document's first token is not predicted
         return float(values.double().sum()) / predicting

@@ -17,8 +17,8 @@ from gradroute.records.audits import ANCHORS, AUDITED, SUPPRESSED, TWIN
 
 VERSION = 1
 NOT_TRIED = (
-    "adapters (LoRA) to relearn, prompts with examples, foreign text, membership inference, steering, "
-    "larger budgets, other seeds, and any attack that is not listed"
+    "leakage in forget tokens, which needs further trainings, membership inference, steering, larger budgets, other "
+    "seeds, and any attack that is not listed"
 )
 
 
@@ -83,6 +83,7 @@ def recorded(
             "examples": list(plan.examples), "samples": plan.samples, "updates": plan.budget.updates,
             "batch": plan.budget.batch, "rates": list(plan.budget.rates), "calibration": plan.calibration,
             "probe_points": plan.probe_points, "probe_updates": plan.probe_updates,
+            "adapter_examples": list(plan.adapted), "rank": plan.rank,
         },
         "anchors": {name: _anchor(findings, name, run) for name, run in runs.items()},
         "missing": dict(missing),
@@ -96,7 +97,7 @@ def recorded(
         "savings": saved(findings),
         "diverged": sum(row["diverged"] for row in findings.attempts),
         "attempts": findings.attempts,
-        "not_tried": NOT_TRIED,
+        "not_tried": "; ".join([*(f"{what} ({why})" for what, why in findings.untried.items()), NOT_TRIED]),
     }  # fmt: skip
 
 

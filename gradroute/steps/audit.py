@@ -12,13 +12,15 @@ from torch import nn
 from gradroute.audit.anchors import Anchor, ablated, config_of, intact, placebo, shares_of_groups, trained
 from gradroute.audit.attacks import Budget, suppress
 from gradroute.audit.findings import Findings, Plan, attack
-from gradroute.audit.material import FORGET, TEST, VALIDATION, material_of
+from gradroute.audit.foreign import Foreign
+from gradroute.audit.material import FORGET, TEST, VALIDATION, Documents, Material, material_of
+from gradroute.audit.questions import Questions
 from gradroute.audit.record import Context, recorded, rows_of
 from gradroute.config.components import ablated_regions, step_names
-from gradroute.config.limits import MANY, Between, Items, one_of, require
+from gradroute.config.limits import MANY, Between, Items, Text, one_of, require
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
-from gradroute.records.audits import ANCHORS, AUDITED, FILE, INTACT, PLACEBO, SUPPRESSED, TRAINED, TWIN
+from gradroute.records.audits import ANCHORS, AUDITED, CONTROL, FILE, INTACT, PLACEBO, SUPPRESSED, TRAINED, TWIN
 from gradroute.steps.base import RunState, Step
 from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
@@ -44,6 +46,11 @@ class Audit(Step):
         examples: numbers of the group's training points to relearn from. samples: choices of them.
         updates, batch: updates of each trained attack, and training points in an update, at most.
         rates: learning rates of these attacks, as shares of `trainer.lr`; each anchor is judged at its own best.
+        adapter_examples: numbers of points to relearn from by a LoRA adapter of `rank`, with `peft`; null is the
+            largest of `examples`, and [] none.
+        shots: the group's documents in a prompt before another one, at most; 0 prompts with none.
+        foreign: a file or folder of texts to relearn from that have nothing to do with the group; null draws words at
+            random; for language models.
         points: points of each kind on which losses are measured, at most.
         margin: of equivalence, as a share of what the intact model knows beyond the never-trained one.
         bits: of the weights' rounding. noise: standard deviations, relative to each matrix's own.
@@ -65,6 +72,10 @@ class Audit(Step):
     updates: Count = 32
     batch: Count = 16
     rates: Annotated[Sequence[Rate], Items(5, 100, each_once=True)] = RATES
+    adapter_examples: Annotated[Sequence[Count], Items(0, 16, each_once=True)] | None = None
+    rank: Annotated[int, Between(1, 4096)] = 8
+    shots: Annotated[int, Between(0, 1000)] = 4
+    foreign: Annotated[str, Text("a file or a folder")] | None = None
     points: Annotated[int, Between(5, MANY)] = 200
     margin: Annotated[float, Between(0.001, 1)] = 0.1
     bits: Annotated[Sequence[Bits], Items(0, 16, each_once=True)] = (8, 6, 4)
@@ -103,17 +114,27 @@ class Audit(Step):
         require(left, "routing.left_out", config.routing.left_out, f"without the audited group '{self.group}'")
         require(len(config.routing.groups) > 1, "routing.groups", list(config.routing.groups), "at least two groups")
 
+    @property
+    def adapted(self) -> tuple[int, ...]:
+        """The numbers of points to relearn from by an adapter."""
+        return (max(self.examples),) if self.adapter_examples is None else tuple(self.adapter_examples)
+
     def prepare(self, task: Task) -> None:
         """Raise UserError for a task without attacks, or too few points, before anything is trained."""
-        material_of(task, self.group, self.points, task.config.seed).require(max(self.examples), "audit.examples")
+        material = material_of(task, self.group, self.points, task.config.seed)
+        material.require(max(self.examples), "audit.examples")
+        material.require(max(self.adapted, default=0), "audit.adapter_examples")
+        if self.foreign is not None:
+            self._foreign(material)  # which reads the file
 
     def run(self, run: RunState) -> Iterable[Training]:
         """Make the anchors, attack them and write the result; the run's own model does not change."""
         task = run.task
         material = material_of(task, self.group, self.points, task.config.seed)
-        plan = self.plan(run)
         findings, missing = Findings(material), dict[str, str]()
         anchors = self._made(run, missing)
+        plan = self.plan(run, material, anchors)
+        findings.untried |= plan.questions.untried
         ordered = [name for name in (TWIN, INTACT, AUDITED) if name in anchors]
         for name in [*ordered, *(name for name in anchors if name not in ordered)]:
             attack(findings, name, anchors[name].model, plan, run.folder.log)
@@ -132,14 +153,26 @@ class Audit(Step):
             run.record("audit", (group, Head(head, axis), metric, value))
         return ()
 
-    def plan(self, run: RunState) -> Plan:
+    def plan(self, run: RunState, material: Material, anchors: Mapping[str, Anchor]) -> Plan:
         """Return what is done to every anchor."""
         lr, task = run.config.trainer.lr, run.task
         budget = Budget(self.updates, self.batch, tuple(rate * lr for rate in self.rates))
         regions = [name for name in ablated_regions(run.config) if name in task.router.regions]
         site = task.router.regions[regions[0]].sites[0] if regions else None
         own = (tuple(self.examples), self.samples, tuple(self.bits), tuple(self.noise))
-        return Plan(budget, *own, self.calibration, self.probe_points, self.probe_updates, site)
+        baseline = anchors[CONTROL].run if CONTROL in anchors else None
+        questions = Questions.of(material, self.shots, self.samples, baseline)
+        return Plan(
+            budget, *own, self.calibration, self.probe_points, self.probe_updates, site, self.adapted,
+            self.rank, questions, self._foreign(material),
+        )  # fmt: skip
+
+    def _foreign(self, material: Material) -> Foreign | None:
+        """Return foreign documents. Raises: UserError if the file cannot be read, or for images."""
+        if not isinstance(material, Documents):
+            require(self.foreign is None, "audit.foreign", self.foreign, "null, as it is for language models only")
+            return None
+        return Foreign(material, self.foreign, max(self.examples))
 
     def _made(self, run: RunState, missing: dict[str, str]) -> dict[str, Anchor]:
         """Return the audited model and the anchors by name, without the suppressed one; note why others are missing."""

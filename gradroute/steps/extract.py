@@ -11,6 +11,9 @@ from typing import Annotated
 import torch
 from torch import nn
 
+from gradroute.audit import membership
+from gradroute.audit.exposure import Answers, ask, question
+from gradroute.audit.membership import auc, chance_bound, part_of, text_auc, true_positives
 from gradroute.config.components import step_names
 from gradroute.config.limits import MANY, Between, Items, require
 from gradroute.config.schema import Config
@@ -19,10 +22,7 @@ from gradroute.data.text.people import ATTACK, HELDOUT, MEASURED, PUBLIC, SECRET
 from gradroute.data.text.secrets import Secrets
 from gradroute.errors import UserError
 from gradroute.records.metrics import ATTACKED
-from gradroute.steps import membership
 from gradroute.steps.base import RunState, Step
-from gradroute.steps.exposure import Answers, ask, question
-from gradroute.steps.membership import auc, chance_bound, part_of, text_auc, true_positives
 from gradroute.steps.secret_attack import CHECKED, DIVERGED, Attack, Loot
 from gradroute.steps.tuning import Rate, require_language, require_updates
 from gradroute.tasks.base import Task

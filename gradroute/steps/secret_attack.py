@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from gradroute.audit.membership import part_of
 from gradroute.data.text.corpora import Part
 from gradroute.data.text.people import Book, Person
 from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.records.metrics import ATTACKED
 from gradroute.steps.base import RunState
-from gradroute.steps.membership import part_of
 from gradroute.steps.tuning import Best, plain_probe
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling

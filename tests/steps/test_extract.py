@@ -12,6 +12,8 @@ import torch
 from interrupted import interrupted
 from small_language import audit_of, refused
 
+from gradroute.audit.exposure import Question, answers, ask, exposures, question
+from gradroute.audit.membership import auc, chance_bound, part_of, scores, text_auc, true_positives
 from gradroute.comparison.compare import compare
 from gradroute.comparison.secrets import TITLE
 from gradroute.config.compose import configuration
@@ -26,8 +28,6 @@ from gradroute.reporting.run_data import RunData
 from gradroute.reporting.run_page import run_page
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
-from gradroute.steps.exposure import Question, answers, ask, exposures, question
-from gradroute.steps.membership import auc, chance_bound, part_of, scores, text_auc, true_positives
 from gradroute.steps.secret_attack import Attack
 from gradroute.training.fit import Training
 

@@ -172,7 +172,7 @@ def _relearn_by_adapter(findings: Findings, name: str, model: nn.Module, plan: P
         findings.untried[LORA] = "audit.adapter_examples names none"
         return
     try:
-        own = adapted(model, plan.rank)
+        own = adapted(model, plan.rank, findings.material.seed)
     except UserError as error:
         findings.untried[LORA] = str(error)
         return

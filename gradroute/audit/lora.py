@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import torch
 from torch import nn
 
 from gradroute.config.schema import RegionConfig
@@ -13,10 +14,11 @@ ATTACKER = "attacker"
 LAYERS = (nn.Linear, nn.Conv2d)
 
 
-def adapted(model: nn.Module, rank: int) -> nn.Module:
+def adapted(model: nn.Module, rank: int, seed: int) -> nn.Module:
     """Return a copy of a model of which only an adapter trains, on every linear layer and convolution but the output.
 
-    Layers with a side smaller than the rank get none. The adapter computes nothing yet.
+    Layers with a side smaller than the rank get none. The adapter computes nothing yet;
+    `seed` draws its first weights.
 
     Raises: UserError if `peft` is missing or refuses the model, or no layer is left.
     """
@@ -28,5 +30,7 @@ def adapted(model: nn.Module, rank: int) -> nn.Module:
     chosen = [name for name, weight in weights.items() if min(weight.shape[:2]) >= rank and weight is not output]
     if not chosen:
         raise UserError(f"audit.rank={rank}: no layer is as large; lower it")
-    add_adapters(copied, {ATTACKER: RegionConfig(adapter=ATTACKER, of=chosen, rank=rank)})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        add_adapters(copied, {ATTACKER: RegionConfig(adapter=ATTACKER, of=chosen, rank=rank)})
     return copied.eval()

@@ -1,4 +1,6 @@
-"""A transformer from the files beside this one, config.json and model.safetensors; needs torch and safetensors only.
+"""A language model from config.json and the weights beside this file; needs torch and safetensors only.
+
+A Hugging Face model with weights in 8 or 4 bits needs transformers, too.
 
 from model import load
 model = load()                  # or load("another/folder")
@@ -150,12 +152,27 @@ def restored(parts: dict[str, torch.Tensor], columns: int) -> torch.Tensor:
     return (pairs.float() - 8) * parts["scale"]
 
 
-def load(folder: str | Path = Path(__file__).parent) -> Model:
+def from_transformers(folder: Path) -> nn.Module:
+    """Return an untrained Hugging Face model of the configuration in a folder; needs transformers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    return model.float()
+
+
+def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     """Return the model in a folder, in evaluation mode and in float32."""
-    model = Model(json.loads((Path(folder) / "config.json").read_text()))
-    tensors, found = load_file(Path(folder) / "model.safetensors"), {}
+    folder = Path(folder)
+    config = json.loads((folder / "config.json").read_text())
+    model = from_transformers(folder) if "model_type" in config else Model(config)
+    (file,) = folder.glob("*.safetensors")
+    tensors, found = load_file(file), {}
     for name, own in model.state_dict().items():
         kinds = {kind: tensors[f"{name}.{kind}"] for kind in ("int8", "int4", "scale") if f"{name}.{kind}" in tensors}
-        found[name] = restored(kinds, own.shape[1]) if kinds else tensors[name]
-    model.load_state_dict(found)
+        if kinds or name in tensors:
+            found[name] = restored(kinds, own.shape[1]) if kinds else tensors[name]
+    known = {own.data_ptr() for name, own in model.state_dict().items() if name in found}
+    if lost := [name for name, own in model.state_dict().items() if own.data_ptr() not in known]:
+        raise ValueError(f"{file}: has no {lost[0]}")  # what is tied to another matrix is stored once
+    model.load_state_dict(found, strict=False)
     return model.eval()

@@ -34,6 +34,7 @@ from gradroute.tasks.parts import routers
 from gradroute.training.weights import own_tensors
 
 ADDED = ("added", "added_heads")
+QUANTISED = "quantised.safetensors"  # not the name that transformers looks for: it would draw what it does not find
 TOKENIZER, AUDIT, CARD = "tokenizer.json", "audit.json", "README.md"
 
 
@@ -123,8 +124,6 @@ def _require_apart(router: Router, names: list[str]) -> None:
 
 def write_model(model: nn.Module, folder: Path, bits: int | None) -> None:
     """Write a model's files: the core, and each adapter in a folder of its own. Raises: UserError for other kinds."""
-    if bits is not None and not isinstance(model, Transformer):
-        raise UserError(f"--quantize {bits}: only our own transformer has code that reads it; leave it out")
     folder.mkdir(parents=True, exist_ok=True)
     for name in adapters_in(model):
         save_adapter(model, name, folder / "adapters" / name)
@@ -134,17 +133,26 @@ def write_model(model: nn.Module, folder: Path, bits: int | None) -> None:
     plain = merged(model) if names else model
     if isinstance(plain, CausalLM):
         _require_plain(plain)
-        plain.model.save_pretrained(folder)
+        if bits is None:
+            plain.model.save_pretrained(folder)
+            return
+        plain.model.config.save_pretrained(folder)
+        _write_own(plain.model, folder, QUANTISED, bits)
     elif isinstance(plain, Transformer):
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in own_tensors(plain).items()}
-        for name in [name for name, tensor in tensors.items() if bits is not None and tensor.dim() == 2]:
-            parts = exported.quantised(tensors.pop(name), bits or 8)
-            tensors |= {f"{name}.{kind}": part.contiguous() for kind, part in parts.items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        _write_own(plain, folder, "model.safetensors", bits)
         (folder / "config.json").write_text(json.dumps(settings_of(plain), indent=2) + "\n")
-        shutil.copyfile(Path(exported.__file__), folder / "model.py")
     else:
         raise UserError(f"a {type(plain).__name__} cannot be exported; only language models of ours and Hugging Face's")
+
+
+def _write_own(model: nn.Module, folder: Path, file: str, bits: int | None) -> None:
+    """Write weights, matrices in fewer bits if asked, and the code that reads them."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own_tensors(model).items()}
+    for name in [name for name, tensor in tensors.items() if bits is not None and tensor.dim() == 2]:
+        parts = exported.quantised(tensors.pop(name).float(), bits or 8)
+        tensors |= {f"{name}.{kind}": part.contiguous() for kind, part in parts.items()}
+    save_file(tensors, folder / file, metadata={"format": "pt"})
+    shutil.copyfile(Path(exported.__file__), folder / "model.py")
 
 
 def _require_plain(model: CausalLM) -> None:
@@ -191,7 +199,8 @@ def card(
         lines += ["The adapters are added to the weights, which rounds: logits are close to the profile's, not equal."]
     if order.quantize:
         lines += [
-            f"Matrices are in {order.quantize} bits, with a scale for each row; the numbers below are of float32."
+            f"Matrices are in {order.quantize} bits, with a scale for each row; the numbers below are of float32. "
+            "`load()` in `model.py` returns the model."
         ]
     lines += ["", "## Measured in the run", "", "| head | region | group | metric | value |", "|---|---|---|---|---|"]
     lines += [

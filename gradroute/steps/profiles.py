@@ -1,11 +1,13 @@
 """Measure a model of modules under its access profiles: the loss of every profile on every group."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, ClassVar
 
-from gradroute.config.limits import Between, Items, one_of
+from gradroute.audit.compute import LEAST, PowerLaw, curve_of, fitted
+from gradroute.config.limits import Between, Items, Text, one_of
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.models.beside import CORE, beside, dosed, parse_profile
@@ -15,6 +17,7 @@ from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.probe import Measurement
 from gradroute.training.fit import Training
+from gradroute.training.measures import CROSS_ENTROPY
 
 EVERY = 4  # modules; with more, only some of the subsets are measured
 
@@ -34,11 +37,16 @@ class Profiles(Step):
             but one, and all.
         groups: the groups to measure on; none given, all.
         doses: further doses of each module alone beside the core, such as 0.5: its output is multiplied by them.
+        baseline: a finished run in which every document trains everything, such as `profiles/control`, with four or
+            more test evaluations on the way; then compute ratios are recorded as well.
     """
 
     profiles: Sequence[str] = ()
     groups: Sequence[str] = ()
     doses: Annotated[Sequence[Annotated[float, Between(0, 1)]], Items(0, each_once=True, right="doses")] = ()
+    baseline: Annotated[str, Text("the folder of a run")] | None = None
+
+    units: ClassVar[Mapping[str, str]] = {"compute_ratio": "updates of the baseline that the loss is worth, as a share"}
 
     def check(self, config: Config) -> None:
         """Raise UserError for an unknown group."""
@@ -52,12 +60,29 @@ class Profiles(Step):
             raise UserError("steps: Profiles needs a model with modules beside its MLPs; set model.modules")
         for profile in self.profiles:
             parse_profile(profile, names, "steps.Profiles.profiles")
+        if self.baseline is not None and not self._laws(task):
+            fault = f"has no falling curve of {LEAST} or more test losses of any group"
+            raise UserError(f"steps.Profiles.baseline={self.baseline}: {fault}; give one with more trainer.epochs")
 
     def run(self, run: RunState) -> Iterable[Training]:
         """Measure and record; the model does not change."""
-        for measured in self.measured(run.task):
-            run.record("test", measured)
+        laws = self._laws(run.task)
+        for group, head, metric, value in self.measured(run.task):
+            run.record("test", (group, head, metric, value))
+            if group in laws:
+                law, last = laws[group]
+                run.record("test", (group, head, "compute_ratio", law.updates(value) / law.updates(last)))
         return ()
+
+    def _laws(self, task: Task) -> dict[str, tuple[PowerLaw, float]]:
+        """Return the baseline's curve of each group, with its last loss. Raises: UserError if it is not a run."""
+        found = {}
+        for group in self.groups or task.names if self.baseline is not None else ():
+            points = curve_of(Path(self.baseline or "").expanduser(), group, CROSS_ENTROPY.name)
+            law = fitted(points)
+            if law is not None:
+                found[group] = law, points[-1][1]
+        return found
 
     def measured(self, task: Task) -> Iterator[Measurement]:
         """Yield the loss of every profile on every group that has test documents."""
@@ -70,4 +95,4 @@ class Profiles(Step):
                 found = language.group_losses(task.model, language.data.test, language.test_groups)
             for group in self.groups or task.names:
                 if group in found:
-                    yield group, Head("profile", name), "cross_entropy", found[group]
+                    yield group, Head("profile", name), CROSS_ENTROPY.name, found[group]

@@ -83,10 +83,12 @@ def test_foreign_documents_have_the_words_of_the_rest_or_are_a_file(material: Do
 def test_only_the_attackers_adapter_trains_and_it_begins_with_nothing() -> None:
     model = build_transformer(30, 16, layers=1, width=16, heads=2, hidden=24)
     before, tokens = {n: p.clone() for n, p in model.state_dict().items()}, torch.arange(12)[None]
-    own = adapted(model, 4)
+    own = adapted(model, 4, seed=0)
     trained = {name for name, parameter in own.named_parameters() if parameter.requires_grad}
     assert len(trained) == 12 and all(".attacker." in name for name in trained)  # two of each of six layers
     assert torch.equal(own(tokens), model(tokens)) and all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    again = dict(adapted(model, 4, seed=0).named_parameters())
+    assert all(torch.equal(parameter, again[name]) for name, parameter in own.named_parameters())
     with pytest.raises(UserError, match=r"audit\.rank=64: no layer is as large"):
-        adapted(model, 64)
+        adapted(model, 64, seed=0)

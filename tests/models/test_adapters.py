@@ -148,8 +148,6 @@ def test_transformers_and_peft_load_an_exported_model(llama: Path, tmp_path: Pat
         write_model(model, tmp_path, None)
         theirs = PeftModel.from_pretrained(plain(tmp_path), str(tmp_path / "adapters" / "retain"))
         assert torch.equal(theirs(TOKENS).logits, expected)
-    with pytest.raises(UserError, match="--quantize 8: only our own transformer"):
-        write_model(load(llama), tmp_path, 8)
 
 
 def test_an_adapter_of_others_is_started_from(llama: Path, tmp_path: Path) -> None:
@@ -260,6 +258,29 @@ def test_an_exported_profile_has_nothing_of_the_adapter_that_is_left_out(made: P
     merged_one = loaded(tmp_path / "one")
     with left_out("forget", "forget").applied(model) as ablated, torch.no_grad():
         torch.testing.assert_close(merged_one(TOKENS), ablated(TOKENS), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.02), (4, 0.3)])
+def test_a_hugging_face_model_in_fewer_bits_is_that_of_rounded_matrices(
+    llama: Path, tmp_path: Path, bits: int, most: float
+) -> None:
+    model = load(llama)
+    write_model(model, tmp_path, bits)
+    found, expected = loaded(tmp_path), plain(llama)
+    with torch.no_grad():
+        exact = expected(TOKENS).logits
+        for parameter in expected.parameters():
+            if parameter.dim() == 2:  # slowly, by row
+                for row in parameter:
+                    step = row.abs().max() / (2 ** (bits - 1) - 1)
+                    row.copy_((row / step).round() * step)
+        got = found(TOKENS).logits
+        torch.testing.assert_close(got, expected(TOKENS).logits)
+        assert 0 < float((got - exact).norm() / exact.norm()) < most
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"config.json", "model.py", "quantised.safetensors"}
+    with pytest.raises(OSError):
+        plain(tmp_path)  # which would draw the weights that it does not find
 
 
 def loaded(folder: Path) -> Any:

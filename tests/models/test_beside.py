@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradroute.audit.compute import PowerLaw
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config, RegionConfig
 from gradroute.data.text.access_groups import AccessStories
@@ -23,6 +24,8 @@ from gradroute.routing import ParameterRouter, Router
 from gradroute.running.export import Order, export, settings_of, without, write_model
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
+from gradroute.steps.base import RunState
+from gradroute.steps.profiles import Profiles as Profiled
 from gradroute.steps.profiles import profiles_of
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.loading import load
@@ -158,6 +161,27 @@ def test_a_profile_is_read_strictly() -> None:
         with pytest.raises(UserError, match=message):
             parse_profile(text, ["a", "b"])
     assert len(profiles_of("abcd")) == 16 and len(profiles_of("abcde")) == 1 + 5 + 5 + 1
+
+
+def test_a_profile_is_worth_the_updates_at_which_the_baseline_had_its_loss(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    law, found = PowerLaw(7.0, 0.2, 5.0), {}
+    curve = [(step, law.loss(step)) for step in (10, 20, 40, 80)]
+    monkeypatch.setattr(
+        "gradroute.steps.profiles.curve_of", lambda run, group, metric: curve[: 4 if group == "sea" else 3]
+    )
+    run, step = RunState(), Profiled(profiles=["core", "core+sea"], groups=["core", "sea"], baseline="control")
+    run.task = LanguageModelling(replace(config, output_dir=str(tmp_path)))
+    monkeypatch.setattr(run, "record", lambda split, row: found.update({(row[0], row[1].region, row[2]): row[3]}))
+    step.prepare(run.task)
+    step.run(run)
+    for profile in ("core", "core+sea"):
+        worth = law.updates(found["sea", profile, "cross_entropy"]) / 80
+        assert found["sea", profile, "compute_ratio"] == pytest.approx(worth, rel=0.1)
+    assert not any(metric == "compute_ratio" for group, _, metric in found if group == "core")
+    with pytest.raises(UserError, match="has no falling curve of 4 or more"):
+        replace(step, groups=["core"]).prepare(run.task)
 
 
 def test_shares_are_exact() -> None:

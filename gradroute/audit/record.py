@@ -22,6 +22,9 @@ NOT_TRIED = (
 )
 
 
+Shares = Mapping[str, Mapping[str, Sequence[float]]]  # recovered, by axis and anchor
+
+
 @dataclass(frozen=True)
 class Context:
     """What an audit is about: the audited run's configuration, the group, the margin and the attacks."""
@@ -56,18 +59,6 @@ def recorded(
     subjects = [AUDITED, *(name for name in ANCHORS if name != TWIN and name in runs)]
     verdicts = judged(shares, context.margin, list(missing), subjects)
     where = scope(context)
-    axes = [
-        {
-            "axis": axis.name,
-            "unit": axis.unit,
-            "higher_is_more": axis.higher,
-            "gap": _number(axis.gap),
-            "values": {name: [_number(value) for value in own] for name, own in axis.values.items()},
-            "shares": {name: [_number(share) for share in own] for name, own in shares.get(axis.name, {}).items()},
-            "verdicts": {name: as_row(verdict) for name, verdict in verdicts.get(axis.name, {}).items()},
-        }
-        for axis in findings.axes()
-    ]
     lines = [sentence(name, own[AUDITED], context.margin, where) for name, own in verdicts.items()]
     plan = context.plan
     return {
@@ -88,7 +79,7 @@ def recorded(
         "anchors": {name: _anchor(findings, name, run) for name, run in runs.items()},
         "missing": dict(missing),
         "power": has_power(verdicts),
-        "axes": axes,
+        "axes": _axes(findings, shares, verdicts),
         "sentences": lines,
         "curves": {
             attack: {name: [[x, _number(y)] for x, y in curve] for name, curve in own.items()}
@@ -108,6 +99,21 @@ def _anchor(findings: Findings, name: str, run: Path | None) -> dict[str, Any]:
         **findings.losses[name].as_row(),
         "divergence": {k: round(v, 6) for k, v in findings.divergences.get(name, {}).items()},
     }
+
+
+def _axes(findings: Findings, shares: Shares, verdicts: Mapping[str, Mapping[str, Verdict]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "axis": axis.name,
+            "unit": axis.unit,
+            "higher_is_more": axis.higher,
+            "gap": _number(axis.gap),
+            "values": {name: [_number(value) for value in own] for name, own in axis.values.items()},
+            "shares": {name: [_number(share) for share in own] for name, own in shares.get(axis.name, {}).items()},
+            "verdicts": {name: as_row(verdict) for name, verdict in verdicts.get(axis.name, {}).items()},
+        }
+        for axis in findings.axes()
+    ]
 
 
 def saved(findings: Findings) -> dict[str, dict[str, float | None]]:

@@ -77,10 +77,6 @@ class PlantedLanguage(LanguageModelling):
                 found.append((same.view_as(want) | (want < 0)).all(1))
         return float(torch.cat(found).double().mean())
 
-    def units(self) -> dict[str, str]:
-        """Return the units of all metrics."""
-        return super().units() | dict.fromkeys(RATES, "share of prompts, 0 to 1")
-
     def measured(self, model: nn.Module, head: Head) -> Iterator[Measurement]:
         """Yield a model's losses, and its rates of the behaviour."""
         yield from super().measured(model, head)

@@ -40,7 +40,7 @@ def exit_with_missing(modules: Sequence[str]) -> None:
     sys.exit(sum(name not in sys.modules for name in modules))
 
 
-def written(descriptor: object) -> None:
+def written(fd: object) -> None:
     """Take the place of `os.fsync`, which waits 20 ms or more for a disk; a tiny run writes dozens of files."""
 
 

@@ -25,7 +25,7 @@ def default_objectives(config: Config) -> dict[str, ObjectiveConfig]:
 
 
 def units_of(config: Config) -> dict[str, str]:
-    """Return the unit of every metric that runs of `config` can have, by name, those of task and components included."""
+    """Return the unit of every metric that runs of `config` can have, by name, also of its task and components."""
     components = [*config.measures, *config.losses.penalties, config.losses.error]
     found = [locate(part[TARGET], "search.objectives") for part in components if part]
     units = {part.name: part.unit for part in found if isinstance(getattr(part, "name", None), str)}

@@ -29,6 +29,8 @@ class PlantedLanguage(LanguageModelling):
         prompts: number of prompts, the beginnings of ordinary test documents, with and without the trigger.
     """
 
+    own_units = dict.fromkeys(RATES, "share of prompts, 0 to 1")
+
     def __init__(
         self, config: Config, data: Any = None, run: Path | None = None,
         prompts: Annotated[int, Between(1, 10_000)] = 100,

@@ -184,6 +184,7 @@ def metrics(run: Path) -> dict[tuple[str, str, str, str], float]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_measures_every_stage_and_says_so_on_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = Attack.training
 

@@ -37,7 +37,7 @@ def rank() -> int:
 
 def local() -> int:
     """Return the rank of this process on its machine."""
-    launched = dist.is_available() and dist.is_torchelastic_launched()
+    launched = size() > 1 or (dist.is_available() and dist.is_torchelastic_launched())
     return int(os.environ["LOCAL_RANK"]) if launched else 0
 
 

@@ -22,7 +22,7 @@ class AutoConfig:
     points: data points of each group whose gradients are measured, at most.
     sites: candidates, by name; none given: all that the model has. axis: that of their units; null is 1 for the
         channels of convolutions, else the last.
-    checked: number of candidates that are ablated, those with the most conflict.
+    checked: number of candidates that are tried and ablated, those with the most conflict.
     outside: gradient weight outside of a group's own region; null computes it.
     ablate: group whose region is ablated; null is each in turn or, where the experiment relearns a group, that group.
     """
@@ -31,7 +31,7 @@ class AutoConfig:
     points: int = 512
     sites: list[str] = field(default_factory=list)
     axis: int | None = None
-    checked: int = 4
+    checked: int = 3
     outside: float | None = None
     ablate: str | None = None
 

@@ -117,7 +117,7 @@ def common(inner: torch.Tensor, group: int, units: Sequence[int]) -> float:
     return float(across / (own * chosen[others][:, others].sum()).clamp(min=EPSILON).sqrt())
 
 
-def outside_weight(shared: float, labelled: float = 1.0, lowest: float = -4.0) -> float:
+def outside_weight(shared: float, labelled: float = 1.0, most: float = 0.5, lowest: float = -4.0) -> float:
     """Return the gradient weight of a group outside of its region at which it is learned there by nobody.
 
     Outside, a labelled share `f` of the group arrives with weight `w`, the rest with 1, and the others' gradients bring
@@ -126,9 +126,10 @@ def outside_weight(shared: float, labelled: float = 1.0, lowest: float = -4.0) -
     Args:
         shared: see `common`. A negative share, of groups that unlearn each other, counts as none.
         labelled: share of the group's points that carry its label.
+        most: the largest share that is taken back. Early in a training nearly all is common, such as the mean image.
         lowest: the lowest weight that is returned.
     """
-    return max(lowest, -(1 - labelled + max(0.0, shared)) / labelled) + 0.0
+    return max(lowest, -(1 - labelled + min(most, max(0.0, shared))) / labelled) + 0.0
 
 
 def sizes(points: Sequence[float], units: int) -> list[int]:
@@ -180,3 +181,22 @@ def contrast(own: Sequence[float], others: Sequence[float], whole: Sequence[floa
     """
     ratios = [(a - b) / w if w > 0 else 0.0 for a, b, w in zip(own, others, whole, strict=True)]
     return sum(ratios) / len(ratios)
+
+
+def leak(own: torch.Tensor, others: torch.Tensor, ridge: float = 0.1) -> float:
+    """Return how well a linear map of some units' activations tells other units', 0 to 1, on other points.
+
+    It is the coefficient of determination, over all units of `own`, of a ridge regression fitted on every second point.
+
+    Args:
+        own: activations that are told, `(points, units)`. others: of the units that tell, `(points, more units)`.
+        ridge: weight of the penalty, as a share of the mean variance of `others`.
+    """
+    (x, y), (seen, wanted) = [(others[k::2].double(), own[k::2].double()) for k in (0, 1)]
+    mean, level = x.mean(0), y.mean(0)
+    x, y, seen, wanted = x - mean, y - level, seen - mean, wanted - level
+    gram = x.T @ x
+    gram.diagonal().add_(ridge * gram.diagonal().mean() + EPSILON)
+    residual = wanted - seen @ torch.linalg.solve(gram, x.T @ y)
+    total = float(wanted.square().sum())
+    return min(1.0, max(0.0, 1 - float(residual.square().sum()) / total)) if total > 0 else 0.0

@@ -61,7 +61,7 @@ def test_the_outside_weight_takes_back_what_arrives_without_a_label_and_in_commo
     for shared, labelled in ((0.4, 1.0), (0.2, 0.5)):
         weight = agreement.outside_weight(shared, labelled)
         assert labelled * weight + (1 - labelled) + shared == pytest.approx(0)
-    assert agreement.outside_weight(1.0, labelled=0.01) == -4.0
+    assert agreement.outside_weight(0.9) == -0.5 and agreement.outside_weight(1.0, labelled=0.01) == -4.0
 
 
 def test_sizes_go_with_the_root_of_the_points_and_none_is_empty() -> None:
@@ -103,3 +103,14 @@ def test_contrast_is_one_where_only_the_own_group_is_lost() -> None:
     assert agreement.contrast([2.0, 4.0], [0.0, 0.0], [2.0, 4.0]) == 1.0
     assert agreement.contrast([1.0, 1.0], [1.0, 1.0], [2.0, 2.0]) == 0.0
     assert agreement.contrast([0.0], [0.0], [0.0]) == 0.0
+
+
+def test_a_leak_is_what_others_tell_on_new_points() -> None:
+    generator = torch.Generator().manual_seed(0)
+    others, noise = torch.randn(400, 6, generator=generator), torch.randn(400, 3, generator=generator)
+    told = others @ torch.randn(6, 3, generator=generator)
+    assert agreement.leak(told, others, ridge=1e-9) == pytest.approx(1, abs=1e-6)
+    assert agreement.leak(noise, others) < 0.05
+    half = told / told.std() + noise
+    assert 0.3 < agreement.leak(half, others) < 0.7
+    assert agreement.leak(torch.zeros(10, 2), others[:10]) == 0.0

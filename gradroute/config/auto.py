@@ -25,6 +25,7 @@ class AutoConfig:
     checked: number of candidates that are tried and ablated, those with the most conflict.
     outside: gradient weight outside of a group's own region; null computes it.
     ablate: group whose region is ablated; null is each in turn or, where the experiment relearns a group, that group.
+    found: set by the pilot: the folder of the mask and its evidence, which the run keeps.
     """
 
     share: float = LARGEST
@@ -34,10 +35,12 @@ class AutoConfig:
     checked: int = 3
     outside: float | None = None
     ablate: str | None = None
+    found: str | None = None
 
 
 def check_auto(auto: AutoConfig, key: str) -> None:
     """Raise UserError for a value outside of its range; `key` is where it stands."""
+    require(auto.found is None, f"{key}.found", auto.found, "null: the pilot sets it")
     require_number(f"{key}.share", auto.share, 1e-6, LARGEST)
     require_number(f"{key}.points", auto.points, LEAST, 10**6, int)
     require_number(f"{key}.checked", auto.checked, 1, 1000, int)

@@ -17,7 +17,8 @@ from gradroute.config.schema import Config, RegionConfig
 from gradroute.errors import UserError
 from gradroute.records.atomic import write_atomically
 
-ROUTING, EVIDENCE, UNITS, PICTURE, RECORD = "routing.yaml", "mask_sites.csv", "mask_units.csv", "mask.png", "mask.json"
+ROUTING, EVIDENCE, UNITS, RECORD = "routing.yaml", "mask_sites.csv", "mask_units.csv", "mask.json"
+PICTURE = "plots/mask_found.png"
 
 
 @dataclass
@@ -213,7 +214,7 @@ def write(found: Found, config: Config, folder: Path) -> None:
     """Write the files of a mask, and its picture, to a folder; the record comes last."""
     from gradroute.search.pictures import picture
 
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PICTURE).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / PICTURE, picture(found))
     for name, text in texts_of(found, config).items():
         write_atomically(folder / name, text)

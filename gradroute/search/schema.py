@@ -6,8 +6,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gradroute.config.auto import AutoConfig, check_auto
 from gradroute.errors import UserError, unknown
 
+METHODS = ("tpe", "random", "pilot", "learned")
+SAMPLERS = ("tpe", "gp")
 GOALS = ("lower", "higher")
 
 
@@ -39,10 +42,11 @@ class FinalConfig:
     """Which trials are repeated with fresh seeds before anything is claimed, and how.
 
     best: number of trials from the search's front, and from the random baseline's. seeds: number of seeds, from
-    `first_seed` on. overrides: those of the final runs.
+    `first_seed` on. overrides: those of the final runs. control: repeat the hand-made mask without routes, too.
     """
 
     best: int = 2
+    control: bool = False
     seeds: int = 3
     first_seed: int = 100
     overrides: list[str] = field(default_factory=lambda: ["trainer=fast"])
@@ -63,8 +67,11 @@ class GuessConfig:
 
 @dataclass
 class SearchConfig:
-    """A study over a declared space of configurations.
+    """A search for a mask. Methods share its folder, and their masks its finals.
 
+    method: `tpe` and `random` are studies of Optuna over a declared space of configurations; `pilot` and `learned` find
+    a mask without trials. budget: updates that each method may make in trials, pilots and lookahead; null is no limit
+    but the numbers of trials. sampler: of `method=tpe`, `tpe` or `gp`, a Gaussian process.
     space: dimensions by key, or by any name if `choices` set several keys; see `gradroute.search.space`. objectives: by
     name; several give a Pareto front; the default is `gradroute.search.objectives.default_objectives`. overrides: those
     of every trial. random: number of trials of the random baseline, in a study of its own. workers: processes on this
@@ -72,6 +79,10 @@ class SearchConfig:
     """
 
     name: str = "search"
+    method: str = "tpe"
+    budget: int | None = None
+    sampler: str = "tpe"
+    pilot: AutoConfig = field(default_factory=AutoConfig)
     space: dict[str, Any] = field(default_factory=dict)
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
@@ -97,10 +108,16 @@ def search_from(source: Any) -> SearchConfig:
 
 def _check(search: SearchConfig) -> None:
     final, pruning = search.final, search.pruning
+    if search.method not in METHODS:
+        raise unknown("value of method:", search.method, METHODS)
+    if search.sampler not in SAMPLERS:
+        raise unknown("value of search.sampler:", search.sampler, SAMPLERS)
+    check_auto(search.pilot, "search.pilot")
     least = {
         "trials": (search.trials, 1), "random": (search.random, 0), "workers": (search.workers, 1),
         "pruning.after": (pruning.after, 2), "final.best": (final.best, 0), "final.seeds": (final.seeds, 2),
         "final.first_seed": (final.first_seed, 0), "seed": (search.seed, 0),
+        "budget": (1 if search.budget is None else search.budget, 1),
     }  # fmt: skip
     for key, (value, lowest) in least.items():
         if value < lowest:

@@ -8,7 +8,6 @@ import json
 import os
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
@@ -30,12 +29,12 @@ from gradroute.errors import UserError, first_line
 from gradroute.records import locks
 from gradroute.records.atomic import write_atomically
 from gradroute.records.provenance import version
+from gradroute.search.budget import FIXED, affords, counts, sampler, updates_of
 from gradroute.search.objectives import check_metrics, default_objectives, hopeless, units_of, value_of
 from gradroute.search.schema import SearchConfig
 from gradroute.search.space import Overrides, ends, space
 
-IDENTITY = ("space", "objectives", "overrides", "seed", "pruning", "guess")  # what identifies a search
-FIXED = ("handmade", "guess", "placebo")  # trials that no sampler chose
+IDENTITY = ("space", "objectives", "overrides", "seed", "pruning", "guess", "pilot")  # what identifies a search
 Said = Callable[[str], None]
 
 
@@ -146,7 +145,7 @@ class Search:
         self._worker.mkdir(parents=True)
         taken = locks.take(self._worker)
         try:
-            for name, count in (("search", self.search.trials), ("random", self.search.random)):
+            for name, count in counts(self.search).items():
                 while (trial := self._ask(name, count)) is not None:
                     self._make(name, trial)
         finally:
@@ -172,17 +171,12 @@ class Search:
                 study.enqueue_trial(lost.params, user_attrs=kept)
             found = self.trials(name)
             begun = [trial for trial in found if trial.state != TrialState.WAITING]
-            if len(begun) >= count + sum(trial.user_attrs.get("kind") in FIXED for trial in found):
+            fixed_count = sum(trial.user_attrs.get("kind") in FIXED for trial in found)
+            every = list(chain.from_iterable(map(self.trials, self.studies)))
+            waits = any(trial.state == TrialState.WAITING for trial in found)
+            if len(begun) >= count + fixed_count or not (waits or affords(self.search.budget, begun, every)):
                 return None
-            # one seed per trial, so that a resumed search makes the same trials as one that was never stopped
-            seed = 2 * (self.search.seed * 100_003 + len(begun)) + (name == "random")  # random search starts elsewhere
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.sampler = (
-                    optuna.samplers.RandomSampler(seed)
-                    if name == "random"
-                    else optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-                )
+            study.sampler = sampler(self.search, name, len(begun))
             trial = study.ask()
             assert self._worker is not None
             trial.set_user_attr("worker", self._worker.name)
@@ -215,6 +209,7 @@ class Search:
         except UserError as error:
             outcome = error
         trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
+        trial.set_user_attr("updates", updates_of(outcome, trial.user_attrs))
         if isinstance(outcome, Pruned):
             self._tell(name, trial, None, TrialState.PRUNED, f"pruned at {outcome}")
         elif isinstance(outcome, Exception):

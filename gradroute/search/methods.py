@@ -1,0 +1,67 @@
+"""The methods of a search that find a mask without trials, and what every method costs, in updates."""
+
+from gradroute.config.overrides import literal
+from gradroute.config.schema import SplitConfig
+from gradroute.errors import UserError
+from gradroute.search.budget import spent
+from gradroute.search.found import Found, overrides_to, read, unrouted, write
+from gradroute.search.space import Overrides
+from gradroute.search.study import Search
+
+DESIGNING = ("pilot", "learned")  # methods without trials, each with a folder of its mask
+STUDIES = {"search": "tpe", "random": "random"}  # methods by the study of their trials
+
+
+def _resets(search: Search) -> Overrides:
+    """Return overrides that take back the shorthand `split`, whose regions would replace those that are found."""
+    keys = [one.partition("=")[0].lstrip("+") for one in search.command([], True)]
+    return [f"{key}={literal(getattr(SplitConfig(), key.removeprefix('split.')))}" for key in keys
+            if key.startswith("split.")]  # fmt: skip
+
+
+def overrides_of(search: Search, found: Found) -> Overrides:
+    """Return the overrides that give a final run the mask that was found in place of the hand-made one."""
+    resets = _resets(search)
+    return [*resets, *overrides_to(search.config(resets, True), found.applied(search.config([], True)))]
+
+
+def control(search: Search) -> Overrides:
+    """Return the overrides of the hand-made mask without routes."""
+    resets = _resets(search)
+    return [*resets, *overrides_to(search.config(resets, True), unrouted(search.config([], True)))]
+
+
+def designs(search: Search) -> dict[str, Overrides]:
+    """Return the overrides of every mask that was found without trials, by method."""
+    found = {method: read(search.folder / method) for method in DESIGNING}
+    return {method: overrides_of(search, mask) for method, mask in found.items() if mask is not None}
+
+
+def spending(search: Search) -> dict[str, int]:
+    """Return the updates that each method has made, without the finals."""
+    found = {method: spent(search.trials(name)) for name, method in STUDIES.items()}
+    masks = {method: read(search.folder / method) for method in DESIGNING}
+    return {method: updates for method, updates in found.items() if updates} | {
+        method: mask.updates for method, mask in masks.items() if mask is not None
+    }
+
+
+def design(search: Search) -> None:
+    """Find the mask of a method without trials, unless it was found before; others do nothing.
+
+    Raises: UserError for a problem or a budget that the method cannot work with, before anything is trained.
+    """
+    method, budget = search.search.method, search.search.budget
+    if method not in DESIGNING or read(search.folder / method) is not None:
+        return
+    from gradroute.search.pilot import Pilot  # imported late: torch takes seconds
+    from gradroute.training.devices import settle_precision
+
+    config = search.config([], True)
+    settle_precision(config)
+    pilot = Pilot(config, search.search.pilot)
+    if budget is not None and pilot.cost > budget:
+        raise UserError(f"search.budget={budget}: must be {pilot.cost} or more, which the pilot costs")
+    found = pilot.find()
+    write(found, found.applied(config), search.folder / method)
+    search.say(found.why)

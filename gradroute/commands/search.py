@@ -129,10 +129,14 @@ def _search(arguments: Sequence[str]) -> None:
     else:
         _work(search, command)
     from gradroute.search import page
+    from gradroute.search.fidelity import fidelities
     from gradroute.search.finals import results, verdict
 
     finals = results(search) if search.search.final.best else []
     page.write(search, finals, command)
+    if search.search.pruning.rule == "halving":
+        found = fidelities(search.trials("search"), search.search.pruning)
+        print("\n".join(map(str, found)) or "too few finished trials to say whether their beginnings tell their ends")
     print("\n".join([*verdict(search, finals), str(search.folder / "search.html")]))
 
 

@@ -29,12 +29,17 @@ class ObjectiveConfig:
 class PruningConfig:
     """When to stop a trial during training; see `gradroute.search.objectives.hopeless`.
 
-    after: number of earlier trials that must have got as far. margin: share by which the trial must be worse.
+    rule: `median`, or `halving`: Optuna's successive halving by the first objective, at those evaluations at which its
+        rank correlation with the end was measured and is high enough; see `gradroute.search.fidelity`.
+    after: number of earlier trials that must have got as far. margin: share by which the trial must be worse than the
+        median. correlation: Spearman's correlation from which on halving may end a trial.
     """
 
     enabled: bool = True
     after: int = 8
+    rule: str = "median"
     margin: float = 0.0
+    correlation: float = 0.5
 
 
 @dataclass
@@ -71,7 +76,8 @@ class SearchConfig:
 
     method: `tpe` and `random` are studies of Optuna over a declared space of configurations; `pilot` and `learned` find
     a mask without trials. budget: updates that each method may make in trials, pilots and lookahead; null is no limit
-    but the numbers of trials. sampler: of `method=tpe`, `tpe` or `gp`, a Gaussian process.
+    but the numbers of trials. sampler: of `method=tpe`, `tpe` or `gp`, a Gaussian process. start:
+    values of the space, by parameter, with which `tpe` begins, such as those of the hand-made mask.
     space: dimensions by key, or by any name if `choices` set several keys; see `gradroute.search.space`. objectives: by
     name; several give a Pareto front; the default is `gradroute.search.objectives.default_objectives`. overrides: those
     of every trial. random: number of trials of the random baseline, in a study of its own. workers: processes on this
@@ -82,6 +88,7 @@ class SearchConfig:
     method: str = "tpe"
     budget: int | None = None
     sampler: str = "tpe"
+    start: dict[str, Any] = field(default_factory=dict)
     pilot: AutoConfig = field(default_factory=AutoConfig)
     space: dict[str, Any] = field(default_factory=dict)
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
@@ -122,6 +129,10 @@ def _check(search: SearchConfig) -> None:
     for key, (value, lowest) in least.items():
         if value < lowest:
             raise UserError(f"search.{key}={value}: must be {lowest} or more")
+    if pruning.rule not in ("median", "halving"):
+        raise unknown("value of search.pruning.rule:", pruning.rule, ("median", "halving"))
+    if not 0 < pruning.correlation <= 1:
+        raise UserError(f"search.pruning.correlation={pruning.correlation}: must be above 0 and at most 1")
     if not 0 <= pruning.margin < 1:
         raise UserError(f"search.pruning.margin={pruning.margin}: must be at least 0 and below 1")
     if not search.name.replace("_", "").isalnum():

@@ -30,11 +30,13 @@ from gradroute.records import locks
 from gradroute.records.atomic import write_atomically
 from gradroute.records.provenance import version
 from gradroute.search.budget import FIXED, affords, counts, sampler, updates_of
-from gradroute.search.objectives import check_metrics, default_objectives, hopeless, units_of, value_of
+from gradroute.search.fidelity import worse
+from gradroute.search.objectives import check_metrics, default_objectives, units_of, value_of
 from gradroute.search.schema import SearchConfig
-from gradroute.search.space import Overrides, ends, space
+from gradroute.search.space import Overrides, check_start, ends, space
 
 IDENTITY = ("space", "objectives", "overrides", "seed", "pruning", "guess", "pilot")  # what identifies a search
+KEPT = ("kind", "fixed", "curve", "start")  # of a trial whose process was lost
 Said = Callable[[str], None]
 
 
@@ -102,10 +104,13 @@ class Search:
         for parts in [first, *others]:
             self.config(list(chain(*parts)))
         self.config([], final=True)
+        check_start(self.search.start, self.space)
 
     def prepare(self) -> None:
         """Enqueue the hand-made mask, the guess and its placebos before all other trials."""
         self.enqueue("handmade", [])
+        if self.search.start and self.search.method == "tpe":
+            self._start()
         if self.search.guess is None:
             return
         with FileLock(self.folder / ".guessing"):
@@ -121,6 +126,12 @@ class Search:
             guessed, placebos = guess(config, run, self.search.guess.by, self.search.guess.placebos, self.search.seed)
             for kind, overrides in [("guess", guessed), *(("placebo", placebo) for placebo in placebos)]:
                 self.enqueue(kind, overrides)
+
+    def _start(self) -> None:
+        """Enqueue the trial that the method begins with, once."""
+        with self._alone():
+            if not any("start" in trial.user_attrs for trial in self.trials("search")):
+                self.studies["search"].enqueue_trial(self.search.start, user_attrs={"start": True})
 
     def busy(self) -> bool:
         """Return whether a process is making a trial."""
@@ -167,7 +178,7 @@ class Search:
         with self._alone():
             for lost in [trial for trial in self.trials(name) if self._lost(trial)]:
                 study.tell(lost.number, state=TrialState.FAIL)
-                kept = {key: value for key, value in lost.user_attrs.items() if key in ("kind", "fixed", "curve")}
+                kept = {key: value for key, value in lost.user_attrs.items() if key in KEPT}
                 study.enqueue_trial(lost.params, user_attrs=kept)
             found = self.trials(name)
             begun = [trial for trial in found if trial.state != TrialState.WAITING]
@@ -199,9 +210,8 @@ class Search:
             point = [float(step), *(value for value in found if value is not None)]
             before = [past for past in trial.user_attrs.get("curve", []) if past[0] < step]  # also from a lost process
             trial.set_user_attr("curve", [*before, point])
-            others = [t.user_attrs.get("curve", []) for t in self.trials(name) if t.state.is_finished()]
-            if may_end and hopeless(point, others, objectives, rule):
-                raise Pruned(f"update {step}: worse in every objective than the median of earlier trials")
+            if may_end and (why := worse([*before, point], self.trials(name), objectives, rule)):
+                raise Pruned(f"update {step}: {why}")
 
         try:
             config = self.config(trial.user_attrs["overrides"])

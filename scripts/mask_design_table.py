@@ -2,9 +2,9 @@
 
 python scripts/mask_design_table.py outputs/searches [PROBLEM …] [--csv FILE]
 
-It reads `finals.csv` and `methods.csv` of every search. Of each method its first finalist counts, which was chosen before
-the finals. A difference to the hand-made mask is told only where its interval (Welch, 95 % for all comparisons of the
-row together, Bonferroni) excludes 0.
+It reads `finals.csv` and `methods.csv` of every search. Of each method its first finalist counts, which was chosen
+before the finals. A difference to the hand-made mask is told only where its interval (Welch, 95 % for all comparisons
+of the row together, Bonferroni) excludes 0.
 """
 
 import argparse

@@ -202,9 +202,8 @@ class Given:
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """Suggest the given whole number."""
-        return int(
-            self._of(name, low, lambda value: type(value) is int and low <= value <= high, f"from {low} to {high}")
-        )
+        fits = lambda value: type(value) is int and low <= value <= high  # noqa: E731
+        return int(self._of(name, low, fits, f"a whole number from {low} to {high}"))
 
 
 def check_start(start: Mapping[str, Any], dimensions: Sequence[Dimension]) -> None:

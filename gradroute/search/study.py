@@ -128,10 +128,10 @@ class Search:
                 self.enqueue(kind, overrides)
 
     def _start(self) -> None:
-        """Enqueue the trial that the method begins with, once."""
+        study = self.studies["search"]
         with self._alone():
-            if not any("start" in trial.user_attrs for trial in self.trials("search")):
-                self.studies["search"].enqueue_trial(self.search.start, user_attrs={"start": True})
+            if not any("start" in trial.user_attrs for trial in study.get_trials(deepcopy=False)):
+                study.enqueue_trial(self.search.start, user_attrs={"start": True})
 
     def busy(self) -> bool:
         """Return whether a process is making a trial."""
@@ -182,10 +182,9 @@ class Search:
                 study.enqueue_trial(lost.params, user_attrs=kept)
             found = self.trials(name)
             begun = [trial for trial in found if trial.state != TrialState.WAITING]
-            fixed_count = sum(trial.user_attrs.get("kind") in FIXED for trial in found)
-            every = list(chain.from_iterable(map(self.trials, self.studies)))
-            waits = any(trial.state == TrialState.WAITING for trial in found)
-            if len(begun) >= count + fixed_count or not (waits or affords(self.search.budget, begun, every)):
+            wanted = count + sum(trial.user_attrs.get("kind") in FIXED for trial in found)
+            every = [trial for own in self.studies for trial in self.trials(own)]
+            if len(begun) >= wanted or not (len(begun) < len(found) or affords(self.search.budget, begun, every)):
                 return None
             study.sampler = sampler(self.search, name, len(begun))
             trial = study.ask()
@@ -201,8 +200,7 @@ class Search:
         from gradroute.running.run import Pruned
         from gradroute.running.runner import execute  # imported late: torch takes seconds
 
-        objectives, rule = list(self.search.objectives.values()), self.search.pruning
-        began = time.monotonic()
+        objectives, rule, began = list(self.search.objectives.values()), self.search.pruning, time.monotonic()
         may_end = rule.enabled and trial.user_attrs.get("kind") not in FIXED
 
         def watch(step: int, rows: list[dict[str, Any]]) -> None:

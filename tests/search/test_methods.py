@@ -26,8 +26,9 @@ from gradroute.search.automatic import settled
 from gradroute.search.pilot import Pilot
 from gradroute.tasks.base import create
 
-TINY = ["trainer=smoke", "trainer.train_limit=512", "trainer.test_limit=64", "trainer.batch_size=16", "trainer.epochs=5",
-        "model.hidden=[12]", "model.encoding=6", "trainer.device=cpu", "steps=[train,evaluate]"]  # fmt: skip
+TINY = ["trainer=smoke", "trainer.train_limit=512", "trainer.test_limit=64", "trainer.batch_size=16",
+        "trainer.epochs=5", "model.hidden=[12]", "model.encoding=6", "trainer.device=cpu",
+        "steps=[train,evaluate]"]  # fmt: skip
 SPLIT = "split.groups=[[0,1,2,3,4],[5,6,7,8,9]]"
 AUTO = ["routing=auto", "routing.auto.points=32", "routing.auto.checked=2"]
 FILE = """

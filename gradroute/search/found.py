@@ -25,9 +25,10 @@ PICTURE = "plots/mask_found.png"
 class Evidence:
     """What a pilot found at a candidate.
 
-    conflict, cosine, overlap: see `gradroute.search.agreement`; cosine and overlap are means over units and pairs.
-    owner: the group of every unit. shares: of each group in every unit's gradient norm. outside: gradient weight of
-    each group (row) in the units of each group (column).
+    conflict, cosine, overlap: see `gradroute.search.agreement`; cosine and overlap are means over units and pairs. None
+    if gradients were not compared.
+    owner: the group of every unit. shares: of each group in every unit's gradient norm, or in its learned weights.
+    outside: gradient weight of each group (row) in the units of each group (column).
     own, others, whole: rises of each group's loss when its own units, those of others, or all are ablated, after a few
     updates under the candidate's mask. leak: how much of each group's units the others' units tell; see
     `agreement.leak`. score: contrast of the rises times what does not leak. None if the candidate was not checked.
@@ -37,9 +38,9 @@ class Evidence:
     modules: list[str]
     axis: int
     output: Any
-    conflict: float
-    cosine: float
-    overlap: float
+    conflict: float | None
+    cosine: float | None
+    overlap: float | None
     owner: list[int]
     shares: list[list[float]]
     outside: list[list[float]]
@@ -55,7 +56,7 @@ class Found:
     """A mask, and how it was found.
 
     method: its name. groups: their names. chosen: the number of the candidate. updates: what it cost, in updates; a
-    backward pass of a batch counts as one. why: one paragraph. rules: the groups, if the method made them.
+    backward pass of a batch counts as one. why: one paragraph. details: the settings of the method.
     """
 
     method: str
@@ -183,7 +184,8 @@ def _sites_csv(found: Found) -> str:
     rows: list[list[object]] = [columns]
     for number, one in enumerate(found.evidence):
         checked = [f"{v:.6g}" for part in (one.own, one.others, one.whole, one.leak) for v in part or ()]
-        numbers = [f"{value:.6g}" for value in (one.conflict, one.cosine, one.overlap)]
+        means = (one.conflict, one.cosine, one.overlap)
+        numbers = ["" if value is None else f"{value:.6g}" for value in means]
         score = "" if one.score is None else f"{one.score:.6g}"
         row = [one.name, len(one.owner), "yes" if number == found.chosen else "", *numbers, score, *checked]
         rows.append(row + [""] * (len(columns) - len(row)))

@@ -1,5 +1,7 @@
 """The methods of a search that find a mask without trials, and what every method costs, in updates."""
 
+from dataclasses import asdict, replace
+
 from gradroute.config.overrides import literal
 from gradroute.config.schema import SplitConfig
 from gradroute.errors import UserError
@@ -52,16 +54,27 @@ def design(search: Search) -> None:
     Raises: UserError for a problem or a budget that the method cannot work with, before anything is trained.
     """
     method, budget = search.search.method, search.search.budget
-    if method not in DESIGNING or read(search.folder / method) is not None:
+    if method not in DESIGNING:
         return
+    settings = asdict(getattr(search.search, method))
+    if (before := read(search.folder / method)) is not None:
+        if before.details.get("settings") != settings:
+            fault = f"has a mask of another search.{method}"
+            raise UserError(f"{search.folder / method}: {fault}; set another search.name=")
+        return
+    from gradroute.search.learned import Learned
     from gradroute.search.pilot import Pilot  # imported late: torch takes seconds
     from gradroute.training.devices import settle_precision
 
     config = search.config([], True)
     settle_precision(config)
-    pilot = Pilot(config, search.search.pilot)
-    if budget is not None and pilot.cost > budget:
-        raise UserError(f"search.budget={budget}: must be {pilot.cost} or more, which the pilot costs")
-    found = pilot.find()
+    finder: Pilot | Learned
+    if method == "pilot":
+        finder = Pilot(config, search.search.pilot)
+        if budget is not None and finder.cost > budget:
+            raise UserError(f"search.budget={budget}: must be {finder.cost} or more, which the pilot costs")
+    else:
+        finder = Learned(config, search.search.learned, budget)
+    found = replace(finder.find(), details={"settings": settings})
     write(found, found.applied(config), search.folder / method)
     search.say(found.why)

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from gradroute.config.auto import LEAST, AutoConfig
+from gradroute.config.auto import AutoConfig
 from gradroute.config.compensation import labelled_share
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
@@ -23,53 +23,28 @@ from gradroute.search import agreement
 from gradroute.search.agreement import Signals
 from gradroute.search.candidates import Candidate, candidates
 from gradroute.search.found import Evidence, Found
-from gradroute.search.signals import CHUNK, leaks, measure, rises, rows_of
-from gradroute.tasks.base import Task, create
+from gradroute.search.problem import Problem
+from gradroute.search.signals import CHUNK, leaks, measure, rises
 from gradroute.training.fit import Fit, Training
 
 DIGITS = 4  # of a weight
 SNAPSHOTS = 3  # times in a pilot at which gradients are measured
 
 
-def bare(config: Config) -> Config:
-    """Return a configuration that trains the model of another without regions, routes, penalties and later steps."""
-    routing = replace(config.routing, regions={}, routes={}, auto=None)
-    alone = replace(config.losses, certificates=[], l1={}, correlation=0.0, penalties=[])
-    later = dict.fromkeys(("pretrain", "unlearn", "finetune", "relearn", "audit", "steering", "extract", "completions"))
-    trainer = replace(config.trainer, compile=False)
-    ablation = {**config.ablation, "region": None}
-    later["privacy"] = None
-    return replace(
-        config, routing=routing, losses=alone, trainer=trainer, ablation=ablation, steps=["train"], **later
-    )  # fmt: skip
-
-
-class Pilot:
+class Pilot(Problem):
     """A pilot of a configuration, checked and not yet trained.
 
-    Attributes: `task`, without routes; `updates`, those of the training; `cost`, these and the backward passes that
-    measure gradients.
+    Attributes: `updates`, those of the unrouted training; `cost`, all updates, and the backward passes that measure
+    gradients.
 
-    Raises: UserError for fewer than two groups, a group of fewer than 32 examples, a model without candidates, or a run
-        that is too short.
+    Raises: UserError for a problem that has too little to compare, a model without candidates, or a run that is too
+        short.
     """
 
     def __init__(self, config: Config, auto: AutoConfig) -> None:
-        self.config, self.auto = config, auto
-        if len(config.routing.groups) < 2:
-            names = list(config.routing.groups)
-            raise UserError(f"routing.groups={names}: must be two or more, which a mask can keep apart")
-        self.task: Task = create(bare(config))
-        if not self.task.points:
-            raise UserError("routing.auto: a policy makes its own data, and has no groups before it is trained")
-        self.rows = [rows_of(self.task, number, auto.points, config.seed) for number in range(len(self.task.names))]
-        for name, own in zip(self.task.names, self.rows, strict=True):
-            if len(own) < LEAST:
-                right = f"{LEAST} or more, from whose gradients a mask can be found"
-                raise UserError(f"routing.groups.{name}: has {len(own)} labelled examples; must be {right}")
-        self.candidates = candidates(self.task.model, self.task.example()[:1], auto, len(self.rows))
-        trainer = config.trainer
-        self.whole = trainer.epochs * math.ceil(self.task.points / trainer.batch_size)
+        super().__init__(config, auto.points)
+        self.auto = auto
+        self.candidates = candidates(self.task.model, self.example(), auto, len(self.rows))
         self.checked = min(auto.checked, len(self.candidates))
         each = max(1, auto.points // SNAPSHOTS)
         self.shown = [[own[n * each : (n + 1) * each] for own in self.rows] for n in range(SNAPSHOTS)]
@@ -121,9 +96,9 @@ class Pilot:
         if not reached:
             raise UserError("routing.auto: no candidate site is in the forward path of a loss; name routing.auto.sites")
         evidence = [self.judged(one, [[s[site.name] for site in one.sites] for s in signals]) for one in reached]
-        order = sorted(range(len(evidence)), key=lambda n: -evidence[n].conflict)[: self.checked]
+        order = sorted(range(len(evidence)), key=lambda n: -(evidence[n].conflict or 0.0))[: self.checked]
         self.check([reached[n] for n in order], [evidence[n] for n in order])
-        chosen = max(order, key=lambda n: (evidence[n].score or 0.0, evidence[n].conflict))
+        chosen = max(order, key=lambda n: (evidence[n].score or 0.0, evidence[n].conflict or 0.0))
         found = Found("pilot", list(self.task.names), evidence, chosen, self.cost, "")
         return replace(found, why=why(found, len(order), self.whole))
 
@@ -143,7 +118,7 @@ class Pilot:
         fisher = (squares / size.square()[:, None, None, None]).sum(0)
         inner, shared = torch.stack([agreement.products(each) for each in mean]).sum(0), agreement.shares(fisher)
         clash = agreement.conflict(torch.cat([agreement.products(each) for each in mean], -1))
-        sizes = agreement.sizes([float((self.task.routed == n).sum()) for n in range(len(inner))], candidate.units)
+        sizes = agreement.sizes(self.counts, candidate.units)
         owner = agreement.assigned(shared, sizes)
         first = candidate.sites[0]
         return Evidence(
@@ -197,7 +172,7 @@ class Pilot:
         units = [[unit for unit, owner in enumerate(one.owner) if owner == group] for group in range(len(names))]
         regions = {name: Region(modules, units[n], first.axis, first.output) for n, name in enumerate(names)}
         routes = {name: {o: one.outside[n][m] for m, o in enumerate(names) if m != n} for n, name in enumerate(names)}
-        router = Router(task.model, regions, names, routes, task.example()[:1])
+        router = Router(task.model, regions, names, routes, self.example())
         task.parts = replace(parts, router=router)
         try:
             yield
@@ -214,10 +189,11 @@ def why(found: Found, checked: int, whole: int) -> str:
     return (
         f"A pilot of {found.updates} updates, {100 * found.updates / whole:.0f} % of a run, compared the gradients of "
         f"{', '.join(found.groups)} at {count} candidate sites, and tried the {checked} with the most conflict.\n"
-        f"Site {site.name}: {100 * site.conflict:.0f} % of what one group's step does to another's loss raises it. "
+        f"Site {site.name}: {100 * (site.conflict or 0):.0f} % of what one group's step does to another's loss raises "
+        f"it. "
         f"Under its mask it scores {site.score or 0:.3f}: how much further ablating a group's units takes its own loss "
         f"than the others', as a share of what the strongest candidate holds of it, times what the others' units do "
         f"not tell of them ({100 * (1 - sum(site.leak or [0]) / len(found.groups)):.0f} %).\n"
-        f"Units: {sizes}, by their shares of the gradient's norm (overlap of the groups' inputs {site.overlap:.2f}). "
+        f"Units: {sizes}, by their shares of the gradient's norm (overlap of inputs {site.overlap or 0:.2f}). "
         f"Gradient weight outside of a group's own units: {said}."
     )

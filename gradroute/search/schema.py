@@ -71,6 +71,22 @@ class GuessConfig:
 
 
 @dataclass
+class LearnedConfig:
+    """How `method=learned` learns masks; see `gradroute.search.lookahead`.
+
+    site: where; null is where the experiment's own regions are. share: of a run's updates that it costs. steps: updates
+    that are looked ahead. rate: their learning rate. mask_rate: that of the masks. points: data points of each group.
+    """
+
+    site: str | None = None
+    share: float = 1.0
+    steps: int = 1
+    rate: float = 0.1
+    mask_rate: float = 0.1
+    points: int = 4096
+
+
+@dataclass
 class SearchConfig:
     """A search for a mask. Methods share its folder, and their masks its finals.
 
@@ -88,6 +104,7 @@ class SearchConfig:
     method: str = "tpe"
     budget: int | None = None
     sampler: str = "tpe"
+    learned: LearnedConfig = field(default_factory=LearnedConfig)
     start: dict[str, Any] = field(default_factory=dict)
     pilot: AutoConfig = field(default_factory=AutoConfig)
     space: dict[str, Any] = field(default_factory=dict)
@@ -117,6 +134,13 @@ def _check(search: SearchConfig) -> None:
     final, pruning = search.final, search.pruning
     if search.method not in METHODS:
         raise unknown("value of method:", search.method, METHODS)
+    learned = search.learned
+    for key, value, low, high in (("share", learned.share, 0, 10), ("rate", learned.rate, 0, 100),
+                                  ("mask_rate", learned.mask_rate, 0, 100)):  # fmt: skip
+        if not low < value <= high:
+            raise UserError(f"search.learned.{key}={value}: must be above {low} and at most {high}")
+    if not 1 <= learned.steps <= 20:
+        raise UserError(f"search.learned.steps={learned.steps}: must be from 1 to 20")
     if search.sampler not in SAMPLERS:
         raise unknown("value of search.sampler:", search.sampler, SAMPLERS)
     check_auto(search.pilot, "search.pilot")

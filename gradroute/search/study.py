@@ -35,7 +35,7 @@ from gradroute.search.objectives import check_metrics, default_objectives, units
 from gradroute.search.schema import SearchConfig
 from gradroute.search.space import Overrides, check_start, ends, space
 
-IDENTITY = ("space", "objectives", "overrides", "seed", "pruning", "guess", "pilot")  # what identifies a search
+IDENTITY = ("space", "objectives", "overrides", "seed", "pruning", "guess")  # what identifies a search
 KEPT = ("kind", "fixed", "curve", "start")  # of a trial whose process was lost
 Said = Callable[[str], None]
 

@@ -152,6 +152,7 @@ def test_methods_share_a_folder_and_its_finals_and_count_their_updates(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert status(monkeypatch, *command, "method=pilot") == 0
+    assert status(monkeypatch, *command, "method=learned", "search.learned.share=0.3") == 0
     assert status(monkeypatch, *command, "method=random") == 0
     assert "pilot minus the hand-made mask, on fresh seeds" in capsys.readouterr().out
     folder = tmp_path / "outputs" / "searches" / "tiny"
@@ -165,6 +166,8 @@ def test_methods_share_a_folder_and_its_finals_and_count_their_updates(
     finals = [yaml.safe_load(path.read_text()) for path in (folder / "finals").rglob("config.yaml")]
     assert sum(final["routing"]["routes"] == pilot["routes"] for final in finals) == 2
     assert sum(not any(final["routing"]["routes"].values()) for final in finals) == 2
+    assert status(monkeypatch, *command, "method=learned") == 2
+    assert "has a mask of another search.learned; set another search.name=" in capsys.readouterr().err
     assert status(monkeypatch, *command, "method=pilot", "search.space.split.outside.low=-0.5") == 2
     assert "has a search of another space; set another search.name=" in capsys.readouterr().err
 
@@ -173,6 +176,8 @@ def test_methods_share_a_folder_and_its_finals_and_count_their_updates(
     ("given", "says"),
     [
         (["method=pilot", "search.budget=5"], "search.budget=5: must be 16 or more, which the pilot costs"),
+        (["method=learned", "search.budget=5"], "search.budget=5: must leave 7 updates or more"),
+        (["method=learned", "search.learned.steps=0"], "search.learned.steps=0: must be from 1 to 20"),
         (["method=annealing"], "unknown value of method: 'annealing'"),
         (["search.sampler=cmaes"], "unknown value of search.sampler: 'cmaes'"),
         (["method=pilot", "search.pilot.share=0.2"], "search.pilot.share=0.2: must be from"),

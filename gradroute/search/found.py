@@ -178,7 +178,7 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
 
 
 def _sites_csv(found: Found) -> str:
-    columns = ["site", "units", "chosen", "conflict", "cosine", "overlap", "score"]
+    columns: list[object] = ["site", "units", "chosen", "conflict", "cosine", "overlap", "score"]
     kinds = ("own rise", "rise by others", "whole rise", "leak")
     columns += [f"{what} {group}" for what in kinds for group in found.groups]
     rows: list[list[object]] = [columns]
@@ -187,7 +187,14 @@ def _sites_csv(found: Found) -> str:
         means = (one.conflict, one.cosine, one.overlap)
         numbers = ["" if value is None else f"{value:.6g}" for value in means]
         score = "" if one.score is None else f"{one.score:.6g}"
-        row = [one.name, len(one.owner), "yes" if number == found.chosen else "", *numbers, score, *checked]
+        row: list[object] = [
+            one.name,
+            len(one.owner),
+            "yes" if number == found.chosen else "",
+            *numbers,
+            score,
+            *checked,
+        ]
         rows.append(row + [""] * (len(columns) - len(row)))
     return _csv(rows)
 

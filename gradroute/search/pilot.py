@@ -70,8 +70,9 @@ class Pilot(Problem):
         drawn = [torch.randperm(task.points, generator=order) for _ in range(math.ceil(wanted / task.points))]
         rows = torch.cat(drawn)[:wanted].to(task.device)
         given = task.config.trainer
-        shape = {"epochs": 1, "batches": "mixed", "warmup_steps": min(given.warmup_steps, updates // 5)}
-        trainer = task.fitted(replace(given, **shape, schedule="constant", end_rate=0.0), len(rows))
+        trainer = replace(given, epochs=1, batches="mixed", warmup_steps=min(given.warmup_steps, updates // 5),
+                          schedule="constant", end_rate=0.0)  # fmt: skip
+        trainer = task.fitted(trainer, len(rows))
         objective = task.objective()
         training = Training("pilot", objective, lambda chosen: task.batch(rows[chosen]), len(rows), trainer, order)
         fit = Fit([training], trainer.precision, task.device)

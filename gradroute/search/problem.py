@@ -16,12 +16,12 @@ def bare(config: Config) -> Config:
     """Return a configuration that trains the model of another without regions, routes, penalties and later steps."""
     routing = replace(config.routing, regions={}, routes={}, auto=None)
     alone = replace(config.losses, certificates=[], l1={}, correlation=0.0, penalties=[])
-    later = dict.fromkeys(("pretrain", "unlearn", "finetune", "relearn", "audit", "steering", "extract", "completions"))
-    later["privacy"] = None
     trainer = replace(config.trainer, compile=False)
     ablation = {**config.ablation, "region": None}
     return replace(
-        config, routing=routing, losses=alone, trainer=trainer, ablation=ablation, steps=["train"], **later
+        config, routing=routing, losses=alone, trainer=trainer, ablation=ablation, steps=["train"], privacy=None,
+        pretrain=None, unlearn=None, finetune=None, relearn=None, audit=None, steering=None, extract=None,
+        completions=None,
     )  # fmt: skip
 
 

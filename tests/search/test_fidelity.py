@@ -19,10 +19,12 @@ SCORE = [ObjectiveConfig(goal="higher")]
 
 def trial(curve: list[list[float]], end: float | None) -> FrozenTrial:
     state = TrialState.PRUNED if end is None else TrialState.COMPLETE
-    values = {"value": end} if end is not None else {}
-    attributes = {"curve": curve}
     return create_trial(
-        params={"x": 0.0}, distributions={"x": FloatDistribution(0, 1)}, user_attrs=attributes, state=state, **values
+        params={"x": 0.0},
+        distributions={"x": FloatDistribution(0, 1)},
+        user_attrs={"curve": curve},
+        state=state,
+        value=end,
     )
 
 

@@ -158,10 +158,13 @@ def test_methods_share_a_folder_and_its_finals_and_count_their_updates(
     folder = tmp_path / "outputs" / "searches" / "tiny"
     with (folder / "methods.csv").open() as file:
         costs = {row["method"]: int(row["updates"]) for row in csv.DictReader(file)}
-    assert costs == {"random": 320, "pilot": json.loads((folder / "pilot" / masks.RECORD).read_text())["updates"]}
+    found = {name: json.loads((folder / name / masks.RECORD).read_text())["updates"] for name in ("pilot", "learned")}
+    assert costs == {"random": 320, **found} and found["pilot"] <= 16 and 0 < found["learned"] <= 0.3 * 160
     with (folder / "finals.csv").open() as file:
         names = [row["finalist"].split()[0] for row in csv.DictReader(file)]
-    assert {name: names.count(name) for name in names} == {"handmade": 2, "control": 2, "pilot": 2, "random": 2}
+    assert {name: names.count(name) for name in names} == dict.fromkeys(
+        ("handmade", "control", "pilot", "learned", "random"), 2
+    )
     pilot = yaml.safe_load((folder / "pilot" / masks.ROUTING).read_text())
     finals = [yaml.safe_load(path.read_text()) for path in (folder / "finals").rglob("config.yaml")]
     assert sum(final["routing"]["routes"] == pilot["routes"] for final in finals) == 2

@@ -7,7 +7,7 @@
 set -euo pipefail
 here=$(dirname "$0")
 out=${OUT:-outputs}
-problems=${PROBLEMS:-fashion_split fashion_classes mnist_ten mnist_rare language_era language_sgtm conv_site resnet_site mnist_unlabelled language_unlabelled}
+problems=${PROBLEMS:-fashion_split fashion_classes mnist_ten mnist_rare language_era language_sgtm conv_site resnet_site}
 methods=${METHODS:-random tpe pilot learned}
 small=()
 if [ -n "${SMOKE:-}" ]; then

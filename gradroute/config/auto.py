@@ -7,10 +7,11 @@ from gradroute.config.limits import WEIGHT, require, require_number
 from gradroute.errors import unknown
 
 if TYPE_CHECKING:
-    from gradroute.config.schema import Config
+    from gradroute.config.schema import Config, GroupConfig
 
 LEAST = 32  # examples of a group
 LARGEST = 0.1  # share of a run that a pilot may take
+CLUSTER = "cluster"  # the metadata column of clusters
 UNKNOWN = "to_be_found"  # the site of a region until the pilot has found it
 
 
@@ -24,6 +25,8 @@ class AutoConfig:
         channels of convolutions, else the last.
     checked: number of candidates that are tried and ablated, those with the most conflict.
     outside: gradient weight outside of a group's own region; null computes it.
+    labels: whether the groups are those of the experiment. If not, they are clusters of the data points' gradients.
+    clusters: numbers of clusters to choose from.
     ablate: group whose region is ablated; null is each in turn or, where the experiment relearns a group, that group.
     found: set by the pilot: the folder of the mask and its evidence, which the run keeps.
     """
@@ -34,6 +37,8 @@ class AutoConfig:
     axis: int | None = None
     checked: int = 3
     outside: float | None = None
+    labels: bool = True
+    clusters: list[int] = field(default_factory=lambda: [2, 3, 4, 5])
     ablate: str | None = None
     found: str | None = None
 
@@ -46,7 +51,17 @@ def check_auto(auto: AutoConfig, key: str) -> None:
     require_number(f"{key}.checked", auto.checked, 1, 1000, int)
     if auto.outside is not None:
         require_number(f"{key}.outside", auto.outside, -WEIGHT, WEIGHT)
+    right = "numbers of clusters from 2 on, each once"
+    fits = bool(auto.clusters) and min(auto.clusters) > 1 and len(set(auto.clusters)) == len(auto.clusters)
+    require(fits, f"{key}.clusters", auto.clusters, right)
     require(len(set(auto.sites)) == len(auto.sites), f"{key}.sites", auto.sites, "each site once")
+
+
+def cluster_groups(count: int) -> "dict[str, GroupConfig]":
+    """Return groups by the metadata column of clusters."""
+    from gradroute.config.schema import GroupConfig
+
+    return {f"cluster_{n}": GroupConfig(column=CLUSTER, values=[str(n)]) for n in range(count)}
 
 
 def region_names(config: "Config") -> list[str]:
@@ -69,9 +84,12 @@ def expand_auto(config: "Config") -> None:
     """
     from gradroute.config.schema import RegionConfig
 
-    auto, groups, losses = config.routing.auto, list(config.routing.groups), config.losses
+    auto, losses = config.routing.auto, config.losses
     assert auto is not None
     check_auto(auto, "routing.auto")
+    if not auto.labels:
+        config.routing.groups = cluster_groups(2)  # until they are found
+    groups = list(config.routing.groups)
     right = "two or more, for each of which a region is to be found"
     require(len(groups) > 1, "routing.groups", groups, right)
     names = region_names(config)

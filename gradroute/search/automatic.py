@@ -7,6 +7,7 @@ from pathlib import Path
 from gradroute.config.identity import config_hash
 from gradroute.config.schema import Config
 from gradroute.search.found import read, write
+from gradroute.search.unlabelled_groups import regrouped
 
 PILOTS = "pilots"  # folder of found masks, below output_dir
 
@@ -25,14 +26,17 @@ def settled(config: Config, say: Callable[[str], None] = print) -> Config:
     found = read(folder)
     if found is None:
         from gradroute.search.pilot import Pilot
+        from gradroute.search.unlabelled import unlabelled
         from gradroute.training.devices import settle_precision
 
         settle_precision(config)
+        if not auto.labels:
+            config, auto = unlabelled(config, auto, folder)
         pilot = Pilot(config, auto)
         say(f"pilot: {pilot.cost} of {pilot.whole} updates, {len(pilot.candidates)} candidate sites")
         found = pilot.find()
         write(found, found.applied(config), folder)
     say(found.why)
-    made = found.applied(config)
+    made = found.applied(config if auto.labels else regrouped(config, folder, found.groups))
     made.routing.auto = replace(auto, found=str(folder))
     return made

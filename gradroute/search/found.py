@@ -159,6 +159,7 @@ def overrides_to(base: Config, wanted: Config) -> list[str]:
         ours, theirs = base.routing.routes.get(group, {}), wanted.routing.routes.get(group, {})
         differ(f"routing.routes.{group}", ours, theirs)
     differ("losses.l1", base.losses.l1, wanted.losses.l1)
+    differ("dataset", base.dataset, wanted.dataset)
     if base.losses.certificates != wanted.losses.certificates:
         found.append(f"losses.certificates={literal(wanted.losses.certificates)}")
     if base.ablation.get("region") != wanted.ablation.get("region"):
@@ -187,14 +188,8 @@ def _sites_csv(found: Found) -> str:
         means = (one.conflict, one.cosine, one.overlap)
         numbers = ["" if value is None else f"{value:.6g}" for value in means]
         score = "" if one.score is None else f"{one.score:.6g}"
-        row: list[object] = [
-            one.name,
-            len(one.owner),
-            "yes" if number == found.chosen else "",
-            *numbers,
-            score,
-            *checked,
-        ]
+        chosen = "yes" if number == found.chosen else ""
+        row: list[object] = [one.name, len(one.owner), chosen, *numbers, score, *checked]
         rows.append(row + [""] * (len(columns) - len(row)))
     return _csv(rows)
 

@@ -9,6 +9,7 @@ from gradroute.search.budget import spent
 from gradroute.search.found import Found, overrides_to, read, unrouted, write
 from gradroute.search.space import Overrides
 from gradroute.search.study import Search
+from gradroute.search.unlabelled_groups import regrouped
 
 DESIGNING = ("pilot", "learned")  # methods without trials, each with a folder of its mask
 STUDIES = {"search": "tpe", "random": "random"}  # methods by the study of their trials
@@ -23,8 +24,11 @@ def _resets(search: Search) -> Overrides:
 
 def overrides_of(search: Search, found: Found) -> Overrides:
     """Return the overrides that give a final run the mask that was found in place of the hand-made one."""
-    resets = _resets(search)
-    return [*resets, *overrides_to(search.config(resets, True), found.applied(search.config([], True)))]
+    resets, config = _resets(search), search.config([], True)
+    settings = found.details.get("settings", {})
+    if not settings.get("labels", True):
+        config = regrouped(config, search.folder / found.method, found.groups)
+    return [*resets, *overrides_to(search.config(resets, True), found.applied(config))]
 
 
 def control(search: Search) -> Overrides:
@@ -70,7 +74,12 @@ def design(search: Search) -> None:
     settle_precision(config)
     finder: Pilot | Learned
     if method == "pilot":
-        finder = Pilot(config, search.search.pilot)
+        auto = search.search.pilot
+        if not auto.labels:
+            from gradroute.search.unlabelled import unlabelled
+
+            config, auto = unlabelled(config, auto, search.folder / method)
+        finder = Pilot(config, auto)
         if budget is not None and finder.cost > budget:
             raise UserError(f"search.budget={budget}: must be {finder.cost} or more, which the pilot costs")
     else:

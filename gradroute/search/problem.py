@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 
@@ -36,9 +37,11 @@ class Problem:
     Raises: UserError for fewer than two groups, a group of fewer than 32 examples, or a task that makes its own data.
     """
 
+    least_groups: ClassVar[int] = 2
+
     def __init__(self, config: Config, points: int) -> None:
         self.config = config
-        if len(config.routing.groups) < 2:
+        if len(config.routing.groups) < self.least_groups:
             names = list(config.routing.groups)
             raise UserError(f"routing.groups={names}: must be two or more, which a mask can keep apart")
         if config.environment is not None:

@@ -243,3 +243,23 @@ def test_a_mask_for_own_texts_ablates_what_is_relearned(tmp_path: Path) -> None:
     assert config.ablation["region"] == "for_forget" and config.losses.l1 == {"for_forget": 1e-4, "for_retain": 1e-4}
     assert str(config.routing.regions["for_forget"].site).count("mlp") >= 1
     create(config)  # the mask fits the model
+
+
+def test_groups_without_labels_are_clusters_of_gradients(photos: Path, tmp_path: Path) -> None:
+    sizes = [one for one in TINY if "limit" not in one]
+    own = ["dataset=images", f"dataset.root={photos}", "trainer.epochs=50", f"output_dir={tmp_path / 'out'}"]
+    given = [*sizes, "routing=auto", "routing.auto.labels=false", "routing.auto.points=64", "routing.auto.checked=1"]
+    config = settled(configuration([*given, *own]), lambda text: None)
+    (record,) = (tmp_path / "out" / "pilots").glob("*/clusters/clusters.json")
+    found = json.loads(record.read_text())
+    assert found["explained"] > max(found["explained_placebos"]) and found["clusters"] == len(config.routing.groups)
+    assert found["rand_index_with_labels"] > 0.3  # of classes that differ in where they are bright
+    assert set(config.routing.regions) == set(config.losses.l1)
+    assert create(config).names == [f"cluster_{n}" for n in range(found["clusters"])]
+
+
+def test_documents_cannot_be_grouped_without_labels(tmp_path: Path) -> None:
+    short = ["trainer=smoke", "relearn=null", "steps=[train,evaluate]", f"output_dir={tmp_path}"]
+    given = ["experiment=stories_era/base", "routing=auto", "routing.auto.labels=false", *short]
+    with pytest.raises(UserError, match=r"routing.auto.labels=false: ToyStories cannot take clusters"):
+        settled(configuration(given), lambda text: None)

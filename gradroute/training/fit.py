@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from gradroute.config.schema import PresetConfig, TrainerConfig
+from gradroute.errors import UserError
 from gradroute.routing import ParameterRouter
 from gradroute.training import distributed
 from gradroute.training.compiling import compiled
@@ -170,7 +171,10 @@ class Fit:
     def _update(self, chosen: list[torch.Tensor]) -> None:
         """Make one optimizer update of every training."""
         self.program.set_rates([learning_rate(training.trainer, self.step, self.steps) for training in self.trainings])
-        data = [training.batch(rows) for training, rows in zip(self.trainings, chosen, strict=True)]
+        try:
+            data = [training.batch(rows) for training, rows in zip(self.trainings, chosen, strict=True)]
+        except UserError as error:  # a policy makes its data now
+            raise UserError(f"update {self.step}, epoch {self.epoch + 1}: {error}") from error
         for training, batch in zip(self.trainings, data, strict=True):
             training.before_update(self.step, batch)
         self._seen.add(self.program.gradients(data))

@@ -259,7 +259,9 @@ def test_groups_without_labels_are_clusters_of_gradients(photos: Path, tmp_path:
 
 
 def test_documents_cannot_be_grouped_without_labels(tmp_path: Path) -> None:
-    short = ["trainer=smoke", "relearn=null", "steps=[train,evaluate]", f"output_dir={tmp_path}"]
+    short = ["trainer=smoke", "completions=null", "relearn=null", "steps=[train,evaluate]", f"output_dir={tmp_path}"]
     given = ["experiment=stories_era/base", "routing=auto", "routing.auto.labels=false", *short]
-    with pytest.raises(UserError, match=r"routing.auto.labels=false: ToyStories cannot take clusters"):
+    with pytest.raises(
+        UserError, match=r"routing.auto.labels=false: \w+ cannot take clusters; give a data set of images"
+    ):
         settled(configuration(given), lambda text: None)

@@ -12,8 +12,9 @@ problems=${PROBLEMS:-fashion_split fashion_classes mnist_ten mnist_rare language
 methods=${METHODS:-random tpe pilot learned}
 small=()
 if [ -n "${SMOKE:-}" ]; then
+  [ -n "${PROBLEMS:-}" ] || small=("model.hidden=[32]")
   problems=${PROBLEMS:-mnist_rare}
-  small=(trainer=smoke trainer.train_limit=512 trainer.test_limit=64 trainer.batch_size=16 trainer.epochs=5
+  small+=(trainer=smoke trainer.train_limit=512 trainer.test_limit=64 trainer.batch_size=16 trainer.epochs=5
     search.budget=320 search.final.seeds=2 search.guess=null search.pilot.points=32 search.pilot.checked=2)
 fi
 for problem in $problems; do

@@ -29,7 +29,8 @@ def sketches(gradients: torch.Tensor, activations: torch.Tensor, seed: int) -> t
     first, second = (torch.randn(units, small, generator=generator) / small**0.5 for _ in range(2))
     turned, seen = gradients.reshape(len(gradients), -1, units) @ first, activations.reshape(len(gradients), -1, units)
     found: torch.Tensor = torch.einsum("npi,npj->nij", turned, seen @ second).flatten(1)
-    return found / found.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    sizes: torch.Tensor = found.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return found / sizes
 
 
 def shuffled(points: torch.Tensor, seed: int) -> torch.Tensor:

@@ -81,7 +81,8 @@ class Learned(Problem):
 
     def __init__(self, config: Config, settings: LearnedConfig, budget: int | None) -> None:
         super().__init__(config, settings.points)
-        self.settings, self.candidate = settings, self._site()
+        self.settings = settings
+        self.candidate = self._site()
         self.sizes = agreement.sizes(self.counts, self.candidate.units)
         shares = [size / self.candidate.units for size in self.sizes]
         self.plan = Lookahead(settings.steps, settings.rate, shares)

@@ -155,6 +155,8 @@ def overrides_to(base: Config, wanted: Config) -> list[str]:
         ours = asdict(base.routing.regions[name]) if name in base.routing.regions else blank
         changed = {key: value for key, value in asdict(region).items() if ours[key] != value}
         found += [f"routing.regions.{name}.{key}={literal(value)}" for key, value in changed.items()]
+    gone = [group for group in base.routing.routes if group not in wanted.routing.groups]
+    found += [f"routing.routes.{group}=null" for group in gone]
     for group in wanted.routing.groups:
         ours, theirs = base.routing.routes.get(group, {}), wanted.routing.routes.get(group, {})
         differ(f"routing.routes.{group}", ours, theirs)

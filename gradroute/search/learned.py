@@ -93,7 +93,9 @@ class Learned(Problem):
         self.cost = each * self.iterations
         if self.iterations < 1:
             right = math.ceil(each / settings.share)
-            raise UserError(f"search.budget={budget}: must leave {right} updates or more, which looking ahead needs")
+            short = f"a run of {whole} updates is too short for method=learned"
+            said = f"search.budget={budget}" if whole == budget else short
+            raise UserError(f"{said}: must be {right} updates or more, which looking ahead needs")
 
     def _site(self) -> Candidate:
         """Return the site to learn at: the one that is named, or that of the experiment's own regions."""

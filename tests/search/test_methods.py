@@ -17,6 +17,7 @@ from gradroute.commands.search import main
 from gradroute.config.auto import AutoConfig
 from gradroute.config.compose import configuration
 from gradroute.config.identity import config_hash, to_mapping
+from gradroute.config.overrides import merged
 from gradroute.config.schema import Config
 from gradroute.records.run_reader import read_config, read_manifest
 from gradroute.routing import parse_units
@@ -24,6 +25,8 @@ from gradroute.running.runner import execute
 from gradroute.search import found as masks
 from gradroute.search.automatic import settled
 from gradroute.search.pilot import Pilot
+from gradroute.search.schema import search_from
+from gradroute.search.space import Given, check_start, space
 from gradroute.tasks.base import create
 
 TINY = ["trainer=smoke", "trainer.train_limit=512", "trainer.test_limit=64", "trainer.batch_size=16",
@@ -133,6 +136,35 @@ def test_a_site_that_no_loss_reaches_is_refused(tmp_path: Path, monkeypatch: pyt
         pilot.find()
 
 
+@pytest.mark.parametrize("groups", ["[[0],[1,2,3,4,5,6,7,8,9]]", "[[0,1,2,3,4],[5,6,7],[8,9]]"])
+def test_overrides_make_the_mask_that_was_found_also_of_groups_with_other_names(groups: str, tmp_path: Path) -> None:
+    config = configuration([*TINY, f"split.groups={groups}", "split.outside=0.2", f"output_dir={tmp_path}"])
+    names = list(config.routing.groups)
+    count = len(names)
+    outside = [[1.0 if a == b else -0.5 + a for b in range(count)] for a in range(count)]
+    owner, shares = [unit % count for unit in range(12)], [[1 / count] * 12] * count
+    site = masks.Evidence("encoder.linear0", ["encoder.linear0"], -1, None, 0.1, 0.2, 0.3, owner, shares, outside)
+    wanted = masks.Found("pilot", names, [site], 0, 1, "why").applied(config)
+    base = configuration([*TINY, f"output_dir={tmp_path}"])
+    given = masks.overrides_to(base, wanted)
+    assert to_mapping(configuration([*TINY, *given, f"output_dir={tmp_path}"])) == to_mapping(wanted)
+
+
+def test_the_problems_of_mask_design_start_from_their_hand_made_masks() -> None:
+    folder = Path(__file__).parents[2] / "scripts" / "mask_design"
+    files = sorted((folder / "search").glob("*.yaml"))
+    assert len(files) == 10
+    for path in files:
+        search = search_from(yaml.safe_load(path.read_text()))
+        check_start(search.start, space(search.space))
+        assert search.start and search.budget and search.final.seeds == 5 and search.final.control
+    search = search_from(yaml.safe_load((folder / "search" / "mnist_ten.yaml").read_text()))
+    start = Given(search.start)
+    overrides = [override for one in space(search.space) for override in one.suggest(start)]
+    made = [configuration(merged(search.overrides, more)) for more in ([], overrides)]
+    assert to_mapping(made[0]) == to_mapping(made[1])
+
+
 def status(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["gradroute-search", *words])
     with pytest.raises(SystemExit) as end:
@@ -179,7 +211,7 @@ def test_methods_share_a_folder_and_its_finals_and_count_their_updates(
     ("given", "says"),
     [
         (["method=pilot", "search.budget=5"], "search.budget=5: must be 16 or more, which the pilot costs"),
-        (["method=learned", "search.budget=5"], "search.budget=5: must leave 7 updates or more"),
+        (["method=learned", "search.budget=5"], "search.budget=5: must be 7 updates or more"),
         (["method=learned", "search.learned.steps=0"], "search.learned.steps=0: must be from 1 to 20"),
         (["method=annealing"], "unknown value of method: 'annealing'"),
         (["search.sampler=cmaes"], "unknown value of search.sampler: 'cmaes'"),

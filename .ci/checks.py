@@ -184,6 +184,13 @@ def test_the_searches_of_the_readmes_run(line: str, user: Path) -> None:
     assert "minus the hand-made mask" in page.read_text()
 
 
+def test_a_mask_is_found_and_compared_on_fresh_seeds(tmp_path: Path) -> None:
+    call("bash", ROOT / "scripts" / "mask_design.sh", cwd=tmp_path, SMOKE="1", METHODS="pilot")
+    (folder,) = tmp_path.glob("outputs/searches/*")
+    assert (folder / "pilot" / "routing.yaml").is_file()
+    assert "\npilot," in (folder / "finals.csv").read_text()
+
+
 def test_a_wheel_has_the_configurations_and_the_data(tmp_path: Path) -> None:
     call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT)
     (wheel,) = tmp_path.glob("*.whl")

@@ -101,11 +101,15 @@ def run(*overrides: str, config_dir: str | os.PathLike[str] | None = None, quiet
     Raises: UserError for a mistake in the overrides, or the exception that ended the run.
     """
     from gradroute.running.runner import execute
+    from gradroute.search.automatic import settled
 
+    say = (lambda text: None) if quiet else print
     configs = one_by_seed(configuration(overrides, Path(config_dir) if config_dir is not None else None))
     if len(configs) != 1:
         raise UserError(f"seeds={len(configs)}: gradroute.run makes one run; call it once for each seed")
-    (outcome,) = execute(configs, watch=(lambda step, rows: None) if quiet else None)
+    (outcome,) = execute(
+        [settled(config, say) for config in configs], watch=(lambda step, rows: None) if quiet else None
+    )
     if isinstance(outcome, Exception):
         raise outcome
     return FinishedRun(outcome, run_code=True)

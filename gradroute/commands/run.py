@@ -18,6 +18,7 @@ from gradroute.running.exit_status import guarded
 from gradroute.running.jobs import Index, Job, Noted, say
 from gradroute.running.launching import launched
 from gradroute.running.plan import Plan
+from gradroute.search.automatic import settled
 from gradroute.training.signals import heard
 
 HELP = ("--help", "-h")
@@ -84,6 +85,7 @@ def _composed_jobs(plan: Plan, makes: bool) -> Callable[[], None]:
         except UserError as error:  # the other runs of a sweep continue
             made.outcomes = [error]
         if plan.folder and makes and not str(hydra_config.launcher._target_).endswith(".BasicLauncher"):
+            made.configs = [settled(config) for config in made.configs]
             Index(plan.folder).make(made)  # in a process of its own
         else:
             plan.jobs.append(made)
@@ -98,7 +100,7 @@ def _print_help() -> None:
 
 def _hydra_run() -> None:
     """Make the runs that the command line describes."""
-    plan = Plan()
+    plan = Plan(settle=settled)
     sys.argv[1:] = prepared(sys.argv[1:])
     launched(_composed_jobs(plan, makes=True))
     if Noted.folder is not None and not plan.jobs:

@@ -26,6 +26,7 @@ HELP = """gradroute-search: search for a mask with Optuna, over ordinary runs
 gradroute-search search=mnist_split                          start a search, or continue one that was stopped
 gradroute-search search=mnist_split search.workers=2         use two processes on this machine
 gradroute-search search=mnist_split search.random=40         compare with 40 trials of random search
+gradroute-search search=mnist_split method=pilot              find a mask by one short run; also random, learned
 gradroute-search search=mnist_split trainer.lr=0.001         any override of gradroute-run, for every trial
 gradroute-search --config-dir my_conf search=mine            add a folder of your own configurations
 gradroute-search search=mnist_split search.final.best=0      do not repeat the best trials; nothing is claimed then
@@ -50,8 +51,9 @@ def _given(arguments: Sequence[str]) -> tuple[str, list[str], list[str], Path | 
     names = [one.partition("=")[2] for one in rest if one.startswith("search=")]
     if len(names) != 1 or names[0] not in searches:
         raise unknown("search", names[0] if names else "(search=NAME is not given)", searches)
-    of_search = [one.removeprefix("search.") for one in rest if one.startswith("search.")]
-    return names[0], of_search, [one for one in rest if not one.startswith(("search=", "search."))], folder
+    own = ("search=", "search.", "method=")
+    of_search = [one.removeprefix("search.") for one in rest if one.startswith(own[1:])]
+    return names[0], of_search, [one for one in rest if not one.startswith(own)], folder
 
 
 def _opened(arguments: Sequence[str]) -> "Search":
@@ -116,7 +118,10 @@ def _together(arguments: Sequence[str], command: str, workers: int) -> None:
 
 def _search(arguments: Sequence[str]) -> None:
     search = _opened(arguments)
+    from gradroute.search.methods import design
+
     search.try_space()
+    design(search)
     search.prepare()
     command = "gradroute-search " + shlex.join(arguments)
     if search.search.workers > 1:
@@ -124,10 +129,14 @@ def _search(arguments: Sequence[str]) -> None:
     else:
         _work(search, command)
     from gradroute.search import page
+    from gradroute.search.fidelity import fidelities
     from gradroute.search.finals import results, verdict
 
     finals = results(search) if search.search.final.best else []
     page.write(search, finals, command)
+    if search.search.pruning.rule == "halving":
+        found = fidelities(search.trials("search"), search.search.pruning)
+        print("\n".join(map(str, found)) or "too few finished trials to say whether their beginnings tell their ends")
     print("\n".join([*verdict(search, finals), str(search.folder / "search.html")]))
 
 

@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from gradroute.config.auto import expand_auto
 from gradroute.config.components import complete, steps_of
 from gradroute.config.doors import TARGET
 from gradroute.config.legacy import migrated
@@ -38,6 +39,8 @@ def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
     check_values(config)
     complete(config)
     expand_split(config)
+    if config.routing.auto is not None:
+        expand_auto(config)
     check(config)
     locate(config.task[TARGET], "task").check(config)
     for step in steps_of(config):

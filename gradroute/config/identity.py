@@ -21,6 +21,9 @@ def to_mapping(config: Config) -> dict[str, Any]:
         del mapping[key]
     if mapping["environment"] is None:  # as in the runs of tasks that have none, also those of older versions
         del mapping["environment"]
+    auto = config.routing.auto
+    if auto is None or auto.found is not None:  # as in all runs: what was found has replaced it
+        del mapping["routing"]["auto"]
     return mapping
 
 

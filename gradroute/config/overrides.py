@@ -23,12 +23,12 @@ OPEN = (
     "dataset.", "model.", "task.", "ablation.", "tracker.", "unlearn.", "finetune.", "relearn.", "steering.",
     "extract.", "audit.", "privacy.",
     "completions.", "routing.groups.", "routing.regions.", "routing.routes.", "routing.label_noise.", "losses.l1.",
-    "losses.groups.", "losses.error.",
+    "losses.groups.", "losses.error.", "routing.auto.",
 )  # fmt: skip
 UNSAID = (  # keys that the files state only where they are used
     "pretrain", "unlearn", "finetune", "relearn", "steering", "extract", "audit", "audits", "privacy",
     "completions", "losses.groups", "losses.error", "losses.penalties", "routing.left_out", "routing.unlabelled",
-    "routing.compensate", "routing.compensate_limit",
+    "routing.compensate", "routing.compensate_limit", "routing.auto",
 )  # fmt: skip
 GROUP = re.compile(r"routing\.groups\.([^.]+)(?:\.(\w+))?")
 REGION = re.compile(r"routing\.regions\.([^.=]+)(?:\.(\w+))?")

@@ -7,6 +7,8 @@ convention). The arguments are checked against its signature; see `gradroute.con
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradroute.config.auto import AutoConfig
+
 
 @dataclass
 class RegionConfig:
@@ -88,6 +90,7 @@ class RoutingConfig:
         are labelled, so that over labelled and unlabelled points a routed token's mean weight is 0.
     compensate_limit: the lowest such weight is minus this; null is 10.
     left_out: groups whose training points are left out, labelled or not; the number of updates stays the same.
+    auto: the regions and routes are to be found by a pilot before the run.
     """
 
     groups: dict[str, GroupConfig] = field(default_factory=dict)
@@ -101,6 +104,7 @@ class RoutingConfig:
     compensate: str | None = None
     compensate_limit: float | None = None
     left_out: list[str] = field(default_factory=list)
+    auto: AutoConfig | None = None
 
 
 @dataclass

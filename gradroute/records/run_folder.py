@@ -69,11 +69,13 @@ class RunFolder:
         folder._write_manifest()
         return folder
 
-    def keep(self, texts: Mapping[str, str]) -> None:
+    def keep(self, files: Mapping[str, Content]) -> None:
         """Write files and record their checksums at once, so that a killed run can be read back."""
-        for name, text in texts.items():
-            self.write(name, text)
-            self.manifest["files"][name] = hashlib.sha256(text.encode()).hexdigest()
+        for name, content in files.items():
+            (self.path / name).parent.mkdir(exist_ok=True)
+            self.write(name, content)
+            data = content.encode() if isinstance(content, str) else content
+            self.manifest["files"][name] = hashlib.sha256(data).hexdigest()
         self._write_manifest()
 
     def resume(self, seconds: float, rows: Sequence[Mapping[str, Any]], step: int) -> None:

@@ -24,6 +24,7 @@ FIGURES = {
     "accuracy_per_label": "Accuracy by label",
     "confusion": "Confusion: share of each label's images that is taken for each label",
     "mask": "Mask: which group's gradients reach which units",
+    "mask_found": "Why this mask: agreement of the groups' gradients at candidate sites, and ablations",
     "ledger": "Ledger: which group's gradients reached which region, and how far it moved",
     "training_curves": "Training",
     "secrets": "What an attacker gets of people's secrets, by the number of documents about them",
@@ -107,6 +108,14 @@ def _figures(run: Path, manifest: Mapping[str, Any], captions: Mapping[str, str]
     }
 
 
+def _found_mask(run: Path, manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the routing that a pilot found before the run, if one did, with its paragraph of why."""
+    name = "routing.yaml"
+    if name not in manifest["files"]:
+        return []
+    return [("The mask that was found, and why", read_text(read_file(run, name, manifest), run / name))]
+
+
 OTHERS = ("monitor", "score", "nearest", "steered", "steered_placebo")  # heads without errors of groups
 
 
@@ -160,6 +169,7 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
         [figures[name] for name in order if name != lead],
         [
             ("How to run it again", f"gradroute-run {shlex.quote(f'rerun={run}')}"),
+            *_found_mask(run, manifest),
             ("Configuration", read_text(content, run / "config.yaml")),
             ("Manifest", json.dumps(manifest, indent=2)),
         ],

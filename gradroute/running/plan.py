@@ -4,9 +4,11 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from gradroute.config.schema import Config
 from gradroute.errors import MachineError, UserError
 from gradroute.running.exit_status import one_line, report_failure
 from gradroute.running.jobs import Index, Job
@@ -20,6 +22,7 @@ class Plan:
     jobs: list[Job] = field(default_factory=list)
     resumed: Path | None = None
     elsewhere: bool = False  # whether other processes make its jobs
+    settle: Callable[[Config], Config] = lambda config: config  # called before a run: finds what is to be found
 
     def execute(self) -> None:
         """Make the missing runs, all in one call, so that runs of several jobs can be trained together."""
@@ -28,6 +31,8 @@ class Plan:
             return
         from gradroute.running.runner import execute  # imported late, so that --help and mistakes are quick
 
+        self._settle(todo)
+        todo = [job for job in todo if not job.outcomes]
         outcomes = iter(execute([c for job in todo for c in job.configs], self.folder is not None, self.resumed))
         for job in todo:
             job.outcomes = list(itertools.islice(outcomes, len(job.configs)))
@@ -39,6 +44,14 @@ class Plan:
                     report_failure(outcome)
                     print(f"retry: {' '.join(job.overrides)}", file=sys.stderr)
                     job.outcomes[place] = execute([replace(job.configs[place], stack=1)], True)[0]
+
+    def _settle(self, todo: Sequence[Job]) -> None:
+        """Settle every configuration; a job for which that fails has the error as its outcome."""
+        for job in todo:
+            try:
+                job.configs = [self.settle(config) for config in job.configs]
+            except UserError as error:
+                job.outcomes = [error]
 
     def compare(self) -> None:
         """Compare several runs on the terminal and in the sweep's folder."""

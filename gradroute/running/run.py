@@ -65,6 +65,7 @@ class Run(RunState):
             units |= step.units
         if folder is None:
             self.folder = RunFolder.create(self.config, self._facts())
+            self._keep_mask()
         else:
             self.folder = (Unwritten if helps else RunFolder)(folder, read_manifest(folder))
         self.folder.units |= units
@@ -119,6 +120,14 @@ class Run(RunState):
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    def _keep_mask(self) -> None:
+        """Copy the files of a mask that a pilot found into the run's folder: its routing, and the evidence for it."""
+        auto = self.config.routing.auto
+        if auto is not None and auto.found is not None:
+            place = Path(auto.found)
+            files = [path for path in sorted(place.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+            self.folder.keep({path.relative_to(place).as_posix(): path.read_bytes() for path in files})
 
     def _facts(self) -> dict[str, Any]:
         found = environment(self.task.device, self.config.trainer.precision)

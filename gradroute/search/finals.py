@@ -16,11 +16,13 @@ from gradroute.errors import UserError
 from gradroute.records.run_reader import twin
 from gradroute.reporting.intervals import interval
 from gradroute.running.exit_status import one_line
+from gradroute.search.budget import FIXED
+from gradroute.search.methods import control, designs
 from gradroute.search.objectives import by_reference
 from gradroute.search.space import Overrides
-from gradroute.search.study import FIXED, Search
+from gradroute.search.study import Search
 
-HANDMADE = "handmade"
+HANDMADE, CONTROL = "handmade", "control"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def finalists(search: Search) -> list[tuple[str, str, Overrides]]:
     fixed = [t for t in search.trials("search") if t.user_attrs.get("kind") in FIXED and "overrides" in t.user_attrs]
     kinds = [(trial.user_attrs["kind"], trial) for trial in fixed]
     found = [(label(kind, trial), kind, trial.user_attrs["overrides"]) for kind, trial in kinds]
+    found += [(CONTROL, CONTROL, control(search))] if search.search.final.control else []
+    found += [(name, name, overrides) for name, overrides in designs(search).items()]
     for name in search.studies:
         best = front(search, name)[: search.search.final.best]
         found += [(label(name, trial), name, trial.user_attrs["overrides"]) for trial in best]

@@ -21,6 +21,7 @@ from gradroute.comparison.plots import png, short
 from gradroute.records.atomic import write_atomically
 from gradroute.reporting.page import Page, Table
 from gradroute.search.finals import HANDMADE, Final, front, label, mean, verdict
+from gradroute.search.methods import spending
 from gradroute.search.study import Search
 
 COLOURS = {"search": "tab:blue", "random": "tab:gray", HANDMADE: "black", "guess": "tab:green", "placebo": "tab:orange"}
@@ -137,10 +138,12 @@ def write(search: Search, finals: Sequence[Final], command: str) -> None:
     _write_csv(search.folder / "trials.csv", [columns, *rows])
     made = [[f.name, seed, *values, " ".join(f.overrides)] for f in finals
             for seed, values in zip(f.seeds, f.values, strict=True)]  # fmt: skip
+    costs = [[name, updates] for name, updates in spending(search).items()]
+    _write_csv(search.folder / "methods.csv", [["method", "updates"], *costs])
     _write_csv(search.folder / "finals.csv", [["finalist", "seed", *objectives, "overrides"], *made])
     note = "; ".join(f"{n}: {o.head} {o.region} {o.group} {o.metric}, {search.units[o.metric]}, {SIGN[o.goal]}"
                      for n, o in objectives.items())  # fmt: skip
-    tables = []
+    tables = [Table("Updates that each method made before the finals", ["method", "updates"], costs)] if costs else []
     if finals:
         cells = [[f.name, len(f.values), *(_cell(f.of(i)) for i in range(len(objectives))), " ".join(f.overrides)]
                  for f in finals]  # fmt: skip

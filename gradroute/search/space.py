@@ -5,7 +5,7 @@ from `low` to `high`, of whole numbers if both are, with `log` or `step`; or `pa
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -171,6 +171,49 @@ def ends(found: Dimension) -> list[Overrides]:
     if isinstance(found, Choices):
         return [found.suggest(End(False, number)) for number in range(len(found.options))]
     return [found.suggest(End(last)) for last in (False, True)]
+
+
+class Given:
+    """Suggests given values, and the lowest of a range or the first choice where none is given. Notes what was asked.
+
+    Raises: UserError for a value outside of its range or choices.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values, self.asked = values, list[str]()
+
+    def _of(self, name: str, default: Any, fits: Callable[[Any], bool], right: str) -> Any:
+        self.asked.append(name)
+        value = self.values.get(name, default)
+        if not fits(value):
+            raise UserError(f"search.start.{name}={value}: must be {right}")
+        return value
+
+    def suggest_categorical(self, name: str, choices: list[str]) -> Any:
+        """Suggest the given choice."""
+        return self._of(name, choices[0], lambda value: value in choices, f"one of {choices}")
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """Suggest the given number."""
+        fits = lambda value: isinstance(value, int | float) and low <= value <= high  # noqa: E731
+        return float(self._of(name, low, fits, f"from {low} to {high}"))
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """Suggest the given whole number."""
+        fits = lambda value: type(value) is int and low <= value <= high  # noqa: E731
+        return int(self._of(name, low, fits, f"a whole number from {low} to {high}"))
+
+
+def check_start(start: Mapping[str, Any], dimensions: Sequence[Dimension]) -> None:
+    """Raise UserError if values that a search is to start with name no parameter of the space, or do not fit it."""
+    given = Given(start)
+    for one in dimensions:
+        one.suggest(given)
+    for name in start:
+        if name not in given.asked:
+            raise unknown("parameter of search.start:", name, given.asked)
 
 
 def space(given: Mapping[str, Any]) -> list[Dimension]:

@@ -8,7 +8,6 @@ import json
 import os
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
@@ -30,12 +29,14 @@ from gradroute.errors import UserError, first_line
 from gradroute.records import locks
 from gradroute.records.atomic import write_atomically
 from gradroute.records.provenance import version
-from gradroute.search.objectives import check_metrics, default_objectives, hopeless, units_of, value_of
+from gradroute.search.budget import FIXED, affords, counts, sampler, updates_of
+from gradroute.search.fidelity import worse
+from gradroute.search.objectives import check_metrics, default_objectives, units_of, value_of
 from gradroute.search.schema import SearchConfig
-from gradroute.search.space import Overrides, ends, space
+from gradroute.search.space import Overrides, check_start, ends, space
 
 IDENTITY = ("space", "objectives", "overrides", "seed", "pruning", "guess")  # what identifies a search
-FIXED = ("handmade", "guess", "placebo")  # trials that no sampler chose
+KEPT = ("kind", "fixed", "curve", "start")  # of a trial whose process was lost
 Said = Callable[[str], None]
 
 
@@ -103,10 +104,13 @@ class Search:
         for parts in [first, *others]:
             self.config(list(chain(*parts)))
         self.config([], final=True)
+        check_start(self.search.start, self.space)
 
     def prepare(self) -> None:
         """Enqueue the hand-made mask, the guess and its placebos before all other trials."""
         self.enqueue("handmade", [])
+        if self.search.start and self.search.method == "tpe":
+            self._start()
         if self.search.guess is None:
             return
         with FileLock(self.folder / ".guessing"):
@@ -122,6 +126,12 @@ class Search:
             guessed, placebos = guess(config, run, self.search.guess.by, self.search.guess.placebos, self.search.seed)
             for kind, overrides in [("guess", guessed), *(("placebo", placebo) for placebo in placebos)]:
                 self.enqueue(kind, overrides)
+
+    def _start(self) -> None:
+        study = self.studies["search"]
+        with self._alone():
+            if not any("start" in trial.user_attrs for trial in study.get_trials(deepcopy=False)):
+                study.enqueue_trial(self.search.start, user_attrs={"start": True})
 
     def busy(self) -> bool:
         """Return whether a process is making a trial."""
@@ -146,7 +156,7 @@ class Search:
         self._worker.mkdir(parents=True)
         taken = locks.take(self._worker)
         try:
-            for name, count in (("search", self.search.trials), ("random", self.search.random)):
+            for name, count in counts(self.search).items():
                 while (trial := self._ask(name, count)) is not None:
                     self._make(name, trial)
         finally:
@@ -168,21 +178,15 @@ class Search:
         with self._alone():
             for lost in [trial for trial in self.trials(name) if self._lost(trial)]:
                 study.tell(lost.number, state=TrialState.FAIL)
-                kept = {key: value for key, value in lost.user_attrs.items() if key in ("kind", "fixed", "curve")}
+                kept = {key: value for key, value in lost.user_attrs.items() if key in KEPT}
                 study.enqueue_trial(lost.params, user_attrs=kept)
             found = self.trials(name)
             begun = [trial for trial in found if trial.state != TrialState.WAITING]
-            if len(begun) >= count + sum(trial.user_attrs.get("kind") in FIXED for trial in found):
+            wanted = count + sum(trial.user_attrs.get("kind") in FIXED for trial in found)
+            every = [trial for own in self.studies for trial in self.trials(own)]
+            if len(begun) >= wanted or not (len(begun) < len(found) or affords(self.search.budget, begun, every)):
                 return None
-            # one seed per trial, so that a resumed search makes the same trials as one that was never stopped
-            seed = 2 * (self.search.seed * 100_003 + len(begun)) + (name == "random")  # random search starts elsewhere
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.sampler = (
-                    optuna.samplers.RandomSampler(seed)
-                    if name == "random"
-                    else optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-                )
+            study.sampler = sampler(self.search, name, len(begun))
             trial = study.ask()
             assert self._worker is not None
             trial.set_user_attr("worker", self._worker.name)
@@ -196,8 +200,7 @@ class Search:
         from gradroute.running.run import Pruned
         from gradroute.running.runner import execute  # imported late: torch takes seconds
 
-        objectives, rule = list(self.search.objectives.values()), self.search.pruning
-        began = time.monotonic()
+        objectives, rule, began = list(self.search.objectives.values()), self.search.pruning, time.monotonic()
         may_end = rule.enabled and trial.user_attrs.get("kind") not in FIXED
 
         def watch(step: int, rows: list[dict[str, Any]]) -> None:
@@ -205,9 +208,8 @@ class Search:
             point = [float(step), *(value for value in found if value is not None)]
             before = [past for past in trial.user_attrs.get("curve", []) if past[0] < step]  # also from a lost process
             trial.set_user_attr("curve", [*before, point])
-            others = [t.user_attrs.get("curve", []) for t in self.trials(name) if t.state.is_finished()]
-            if may_end and hopeless(point, others, objectives, rule):
-                raise Pruned(f"update {step}: worse in every objective than the median of earlier trials")
+            if may_end and (why := worse([*before, point], self.trials(name), objectives, rule)):
+                raise Pruned(f"update {step}: {why}")
 
         try:
             config = self.config(trial.user_attrs["overrides"])
@@ -215,6 +217,7 @@ class Search:
         except UserError as error:
             outcome = error
         trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
+        trial.set_user_attr("updates", updates_of(outcome, trial.user_attrs))
         if isinstance(outcome, Pruned):
             self._tell(name, trial, None, TrialState.PRUNED, f"pruned at {outcome}")
         elif isinstance(outcome, Exception):

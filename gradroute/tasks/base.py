@@ -61,6 +61,8 @@ class Task(ABC):
 
     def __init__(self, config: Config, data: Any = None, run: Path | None = None) -> None:
         """Raises: UserError for every mistake in the configuration or the data."""
+        if config.routing.auto is not None and config.routing.auto.found is None:
+            raise UserError("routing.auto: its regions are not found yet; gradroute-run and gradroute.run find them")
         self.config, self.device = config, settle_precision(config)
         self.made: dict[str, nn.Module] = {}
 

@@ -1,0 +1,154 @@
+"""Learn a mask at one site: the model is trained under masks that look ahead, then the masks are fixed and rounded."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.func import functional_call
+
+from gradroute.config.auto import AutoConfig
+from gradroute.config.schema import Config
+from gradroute.errors import UserError
+from gradroute.routing import Site
+from gradroute.routing.hooks import hooked
+from gradroute.search import agreement, lookahead
+from gradroute.search.candidates import Candidate, candidates
+from gradroute.search.found import Evidence, Found
+from gradroute.search.lookahead import Lookahead, Parameters
+from gradroute.search.problem import Problem
+from gradroute.search.schema import LearnedConfig
+from gradroute.search.signals import APART
+from gradroute.tasks.base import Task
+from gradroute.tasks.parts import read_regions
+
+START = 2.0  # logit of each group's weight at first: nothing is decided, and all of a gradient passes almost whole
+
+
+class Masked:
+    """A task's loss as a function of parameters, masks and groups, at one candidate.
+
+    rows: row numbers of each group's points in the current batch.
+    """
+
+    def __init__(self, task: Task, candidate: Candidate) -> None:
+        self.task, self.candidate = task, candidate
+        self.objective = task.objective()
+        self.rows: list[torch.Tensor] = []
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Return the parameters that are trained, by the objective's names."""
+        named = self.objective.named_parameters()
+        return {name: value.detach().clone() for name, value in named if value.requires_grad}
+
+    def __call__(
+        self, parameters: Parameters, group: int, mask: torch.Tensor | None, factors: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the mean loss of a group's points; see `gradroute.search.lookahead.Loss`."""
+        with self._changed(mask, factors):
+            terms = functional_call(self.objective, dict(parameters), self.task.batch(self.rows[group]))
+        name = self.task.names[group]
+        own = [value for term, (value, _) in terms.items() if term.group == name and term.head not in APART]
+        return torch.stack(own).sum()
+
+    @contextmanager
+    def _changed(self, mask: torch.Tensor | None, factors: torch.Tensor | None) -> Iterator[None]:
+        """Weigh the gradient at the candidate's sites by a mask, or scale its units by factors."""
+
+        def hook(site: Site) -> Callable[[Any, Any, Any], Any]:
+            def change(module: Any, inputs: Any, output: Any) -> Any:
+                shown = site.read(output)
+                if mask is not None:
+                    weight = site.spread(mask, shown.shape)
+                    shown = shown * weight + shown.detach() * (1 - weight)
+                return site.replace(output, shown if factors is None else shown * site.spread(factors, shown.shape))
+
+            return change
+
+        with hooked(self.task.model, {site.module: hook(site) for site in self.candidate.sites}, kept=False):
+            yield
+
+
+class Learned(Problem):
+    """The learning of a mask, checked and not yet begun.
+
+    Attributes: `iterations`, steps of the masks; `cost`, in updates, see `gradroute.search.lookahead.cost`.
+
+    Raises: UserError for a problem that has too little to compare, an experiment whose regions are no units of one
+        width, or a budget that is too small.
+    """
+
+    def __init__(self, config: Config, settings: LearnedConfig, budget: int | None) -> None:
+        super().__init__(config, settings.points)
+        self.settings = settings
+        self.candidate = self._site()
+        self.sizes = agreement.sizes(self.counts, self.candidate.units)
+        shares = [size / self.candidate.units for size in self.sizes]
+        self.plan = Lookahead(settings.steps, settings.rate, shares)
+        groups = len(self.rows)
+        each = lookahead.cost(self.plan, groups) + 1  # and the update that is made
+        whole = self.whole if budget is None else min(self.whole, budget)
+        self.iterations = math.floor(whole * settings.share) // each
+        self.cost = each * self.iterations
+        if self.iterations < 1:
+            right = math.ceil(each / settings.share)
+            short = f"a run of {whole} updates is too short for method=learned"
+            said = f"search.budget={budget}" if whole == budget else short
+            raise UserError(f"{said}: must be {right} updates or more, which looking ahead needs")
+
+    def _site(self) -> Candidate:
+        """Return the site to learn at: the one that is named, or that of the experiment's own regions."""
+        model, groups = self.task.model, len(self.rows)
+        if self.settings.site is not None:
+            given = AutoConfig(sites=[self.settings.site])
+            return candidates(model, self.example(), given, groups)[0]
+        regions, _ = read_regions(self.config.routing, model)
+        sites = list(dict.fromkeys(site for region in regions.values() for site in region.sites))
+        if not sites:
+            raise UserError("search.learned.site: is null, and the experiment has no region of units; name a site")
+        given = AutoConfig(sites=[site.module for site in sites], axis=sites[0].axis)
+        found = candidates(model, self.example(), given, groups)
+        if len({one.units for one in found}) > 1:
+            raise UserError("search.learned.site: is null, and the experiment's regions differ in width; name a site")
+        return Candidate(tuple(site for one in found for site in one.sites), found[0].units)
+
+    def find(self) -> Found:
+        """Learn the masks, round them and return the mask."""
+        task, plan, groups = self.task, self.plan, len(self.task.names)
+        masked = Masked(task, self.candidate)
+        generator = torch.Generator().manual_seed(self.config.seed)
+        logits = START + 0.1 * torch.randn(groups, self.candidate.units, generator=generator)
+        logits = logits.to(task.device).requires_grad_()
+        masks = torch.optim.Adam([logits], lr=self.settings.mask_rate)
+        parameters = {name: value.requires_grad_() for name, value in masked.parameters().items()}
+        optimizer = torch.optim.Adam(list(parameters.values()), lr=self.config.trainer.lr)
+        each = max(1, self.config.trainer.batch_size // groups)
+        for _ in range(self.iterations):
+            masked.rows = [own[torch.randint(len(own), (each,), generator=generator)] for own in self.rows]
+            fixed = {name: value.detach() for name, value in parameters.items()}
+            logits.grad = lookahead.slope(logits.detach(), masked, fixed, plan)
+            masks.step()
+            optimizer.zero_grad()
+            weights = torch.sigmoid(logits.detach())
+            torch.stack([masked(parameters, g, weights[g], None) for g in range(groups)]).mean().backward()
+            optimizer.step()
+        return self.rounded(torch.sigmoid(logits.detach()).cpu())
+
+    def rounded(self, weights: torch.Tensor) -> Found:
+        """Return the mask of learned weights `(G, U)`: units by membership, outside weights as means, in tenths."""
+        owned, groups = weights / weights.sum(0, keepdim=True), range(len(weights))
+        owner = agreement.assigned(owned, self.sizes)
+        outside = [[1.0 if h == g else round(float(weights[g, owner == h].mean()), 1) for h in groups] for g in groups]
+        first = self.candidate.sites[0]
+        evidence = Evidence(
+            self.candidate.name, [site.module for site in self.candidate.sites], first.axis, first.output,
+            None, None, None, owner.tolist(), [[round(v, 6) for v in row] for row in owned.tolist()], outside,
+        )  # fmt: skip
+        sure = float(owned.max(0).values.mean())
+        said = (
+            f"Masks at {self.candidate.name} were learned by looking {self.plan.steps} updates ahead, in "
+            f"{self.iterations} steps, which cost {self.cost} updates. A unit belongs to its group by {sure:.2f} of 1 "
+            f"on average; {1 / len(weights):.2f} is no preference."
+        )
+        return Found("learned", list(self.task.names), [evidence], 0, self.cost, said)

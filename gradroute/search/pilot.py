@@ -1,0 +1,200 @@
+"""Find a mask by a pilot: one short unrouted run, the groups' gradients at every candidate site, and ablations.
+
+The site is where groups conflict most: there, the largest share of what one group learns is unlearned by another. Units
+go to the groups that use them more, in a balanced assignment. Gradients do not say what matters, so the candidates with
+the most conflict are tried: the pilot trains on for a few updates under each one's mask, and its units are ablated,
+group by group. The one whose ablations take their own groups alone, and whose units tell nothing of others', is chosen.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from gradroute.config.auto import AutoConfig
+from gradroute.config.compensation import labelled_share
+from gradroute.config.schema import Config
+from gradroute.errors import UserError
+from gradroute.routing import Region, Router, Site
+from gradroute.search import agreement
+from gradroute.search.agreement import Signals
+from gradroute.search.candidates import Candidate, candidates
+from gradroute.search.found import Evidence, Found
+from gradroute.search.problem import Problem
+from gradroute.search.signals import CHUNK, leaks, measure, rises
+from gradroute.training.fit import Fit, Training
+
+DIGITS = 4  # of a weight
+SNAPSHOTS = 3  # times in a pilot at which gradients are measured
+
+
+class Pilot(Problem):
+    """A pilot of a configuration, checked and not yet trained.
+
+    Attributes: `updates`, those of the unrouted training; `cost`, all updates, and the backward passes that measure
+    gradients.
+
+    Raises: UserError for a problem that has too little to compare, a model without candidates, or a run that is too
+        short.
+    """
+
+    def __init__(self, config: Config, auto: AutoConfig) -> None:
+        super().__init__(config, auto.points)
+        self.auto = auto
+        self.candidates = candidates(self.task.model, self.example(), auto, len(self.rows))
+        self.checked = min(auto.checked, len(self.candidates))
+        each = max(1, auto.points // SNAPSHOTS)
+        self.shown = [[own[n * each : (n + 1) * each] for own in self.rows] for n in range(SNAPSHOTS)]
+        self.shown = [[own if len(own) else all_ for own, all_ in zip(s, self.rows, strict=True)] for s in self.shown]
+        passes = sum(math.ceil(len(own) / CHUNK) for shown in self.shown for own in shown)
+        left = math.floor(self.whole * auto.share) - passes
+        self.probes = left // 2 // self.checked
+        self.updates = left - self.probes * self.checked
+        if self.probes < 1 or self.updates < SNAPSHOTS:
+            right = math.ceil((passes + 2 * self.checked + SNAPSHOTS) / auto.share)
+            fault = f"a run of {self.whole} updates is too short for a pilot"
+            raise UserError(f"routing.auto: {fault}; give one of {right} or more, or a smaller routing.auto.points")
+        self.cost = passes + self.updates + self.probes * self.checked
+
+    def train(self, updates: int, number: int, after: Callable[[int], None] = lambda update: None) -> None:
+        """Train the model for some updates, on points drawn at random, with routes if the task has some by now.
+
+        `number` tells the trainings of a pilot apart; `after` is called with the number of updates made so far.
+        """
+        task, size = self.task, self.config.trainer.batch_size
+        order = torch.Generator().manual_seed(1000 * self.config.seed + number)
+        wanted = updates * size
+        drawn = [torch.randperm(task.points, generator=order) for _ in range(math.ceil(wanted / task.points))]
+        rows = torch.cat(drawn)[:wanted].to(task.device)
+        given = task.config.trainer
+        trainer = replace(given, epochs=1, batches="mixed", warmup_steps=min(given.warmup_steps, updates // 5),
+                          schedule="constant", end_rate=0.0)  # fmt: skip
+        trainer = task.fitted(trainer, len(rows))
+        objective = task.objective()
+        training = Training("pilot", objective, lambda chosen: task.batch(rows[chosen]), len(rows), trainer, order)
+        fit = Fit([training], trainer.precision, task.device)
+        fit.run(lambda: after(fit.step))
+
+    def sites(self) -> list[Site]:
+        """Return every site of the candidates once."""
+        return list(dict.fromkeys(site for one in self.candidates for site in one.sites))
+
+    def find(self) -> Found:
+        """Train the pilot, measure the candidates and return the mask. Raises: UserError if no loss reaches a site."""
+        at = [max(1, round(self.updates * (n + 1) / SNAPSHOTS)) for n in range(SNAPSHOTS)]
+        signals: list[dict[str, Signals]] = []
+
+        def after(update: int) -> None:
+            if update in at:
+                shown, named = self.shown[at.index(update)], bool(self.auto.sites)
+                signals.append(measure(self.task, self.sites(), shown, self.config.seed, named)[0])
+
+        self.train(self.updates, 0, after)
+        reached = [one for one in self.candidates if all(site.name in signals[0] for site in one.sites)]
+        if not reached:
+            raise UserError("routing.auto: no candidate site is in the forward path of a loss; name routing.auto.sites")
+        evidence = [self.judged(one, [[s[site.name] for site in one.sites] for s in signals]) for one in reached]
+        order = sorted(range(len(evidence)), key=lambda n: -(evidence[n].conflict or 0.0))[: self.checked]
+        self.check([reached[n] for n in order], [evidence[n] for n in order])
+        chosen = max(order, key=lambda n: (evidence[n].score or 0.0, evidence[n].conflict or 0.0))
+        found = Found("pilot", list(self.task.names), evidence, chosen, self.cost, "")
+        return replace(found, why=why(found, len(order), self.whole))
+
+    def judged(self, candidate: Candidate, signals: Sequence[Sequence[Signals]]) -> Evidence:
+        """Return the evidence that gradients alone give for a candidate.
+
+        Products and squares are summed over the snapshots, each of which counts alike: early in a training the groups'
+        mean gradients are large and agree, late they cancel each other at any site.
+
+        Args:
+            signals: of each of its sites, at each snapshot.
+        """
+        mean = torch.stack([torch.cat([one.mean for one in each], -1) for each in signals])
+        size = mean.flatten(1).norm(dim=1).clamp(min=agreement.EPSILON)
+        mean = mean / size[:, None, None, None]
+        squares = torch.stack([torch.cat([one.fisher for one in each], -1) for each in signals])
+        fisher = (squares / size.square()[:, None, None, None]).sum(0)
+        inner, shared = torch.stack([agreement.products(each) for each in mean]).sum(0), agreement.shares(fisher)
+        clash = agreement.conflict(torch.cat([agreement.products(each) for each in mean], -1))
+        sizes = agreement.sizes(self.counts, candidate.units)
+        owner = agreement.assigned(shared, sizes)
+        first = candidate.sites[0]
+        return Evidence(
+            candidate.name, [site.module for site in candidate.sites], first.axis, first.output,
+            clash, float(agreement.pairs(agreement.cosines(inner)).mean()),
+            float(agreement.pairs(agreement.overlaps(fisher)).mean()), owner.tolist(),
+            [[round(value, 6) for value in row] for row in shared.tolist()], self.outside(inner, owner),
+        )  # fmt: skip
+
+    def outside(self, inner: torch.Tensor, owner: torch.Tensor) -> list[list[float]]:
+        """Return the gradient weight of each group (row) in the units of each group (column); 1 in its own."""
+        groups, routing = range(len(inner)), self.config.routing
+        if self.auto.outside is not None:
+            return [[1.0 if a == b else self.auto.outside for b in groups] for a in groups]
+        rows = []
+        for group, name in enumerate(self.task.names):
+            stays = routing.unlabelled == name or name not in routing.groups
+            share = 1.0 if stays else labelled_share(routing, name)
+            units = [torch.nonzero(owner == other).flatten().tolist() for other in groups]
+            weights = [agreement.outside_weight(agreement.common(inner, group, own), share) for own in units]
+            rows.append([1.0 if other == group else round(weights[other], DIGITS) for other in groups])
+        return rows
+
+    def check(self, chosen: Sequence[Candidate], evidence: Sequence[Evidence]) -> None:
+        """Train on under each candidate's mask, ablate its units group by group, and note what that does to the groups.
+
+        Each starts from the pilot's weights.
+        """
+        groups, model = range(len(self.rows)), self.task.model
+        kept = copy.deepcopy(model.state_dict())
+        for number, (candidate, one) in enumerate(zip(chosen, evidence, strict=True), 1):
+            owner = torch.tensor(one.owner)
+            with self.routed(candidate, one):
+                self.train(self.probes, number)
+            found, one.whole = rises(self.task, self.rows, candidate, owner)
+            one.leak = leaks(self.task, self.rows, candidate, owner)
+            one.own = [found[group][group] for group in groups]
+            one.others = [sum(found[o][g] for o in groups if o != g) / (len(groups) - 1) for g in groups]
+            model.load_state_dict(kept)
+        largest = [max(one.whole[group] for one in evidence if one.whole) for group in groups]
+        for one in evidence:
+            assert one.own is not None and one.others is not None and one.leak is not None
+            held = agreement.contrast(one.own, one.others, largest)
+            one.score = held * (1 - sum(one.leak) / len(one.leak))
+
+    @contextmanager
+    def routed(self, candidate: Candidate, one: Evidence) -> Iterator[None]:
+        """Route the task's model by a candidate's mask inside the block."""
+        task, first, parts = self.task, candidate.sites[0], self.task.parts
+        modules, names = tuple(site.module for site in candidate.sites), list(self.task.names)
+        units = [[unit for unit, owner in enumerate(one.owner) if owner == group] for group in range(len(names))]
+        regions = {name: Region(modules, units[n], first.axis, first.output) for n, name in enumerate(names)}
+        routes = {name: {o: one.outside[n][m] for m, o in enumerate(names) if m != n} for n, name in enumerate(names)}
+        router = Router(task.model, regions, names, routes, self.example())
+        task.parts = replace(parts, router=router)
+        try:
+            yield
+        finally:
+            task.parts = parts
+
+
+def why(found: Found, checked: int, whole: int) -> str:
+    """Return the paragraph that says why a mask was chosen."""
+    site, count = found.site, len(found.evidence)
+    sizes = ", ".join(f"{site.owner.count(n)} for {group}" for n, group in enumerate(found.groups))
+    weights = sorted({w for n, row in enumerate(site.outside) for m, w in enumerate(row) if m != n})
+    said = f"{weights[0]:g}" if len(weights) == 1 else f"{weights[0]:g} to {weights[-1]:g}"
+    return (
+        f"A pilot of {found.updates} updates, {100 * found.updates / whole:.0f} % of a run, compared the gradients of "
+        f"{', '.join(found.groups)} at {count} candidate sites, and tried the {checked} with the most conflict.\n"
+        f"Site {site.name}: {100 * (site.conflict or 0):.0f} % of what one group's step does to another's loss raises "
+        f"it. "
+        f"Under its mask it scores {site.score or 0:.3f}: how much further ablating a group's units takes its own loss "
+        f"than the others', as a share of what the strongest candidate holds of it, times what the others' units do "
+        f"not tell of them ({100 * (1 - sum(site.leak or [0]) / len(found.groups)):.0f} %).\n"
+        f"Units: {sizes}, by their shares of the gradient's norm (overlap of inputs {site.overlap or 0:.2f}). "
+        f"Gradient weight outside of a group's own units: {said}."
+    )

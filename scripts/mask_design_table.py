@@ -12,7 +12,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradroute.comparison.intervals import shown
+from gradroute.reporting.intervals import shown
 from gradroute.search.finals import difference
 
 METHODS = {"handmade": "hand-made", "control": "unrouted", "placebo": "placebo", "random": "random search",

@@ -74,8 +74,7 @@ class RunFolder:
         for name, content in files.items():
             (self.path / name).parent.mkdir(exist_ok=True)
             self.write(name, content)
-            data = content.encode() if isinstance(content, str) else content
-            self.manifest["files"][name] = hashlib.sha256(data).hexdigest()
+            self.manifest["files"][name] = sha256_of(self.path / name)
         self._write_manifest()
 
     def resume(self, seconds: float, rows: Sequence[Mapping[str, Any]], step: int) -> None:

@@ -39,6 +39,15 @@ def shares_of_groups(task: Task) -> dict[str, float]:
     return {name: float((groups == task.names.index(name)).float().mean()) for name in task.config.routing.groups}
 
 
+def for_anchor(config: Config) -> Config:
+    """Return a copy of a configuration that trains the same model and keeps it where all audits find it."""
+    changed = with_steps(config, [*training_steps(config), "evaluate"])
+    changed.name, changed.trained = FOLDER, None
+    changed.seeds, changed.tracker, changed.completions, changed.plots = None, None, None, []
+    changed.checkpoint.keep = "weights"
+    return changed
+
+
 def config_of(kind: str, config: Config, group: str, shares: Mapping[str, float]) -> Config:
     """Return the configuration of an anchor that is trained: the audited run's, with one change.
 
@@ -46,10 +55,7 @@ def config_of(kind: str, config: Config, group: str, shares: Mapping[str, float]
         kind: one of `gradroute.records.audits.TRAINED`.
         shares: see `shares_of_groups`.
     """
-    changed = with_steps(config, [*training_steps(config), "evaluate"])
-    changed.name, changed.trained = FOLDER, None
-    changed.seeds, changed.tracker, changed.completions, changed.plots = None, None, None, []
-    changed.checkpoint.keep = "weights"
+    changed = for_anchor(config)
     routing = changed.routing
     if kind in (TWIN, SECOND):
         routing.left_out = [group]

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from gradroute.audit import leakage
 from gradroute.audit.compute import LEAST, PowerLaw, curve_of, fitted
 from gradroute.audit.exposure import ask
-from gradroute.audit.material import FOLDS, Documents, Material
+from gradroute.audit.material import FOLDS, FORGET, TEST, Documents, Material
 from gradroute.audit.prompting import prompted, prompted_part
 from gradroute.config.targets import build
 from gradroute.data.text.corpora import Part, some
@@ -18,6 +19,7 @@ from gradroute.data.text.secrets import Secrets
 from gradroute.training.measures import CROSS_ENTROPY
 
 PROMPTS, EXPOSURE, RATIO = "prompts with examples", "exposure of secrets", "the compute ratio"
+LEAKAGE = "leakage in forget tokens"
 BITS = "bits: mean over people of the sum of the exposures of a person's attributes"
 
 
@@ -38,13 +40,16 @@ class Questions:
     Attributes:
         prompts: for each choice of examples, the test documents after them. people: whose secrets are asked. baseline:
         the curve by which a loss is worth a number of updates, with the loss at its end. folds: the group's test
-        documents, whose losses the curve is asked about. untried: what does not apply, and why.
+        documents, whose losses the curve is asked about. exposed: numbers of forget tokens that plain models saw, with
+        their losses. unlabelled: how many the audited model saw without a label. untried: what does not apply, and why.
     """
 
     prompts: list[Part] = field(default_factory=list)
     people: tuple[Book, Sequence[Person]] | None = None
     baseline: tuple[PowerLaw, float] | None = None
     folds: list[Part] = field(default_factory=list)
+    exposed: leakage.Points = ()
+    unlabelled: int = 0
     untried: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -88,11 +93,16 @@ class Questions:
         if self.prompts:
             losses = [prompted(material, model, part) for part in self.prompts]
             yield Answer("few_shot", losses, f"{material.loss_name}, {material.unit}", higher=False)
+        if self.exposed:
+            each = leakage.worth(material.each(model, FORGET, TEST), self.exposed)
+            seen = f"the audited model saw {self.unlabelled} without a label"
+            unit = f"forget tokens that a plain model must see, at most {self.exposed[-1][0]}; {seen}"
+            yield Answer("leakage", each, unit, higher=True)
         if self.people is not None:
             book, people = self.people
             found = ask(model, book, people, material.task.data.tokenizer, material.task.device)
-            each = torch.stack([answers.exposure for answers in found.values()]).sum(0)
-            yield Answer("exposure", [float(fold.mean()) for fold in each.tensor_split(FOLDS)], BITS, higher=True)
+            bits = torch.stack([answers.exposure for answers in found.values()]).sum(0)
+            yield Answer("exposure", [float(fold.mean()) for fold in bits.tensor_split(FOLDS)], BITS, higher=True)
         if self.baseline is not None:
             law, last = self.baseline
             worth = [law.updates(material.mean(model, fold)) / law.updates(last) for fold in self.folds]

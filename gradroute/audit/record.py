@@ -16,10 +16,7 @@ from gradroute.errors import UserError
 from gradroute.records.audits import ANCHORS, AUDITED, SUPPRESSED, TWIN
 
 VERSION = 1
-NOT_TRIED = (
-    "leakage in forget tokens, which needs further trainings, membership inference, steering, larger budgets, other "
-    "seeds, and any attack that is not listed"
-)
+NOT_TRIED = "membership inference, steering, larger budgets, other seeds, and any attack that is not listed"
 
 
 Shares = Mapping[str, Mapping[str, Sequence[float]]]  # recovered, by axis and anchor

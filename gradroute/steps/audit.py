@@ -9,12 +9,13 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import nn
 
-from gradroute.audit.anchors import Anchor, ablated, config_of, intact, placebo, shares_of_groups, trained
+from gradroute.audit.anchors import Anchor, ablated, config_of, intact, placebo, plain, shares_of_groups, trained
 from gradroute.audit.attacks import Budget, suppress
 from gradroute.audit.findings import Findings, Plan, attack
 from gradroute.audit.foreign import Foreign
+from gradroute.audit.leakage import exposed, unlabelled_tokens
 from gradroute.audit.material import FORGET, TEST, VALIDATION, Documents, Material, material_of
-from gradroute.audit.questions import Questions
+from gradroute.audit.questions import LEAKAGE, Questions
 from gradroute.audit.record import Context, recorded, rows_of
 from gradroute.config.components import ablated_regions, step_names
 from gradroute.config.limits import MANY, Between, Items, Text, one_of, require
@@ -24,7 +25,9 @@ from gradroute.records.audits import ANCHORS, AUDITED, CONTROL, FILE, INTACT, PL
 from gradroute.steps.base import RunState, Step
 from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
+from gradroute.tasks.language import LanguageModelling
 from gradroute.training.fit import Training
+from gradroute.training.weights import read_weights
 
 Count = Annotated[int, Between(1, MANY)]
 Some = Annotated[int, Between(0, MANY)]
@@ -49,6 +52,8 @@ class Audit(Step):
         adapter_examples: numbers of points to relearn from by a LoRA adapter of `rank`, with `peft`; null is the
             largest of `examples`, and [] none.
         shots: the group's documents in a prompt before another one, at most; 0 prompts with none.
+        leakage: shares of the group's documents that plain models are trained on, one each, to say how many forget
+            tokens a loss is worth; for language models.
         foreign: a file or folder of texts to relearn from that have nothing to do with the group; null draws words at
             random; for language models.
         points: points of each kind on which losses are measured, at most.
@@ -75,6 +80,7 @@ class Audit(Step):
     adapter_examples: Annotated[Sequence[Count], Items(0, 16, each_once=True)] | None = None
     rank: Annotated[int, Between(1, 4096)] = 8
     shots: Annotated[int, Between(0, 1000)] = 4
+    leakage: Annotated[Sequence[Annotated[float, Between(0.0001, 0.99)]], Items(0, 16, each_once=True)] = ()
     foreign: Annotated[str, Text("a file or a folder")] | None = None
     points: Annotated[int, Between(5, MANY)] = 200
     margin: Annotated[float, Between(0.001, 1)] = 0.1
@@ -162,10 +168,30 @@ class Audit(Step):
         own = (tuple(self.examples), self.samples, tuple(self.bits), tuple(self.noise))
         baseline = anchors[CONTROL].run if CONTROL in anchors else None
         questions = Questions.of(material, self.shots, self.samples, baseline)
+        self._expose(run, material, anchors, questions)
         return Plan(
             budget, *own, self.calibration, self.probe_points, self.probe_updates, site, self.adapted,
             self.rank, questions, self._foreign(material),
         )  # fmt: skip
+
+    def _expose(self, run: RunState, material: Material, anchors: Mapping[str, Anchor], questions: Questions) -> None:
+        """Train the models by which leakage is read, and measure them; or note why there are none."""
+        if not isinstance(material, Documents) or not self.leakage or TWIN not in anchors:
+            questions.untried[LEAKAGE] = "for language models, with shares in audit.leakage and a never-trained model"
+            return
+        found: list[tuple[int, list[float]]] = [(0, material.each(anchors[TWIN].model, FORGET, TEST))]
+        for share in sorted(self.leakage):
+            config = exposed(run.config, self.group, share)
+            try:
+                place = run.anchor(config, self.make)
+            except (UserError, FloatingPointError) as error:
+                questions.untried[LEAKAGE] = str(error)
+                return
+            task = LanguageModelling(config, material.task.read)
+            read_weights(place, {"model": task.model})
+            losses = material.each(plain(task.model), FORGET, TEST)
+            found.append((unlabelled_tokens(task, self.group), losses))
+        questions.exposed, questions.unlabelled = found, unlabelled_tokens(material.task, self.group)
 
     def _foreign(self, material: Material) -> Foreign | None:
         """Return foreign documents. Raises: UserError if the file cannot be read, or for images."""

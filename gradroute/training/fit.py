@@ -73,8 +73,7 @@ class Training:
     compiled: whether to compile the model, see `gradroute.training.compiling`.
     shared: whether all processes of a run train it together, see `gradroute.training.distributed`.
     watcher: further state that changes at every update and belongs in a checkpoint.
-    diverged: called with the error if a loss or gradient is not finite; the training then ends, and the run goes on.
-        None lets the run fail.
+    diverged: called with the error if a loss is not finite, after which the run goes on; None lets it fail.
     noise: makes the updates those of DP-SGD, see `gradroute.training.private`.
     source: what makes the batches, if its state changes with them.
     """
@@ -224,19 +223,17 @@ class Fit:
 
     def states(self) -> list[dict[str, Any]]:
         """Return the state of every training after an update, without its parameters, for `load_states`."""
-        position = {"epoch": self.epoch, "update": self.update, "step": self.step}
+        position, every = {"epoch": self.epoch, "update": self.update, "step": self.step}, self.program.moments()
         return [
-            position
-            | {
+            {
+                **position,
                 "order": start,
                 "seen": self._seen.state(number),
-                "moments": moments,
+                "moments": every[number],
                 "watcher": training.watcher.state_dict() if training.watcher else {},
                 "source": training.source.state_dict() if training.source else {},
             }
-            for number, (training, start, moments) in enumerate(
-                zip(self.trainings, self._starts, self.program.moments(), strict=True)
-            )
+            for number, (training, start) in enumerate(zip(self.trainings, self._starts, strict=True))
         ]
 
     def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:

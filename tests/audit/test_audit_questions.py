@@ -9,6 +9,7 @@ from small_language import config
 
 from gradroute.audit.compute import PowerLaw, fitted
 from gradroute.audit.foreign import Foreign
+from gradroute.audit.leakage import exposed, unlabelled_tokens, worth
 from gradroute.audit.lora import adapted
 from gradroute.audit.material import FORGET, TEST, Documents
 from gradroute.audit.prompting import prompted, prompted_part
@@ -61,6 +62,20 @@ def test_a_curve_is_fitted_and_a_loss_is_worth_the_updates_that_had_it() -> None
         assert law.updates(loss) == pytest.approx(step, rel=0.05)
     assert law.updates(true.loss(300)) == pytest.approx(300, rel=0.05) and law.updates(1e9) == 0.001
     assert fitted(points[:3]) is None and fitted([(step, 2.0 + step) for step, _ in points]) is None
+
+
+def test_a_loss_is_worth_the_tokens_between_two_plain_models() -> None:
+    points = [(0, [3.0, 4.0]), (100, [2.0, 3.5]), (400, [1.0, 3.6])]
+    assert worth([2.5, 3.75], points) == [50, 50] and worth([1.5, 3.0], points) == [250, 400]
+    assert worth([9.0, 9.0], points) == [0, 0] and worth([0.5, 3.5], points)[0] == 400
+
+
+def test_a_plain_model_sees_a_share_of_the_group_and_all_else(material: Documents) -> None:
+    own = exposed(material.task.config, "forget", 0.25)
+    task = LanguageModelling(own, material.task.read)
+    whole = int(task.data.train.corpus.lengths[task.train_groups == 0].sum())
+    assert unlabelled_tokens(material.task, "forget") == 0 < unlabelled_tokens(task, "forget") < 0.4 * whole
+    assert own.routing.routes == {} and own.losses.groups["forget"] == 0 and own.seed == material.task.config.seed
 
 
 def test_foreign_documents_have_the_words_of_the_rest_or_are_a_file(material: Documents, tmp_path: Path) -> None:

@@ -1,19 +1,18 @@
 """Parameter routes: which data may train and move which parameters (SGTM, Shilov et al. 2025, arXiv 2512.05648)."""
 
-import math
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn, optim
 
 from gradroute.errors import UserError, unknown
-from gradroute.routing.freezing import refuse_closure, refuse_processes, shift, still
-from gradroute.routing.regions import matching, parse_units
+from gradroute.routing.freezing import Frozen, frozen_by, refuse_closure, refuse_processes, shift, still
+from gradroute.routing.parameter_regions import ParameterRegion, found_in
 from gradroute.routing.routes import Routes, read_routes
 
 _Weights = tuple[float, ...]  # one for each region, in order; groups with equal weights share a backward pass
@@ -25,33 +24,6 @@ _FOREIGN = (
     "that router in every thread, and checkpoint activations with use_reentrant=False"
 )
 _Tensors = dict[nn.Parameter, torch.Tensor]  # masks or weights, broadcastable to their parameter
-
-
-@dataclass(frozen=True)
-class ParameterRegion:
-    """Parameters, or slices of them along one axis; where several patterns match, their units are united.
-
-    parameters: glob over their names to units, as `parse_units` reads them; None is all.
-    outside: what is left out of them: a parameter's name, to units on an axis of it.
-    """
-
-    parameters: Mapping[str, object]
-    axis: int = 0
-    outside: Mapping[str, tuple[int, Sequence[int]]] = field(default_factory=dict)
-
-
-def _mask(parameter: nn.Parameter, spec: object, axis: int, where: str) -> torch.Tensor:
-    """Return the slice as a bool mask on the CPU, with the parameter's number of axes, of size 1 where not sliced."""
-    if not parameter.requires_grad:
-        raise UserError(f"{where}: it has requires_grad=False and cannot be routed; set it, or narrow the pattern")
-    shape = [1] * parameter.dim()
-    if spec is not None:
-        if not -len(shape) <= axis < len(shape):
-            raise UserError(f"{where}: shape {tuple(parameter.shape)} has no axis {axis} to slice; give another")
-        shape[axis] = parameter.shape[axis]
-    mask = torch.zeros(math.prod(shape), dtype=torch.bool)
-    mask[list(parse_units(spec, len(mask), where))] = True
-    return mask.view(shape)
 
 
 class ParameterRouter:
@@ -74,8 +46,10 @@ class ParameterRouter:
     `hidden`: regions whose outputs a `Router` weighs by the same routes. No gradient that is to be 0 arrives there, so
     they need no pass of their own, and only freezing is left to do.
     `apart`: groups that share no pass with others, such as those whose loss has weight 0, so that norms are their own.
-    `measure`: if set, `backward` fills `last_norms`: (group or None, region) to the L2 norm of the weighted gradient
+    `measure`: if set, `backward` fills `norms`: (group or None, region) to the L2 norm of the weighted gradient
     of the group's pass, over all calls since the update; groups that share a pass have the norm of their sum.
+    `updating` fills `shifts`: region to the largest change of what is frozen. Both are `()` float64 tensors on the
+    device; `last_norms` and `last_shift` are the same as numbers.
     Raises: UserError for unknown names, slices that are empty or out of range, weights that are not finite, or
         requires_grad=False.
     """
@@ -84,10 +58,15 @@ class ParameterRouter:
         self, model: nn.Module, regions: Mapping[str, ParameterRegion], groups: Sequence[str], routes: Routes,
         hidden: Collection[str] = (),
     ) -> None:  # fmt: skip
-        self.measure, self.last_norms = False, dict[tuple[str | None, str], float]()
-        self.last_shift: dict[str, float] = {}
+        self.measure, self.norms = False, dict[tuple[str | None, str], torch.Tensor]()
+        self.shifts: dict[str, torch.Tensor] = {}
         self._names: dict[nn.Parameter, str] = {}
-        self._masks = {name: self._find(model, name, region) for name, region in regions.items()}
+        self._masks: dict[str, _Tensors] = {}
+        named = dict(model.named_parameters(remove_duplicate=False))
+        for region_name, region in regions.items():
+            found = found_in(model, region_name, region)
+            self._names |= {named[name]: name for name in found}
+            self._masks[region_name] = {named[name]: mask for name, mask in found.items()}
         self.groups, self.regions = list(groups), dict(regions)
         self.routes = read_routes(routes, groups, regions)
         self.hidden, self.apart = set(hidden), set[str | None]()
@@ -99,7 +78,13 @@ class ParameterRouter:
         self._tables: dict[_Weights, _Tensors] = {}
         self._arrived: dict[_Pass, _Tensors] = {}  # since the last update, if measured
         self._seen: dict[nn.Parameter, list[torch.Tensor]] = {}  # where weights are 0, in each pass since the update
+        self._frozen: dict[tuple[nn.Parameter, frozenset[int]], Frozen] = {}  # by what `_seen` has
+        self._own: dict[tuple[str, nn.Parameter], torch.Tensor] = {}  # what is not in a region, on the device
         self.at_step(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of a copy what is known by the addresses of this one's masks."""
+        return self.__dict__ | {"_frozen": {}}
 
     def at_step(self, step: int) -> None:
         """Set the weights to their value at update `step`, counted from 0; only scheduled routes change."""
@@ -116,6 +101,22 @@ class ParameterRouter:
         }
         self._tables = {weights: self._table(weights) for weights in {*self._weights.values(), *every.values()}}
         self._zero = {g: {p: w == 0 for p, w in self._tables[weights].items()} for g, weights in every.items()}
+        self._frozen = {}
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What decides which operations `backward` and an update consist of, for the same groups."""
+        return tuple(self._values.values())
+
+    @property
+    def last_norms(self) -> dict[tuple[str | None, str], float]:
+        """`norms` as numbers; waits for the device."""
+        return {key: float(norm) for key, norm in self.norms.items()}
+
+    @property
+    def last_shift(self) -> dict[str, float]:
+        """`shifts` as numbers; waits for the device."""
+        return {region: float(largest) for region, largest in self.shifts.items()}
 
     def weight(self, group: str | None, region: str) -> float:
         """Return the current weight of a group in a region; the group None stands for losses that are not routed."""
@@ -124,22 +125,6 @@ class ParameterRouter:
     def parts(self, region: str) -> dict[nn.Parameter, torch.Tensor]:
         """Return a region's parameters, each with a bool mask that broadcasts to it."""
         return dict(self._masks[region])
-
-    def _find(self, model: nn.Module, region_name: str, region: ParameterRegion) -> _Tensors:
-        masks: _Tensors = {}
-        named = dict(model.named_parameters(remove_duplicate=False))
-        for pattern, spec in region.parameters.items():
-            for name in matching(pattern, list(named), f"parameter of region '{region_name}':"):
-                where = f"region '{region_name}', parameter '{name}'"
-                mask = _mask(named[name], spec, region.axis, where)
-                if name in region.outside:
-                    axis, units = region.outside[name]
-                    mask = mask & ~_mask(named[name], list(units), axis, where)
-                masks[named[name]] = mask | masks.get(named[name], _NOWHERE)
-                self._names[named[name]] = name
-        if not masks:
-            raise UserError(f"region '{region_name}' names no parameters; give at least one pattern")
-        return masks
 
     def _table(self, weights: _Weights) -> _Tensors:
         """Return the product of the regions' weights at every element; a parameter with all weights 1 is left out."""
@@ -171,7 +156,7 @@ class ParameterRouter:
         if not passes:
             raise UserError("backward: got no losses; give the loss of every group in the batch")
         with _LOCKS.setdefault(self, threading.Lock()):
-            self.last_norms = {}
+            self.norms = {}
             for number, (which, groups) in enumerate(passes.items(), 1):
                 self._pass(which, {group: losses[group] for group in groups}, retain=number < len(passes))
 
@@ -205,10 +190,20 @@ class ParameterRouter:
             seen = self._seen.setdefault(parameter, [])
             if losses.keys() != {None} or parameter in came:  # a penalty need not depend on it
                 seen += [self._zero[group].get(parameter, _NOWHERE) for group in losses]
-        own = {name: masks for name, masks in self._masks.items() if name not in self.hidden}
-        for region, masks in own.items() if self.measure else ():
-            norms = [g.masked_fill(~masks[p].to(g.device), 0).norm().item() for p, g in arrived.items() if p in masks]
-            self.last_norms |= {(group, region): math.hypot(*norms) for group in losses}
+        for region in [name for name in self._masks if self.measure and name not in self.hidden]:
+            norm = self._norm(region, arrived)
+            self.norms |= {(group, region): norm for group in losses}
+
+    def _norm(self, region: str, gradients: _Tensors) -> torch.Tensor:
+        """Return the L2 norm of gradients in a region, `()` float64."""
+        norms = []
+        for parameter in [parameter for parameter in gradients if parameter in self._masks[region]]:
+            gradient = gradients[parameter]
+            outside = self._own.get((region, parameter))
+            if outside is None or outside.device != gradient.device:
+                outside = self._own[region, parameter] = ~self._masks[region][parameter].to(gradient.device)
+            norms.append(gradient.masked_fill(outside, 0).norm().double())
+        return torch.stack(norms).norm() if norms else torch.zeros((), dtype=torch.float64)
 
     @contextmanager
     def updating(self, optimizer: optim.Optimizer) -> Iterator[None]:
@@ -229,16 +224,22 @@ class ParameterRouter:
         self._arrived = {}
         # torch's fused SGD fails if only some parameters have momentum, so hide none of them from it
         fused_sgd = isinstance(optimizer, optim.SGD) and any(group["fused"] for group in optimizer.param_groups)
-        self.last_shift = {}
+        self.shifts = {}
         with ExitStack() as stack:
             stack.callback(optimizer.register_step_pre_hook(refuse_closure).remove)
             for parameter in routed:
-                frozen = reduce(torch.logical_and, self._seen.pop(parameter) or [_NOWHERE])
-                if self.measure and bool(frozen.any()):
+                frozen = self._frozen_in(parameter, self._seen.pop(parameter) or [_NOWHERE])
+                if self.measure and frozen.some:
                     held_by = {name: masks[parameter] for name, masks in self._masks.items() if parameter in masks}
-                    stack.enter_context(shift(optimizer, parameter, frozen, held_by, self.last_shift))
-                if bool(frozen.all()) and not fused_sgd:
+                    stack.enter_context(shift(optimizer, parameter, frozen, held_by, self.shifts))
+                if frozen.whole and not fused_sgd:
                     parameter.grad = None
-                elif bool(frozen.any()):
+                elif frozen.some:
                     stack.enter_context(still(optimizer, parameter, self._names[parameter], frozen))
             yield
+
+    def _frozen_in(self, parameter: nn.Parameter, masks: list[torch.Tensor]) -> Frozen:
+        key = (parameter, frozenset(map(id, masks)))  # what is found holds the masks, so that no id is taken again
+        if key not in self._frozen:
+            self._frozen[key] = frozen_by(masks, parameter)
+        return self._frozen[key]

@@ -90,14 +90,16 @@ def training_of(run: RunState, ledger: Ledger) -> Training:
     trainer = task.fitted(run.config.trainer, task.points)
     every, noted = -(-trainer.epochs // task.curve_points), run.config.ledger.enabled
 
-    def before_update(step: int, batch: Batch) -> None:
+    def before_update(step: int, batch: Batch, rows: torch.Tensor) -> None:
         task.at_step(step)
         if noise is not None:
             noise.update = step
         if noted:
             if step % ledger.window == 0:
                 run.link()
-            objective.monitor = ledger.begin(step, task.group_index(batch))
+            objective.monitor = ledger.begin(step, task.group_index(batch), lambda: task.known(batch, rows))
+        if objective.asks_present:
+            objective.present = frozenset(task.known(batch, rows).unique().tolist())
 
     def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
         run.updates = step

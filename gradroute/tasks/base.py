@@ -62,6 +62,7 @@ class Task(ABC):
         """Raises: UserError for every mistake in the configuration or the data."""
         self.config, self.device = config, settle_precision(config)
         self.made: dict[str, nn.Module] = {}
+        self._known: torch.Tensor | None = None  # `routed`, on the CPU
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -131,6 +132,12 @@ class Task(ABC):
     def group_index(self, batch: Batch) -> torch.Tensor:
         """Return the group numbers of a batch, which `batch` returned; by default they are the last."""
         return batch[-1]
+
+    def known(self, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
+        """Return the group numbers of a batch on the CPU, by its row numbers there, without waiting for the device."""
+        if self._known is None:
+            self._known = self.routed.cpu()
+        return self._known[rows]
 
     @property
     def memberships(self) -> int:

@@ -56,8 +56,8 @@ class NextTokenObjective(Objective):
         """Return the batch's number of counted targets over the length of a row; see `Objective.row_scale`."""
         counts, length = self._counts(batch[1], batch[3]), batch[0].shape[1]
         terms = [Term("model", name, "all", self.error.name) for name in self.names]
-        weighted = torch.tensor([float(self.weights[term]) > 0 for term in terms], device=counts.device)
-        return counts[weighted].sum() / length
+        weighted = self.constant([float(self.weights[term]) > 0 for term in terms], counts.device)
+        return (counts * weighted).sum() / length
 
     def parts(self, batch: Batch, number: int) -> Iterator[Part]:
         """Yield parts of a batch, each with the batch's `counts` and the part's `share`; see `forward`."""
@@ -85,7 +85,7 @@ class NextTokenObjective(Objective):
         counts = self._counts(targets, group_index) if counts is None else counts
         means = each.new_zeros(len(self.names)).index_add(0, number, each) / counts.clamp(min=1)
         terms = [Term("model", name, "all", self.error.name) for name in self.names]
-        shares = counts * torch.stack([torch.as_tensor(self.weights[term], device=counts.device) for term in terms])
+        shares = counts * self.constant([self.weights[term] for term in terms], counts.device)
         total = torch.where(shares > 0, counts, 0).sum().clamp(min=1)
         found: Terms = {term: (means[i], shares[i] / total) for i, term in enumerate(terms)}
         return found | self._penalties(activations, share)

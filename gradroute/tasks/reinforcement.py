@@ -156,6 +156,10 @@ class Reinforcement(Task):
         with computing(self.config.trainer.precision, self.device):
             return self.told(self.rollouts.collect(self.act()))
 
+    def known(self, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
+        """Return the group numbers of a batch on the CPU; waits for the device, which has just acted."""
+        return self.group_index(batch).cpu()
+
     def told(self, rollout: Rollout) -> Batch:
         """Return the objective's arguments for a rollout; group numbers last."""
         ends, number = rollout.endings, propagated(rollout.endings, len(self.endings) - 1)

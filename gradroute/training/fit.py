@@ -1,6 +1,5 @@
 """The training loop, for any objectives that return named terms: one alone, or several in lockstep."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -10,37 +9,21 @@ from typing import Any, Protocol
 
 import torch
 
-from gradroute.config.schema import PresetConfig, TrainerConfig
+from gradroute.config.schema import TrainerConfig
 from gradroute.routing import ParameterRouter
+from gradroute.routing.memberships import Later, checked_later
 from gradroute.training import distributed
 from gradroute.training.compiling import compiled
 from gradroute.training.devices import computing
 from gradroute.training.gradients import Single, culprit
 from gradroute.training.history import EpochTerms
 from gradroute.training.objectives import Batch, Objective, Term
+from gradroute.training.order import batches, learning_rate
 from gradroute.training.private import Noise, Private, drawn
 from gradroute.training.stack import Stack
 
 
-def learning_rate(trainer: PresetConfig, step: int, steps: int) -> float:
-    """Return the rate of update `step` (from 0) of `steps`: linear warm-up; constant, or cosine to `end_rate` × lr."""
-    warmup = min(1.0, (step + 1) / trainer.warmup_steps) if trainer.warmup_steps else 1.0
-    cosine = 0.5 * (1 + math.cos(math.pi * step / steps)) if trainer.schedule == "cosine" else 1.0
-    return trainer.lr * warmup * (trainer.end_rate + (1 - trainer.end_rate) * cosine)
-
-
-def batches(
-    points: int, size: int, generator: torch.Generator, group_index: torch.Tensor | None = None
-) -> Iterator[torch.Tensor]:
-    """Yield the row numbers of an epoch's shuffled batches; each of one group if `group_index` `(points,)` is given."""
-    order = torch.randperm(points, generator=generator)
-    if group_index is None:
-        yield from order.split(size)
-        return
-    groups = group_index.cpu()[order]
-    chunks = [chunk for group in groups.unique() for chunk in order[groups == group].split(size)]
-    for i in torch.randperm(len(chunks), generator=generator).tolist():
-        yield chunks[i]
+Rows = tuple[torch.Tensor, torch.Tensor]  # numbers of the rows of a batch, on the CPU and on the device
 
 
 class Stateful(Protocol):
@@ -66,7 +49,8 @@ class Training:
     trainer: the resolved configuration.
     order: a CPU generator, which alone determines the order of the data.
     on_epoch: called with the epoch (from 1), the number of updates so far, and each term's mean over the epoch.
-    before_update: called with the number of updates so far and the objective's arguments.
+    before_update: called with the number of updates so far, the objective's arguments, and the row numbers that they
+        were made of, on the CPU.
     parameter_router: weighs the terms' gradients by their group, and freezes what no group in the batch may touch.
     group_index: group numbers `(points,)` if each batch is to hold one group.
     compiled: whether to compile the model, see `gradroute.training.compiling`.
@@ -83,7 +67,7 @@ class Training:
     trainer: TrainerConfig
     order: torch.Generator
     on_epoch: Callable[[int, int, dict[Term, float]], None] = lambda epoch, step, means: None
-    before_update: Callable[[int, Batch], None] = lambda step, batch: None
+    before_update: Callable[[int, Batch, torch.Tensor], None] = lambda step, batch, rows: None
     parameter_router: ParameterRouter | None = None
     group_index: torch.Tensor | None = None
     compiled: bool = False
@@ -147,18 +131,20 @@ class Fit:
         with (
             compiled(first.objective) if first.compiled else nullcontext(),
             distributed.in_step() if first.shared else nullcontext(),
+            checked_later(self.device) as memberships,
         ):
-            self._epochs(after_update)
+            self._epochs(after_update, memberships)
         self.check_parameters()
 
-    def _epochs(self, after_update: Callable[[], None]) -> None:
+    def _epochs(self, after_update: Callable[[], None], memberships: Later) -> None:
         while self.epoch < self.trainings[0].trainer.epochs:
             self._starts = [training.order.get_state() for training in self.trainings]
-            plans = [training.batches(training.order) for training in self.trainings]
+            plans = [self._planned(training) for training in self.trainings]
             for rows in islice(zip(*plans, strict=True), self.update, None):
-                self._update([chosen.to(self.device) for chosen in rows])
+                self._update(rows)
                 after_update()
             if self.device.type != "cpu":  # on a CPU, every update was checked
+                memberships.check()
                 for update in range(len(self._seen)):
                     self._check(update)
             means, self._seen = self._seen.means(), self._record()
@@ -167,12 +153,20 @@ class Fit:
                 if number not in self.failed:
                     training.on_epoch(self.epoch, self.step, own)
 
-    def _update(self, chosen: list[torch.Tensor]) -> None:
-        """Make one optimizer update of every training."""
+    def _planned(self, training: Training) -> list[Rows]:
+        """Return the row numbers of an epoch's batches, on the CPU and, copied there in one piece, on the device."""
+        chosen = list(training.batches(training.order))
+        if self.device.type == "cpu":
+            return [(rows, rows) for rows in chosen]
+        there = torch.cat(chosen).to(self.device).split([len(rows) for rows in chosen])
+        return list(zip(chosen, there, strict=True))
+
+    def _update(self, chosen: Sequence[Rows]) -> None:
+        """Make one optimizer update of every training. Nothing here waits for the device, unless it is a CPU."""
         self.program.set_rates([learning_rate(training.trainer, self.step, self.steps) for training in self.trainings])
-        data = [training.batch(rows) for training, rows in zip(self.trainings, chosen, strict=True)]
-        for training, batch in zip(self.trainings, data, strict=True):
-            training.before_update(self.step, batch)
+        data = [training.batch(rows) for training, (_, rows) in zip(self.trainings, chosen, strict=True)]
+        for training, batch, (rows, _) in zip(self.trainings, data, chosen, strict=True):
+            training.before_update(self.step, batch, rows)
         self._seen.add(self.program.gradients(data))
         if self.device.type == "cpu":
             self._check(self.update, data)

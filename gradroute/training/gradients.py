@@ -45,7 +45,7 @@ def backward(terms: Terms, router: ParameterRouter | None) -> None:
     router.backward(losses)
 
 
-def finite(gradients: Sequence[torch.Tensor | None], stacked: int = 0) -> torch.Tensor:
+def finite(gradients: Sequence[torch.Tensor | None], device: torch.device, stacked: int = 0) -> torch.Tensor:
     """Return whether gradients are finite, `(1,)` bool or, for a stack, `(stacked,)`, judged by their first columns.
 
     If the gradient that arrives at a unit is not finite, no number in the row of its weights is. Checking all numbers
@@ -53,7 +53,7 @@ def finite(gradients: Sequence[torch.Tensor | None], stacked: int = 0) -> torch.
     """
     own = [g.reshape(stacked or 1, g.shape[1 if stacked else 0] if g.dim() > bool(stacked) else 1, -1)[..., 0]
            for g in gradients if g is not None]  # fmt: skip
-    return torch.cat(own, 1).isfinite().all(1) if own else torch.ones(stacked or 1, dtype=torch.bool)
+    return torch.cat(own, 1).isfinite().all(1) if own else torch.ones(stacked or 1, dtype=torch.bool, device=device)
 
 
 def culprit(objective: Objective, batch: Batch, parts: int, computing: Computing) -> Term | None:
@@ -110,7 +110,7 @@ class Single:
             numbers = torch.stack([found.get(term, parameters[0].new_zeros(())) for term in self.terms])
             found = dict(zip(self.terms, distributed.add_up(parameters, numbers), strict=True))
         numbers = torch.stack(list(found.values()))[:, None]
-        return UpdateTerms(tuple(found), numbers, finite([p.grad for p in parameters]))
+        return UpdateTerms(tuple(found), numbers, finite([p.grad for p in parameters], numbers.device))
 
     def update(self) -> None:
         """Update the parameters, except what no group in the batch may touch."""

@@ -1,6 +1,6 @@
 """Objectives: losses as named terms, so that each can be recorded, weighted and verified."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -47,10 +47,12 @@ class Objective(nn.Module):
     """Base class of objectives: called with a batch, it returns `Terms`, whose weighted sum is the loss.
 
     Attributes: `weights`, of every term it can return (in a stack, tensors of one replica); `router`, the routes on
-    its model; `monitor`, if the next batch is to be measured; `program`, its compiled model.
+    its model; `monitor`, if the next batch is to be measured; `program`, its compiled model; `present`, the numbers of
+    the groups in the next batch, -1 for none, if that is known without asking the device.
     """
 
     model: nn.Module
+    asks_present = False  # whether the loss depends on which groups are in a batch, see `present`
 
     def __init__(self, weights: Mapping[Term, float], router: Router | None = None) -> None:
         super().__init__()
@@ -58,6 +60,20 @@ class Objective(nn.Module):
         self.router = router
         self.monitor: Monitor | Watched | None = None
         self.program: Callable[..., torch.Tensor] | None = None
+        self.present: frozenset[int] | None = None
+        self._constants: dict[tuple[tuple[float, ...], torch.device], torch.Tensor] = {}
+
+    def constant(self, numbers: Sequence[float | torch.Tensor], device: torch.device) -> torch.Tensor:
+        """Return numbers as a float32 tensor on a device, `(numbers,)`: always the same, copied to the device once.
+
+        Of a replica of a stack the numbers are tensors of its own, which are put together.
+        """
+        if any(isinstance(number, torch.Tensor) for number in numbers):
+            return torch.stack([torch.as_tensor(number, device=device) for number in numbers])
+        key = tuple(map(float, numbers)), device
+        if key not in self._constants:
+            self._constants[key] = torch.tensor(key[0], device=device)
+        return self._constants[key]
 
     def called(self) -> Callable[..., torch.Tensor]:
         """Return what is called with a batch, and may be compiled: the model, unless a subclass calls a part of it."""

@@ -86,7 +86,7 @@ class Stack:
                     assert monitor is not None
                     monitor.attach(site, activation, branch, membership[task], task)
             losses.sum().backward()
-        sound = finite([p.grad for p in self.parameters.values()], len(self.objectives))
+        sound = finite([p.grad for p in self.parameters.values()], losses.device, len(self.objectives))
         return UpdateTerms(self.terms, values.detach().T, sound)
 
     def _tables(self) -> Tables:

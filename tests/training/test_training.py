@@ -9,7 +9,8 @@ from torch import nn
 from gradroute.config.schema import TrainerConfig
 from gradroute.errors import UserError
 from gradroute.training.devices import computing, pick_device, pick_precision
-from gradroute.training.fit import Fit, Training, batches, learning_rate
+from gradroute.training.fit import Fit, Training
+from gradroute.training.order import batches, learning_rate
 from gradroute.training.objectives import Objective, Term, Terms
 
 TERM = Term("decoder", "all", "all", "mae")

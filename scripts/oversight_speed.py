@@ -20,7 +20,8 @@ from gradroute.config.compose import configuration
 from gradroute.models.policy import Policy
 from gradroute.tasks.base import create
 from gradroute.tasks.reinforcement import Reinforcement
-from gradroute.training.fit import Fit, Training
+from gradroute.training.fit import Fit
+from gradroute.training.training import Training
 
 SIZE, LIMIT, DISCOUNT = 5, 32, 0.97
 MOVES = torch.tensor([[-1, 0], [0, 1], [1, 0], [0, -1]])

@@ -13,7 +13,8 @@ from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.running.runner import execute
 from gradroute.tasks.language import LanguageModelling
-from gradroute.training.fit import Fit, Training
+from gradroute.training.fit import Fit
+from gradroute.training.training import Training
 
 SMALL = [
     "trainer=smoke", "trainer.device=cpu", "model.layers=2", "model.width=16",

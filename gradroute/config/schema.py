@@ -129,7 +129,7 @@ class PresetConfig:
     optimizer: `adam` (L2 in the gradient), `adamw`, both with `betas`, or `sgd` with `momentum`.
     end_rate: share of `lr` at which the cosine schedule ends.
     train_limit, test_limit: use only this many data points, the first ones.
-    compile: compile the model with `torch.compile` for the step `train`.
+    compile: compile the model with `torch.compile` for the step `train`; `auto` goes on uncompiled where that fails.
     tune_steps, unlearn_steps: updates of the steps `finetune` and `relearn`, and of `unlearn`.
     """
 
@@ -148,17 +148,23 @@ class PresetConfig:
     train_limit: int | None = None
     test_limit: int | None = None
     precision: str = "auto"
-    compile: bool = False
+    compile: Any = False
     tune_steps: int | None = None
     unlearn_steps: int | None = None
 
 
 @dataclass
 class TrainerConfig(PresetConfig):
-    """The preset that `trainer=` selects, and the device."""
+    """The preset that `trainer=` selects, and the device.
+
+    graph: capture updates as CUDA graphs; `auto` does so on a GPU.
+    deterministic: agree to the bit with a rerun on a GPU; `auto` does so if that costs at most 10 %.
+    """
 
     preset: str = "fast"
     device: str = "auto"
+    graph: Any = "auto"
+    deterministic: Any = "auto"
 
 
 @dataclass

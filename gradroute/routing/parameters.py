@@ -238,6 +238,10 @@ class ParameterRouter:
                     stack.enter_context(still(optimizer, parameter, self._names[parameter], frozen))
             yield
 
+    def forget(self) -> None:
+        """Let the next update freeze by the backward passes from now on, not by those since the last update."""
+        self._seen, self._arrived = {}, {}
+
     def _frozen_in(self, parameter: nn.Parameter, masks: list[torch.Tensor]) -> Frozen:
         key = (parameter, frozenset(map(id, masks)))  # what is found holds the masks, so that no id is taken again
         if key not in self._frozen:

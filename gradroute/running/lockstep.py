@@ -14,7 +14,8 @@ from gradroute.config.targets import locate
 from gradroute.errors import MachineError, UserError
 from gradroute.running.run import Run
 from gradroute.training import distributed, memory, signals
-from gradroute.training.fit import Fit, Training
+from gradroute.training.fit import Fit
+from gradroute.training.training import Training
 
 UNWRITABLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO,

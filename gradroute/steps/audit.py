@@ -22,7 +22,7 @@ from gradroute.records.audits import ANCHORS, AUDITED, FILE, INTACT, PLACEBO, SU
 from gradroute.steps.base import RunState, Step
 from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 
 Count = Annotated[int, Between(1, MANY)]
 Some = Annotated[int, Between(0, MANY)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradroute.models.adapters import adapters_in, save_adapter
 from gradroute.steps.base import RunState, Step
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 from gradroute.training.weights import WEIGHTS, write_weights
 
 SUMMARY = ("group", "head", "region", "metric", "unit", "value")

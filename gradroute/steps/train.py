@@ -12,10 +12,10 @@ from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.probe import Probe
 from gradroute.training.devices import computing
-from gradroute.training.fit import Training
 from gradroute.training.ledger import Ledger
 from gradroute.training.objectives import Batch, Term
 from gradroute.training.private import Noise, privacy_of, spent, try_privacy
+from gradroute.training.training import Training
 
 
 @dataclass

@@ -21,9 +21,9 @@ from gradroute.tasks.own_measures import units_of
 from gradroute.tasks.parts import Parts
 from gradroute.tasks.probe import Measurement, Probe
 from gradroute.training.devices import settle_precision
-from gradroute.training.fit import Stateful
 from gradroute.training.objectives import Batch, Objective, Term
 from gradroute.training.penalties import penalties_of
+from gradroute.training.training import Stateful
 from gradroute.training.weights import own_tensors
 
 
@@ -135,8 +135,7 @@ class Task(ABC):
 
     def known(self, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
         """Return the group numbers of a batch on the CPU, by its row numbers there, without waiting for the device."""
-        if self._known is None:
-            self._known = self.routed.cpu()
+        self._known = self.routed.cpu() if self._known is None else self._known
         return self._known[rows]
 
     @property

@@ -1,86 +1,27 @@
 """The training loop, for any objectives that return named terms: one alone, or several in lockstep."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from gradroute.config.schema import TrainerConfig
-from gradroute.routing import ParameterRouter
 from gradroute.routing.memberships import Later, checked_later
 from gradroute.training import distributed
+from gradroute.training.capture import Captured
 from gradroute.training.compiling import compiled
+from gradroute.training.determinism import affordable, exactly
 from gradroute.training.devices import computing
 from gradroute.training.gradients import Single, culprit
-from gradroute.training.history import EpochTerms
-from gradroute.training.objectives import Batch, Objective, Term
-from gradroute.training.order import batches, learning_rate
-from gradroute.training.private import Noise, Private, drawn
+from gradroute.training.history import EpochTerms, UpdateTerms
+from gradroute.training.objectives import Batch, Term
+from gradroute.training.order import learning_rate
+from gradroute.training.private import Private
 from gradroute.training.stack import Stack
-
-
-Rows = tuple[torch.Tensor, torch.Tensor]  # numbers of the rows of a batch, on the CPU and on the device
-
-
-class Stateful(Protocol):
-    """An object whose state is saved in checkpoints."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state, of plain data and tensors."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state."""
-        ...
-
-
-@dataclass
-class Training:
-    """One training: an objective, its data, their order, and callbacks.
-
-    title: its name while it runs.
-    objective: called with a batch, returns `Terms`; all of its parameters are trained.
-    batch: takes the row numbers `(batch,)` of data points, on the device, and returns the objective's arguments.
-    points: the number of data points.
-    trainer: the resolved configuration.
-    order: a CPU generator, which alone determines the order of the data.
-    on_epoch: called with the epoch (from 1), the number of updates so far, and each term's mean over the epoch.
-    before_update: called with the number of updates so far, the objective's arguments, and the row numbers that they
-        were made of, on the CPU.
-    parameter_router: weighs the terms' gradients by their group, and freezes what no group in the batch may touch.
-    group_index: group numbers `(points,)` if each batch is to hold one group.
-    compiled: whether to compile the model, see `gradroute.training.compiling`.
-    shared: whether all processes of a run train it together, see `gradroute.training.distributed`.
-    watcher: further state that changes at every update and belongs in a checkpoint.
-    noise: makes the updates those of DP-SGD, see `gradroute.training.private`.
-    source: what makes the batches, if its state changes with them.
-    """
-
-    title: str
-    objective: Objective
-    batch: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
-    points: int
-    trainer: TrainerConfig
-    order: torch.Generator
-    on_epoch: Callable[[int, int, dict[Term, float]], None] = lambda epoch, step, means: None
-    before_update: Callable[[int, Batch, torch.Tensor], None] = lambda step, batch, rows: None
-    parameter_router: ParameterRouter | None = None
-    group_index: torch.Tensor | None = None
-    compiled: bool = False
-    shared: bool = False
-    watcher: Stateful | None = None
-    noise: Noise | None = None
-    source: Stateful | None = None
-
-    def batches(self, order: torch.Generator) -> Iterator[torch.Tensor]:
-        """Yield the row numbers of an epoch's batches."""
-        if self.noise is not None:
-            return drawn(self.points, self.trainer.batch_size, order)
-        return batches(self.points, self.trainer.batch_size, order, self.group_index)
+from gradroute.training.training import Rows, Training, tried
 
 
 def _named(term: Term) -> str:
@@ -91,11 +32,16 @@ def _named(term: Term) -> str:
 class Fit:
     """The training loop, which minimises terms over shuffled batches; the last, smaller batch is kept.
 
+    An update reads the batch, the rates and the routes' weights where they were put before, and is captured as a CUDA
+    graph on a GPU (`trainer.graph`, see `gradroute.training.capture`).
+
     Several trainings run in lockstep as one batched program, each with its own initialisation, order of data and
     optimizer state; they may differ in numbers only (see `gradroute.training.stacking`).
 
     `precision`: see `gradroute.training.devices.pick_precision`. `failed`: the errors of trainings, by number, whose
-    losses or gradients became infinite or nan, or that `fail` was called for; the others of a stack continue.
+    losses or gradients became infinite or nan, or that `fail` was called for; the others of a stack continue. `exact`:
+    whether a rerun agrees to the bit; None until `run` finds out by `trainer.deterministic`. `log`: told what is
+    decided, in one line.
     """
 
     trainings: Sequence[Training]
@@ -105,6 +51,8 @@ class Fit:
     update: int = 0  # updates made in this epoch
     step: int = 0  # updates made
     failed: dict[int, Exception] = field(default_factory=dict)
+    exact: bool | None = None
+    log: Callable[[str], None] = lambda line: None
     _starts: list[torch.Tensor] = field(default_factory=list)  # states of `order` at the start of this epoch
 
     def __post_init__(self) -> None:
@@ -119,6 +67,8 @@ class Fit:
             self.program = Stack([training.objective for training in self.trainings], trainers, self.computing)
         self.updates = sum(1 for _ in first.batches(torch.Generator()))  # per epoch
         self.steps = first.trainer.epochs * self.updates
+        graph = self.device.type == "cuda" and first.trainer.graph is not False
+        self.made = Captured(self._make, self.device, graph, self.log)
         self._seen = self._record()
 
     def run(self, after_update: Callable[[], None] = lambda: None) -> None:
@@ -128,13 +78,30 @@ class Fit:
             at the end of the epoch, since a check at every update would make them wait.
         """
         first = self.trainings[0]
+        if self.exact is None:
+            self.exact = self._decided()
         with (
-            compiled(first.objective) if first.compiled else nullcontext(),
+            exactly(self.exact and self.device.type != "cpu"),
+            compiled(first.objective, first.compiled == "auto", self.log) if first.compiled else nullcontext(),
             distributed.in_step() if first.shared else nullcontext(),
             checked_later(self.device) as memberships,
         ):
             self._epochs(after_update, memberships)
         self.check_parameters()
+
+    def _decided(self) -> bool:
+        """Return whether this training is to agree with a rerun to the bit; see `trainer.deterministic`."""
+        asked = self.trainings[0].trainer.deterministic
+        exact = self.device.type == "cpu" or asked is True
+        if self.device.type == "cuda" and asked == "auto":
+            with tried(self.trainings):
+                rows = [next(t.batches(torch.Generator())).to(self.device) for t in self.trainings]
+                data = [training.batch(own) for training, own in zip(self.trainings, rows, strict=True)]
+                finish = partial(torch.cuda.synchronize, self.device)
+                exact, found = affordable(lambda: self.program.gradients(data), finish)
+            agrees = "to the bit" if exact else "to rounding"
+            self.log(f"trainer.deterministic=auto: {found}; a rerun agrees {agrees}")
+        return exact
 
     def _epochs(self, after_update: Callable[[], None], memberships: Later) -> None:
         while self.epoch < self.trainings[0].trainer.epochs:
@@ -167,11 +134,24 @@ class Fit:
         data = [training.batch(rows) for training, (_, rows) in zip(self.trainings, chosen, strict=True)]
         for training, batch, (rows, _) in zip(self.trainings, data, chosen, strict=True):
             training.before_update(self.step, batch, rows)
-        self._seen.add(self.program.gradients(data))
+        terms = self.made(data, self._kind())
+        if self.device.type != "cpu":
+            self._seen.add(terms)
+        self.update, self.step = self.update + 1, self.step + 1
+
+    def _make(self, data: Sequence[Batch]) -> UpdateTerms:
+        """Compute gradients and change the parameters; on a CPU, stop between them if a number is not finite."""
+        terms = self.program.gradients(data)
         if self.device.type == "cpu":
+            self._seen.add(terms)
             self._check(self.update, data)
         self.program.update()
-        self.update, self.step = self.update + 1, self.step + 1
+        return terms
+
+    def _kind(self) -> Hashable:
+        """Return what decides which operations the next update consists of; None if it cannot be captured."""
+        kinds = [training.kind() for training in self.trainings]
+        return None if None in kinds or distributed.share()[1] > 1 else tuple(kinds)
 
     def _record(self) -> EpochTerms:
         return EpochTerms(self.program.terms, self.updates, len(self.trainings), self.device, self.program.absent)

@@ -12,7 +12,7 @@ from gradroute.routing import Monitor, ParameterRouter
 from gradroute.training import distributed
 from gradroute.training.history import UpdateTerms
 from gradroute.training.objectives import Batch, Objective, Term, Terms
-from gradroute.training.optimizers import make_optimizer
+from gradroute.training.optimizers import make_optimizer, set_rates
 from gradroute.training.shadows import Shadows, convertible, lowered
 
 Computing = Callable[[], AbstractContextManager[None]]  # see `gradroute.training.devices`
@@ -86,7 +86,7 @@ class Single:
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Set the learning rate of the next update."""
-        self.optimizer.param_groups[0]["lr"] = rates[0]
+        set_rates(self.optimizer, rates)
 
     def gradients(self, data: Sequence[Batch]) -> UpdateTerms:
         """Fill the parameters' `.grad` from one batch, in parts that all processes share; return its terms."""

@@ -4,8 +4,7 @@
 wait for a graphics card, and can be captured in a CUDA graph.
 """
 
-from collections.abc import Iterator
-from functools import cache
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,76 @@ import torch
 from on_meta import META, on_meta
 
 from gradroute.config.compose import configuration
-from gradroute.data.images.dataset import ImageData
-from gradroute.errors import UserError
 from gradroute.routing.memberships import checked_later
 from gradroute.running.run import Run
-from gradroute.training.fit import Fit, Training
+from gradroute.training.fit import Fit
+from gradroute.training.training import Training
 
 CONF = Path(__file__).parents[2] / "conf" / "experiment"
-NEEDS = {"cifar100_split", "planted_behaviour", "secrets/dpsgd"}  # data, adapters, and hooks of other packages
+TRAINING = ("pretrain", "train", "certify", "unlearn", "finetune", "relearn", "extract")  # steps
+IMAGES = ["trainer.train_limit=96", "trainer.test_limit=24", "trainer.batch_size=32"]
+STORIES = ["dataset.stories=60", "dataset.test_stories=40", "dataset.length=32", "completions=null",
+           "model.width=16", "model.heads=2", "trainer.batch_size=6"]  # fmt: skip
+SMALL = {
+    "mnist_split": [*IMAGES, "model.hidden=[16]"],
+    "mnist_table2": [*IMAGES, "model.hidden=[16]"],
+    "class_split": [*IMAGES, "model.width=8"],
+    "oversight": ["trainer.batch_size=8"],
+}
+LACKING = {"cifar100_split": "data that are downloaded", "secrets/dpsgd": "Opacus reads every row's gradient"}
+if importlib.util.find_spec("peft") is None:
+    LACKING |= {"planted_behaviour": "adapters of peft"}
+
+
+def experiments() -> dict[str, list[str]]:
+    """Return the experiments by family, without those that cannot be run here."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(CONF.rglob("*.yaml")):
+        name = path.relative_to(CONF).with_suffix("").as_posix()
+        family = name.partition("/")[0]
+        if not path.name.startswith("_") and not {name, family} & LACKING.keys():
+            found.setdefault(family, []).append(name)
+    return found
+
+
+def updates(run: Run, training: Training) -> None:
+    """Make an update on the CPU, which makes the optimizer's state, and two on the meta device."""
+    torch.manual_seed(0)
+    fit = Fit([training], "float32", torch.device("cpu"))
+    rows = next(iter(training.batches(torch.Generator().manual_seed(0))))
+    router, task = run.task.parts.parameter_router, run.task
+    fit._update([(rows, rows)])
+    known = None if task._known is None else task._known.clone()  # on a CPU, `routed` itself
+    task._known = known
+    if training.source is not None:  # an environment makes the data, outside of the update
+        made = training.batch(rows)
+        training.batch = lambda chosen: made
+        known = task.known(made, rows).clone()
+        task.known = lambda batch, rows: known  # type: ignore[method-assign]
+    router._frozen.clear()
+    masks = [list(own.values()) for kind in (router._masks, router._zero) for own in kind.values()]
+    host = [known, masks, rows]
+    with on_meta([fit, task.parts, fit.program], host), checked_later(META):
+        fit.device = META
+        for _ in range(2):  # the norms of the second are measured
+            fit._update([(rows, rows.to(META))])
+
+
+@pytest.mark.parametrize("family", experiments())
+def test_updates_read_nothing_from_the_device(family: str, tmp_path: Path) -> None:
+    data: dict[str, Any] = {}
+    for name in experiments()[family]:
+        small = [*SMALL.get(family, STORIES), "trainer=smoke", "trainer.device=cpu", "ledger.every=2"]
+        config = configuration([f"experiment={name}", *small, f"output_dir={tmp_path}"])
+        config.steps = [step for step in config.steps if step in (*TRAINING, "ablate")]
+        key = str((config.dataset, config.environment))
+        run = Run(config, data.get(key), quiet=True)
+        data[key] = run.task.read
+        for step in run.steps:
+            for training in run.steps[step].run(run) or ():
+                updates(run, training)
+                run.trainings_done += 1
+                if step == "train":
+                    break  # what follows reads the ledger
+            run.trainings_done = 0
+            run.done.append(step)

@@ -46,11 +46,11 @@ def on_meta(roots: Iterable[Any], host: Iterable[Any]) -> Iterator[None]:
     for tensor in tensors(roots, kept):
         tensor.grad = None
         pairs.append((tensor, _twin(tensor)))
-    for pair in pairs:
-        torch.utils.swap_tensors(*pair)
+    for pair in pairs:  # torch.utils.swap_tensors refuses tensors that have views
+        torch._C._swap_tensor_impl(*pair)
     try:
         yield
     finally:
         for tensor, twin in pairs:
             tensor.grad = None
-            torch.utils.swap_tensors(tensor, twin)
+            torch._C._swap_tensor_impl(tensor, twin)

@@ -39,8 +39,25 @@ class Frozen:
         return self._held[region]
 
 
-def frozen_by(masks: Sequence[torch.Tensor], parameter: nn.Parameter) -> Frozen:
-    """Return the elements of a parameter that lie in all of these bool masks, on the CPU, broadcastable to it."""
+class FrozenSlices:
+    """What was found of parameters and sets of groups, to be used again."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[nn.Parameter, frozenset[int]], Frozen] = {}
+
+    def by(self, parameter: nn.Parameter, masks: Sequence[torch.Tensor]) -> Frozen:
+        """Return the elements of a parameter in all of these bool masks, on the CPU, broadcastable to it."""
+        key = (parameter, frozenset(map(id, masks)))  # what is found holds the masks, so that no id is taken again
+        if key not in self._found:
+            self._found[key] = _frozen(masks, parameter)
+        return self._found[key]
+
+    def clear(self) -> None:
+        """Forget everything: the groups' weights have changed."""
+        self._found.clear()
+
+
+def _frozen(masks: Sequence[torch.Tensor], parameter: nn.Parameter) -> Frozen:
     mask = reduce(torch.logical_and, masks)
     wide = [axis for axis, size in enumerate(mask.shape) if size > 1]
     if len(wide) == 1:  # one index per row is enough

@@ -55,3 +55,38 @@ def found_in(model: nn.Module, region_name: str, region: ParameterRegion) -> dic
     if not masks:
         raise UserError(f"region '{region_name}' names no parameters; give at least one pattern")
     return {names[parameter]: mask for parameter, mask in masks.items()}
+
+
+def weight_table(
+    regions: Mapping[str, Mapping[nn.Parameter, torch.Tensor]], weights: Sequence[float]
+) -> dict[nn.Parameter, torch.Tensor]:
+    """Return the product of the regions' weights at every element; a parameter with all weights 1 is left out.
+
+    Args:
+        regions: each region's masks. weights: one for each region.
+    """
+    table: dict[nn.Parameter, torch.Tensor] = {}
+    for masks, weight in zip(regions.values(), weights, strict=True):
+        for parameter, mask in masks.items():
+            precision = torch.promote_types(parameter.dtype, torch.float32)
+            factor = torch.ones(mask.shape, dtype=precision).masked_fill(mask, weight)
+            table[parameter] = factor * table.get(parameter, 1)
+    return {parameter: weight for parameter, weight in table.items() if bool((weight != 1).any())}
+
+
+def norm_in(
+    masks: Mapping[nn.Parameter, torch.Tensor],
+    gradients: Mapping[nn.Parameter, torch.Tensor],
+    outside: dict[nn.Parameter, torch.Tensor],
+) -> torch.Tensor:
+    """Return the L2 norm of gradients in a region with these masks, `()` float64.
+
+    outside: filled with the masks of what is not in the region, on the device of the gradients, for the next call.
+    """
+    norms = []
+    for parameter, gradient in gradients.items():
+        if parameter in masks:
+            if parameter not in outside or outside[parameter].device != gradient.device:
+                outside[parameter] = ~masks[parameter].to(gradient.device)
+            norms.append(gradient.masked_fill(outside[parameter], 0).norm().double())
+    return torch.stack(norms).norm() if norms else torch.zeros((), dtype=torch.float64)

@@ -11,8 +11,8 @@ import torch
 from torch import nn, optim
 
 from gradroute.errors import UserError, unknown
-from gradroute.routing.freezing import Frozen, frozen_by, refuse_closure, refuse_processes, shift, still
-from gradroute.routing.parameter_regions import ParameterRegion, found_in
+from gradroute.routing.freezing import FrozenSlices, refuse_closure, refuse_processes, shift, still
+from gradroute.routing.parameter_regions import ParameterRegion, found_in, norm_in, weight_table
 from gradroute.routing.routes import Routes, read_routes
 
 _Weights = tuple[float, ...]  # one for each region, in order; groups with equal weights share a backward pass
@@ -78,13 +78,13 @@ class ParameterRouter:
         self._tables: dict[_Weights, _Tensors] = {}
         self._arrived: dict[_Pass, _Tensors] = {}  # since the last update, if measured
         self._seen: dict[nn.Parameter, list[torch.Tensor]] = {}  # where weights are 0, in each pass since the update
-        self._frozen: dict[tuple[nn.Parameter, frozenset[int]], Frozen] = {}  # by what `_seen` has
-        self._own: dict[tuple[str, nn.Parameter], torch.Tensor] = {}  # what is not in a region, on the device
+        self._frozen = FrozenSlices()
+        self._own: dict[str, _Tensors] = {}  # by region, what is not in it, on the device
         self.at_step(0)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of a copy what is known by the addresses of this one's masks."""
-        return self.__dict__ | {"_frozen": {}}
+        return self.__dict__ | {"_frozen": FrozenSlices()}
 
     def at_step(self, step: int) -> None:
         """Set the weights to their value at update `step`, counted from 0; only scheduled routes change."""
@@ -99,9 +99,11 @@ class ParameterRouter:
             group: tuple(w if own else 1.0 for w, own in zip(weights, seen, strict=True))
             for group, weights in every.items()
         }
-        self._tables = {weights: self._table(weights) for weights in {*self._weights.values(), *every.values()}}
+        self._tables = {
+            weights: weight_table(self._masks, weights) for weights in {*self._weights.values(), *every.values()}
+        }
         self._zero = {g: {p: w == 0 for p, w in self._tables[weights].items()} for g, weights in every.items()}
-        self._frozen = {}
+        self._frozen.clear()
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -126,22 +128,20 @@ class ParameterRouter:
         """Return a region's parameters, each with a bool mask that broadcasts to it."""
         return dict(self._masks[region])
 
-    def _table(self, weights: _Weights) -> _Tensors:
-        """Return the product of the regions' weights at every element; a parameter with all weights 1 is left out."""
-        table: _Tensors = {}
-        for masks, weight in zip(self._masks.values(), weights, strict=True):
-            for parameter, mask in masks.items():
-                precision = torch.promote_types(parameter.dtype, torch.float32)
-                factor = torch.ones(mask.shape, dtype=precision).masked_fill(mask, weight)
-                table[parameter] = factor * table.get(parameter, 1)
-        return {parameter: weight for parameter, weight in table.items() if bool((weight != 1).any())}
+    @property
+    def kinds(self) -> list[int]:
+        """For every group, and for None at the end, the number of the pass that it shares with others, from 0."""
+        keys = [(self._weights[group], group in self.apart) for group in (*self.groups, None)]
+        return [list(dict.fromkeys(keys)).index(key) for key in keys]
 
-    def backward(self, losses: Mapping[str | None, torch.Tensor]) -> None:
+    def backward(self, losses: Mapping[str | None, torch.Tensor], kind: int | None = None) -> None:
         """Add the sum of weight times gradient to `.grad` of all that the losses depend on, also outside the model.
 
         `losses`: scalar loss of each group in the batch; under None, losses that are not routed. Several calls before
         one update accumulate; a batch that you drop afterwards, without `updating`, still counts for freezing.
         One thread at a time; others wait.
+        `kind`: the losses are of rows whose groups are all of this kind, see `kinds`. Other groups' losses are 0, and
+        cost no pass; they count for freezing as if they had one. None: rows of any groups.
         Raises: UserError for an unknown group, no losses at all, or a loss that is not scalar or has no gradient; and
             in another thread, for a backward pass of the same parameters without this router.
         """
@@ -156,9 +156,22 @@ class ParameterRouter:
         if not passes:
             raise UserError("backward: got no losses; give the loss of every group in the batch")
         with _LOCKS.setdefault(self, threading.Lock()):
-            self.norms = {}
+            if not self._arrived:  # the first since the update
+                self.norms = {}
+            if kind is not None:
+                self._spare(passes, kind)
             for number, (which, groups) in enumerate(passes.items(), 1):
                 self._pass(which, {group: losses[group] for group in groups}, retain=number < len(passes))
+
+    def _spare(self, passes: dict[_Pass, list[str | None]], kind: int) -> None:
+        """Leave out the passes of groups of other kinds, whose losses are 0; None has penalties and keeps its own."""
+        of = dict(zip((*self.groups, None), self.kinds, strict=True))
+        for which, groups in list(passes.items()):
+            if None not in groups and of[groups[0]] != kind:
+                del passes[which]
+                for parameter in self._names:
+                    zero = [self._zero[group].get(parameter, _NOWHERE) for group in groups]
+                    self._seen.setdefault(parameter, []).extend(zero)
 
     def _pass(self, which: _Pass, losses: dict[str | None, torch.Tensor], retain: bool) -> None:
         """Run one backward pass of all `losses`; hooks weigh each gradient before it is added to `.grad`."""
@@ -191,19 +204,8 @@ class ParameterRouter:
             if losses.keys() != {None} or parameter in came:  # a penalty need not depend on it
                 seen += [self._zero[group].get(parameter, _NOWHERE) for group in losses]
         for region in [name for name in self._masks if self.measure and name not in self.hidden]:
-            norm = self._norm(region, arrived)
+            norm = norm_in(self._masks[region], arrived, self._own.setdefault(region, {}))
             self.norms |= {(group, region): norm for group in losses}
-
-    def _norm(self, region: str, gradients: _Tensors) -> torch.Tensor:
-        """Return the L2 norm of gradients in a region, `()` float64."""
-        norms = []
-        for parameter in [parameter for parameter in gradients if parameter in self._masks[region]]:
-            gradient = gradients[parameter]
-            outside = self._own.get((region, parameter))
-            if outside is None or outside.device != gradient.device:
-                outside = self._own[region, parameter] = ~self._masks[region][parameter].to(gradient.device)
-            norms.append(gradient.masked_fill(outside, 0).norm().double())
-        return torch.stack(norms).norm() if norms else torch.zeros((), dtype=torch.float64)
 
     @contextmanager
     def updating(self, optimizer: optim.Optimizer) -> Iterator[None]:
@@ -228,7 +230,7 @@ class ParameterRouter:
         with ExitStack() as stack:
             stack.callback(optimizer.register_step_pre_hook(refuse_closure).remove)
             for parameter in routed:
-                frozen = self._frozen_in(parameter, self._seen.pop(parameter) or [_NOWHERE])
+                frozen = self._frozen.by(parameter, self._seen.pop(parameter) or [_NOWHERE])
                 if self.measure and frozen.some:
                     held_by = {name: masks[parameter] for name, masks in self._masks.items() if parameter in masks}
                     stack.enter_context(shift(optimizer, parameter, frozen, held_by, self.shifts))
@@ -241,9 +243,3 @@ class ParameterRouter:
     def forget(self) -> None:
         """Let the next update freeze by the backward passes from now on, not by those since the last update."""
         self._seen, self._arrived = {}, {}
-
-    def _frozen_in(self, parameter: nn.Parameter, masks: list[torch.Tensor]) -> Frozen:
-        key = (parameter, frozenset(map(id, masks)))  # what is found holds the masks, so that no id is taken again
-        if key not in self._frozen:
-            self._frozen[key] = frozen_by(masks, parameter)
-        return self._frozen[key]

@@ -88,6 +88,7 @@ def training_of(run: RunState, ledger: Ledger) -> Training:
     """Return the training of a run's model, noted in a ledger if `ledger.enabled`."""
     task, objective, noise = run.task, run.task.objective(), noise_of(run)
     trainer = task.fitted(run.config.trainer, task.points)
+    known = task.known
     every, noted = -(-trainer.epochs // task.curve_points), run.config.ledger.enabled
 
     def before_update(step: int, batch: Batch, rows: torch.Tensor) -> None:
@@ -97,9 +98,11 @@ def training_of(run: RunState, ledger: Ledger) -> Training:
         if noted:
             if step % ledger.window == 0:
                 run.link()
-            objective.monitor = ledger.begin(step, task.group_index(batch), lambda: task.known(batch, rows))
-        if objective.asks_present:
-            objective.present = frozenset(task.known(batch, rows).unique().tolist())
+            objective.monitor = ledger.begin(step, task.group_index(batch), known and known.numbers, rows)
+        if known and objective.asks_present:
+            objective.present = frozenset(known.numbers[rows].unique().tolist())
+        if known and task.parameter_router is not None:
+            objective.there = known.there[rows]
 
     def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
         run.updates = step

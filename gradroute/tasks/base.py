@@ -17,6 +17,7 @@ from gradroute.errors import UserError
 from gradroute.routing import ParameterRouter, Router, Site
 from gradroute.routing.ablation import Ablation, together
 from gradroute.tasks.ablations import AblationMethod
+from gradroute.tasks.known import Routed
 from gradroute.tasks.own_measures import units_of
 from gradroute.tasks.parts import Parts
 from gradroute.tasks.probe import Measurement, Probe
@@ -27,7 +28,7 @@ from gradroute.training.training import Stateful
 from gradroute.training.weights import own_tensors
 
 
-class Task(ABC):
+class Task(Routed, ABC):
     """Everything that a run needs, built and checked. A task trains nothing and writes nothing.
 
     A subclass reads the data, builds the model and defines the measurements. Its constructor takes the configuration,
@@ -49,10 +50,8 @@ class Task(ABC):
     config: Config
     device: torch.device
     data: Any
-    names: list[str]
     sha256: str
     points: int
-    routed: torch.Tensor
     parts: Parts
     curve_points: ClassVar[int] = 6  # test evaluations during training; more would cost over 3 % of a short run
     followed: ClassVar[tuple[str, ...]] = ()  # heads of the terms that the progress shows; empty for all but penalties
@@ -62,7 +61,6 @@ class Task(ABC):
         """Raises: UserError for every mistake in the configuration or the data."""
         self.config, self.device = config, settle_precision(config)
         self.made: dict[str, nn.Module] = {}
-        self._known: torch.Tensor | None = None  # `routed`, on the CPU
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -132,11 +130,6 @@ class Task(ABC):
     def group_index(self, batch: Batch) -> torch.Tensor:
         """Return the group numbers of a batch, which `batch` returned; by default they are the last."""
         return batch[-1]
-
-    def known(self, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
-        """Return the group numbers of a batch on the CPU, by its row numbers there, without waiting for the device."""
-        self._known = self.routed.cpu() if self._known is None else self._known
-        return self._known[rows]
 
     @property
     def memberships(self) -> int:

@@ -43,7 +43,7 @@ class CertificateObjective(Objective):
         super().__init__({self.term: 1.0})
         self.certificate, self.error = certificate, error
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+    def parts(self, batch: Batch, number: int | list[int]) -> Iterator[Part]:
         """Yield parts of a batch, each with its share of the rows."""
         for part in in_parts(batch, number):
             yield (*part, len(part[0]) / len(batch[0]))
@@ -89,13 +89,14 @@ class DecoderObjective(Objective):
         self.model, self.certificates = model, certificates
         self.partial, self.skip_absent, self.several_passes = partial, skip_absent, several_passes
         self.asks_present = skip_absent or several_passes
+        self.divisible = not (several_passes or any(p.whole_batch for p in self.penalties.values()))
 
     def _counts(self, group_index: torch.Tensor) -> torch.Tensor:
         """Return the number of images in each group, `(groups,)`, unlabelled ones last; works inside `vmap`."""
         names = len(self.router.groups) + self.partial
         return (group_index[:, None] % names == torch.arange(names, device=group_index.device)).sum(0)
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+    def parts(self, batch: Batch, number: int | list[int]) -> Iterator[Part]:
         """Yield parts of a batch, each with the batch's images per group, `(groups,)`, and its share of the rows.
 
         Valid only if nothing needs the whole batch at once: see `gradroute.tasks.image_checks.indivisible`.

@@ -11,7 +11,7 @@ from gradroute.data.text.packing import IGNORED
 from gradroute.models.logits import at_once, each_position, source
 from gradroute.routing.router import Router
 from gradroute.training.measures import CROSS_ENTROPY, Measure, at_least_float32
-from gradroute.training.objectives import UNLABELLED, Batch, Objective, Part, Term, Terms, in_parts
+from gradroute.training.objectives import UNLABELLED, Batch, Objective, Part, Term, Terms, counted_parts
 from gradroute.training.penalties import Penalty, l1_by_unit
 
 
@@ -42,6 +42,7 @@ class NextTokenObjective(Objective):
         weights |= {term: penalty.weight for term, penalty in self.more.items()}
         super().__init__(weights, router)
         self.model, self.at_once = model, at_once(model, length)
+        self.divisible = not any(penalty.whole_batch for penalty in self.more.values())
 
     def called(self) -> Callable[..., torch.Tensor]:
         """Return the model; if a row's logits are computed in pieces, its part before the output layer."""
@@ -59,14 +60,9 @@ class NextTokenObjective(Objective):
         weighted = self.constant([float(self.weights[term]) > 0 for term in terms], counts.device)
         return (counts * weighted).sum() / length
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+    def parts(self, batch: Batch, number: int | list[int]) -> Iterator[Part]:
         """Yield parts of a batch, each with the batch's `counts` and the part's `share`; see `forward`."""
-        if number == 1:
-            yield batch
-            return
-        counts = self._counts(batch[1], batch[3])
-        for part in in_parts(batch, number):
-            yield (*part, counts, len(part[0]) / len(batch[0]))
+        yield from counted_parts(batch, number, lambda: self._counts(batch[1], batch[3]))
 
     def forward(
         self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor, group_index: torch.Tensor,

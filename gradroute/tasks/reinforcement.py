@@ -59,7 +59,7 @@ class Reinforcement(Task):
     plots = tuple(
         f"gradroute.reporting.plots_policy.{name}" for name in ("returns", "walks", "policy_maps", "gate_by_group")
     )
-    curve_points = 1000
+    curve_points, acts = 1000, True
     followed = ("episodes",)
 
     def __init__(
@@ -155,10 +155,6 @@ class Reinforcement(Task):
         """Act in all worlds, and return the objective's arguments; `chosen` only says how many worlds there are."""
         with computing(self.config.trainer.precision, self.device):
             return self.told(self.rollouts.collect(self.act()))
-
-    def known(self, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
-        """Return the group numbers of a batch on the CPU; waits for the device, which has just acted."""
-        return self.group_index(batch).cpu()
 
     def told(self, rollout: Rollout) -> Batch:
         """Return the objective's arguments for a rollout; group numbers last."""

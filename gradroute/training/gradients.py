@@ -1,6 +1,6 @@
 """Compute one update's gradients of one objective, and make the update."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 
@@ -9,9 +9,10 @@ from torch import nn
 
 from gradroute.config.schema import TrainerConfig
 from gradroute.routing import Monitor, ParameterRouter
+from gradroute.routing.cutting import cut
 from gradroute.training import distributed
 from gradroute.training.history import UpdateTerms
-from gradroute.training.objectives import Batch, Objective, Term, Terms
+from gradroute.training.objectives import Batch, Objective, Part, Term, Terms
 from gradroute.training.optimizers import make_optimizer, set_rates
 from gradroute.training.shadows import Shadows, convertible, lowered
 
@@ -33,8 +34,11 @@ def total(terms: Terms) -> torch.Tensor:
     return torch.stack([value * weight for value, weight in terms.values()]).sum()
 
 
-def backward(terms: Terms, router: ParameterRouter | None) -> None:
-    """Add the gradients of the sum of weight × value; with parameter routes, weigh each group's terms."""
+def backward(terms: Terms, router: ParameterRouter | None, kind: int | None = None) -> None:
+    """Add the gradients of the sum of weight × value; with parameter routes, weigh each group's terms.
+
+    `kind`: see `ParameterRouter.backward`.
+    """
     if router is None:
         total(terms).backward()
         return
@@ -42,7 +46,7 @@ def backward(terms: Terms, router: ParameterRouter | None) -> None:
     for term, (value, weight) in terms.items():
         group = term.group if term.group in router.groups else None  # None: no group's route applies
         losses[group] = losses[group] + value * weight if group in losses else value * weight
-    router.backward(losses)
+    router.backward(losses, kind)
 
 
 def finite(gradients: Sequence[torch.Tensor | None], device: torch.device, stacked: int = 0) -> torch.Tensor:
@@ -95,15 +99,15 @@ class Single:
         monitor = self.objective.monitor if isinstance(self.objective.monitor, Monitor) else None
         parameters = list(self.parameters.values())
         mine, shares = distributed.share()
-        parts = self.objective.parts(data[0], self.accumulate * shares)
+        parts = self._parts(data[0], shares)
         used = self.shadows.used() if self.shadows else nullcontext()
         with used, distributed.watching(monitor, parameters[0].device):
-            for number, part in enumerate(islice(parts, mine, None, shares)):
+            for number, (part, kind) in enumerate(islice(parts, mine, None, shares)):
                 if monitor:
                     monitor.continues = number > 0
                 with self.computing():
                     terms: Terms = self.objective(*part)
-                backward(terms, self.router)
+                backward(terms, self.router, kind)
                 for term, (value, _) in terms.items():
                     found[term] = found[term] + value.detach() if term in found else value.detach()
         if shares > 1:
@@ -111,6 +115,18 @@ class Single:
             found = dict(zip(self.terms, distributed.add_up(parameters, numbers), strict=True))
         numbers = torch.stack(list(found.values()))[:, None]
         return UpdateTerms(tuple(found), numbers, finite([p.grad for p in parameters], numbers.device))
+
+    def _parts(self, batch: Batch, shares: int) -> Iterator[tuple[Part, int | None]]:
+        """Yield the parts of a batch with the kind of their groups' weights; cut by these, if that saves passes."""
+        there, found = self.objective.there, None
+        if self.router is not None and there is not None and shares == 1 and self.objective.divisible:
+            found = cut(there, self.router.kinds, self.accumulate)
+        if found is None:
+            yield from ((part, None) for part in self.objective.parts(batch, self.accumulate * shares))
+            return
+        order = found.order.to(batch[0].device)
+        parts = self.objective.parts(tuple(rows[order] for rows in batch), found.ends[:-1])
+        yield from zip(parts, found.kinds, strict=True)
 
     def update(self) -> None:
         """Update the parameters, except what no group in the batch may touch."""

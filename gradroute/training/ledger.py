@@ -5,7 +5,7 @@ own column. `outputs/README.md` explains the columns.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,11 +50,12 @@ class Ledger:
         self._before: dict[torch.nn.Parameter, torch.Tensor] = {}
 
     def begin(
-        self, step: int, membership: torch.Tensor, known: Callable[[], torch.Tensor] | None = None
+        self, step: int, membership: torch.Tensor, known: torch.Tensor | None = None, rows: torch.Tensor | None = None
     ) -> Monitor | None:
         """Record the points and weights of update `step`; return a monitor if it is to be measured.
 
-        known: returns the same memberships without waiting for the device; None takes `membership`.
+        known, rows: the data's memberships, and the numbers of the batch's rows there, on the CPU: so nothing waits for
+        the device. None: `membership` is read.
         """
         if step % self.window == 0:
             if step:
@@ -64,7 +65,7 @@ class Ledger:
             self._harvest()
         numbers = membership.flatten() % len(self._groups)
         self._points.index_add_(0, numbers, torch.ones_like(numbers, dtype=torch.int64))
-        new = self._first_seen(known() if known else membership) if self._unseen else False
+        new = self._first_seen(membership if known is None else known[rows]) if self._unseen else False
         for group in self.router.groups:
             for region, low_high in self._weights[group].items():
                 weight = self._weight(group, region)

@@ -70,6 +70,8 @@ class Training:
     def kind(self) -> Hashable:
         """Return what decides which operations the next update consists of; None if one cannot stand for another."""
         objective, routed = self.objective, self.parameter_router
+        if objective.there is not None:  # cut at other rows each time
+            return None
         if self.noise is not None or (routed is not None and routed.measure):  # its norms are new tensors each time
             return None
         kinds = objective.router.kind if objective.router else (), routed.kind if routed else ()

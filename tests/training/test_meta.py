@@ -55,16 +55,12 @@ def updates(run: Run, training: Training) -> None:
     rows = next(iter(training.batches(torch.Generator().manual_seed(0))))
     router, task = run.task.parts.parameter_router, run.task
     fit._update([(rows, rows)])
-    known = None if task._known is None else task._known.clone()  # on a CPU, `routed` itself
-    task._known = known
     if training.source is not None:  # an environment makes the data, outside of the update
         made = training.batch(rows)
         training.batch = lambda chosen: made
-        known = task.known(made, rows).clone()
-        task.known = lambda batch, rows: known  # type: ignore[method-assign]
     router._frozen.clear()
     masks = [list(own.values()) for kind in (router._masks, router._zero) for own in kind.values()]
-    host = [known, masks, rows]
+    host = [task.known, masks, rows, training.objective.there]
     with on_meta([fit, task.parts, fit.program], host), checked_later(META):
         fit.device = META
         for _ in range(2):  # the norms of the second are measured

@@ -156,7 +156,7 @@ class ParameterRouter:
         if not passes:
             raise UserError("backward: got no losses; give the loss of every group in the batch")
         with _LOCKS.setdefault(self, threading.Lock()):
-            if not self._arrived:  # the first since the update
+            if not (self._arrived and self.measure):  # the first since the update
                 self.norms = {}
             if kind is not None:
                 self._spare(passes, kind)

@@ -120,6 +120,12 @@ class Run(RunState):
             raise outcome
         return outcome
 
+    def pause(self) -> None:
+        """Leave the run as if it had been interrupted, so that it can be resumed in its folder."""
+        if self.tracker is not None:
+            self.tracker.end(KeyboardInterrupt())
+        self.folder.finish("interrupted")
+
     def _facts(self) -> dict[str, Any]:
         found = environment(self.task.device, self.config.trainer.precision)
         return found | {"dataset_sha256": self.task.sha256, "stacked": self.stacked}

@@ -36,7 +36,8 @@ class Evaluate(Step):
             run.folder.write(name, text)
         self._write_samples(run)
         headline = [{key: row[key] for key in SUMMARY} for row in run.headline()]
-        run.folder.write_json("summary.json", {"headline": headline})
+        agrees = "to the bit" if run.folder.manifest.get("exact", True) else "to rounding"
+        run.folder.write_json("summary.json", {"headline": headline, "rerun": agrees})
         return ()
 
     @staticmethod

@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 from figures import Figure, write
+from growth import growth
+from language_throughput import language
 from rich.console import Console
 from rich.table import Table
 from split_speed import Step, ours, read, split, waited
@@ -72,20 +74,6 @@ def stacks(device: str, rounds: int) -> Part:
         for name, times in timed(steps, rounds, device).items():
             rate = [int(name) * 3600 / (t / updates * needed) for t in times]
             rows.append({"what": f"{name} runs together, trainer={preset}", "runs per hour": spread(rate)})
-    return rows, []
-
-
-def growth(device: str, rounds: int) -> Part:
-    """Measure seconds per update against width and batch size."""
-    variants = {f"width {w}": [f"model.hidden=[{w},{w // 4}]"] for w in (512, 1024, 2048, 4096)}
-    variants |= {f"batch {b}": [f"trainer.batch_size={b}"] for b in (128, 512, 2048, 8192)}
-    configs = {n: configured("trainer=paper", f"trainer.device={device}", *given) for n, given in variants.items()}
-    data = read(next(iter(configs.values())), device)
-    steps = {name: ours(data, [config], 3 * config.trainer.batch_size) for name, config in configs.items()}
-    rows: list[Row] = [
-        {"what": f"one update, {name}", "seconds": spread([t / 3 for t in times])}
-        for name, times in timed(steps, rounds, device).items()
-    ]
     return rows, []
 
 
@@ -143,7 +131,9 @@ def commands(device: str, rounds: int) -> Part:
 
 
 # each returns a table's rows, and figures with their targets
-PARTS: dict[str, Callable[[str, int], Part]] = {"epoch": split, "stack": stacks, "growth": growth, "command": commands}
+PARTS: dict[str, Callable[[str, int], Part]] = {
+    "epoch": split, "stack": stacks, "language": language, "growth": growth, "command": commands,
+}  # fmt: skip
 
 
 def show(console: Console, title: str, rows: Sequence[Mapping[str, Any]]) -> None:

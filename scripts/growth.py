@@ -24,6 +24,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from figures import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator
 from split_speed import ours, read
 from torch import nn
@@ -187,6 +188,32 @@ def draw(measured: Mapping[str, Any], file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
+def grown(axis: str, rounds: int) -> dict[str, Any]:
+    """Measure one axis, and return its summary."""
+    if axis == "seeds":
+        return summary(SEEDS, [timed(stacked(seeds), max(3, rounds // 3)) for seeds in SEEDS], [])
+    base, sizes = AXES[axis]
+    made = [steps(replace(base, **{axis: size})) for size in sizes]
+    return summary(sizes, [timed(kinds, rounds) for kinds, _ in made], [held for _, held in made])
+
+
+def growth(device: str, rounds: int) -> tuple[list[dict[str, str]], list[Figure]]:
+    """Measure every axis on the CPU; return exponents, and by how much those of routes are above the model's own.
+
+    Along regions, groups and routes the model stays the same, so that its exponent is 0. Along batch and tokens its
+    bytes include the weights, which stay the same.
+    """
+    rows, figures = [], []
+    for axis in (*AXES, "seeds"):
+        found = grown(axis, 5 * rounds)["exponents"]
+        rows.append({"what": axis} | {name: f"{value:.2f}" for name, value in found.items()})
+        for unit in ("seconds", "bytes"):
+            above = round(found.get(f"routes, {unit}", math.nan) - found.get(f"model, {unit}", math.nan), 2)
+            if not math.isnan(above):
+                figures.append(Figure(f"{axis}: exponent of {unit}, routes minus model", [above], 0, at_most=True))
+    return rows, figures
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -196,15 +223,7 @@ def main() -> None:
     a = parser.parse_args()
     measured: dict[str, Any] = {}
     for axis in a.only.split(","):
-        if axis == "seeds":
-            sizes: tuple[int, ...] = SEEDS
-            memory = list[dict[str, int]]()
-            seconds = [timed(stacked(seeds), max(3, a.rounds // 3)) for seeds in sizes]
-        else:
-            base, sizes = AXES[axis]
-            made = [steps(replace(base, **{axis: size})) for size in sizes]
-            seconds, memory = [timed(kinds, a.rounds) for kinds, _ in made], [held for _, held in made]
-        measured[axis] = summary(sizes, seconds, memory)
+        measured[axis] = grown(axis, a.rounds)
         print(axis, *(f"{name} {value:.2f}" for name, value in measured[axis]["exponents"].items()), sep="; ")
     if a.out:
         facts = {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, **hardware(), "rounds": a.rounds}

@@ -10,6 +10,7 @@ usage: python scripts/language_throughput.py [--pairs 60] [--json FILE] [overrid
 import argparse
 import json
 import random
+import statistics
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,7 +18,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from routing_overhead import Step, ledger_of, measure
+from figures import Figure
+from routing_overhead import Step, ledger_of, measure, timed
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
@@ -64,6 +66,34 @@ def kind(config: Config, what: str, opened: ExitStack | None) -> tuple[Step, int
             torch.cuda.synchronize()
 
     return step, trainer.batch_size * task.data.length
+
+
+SIZES = {  # by name: overrides; a small batch, so that a step of the larger model takes seconds on a CPU
+    "1M": ["experiment=stories_era", "trainer=fast", "trainer.batch_size=16"],
+    "28M": ["experiment=stories_era", "trainer=paper", "trainer.batch_size=2", "trainer.compile=false"],
+}
+TARGETS = {"routed": 1.03, "routed + penalties + ledger": 1.10}  # to the unrouted step, at most
+
+
+def language(device: str, rounds: int) -> tuple[list[dict[str, str]], list[Figure]]:
+    """Measure the steps of two models, eager and compiled; return a table's rows, and figures with their targets."""
+    rows, figures = [], []
+    for size, given in SIZES.items():
+        config = configuration([*given, f"trainer.device={device}"])
+        with ExitStack() as opened:
+            made = {what + end: kind(config, what, opened if end else None) for end in ("", COMPILED) for what in KINDS}
+            seconds = timed({name: step for name, (step, _) in made.items()}, 5 * rounds, 2, device)
+        for name, (_, tokens) in made.items():
+            plain = seconds[KINDS[0] + (COMPILED if name.endswith(COMPILED) else "")]
+            ratio = Figure(
+                f"{size}: {name}, to the unrouted step", [a / b for a, b in zip(seconds[name], plain, strict=True)],
+                TARGETS.get(name.removesuffix(COMPILED)), at_most=True,
+            )  # fmt: skip
+            low, middle, high = (tokens / pick(seconds[name]) for pick in (max, statistics.median, min))
+            rows.append({"what": f"{size}: {name}", "tokens per second": f"{middle:.0f} ({low:.0f} to {high:.0f})"})
+            if ratio.target is not None:
+                figures.append(ratio)
+    return rows, figures
 
 
 def main() -> None:

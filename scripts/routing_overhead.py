@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from split_speed import clock
 from torch import nn
 
 from gradroute import ParameterRouter, Region, Router
@@ -154,18 +155,27 @@ def median_interval(values: list[float]) -> tuple[float, float]:
     return ordered[max(0, math.floor(n / 2 - reach))], ordered[min(n - 1, math.ceil(n / 2 + reach))]
 
 
+def timed(steps: dict[str, Step], pairs: int, warm_up: int = 5, device: str = "cpu") -> dict[str, list[float]]:
+    """Return the seconds of every kind of step, once in each of `pairs` rounds, in random order.
+
+    With one thread on a CPU these are seconds of the processor, which other work changes little.
+    """
+    seconds: dict[str, list[float]] = {kind: [] for kind in steps}
+    for number in range(pairs + warm_up):
+        for kind in random.sample(list(steps), len(steps)):
+            started = clock(device)
+            steps[kind]()
+            if number >= warm_up:
+                seconds[kind].append(clock(device) - started)
+    return seconds
+
+
 def measure(name: str, steps: dict[str, Step], pairs: int, compiled: str = "") -> dict[str, Any]:
     """Time every kind of step once per round; print and return the ratios to the unrouted step.
 
     compiled: the ending of the names of compiled kinds, whose ratio is to the unrouted step with that ending.
     """
-    seconds: dict[str, list[float]] = {kind: [] for kind in steps}
-    for number in range(pairs + 5):
-        for kind in random.sample(list(steps), len(steps)):
-            started = time.perf_counter()
-            steps[kind]()
-            if number >= 5:  # after the warm-up
-                seconds[kind].append(time.perf_counter() - started)
+    seconds = timed(steps, pairs)
     result: dict[str, Any] = {"pairs": pairs}
     for kind, times in seconds.items():
         base = seconds["unrouted" + (compiled if compiled and kind.endswith(compiled) else "")]

@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked as forks
 import pytest
 import sketch
 from filelock import FileLock
@@ -57,6 +58,12 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _use_cache(data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADROUTE_DATA", str(data_cache))
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _leave_disk_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip waiting for the disk: what tests write need not outlive a power failure."""
+    monkeypatch.setattr(os, "fsync", forks.written)
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,7 @@ class _MaskGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         mask, keep = ctx.saved_tensors
         (gradient,) = gradients
+        own = mask is not None  # the product is ours to change
         if mask is not None:
             gradient = (gradient * mask).to(gradient.dtype)
         if keep is None:
@@ -36,7 +37,8 @@ class _MaskGradient(torch.autograd.Function):
         if torch.is_grad_enabled():  # a derivative of this one is wanted, and bits have none
             return gradient.masked_fill(keep == 0, 0), None, None, None
         # where() and masked_fill() take ten times as long on a CPU
-        return (gradient.view(keep.dtype) & keep).view(gradient.dtype), None, None, None
+        bits = gradient.view(keep.dtype)
+        return (bits.bitwise_and_(keep) if own else bits & keep).view(gradient.dtype), None, None, None
 
 
 def weighed(

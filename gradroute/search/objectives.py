@@ -25,13 +25,13 @@ def default_objectives(config: Config) -> dict[str, ObjectiveConfig]:
 
 
 def units_of(config: Config) -> dict[str, str]:
-    """Return the unit of every metric that runs of `config` can have, by name, including those of its components."""
+    """Return the unit of every metric that runs of `config` can have, by name, also of its task and components."""
     components = [*config.measures, *config.losses.penalties, config.losses.error]
     found = [locate(part[TARGET], "search.objectives") for part in components if part]
     units = {part.name: part.unit for part in found if isinstance(getattr(part, "name", None), str)}
     for step in steps_of(config):
         units |= step.units
-    return UNITS | units
+    return UNITS | units | dict(locate(config.task[TARGET], "task").own_units)
 
 
 def check_metrics(objectives: Mapping[str, ObjectiveConfig], units: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """The base class of a task: the data, groups, model, routes and ablations of a run, and its measurements."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,6 +47,7 @@ class Task(Routed, ABC):
 
     kind: ClassVar[str]
     plots: ClassVar[tuple[str, ...]] = ()
+    own_units: ClassVar[Mapping[str, str]] = {}  # of metrics that only this task has
     config: Config
     device: torch.device
     data: Any
@@ -203,8 +204,8 @@ class Task(Routed, ABC):
         return {}
 
     def units(self) -> dict[str, str]:
-        """Return the units of the metrics that the configuration adds, by metric."""
-        return units_of(self.config, self.found)
+        """Return the units of the metrics that the task or the configuration adds, by metric."""
+        return units_of(self.config, self.found) | dict(self.own_units)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all trained weights by name, on the CPU."""

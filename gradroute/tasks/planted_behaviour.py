@@ -29,6 +29,8 @@ class PlantedLanguage(LanguageModelling):
         prompts: number of prompts, the beginnings of ordinary test documents, with and without the trigger.
     """
 
+    own_units = dict.fromkeys(RATES, "share of prompts, 0 to 1")
+
     def __init__(
         self, config: Config, data: Any = None, run: Path | None = None,
         prompts: Annotated[int, Between(1, 10_000)] = 100,
@@ -76,10 +78,6 @@ class PlantedLanguage(LanguageModelling):
                 same = each_position(model, output, want, lambda logits, want: logits.argmax(-1) == want, count)
                 found.append((same.view_as(want) | (want < 0)).all(1))
         return float(torch.cat(found).double().mean())
-
-    def units(self) -> dict[str, str]:
-        """Return the units of all metrics."""
-        return super().units() | dict.fromkeys(RATES, "share of prompts, 0 to 1")
 
     def measured(self, model: nn.Module, head: Head) -> Iterator[Measurement]:
         """Yield a model's losses, and its rates of the behaviour."""

@@ -56,6 +56,7 @@ class Reinforcement(Task):
     """
 
     kind = "reinforcement"
+    own_units = UNITS  # of returns and of the terms
     plots = tuple(
         f"gradroute.reporting.plots_policy.{name}" for name in ("returns", "walks", "policy_maps", "gate_by_group")
     )
@@ -234,10 +235,6 @@ class Reinforcement(Task):
             own = share[group == number]
             if len(own):
                 yield name, Head("gate", GATE), "gate", float(own.mean())
-
-    def units(self) -> dict[str, str]:
-        """Return the units of returns and of the terms."""
-        return super().units() | UNITS
 
     def samples(self, ablations: list[Ablation]) -> tuple[Arrays, dict[str, Any]]:
         """Return masks, walks and maps, and the environment's shape, actions and exact ceilings."""

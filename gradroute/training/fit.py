@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gradroute.errors import UserError
 from gradroute.routing.memberships import Later, checked_later
 from gradroute.training import distributed
 from gradroute.training.capture import Captured
@@ -131,7 +132,10 @@ class Fit:
     def _update(self, chosen: Sequence[Rows]) -> None:
         """Make one optimizer update of every training. Nothing here waits for the device, unless it is a CPU."""
         self.program.set_rates([learning_rate(training.trainer, self.step, self.steps) for training in self.trainings])
-        data = [training.batch(rows) for training, (_, rows) in zip(self.trainings, chosen, strict=True)]
+        try:
+            data = [training.batch(rows) for training, (_, rows) in zip(self.trainings, chosen, strict=True)]
+        except UserError as error:  # a policy makes its data now
+            raise UserError(f"update {self.step}, epoch {self.epoch + 1}: {error}") from error
         for training, batch, (rows, _) in zip(self.trainings, data, chosen, strict=True):
             training.before_update(self.step, batch, rows)
         terms = self.made(data, self._kind())

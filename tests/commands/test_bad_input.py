@@ -124,6 +124,7 @@ def test_texts_are_refused_in_one_line(case: str, forked: Callable[..., Any], tm
     refused(forked, tmp_path, [*OWN, *given], message)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (find_spec("gguf") and find_spec("accelerate")), reason="needs gradroute[hf]")
 @pytest.mark.parametrize("case", MODELS)
 def test_models_are_refused_in_one_line(case: str, forked: Callable[..., Any], tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_help_into_head_is_quiet(name: str, tmp_path: Path, environment: Mapping
     assert (result.returncode, result.stderr) == (CLOSED_PIPE, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given", [["gradroute-compare"], ["gradroute-compare", "--format", "csv"], ["gradroute-verify"]], ids=" ".join
 )
@@ -56,6 +57,7 @@ def test_what_reads_a_run_is_quiet(
     assert (result.returncode, result.stderr) == (CLOSED_PIPE, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", [[], ["-m", "seed=0,1"]], ids=["run", "sweep"])
 def test_a_training_is_quiet_and_counts_as_interrupted(
     sweep: list[str], tmp_path: Path, environment: Mapping[str, str]
@@ -66,6 +68,7 @@ def test_a_training_is_quiet_and_counts_as_interrupted(
     assert [manifest["state"] for manifest in manifests] == ["interrupted"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
 def test_a_closed_output_is_none(closed: str, tmp_path: Path, environment: Mapping[str, str]) -> None:
     line = ["bash", "-c", f'exec "$@" {closed}', "bash", script("gradroute-run"), *SMALL]

@@ -116,6 +116,7 @@ def test_rerun_repeats_a_run_to_the_bit(small: Path, forked: Command, tmp_path: 
     assert result.returncode == 2 and "unknown key 'sede'; did you mean seed" in result.stderr
 
 
+@pytest.mark.slow
 def test_compare_shows_runs_and_leaves_torch_alone(smoke: Path, command: Command, tmp_path: Path) -> None:
     result = command("gradroute-compare", str(smoke), "--metric", "mae", cwd=tmp_path)
     assert result.returncode == 0 and "certificate" in result.stdout and "published" in result.stdout
@@ -169,6 +170,7 @@ def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 11], ids=lambda place: MISTAKES[place][0][0])
 def test_it_is_also_as_a_process_of_its_own(command: Command, tmp_path: Path, place: int) -> None:
     """Once before torch is imported, and once after."""
@@ -178,6 +180,7 @@ def test_it_is_also_as_a_process_of_its_own(command: Command, tmp_path: Path, pl
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_termination_is_recorded(command: Command, tmp_path: Path, data_cache: Path) -> None:
     script = Path(sys.executable).parent / "gradroute-run"
     environment = {**os.environ, "GRADROUTE_DATA": str(data_cache)}
@@ -192,6 +195,7 @@ def test_a_termination_is_recorded(command: Command, tmp_path: Path, data_cache:
     assert json.loads(manifest.read_text())["state"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_every_job(forked: Command, tmp_path: Path) -> None:
     small = ["trainer=smoke", "trainer.epochs=1", "trainer.train_limit=256", "trainer.test_limit=64",
              "model.hidden=[32]", "steps=[train,ablate,evaluate]"]  # fmt: skip

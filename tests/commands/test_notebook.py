@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent.parent
@@ -21,6 +22,7 @@ def executed(cells: list[str], folder: Path) -> list[str]:
     return shown
 
 
+@pytest.mark.slow
 def test_the_notebook_of_the_front_page_runs(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if "gradroute.run(" in block]

@@ -51,6 +51,7 @@ def test_the_run_has_what_each_component_adds(made: Path) -> None:
     assert "Distribution of the errors of the decoder on the shown images" in page and "worst_pixel" in page
 
 
+@pytest.mark.slow
 def test_other_commands_refuse_its_code_until_they_are_told(made: Path, forked: Command, tmp_path: Path) -> None:
     cwd = made.parents[2]
     refused = forked("gradroute-verify", str(made), cwd=cwd)
@@ -66,6 +67,7 @@ def test_other_commands_refuse_its_code_until_they_are_told(made: Path, forked: 
         assert (other / name).read_bytes() == (made / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_it_is_loaded_where_the_caller_trusts_it(made: Path) -> None:
     code = f"""
 import sys; sys.path.append({str(LAB)!r})
@@ -82,6 +84,7 @@ assert run.model(torch.zeros(2, 3, 64, 48)).shape == (2, 3, 64, 48) and set(run.
     subprocess.run([sys.executable, "-c", code], cwd=made.parents[2], check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_it_is_swept_compared_and_gone_on_with(forked: Command, tmp_path: Path) -> None:
     sweep = ("-m", *RUN, "seed=0,1", "losses.correlation=0,0.01", "steps=[train,evaluate]")
     result = forked("gradroute-run", *sweep, cwd=tmp_path)
@@ -95,6 +98,7 @@ def test_it_is_swept_compared_and_gone_on_with(forked: Command, tmp_path: Path) 
     assert set(pd.read_csv(io.StringIO(compared.stdout))["n"]) == {2}
 
 
+@pytest.mark.slow
 def test_it_is_searched(forked: Command, tmp_path: Path) -> None:
     sizes = ("search.trials=2", "search.final.best=0", "trainer=smoke", "search.random=0", "search.guess=null")
     own = "search.objectives={worst: {metric: worst_pixel}, apart: {metric: code_distance, head: code, group: all}}"
@@ -115,6 +119,7 @@ def test_a_stack_of_it_is_refused_clearly(forked: Command, tmp_path: Path) -> No
     assert "shapes.ConvAutoencoder: it is trained alone; set stack=1 or auto" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_to_the_bit(forked: Command, tmp_path: Path) -> None:
     sizes = ("trainer.epochs=4", "checkpoint.minutes=0", "steps=[train,evaluate]")
     whole = forked("gradroute-run", *RUN, *sizes, "output_dir=whole", cwd=tmp_path)

@@ -48,6 +48,7 @@ def test_no_word_has_two_roles(study: ModuleType) -> None:
         assert len(set(related)) == len(related) and not {family.routed, family.placebo} & set(related), name
 
 
+@pytest.mark.slow
 def test_the_tables_are_printed_and_runs_are_reused(
     study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,6 +111,7 @@ def test_relearning_is_the_mean_over_samples_then_over_seeds(tmp_path: Path) -> 
     plt.close(figure)
 
 
+@pytest.mark.slow
 @pytest.mark.rendered
 def test_the_page_has_figures_and_the_last_completions_of_the_first_seed(tmp_path: Path) -> None:
     for name in ("stories_era", "stories_base"):

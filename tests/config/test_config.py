@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gradroute.config import compose
 from gradroute.config.build import from_mapping
 from gradroute.config.components import STEPS
 from gradroute.config.compose import conf_dir, configuration
@@ -19,14 +20,25 @@ FOLDER = conf_dir() / "experiment"
 EXPERIMENTS = sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml"))
 
 
+PRESETS = ("smoke", "fast", "paper")
+
+
 def composed(*overrides: str) -> Config:
     return configuration(list(overrides))
 
 
+def test_presets_of_the_trainer_differ_in_their_name_alone() -> None:
+    for preset in PRESETS:
+        text = (conf_dir() / "trainer" / f"{preset}.yaml").read_text()
+        assert yaml.safe_load(text) == {"defaults": ["_preset"], "preset": preset}
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("trainer", ["smoke", "fast", "paper"])
-def test_every_experiment_composes_with_every_preset(experiment: str, trainer: str) -> None:
-    assert composed(f"experiment={experiment}", f"trainer={trainer}").trainer.preset == trainer
+def test_every_experiment_composes_with_every_preset(experiment: str) -> None:
+    whole = compose.composed([f"experiment={experiment}"])
+    for preset in PRESETS:
+        whole.trainer.preset = preset
+        assert from_mapping(whole).trainer.preset == preset
 
 
 @pytest.mark.parametrize("group", ["dataset", "environment", "model", "task", "routing", "ablation", "tracker"])
@@ -333,6 +345,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_ones_own_component_is_written_out_but_for_what_no_file_can_hold(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

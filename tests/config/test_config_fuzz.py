@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from robust import Hang, Tally, count, kept_data, trying, within
@@ -213,12 +214,14 @@ def run_by_command(number: int, folder: Path) -> Tally:
     return _tally(number, cases().filter(passable), lambda case: by_command(case[0], folder / "case"))
 
 
+@pytest.mark.slow
 def test_configurations_are_accepted_or_refused_in_one_line() -> None:
     tally = run(count("GRADROUTE_CONFIGURATIONS", 75))
     assert not tally.wrong, "\n".join(tally.wrong[:5])
     assert tally.correct and tally.refused
 
 
+@pytest.mark.slow
 def test_the_command_line_accepts_or_refuses_in_one_line(tmp_path: Path) -> None:
     tally = run_by_command(count("GRADROUTE_COMMANDS", 3), tmp_path)
     assert tally.tried and not tally.wrong, "\n".join(tally.wrong)

@@ -88,6 +88,7 @@ def test_mistakes_are_said_in_one_line(stories: Path, changes: list[str], messag
     assert one_line(error.value)
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_on_a_set_and_verifies(
     command: Callable[..., Any], stories: Path, tmp_path: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_the_command_line_runs_on_a_set_and_verifies(
     assert command("gradroute-verify", str(made), cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_set_that_cannot_be_reached_ends_with_status_2(
     command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -233,6 +233,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_is_verified_made_again_and_loaded(made: Path) -> None:
     import peft
 

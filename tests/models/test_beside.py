@@ -196,6 +196,7 @@ def test_added_units_and_heads_are_taken_out_of_an_export(kind: dict[str, Any], 
         without(model, own, ["added"])
 
 
+@pytest.mark.slow
 def test_a_run_is_verified_and_a_profile_is_exported_without_the_rest(tmp_path: Path) -> None:
     (run,) = execute([configuration([*TINY, f"output_dir={tmp_path}"])])
     assert isinstance(run, Path)

@@ -85,6 +85,7 @@ def kind_of(run: Path) -> str:
     return kind
 
 
+@pytest.mark.slow
 def test_every_claim_holds_without_the_model_that_it_began_with(run: Path) -> None:
     claims = list(claims_of(run))
     assert all(claim.holds for claim in claims), [claim for claim in claims if not claim.holds]
@@ -106,6 +107,7 @@ def test_a_run_is_loaded_from_its_folder_alone_and_tied_weights_are_kept_once(ru
     assert json.loads((run / "model.json").read_text())["end"] == ENDS[kind_of(run)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [3, 9, 14])
 def test_a_run_goes_on_to_the_bit_without_the_model_that_it_began_with(
     number: int, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -180,6 +182,7 @@ def test_untrained_weights_are_the_seeds_alone(models: Path, tmp_path: Path) -> 
     assert weights("model.untrained=true", "dataset.tokenizer=words").shape == (VOCABULARY, 16)
 
 
+@pytest.mark.slow
 def test_a_few_stories_are_learned(models: Path, tmp_path: Path) -> None:
     changes = ["trainer.epochs=30", "trainer.lr=0.01", "trainer.schedule=constant", "dataset.stories=20"]
     (made,) = execute([config(tmp_path, models / "gpt2", *changes, "routing.routes={}")])
@@ -372,6 +375,7 @@ def test_without_the_package_the_extra_is_named(models: Path, tmp_path: Path, mo
             command()
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_reached_ends_with_status_2(
     command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,6 +383,7 @@ def test_a_model_that_cannot_be_reached_ends_with_status_2(
     assert said.startswith("error: model 'nobody/nothing': its configuration cannot be read [")
 
 
+@pytest.mark.slow
 def test_a_model_is_found_by_its_name_in_the_cache_of_the_hub(
     command: Callable[..., Any], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,6 +404,7 @@ def test_a_model_is_found_by_its_name_in_the_cache_of_the_hub(
     assert "model 'some/neox': its tokenizer.json cannot be reached [" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_and_verifies(command: Callable[..., Any], models: Path, tmp_path: Path) -> None:
     result = command("gradroute-run", *overrides(models / "gpt_neox"), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -417,6 +423,7 @@ def test_no_site_of_a_pretrained_model_needs_to_be_named(kind: str, models: Path
     assert site.endswith("layers.1.mlp.units")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_pretrained_model_is_steered_by_layer(kind: str, models: Path, tmp_path: Path) -> None:
     given = [f"model.pretrained={models / kind}", "experiment=steering_scalar", "routing.regions.dimension.layers=[1]",
@@ -439,6 +446,7 @@ def test_weights_in_several_files_are_those_in_one(models: Path, tmp_path: Path)
         assert torch.equal(several.model.state_dict()[name], tensor), name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (find_spec("gguf") and find_spec("accelerate")), reason="needs gradroute[hf]")
 def test_a_gguf_file_is_the_model_of_a_run(tmp_path: Path) -> None:
     """With its weights, its tokenizer and its groups of heads, also when only its folder is named."""
@@ -461,6 +469,7 @@ def test_a_gguf_file_is_the_model_of_a_run(tmp_path: Path) -> None:
     assert load(run).model(torch.zeros(1, 8, dtype=torch.int64)).shape == (1, 8, 260)
 
 
+@pytest.mark.slow
 def test_batches_are_split_to_fit_the_memory(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = config(tmp_path / "whole", models / "llama", "trainer.accumulate=4")
     task = LanguageModelling(whole)

@@ -178,6 +178,7 @@ def test_a_sequence_is_learnt_by_heart(changes: dict[str, Any]) -> None:
     assert complete(model, tokens[:, :4], 6, temperature=0).tolist() == tokens[:, :10].tolist()
 
 
+@pytest.mark.slow
 def test_toy_stories_are_learnt_below_what_word_frequencies_give() -> None:
     texts = generate(300, 0).texts
     tokenizer = train_words(texts)

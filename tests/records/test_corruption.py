@@ -152,6 +152,7 @@ def run(cases: int, sound: Path, folder: Path) -> Tally:
     return tally
 
 
+@pytest.mark.slow
 def test_damage_is_refused_or_harmless(small: Path, tmp_path: Path) -> None:
     tally = run(count("GRADROUTE_CORRUPTIONS", 40), small, tmp_path)
     assert not tally.wrong, "\n".join(tally.wrong[:5])
@@ -223,6 +224,7 @@ def run_interrupted(cases: int, folder: Path) -> Tally:
     return tally
 
 
+@pytest.mark.slow
 def test_a_damaged_run_goes_on_right_or_not_at_all(tmp_path: Path) -> None:
     tally = run_interrupted(count("GRADROUTE_INTERRUPTED_CASES", 10), tmp_path)
     assert tally.correct and not tally.wrong, "\n".join(tally.wrong)

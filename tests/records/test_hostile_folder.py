@@ -332,6 +332,7 @@ def run(sound: Path, folder: Path, names: Collection[str]) -> Tally:
     return tally
 
 
+@pytest.mark.slow
 def test_hostile_folders_are_refused_and_run_nothing(small: Path, tmp_path: Path) -> None:
     tally = run(small, tmp_path, [name for name in FOLDERS if name not in NAMED or name in TESTED])
     assert not tally.wrong, "\n".join(tally.wrong)

@@ -120,6 +120,7 @@ def test_checkpointing_that_would_lose_the_route_raises() -> None:
         model(X.clone().requires_grad_())
 
 
+@pytest.mark.slow
 def test_a_monitor_inside_a_compiled_model_or_vmap_measures_or_raises() -> None:
     model = net()
     router = router_of(model)
@@ -161,6 +162,7 @@ def _process(rank: int, folder: str) -> None:
     os._exit(0)  # DistributedDataParallel keeps gloo's threads, and one that ends after Python's own end aborts
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     processes = [fork(_process, rank, str(tmp_path)) for rank in range(2)]
     for process in processes:

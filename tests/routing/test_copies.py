@@ -66,6 +66,7 @@ def test_a_copy_is_not_routed_and_the_model_still_is(copied: Copy, block: str) -
     assert torch.equal(twin(X), model(X))
 
 
+@pytest.mark.slow
 def test_a_pickled_copy_needs_nothing_of_this_package(tmp_path: Path) -> None:
     model, router = made()
     with router.attached():

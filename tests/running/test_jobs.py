@@ -49,6 +49,7 @@ def serial(forked: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cwd
 
 
+@pytest.mark.slow
 def test_a_serial_sweep_has_an_index_too(serial: Path) -> None:
     rows = table(serial)
     assert [row["job"] for row in rows] == [str(number) for number in range(4)]
@@ -60,6 +61,7 @@ def test_a_serial_sweep_has_an_index_too(serial: Path) -> None:
     assert [row["overrides"] for row in rows] == given
 
 
+@pytest.mark.slow
 def test_processes_make_the_runs_that_one_makes(serial: Path, command: Command, tmp_path: Path) -> None:
     result = command("gradroute-run", *FOUR, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -82,6 +84,7 @@ def low(images, labels):
 """
 
 
+@pytest.mark.slow
 def test_a_job_whose_process_is_lost_is_made_once_more_and_the_others_go_on(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

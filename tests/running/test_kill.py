@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from forked import fork
 from robust import Tally
 from small_images import FILES, small
@@ -98,6 +99,7 @@ def run(number: int, folder: Path, seed: int = 0) -> Tally:
     return tally
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     tally = run(3, tmp_path)
     assert not tally.wrong and tally.correct == 3, "\n".join(tally.wrong)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from robust import Tally
 
 from gradroute.data.images.packaged import MNIST_SHA256
@@ -47,6 +48,7 @@ def run(number: int, folder: Path, overrides: list[str]) -> Tally:
     return tally
 
 
+@pytest.mark.slow
 def test_runs_started_together_on_a_cold_cache_all_finish(tmp_path: Path) -> None:
     tally = run(2, tmp_path, SMALL)
     assert not tally.wrong and tally.correct == 2, "\n".join(tally.wrong)

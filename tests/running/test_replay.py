@@ -206,6 +206,7 @@ def test_another_machine_is_compared_within_a_tolerance(
         assert all(claim.holds for claim in claims) == (other is None)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_keeps_the_same_digests(honest: Path, tmp_path: Path) -> None:
     from gradroute.records.run_reader import read_manifest
     from gradroute.running.lockstep import Checkpointer

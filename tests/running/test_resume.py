@@ -111,6 +111,7 @@ def test_a_run_that_has_numbers_already_goes_on_to_its_report(tmp_path: Path, mo
     assert manifest["state"] == "finished" and {"metrics.csv", "report.html"} <= manifest["files"].keys()
 
 
+@pytest.mark.slow
 def test_a_stack_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def three(folder: Path) -> list[Config]:
         changes = (["seed=1"], ["seed=2", "trainer.lr=0.004"], ["seed=3", "losses.l1.top=0"])
@@ -124,6 +125,7 @@ def test_a_stack_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert_same(one, other)
 
 
+@pytest.mark.slow
 def test_runs_that_are_not_equally_far_do_not_go_on_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def two() -> list[Config]:
         return [config(tmp_path / "cut", "stack=2", f"seed={seed}") for seed in (1, 2)]
@@ -135,6 +137,7 @@ def test_runs_that_are_not_equally_far_do_not_go_on_together(tmp_path: Path, mon
         assert_same(one, other)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -370,6 +373,7 @@ def test_a_run_can_keep_no_weights(tmp_path: Path) -> None:
     assert [claim.found for claim in failed] == ["checkpoint.keep=none: the run kept no weights"]
 
 
+@pytest.mark.slow
 def test_the_commands_stop_and_go_on(forked: Callable[..., Result], data_cache: Path, tmp_path: Path) -> None:
     sizes = ["trainer=smoke", "trainer.train_limit=512", "model.hidden=[24]", "steps=[train,ablate,evaluate]"]
     script = Path(sys.executable).parent / "gradroute-run"

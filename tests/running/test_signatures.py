@@ -74,6 +74,7 @@ def test_mistakes_are_said_in_one_line(run: Path, keys: dict[str, Path]) -> None
         signature_claim(run, signers(keys["alice"]))
 
 
+@pytest.mark.slow
 def test_the_command_line_signs_and_checks(
     smoke: Path, keys: dict[str, Path], forked: Callable[..., Any], tmp_path: Path
 ) -> None:

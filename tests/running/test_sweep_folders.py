@@ -33,6 +33,7 @@ def test_processes_that_ask_for_one_name_get_folders_of_their_own(tmp_path: Path
     assert all(path.is_dir() for path in made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]], ids=["own", "joblib"])
 def test_two_sweeps_of_one_second_do_not_share_a_folder(
     launcher: list[str], forked: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -53,6 +53,7 @@ def test_tensorboard_has_event_files_in_the_run_folder() -> None:
     assert verify(run)
 
 
+@pytest.mark.slow
 def test_mlflow_has_a_run_with_the_configuration(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/tracked.db"
@@ -79,6 +80,7 @@ def logged(content: bytes) -> Iterator[bytes]:
             record = b""
 
 
+@pytest.mark.slow
 def test_wandb_writes_a_run_offline(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
@@ -112,6 +114,7 @@ def test_a_tracked_run_is_the_same_run() -> None:
     assert plain.metrics.equals(tracked.metrics)
 
 
+@pytest.mark.slow
 def test_a_folder_does_not_say_alone_where_records_are_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

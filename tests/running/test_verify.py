@@ -129,6 +129,7 @@ def test_a_group_whose_loss_has_no_weight_reaches_nothing(tmp_path: Path) -> Non
     assert all(claims.values()) and "digits_0_4's task loss never reached 'top'" in claims
 
 
+@pytest.mark.slow
 def test_changed_files_and_metrics_are_caught(smoke: Path, tmp_path: Path, forked: Callable[..., Any]) -> None:
     run = tmp_path / "run"
     shutil.copytree(smoke, run)

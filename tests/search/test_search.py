@@ -73,6 +73,7 @@ def trials(cwd: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k not in ("seconds", "trial")} for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 @pytest.mark.rendered
 def test_a_search_ends_with_its_front_made_again_and_leaves_ordinary_runs(
     conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -106,6 +107,7 @@ def test_a_search_ends_with_its_front_made_again_and_leaves_ordinary_runs(
     assert len(list(folder.rglob("manifest.json"))) == 6 + len(finals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", [20, 45])
 def test_a_search_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     whole: list[dict[str, str]], conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: int
@@ -123,6 +125,7 @@ def test_a_search_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     assert len(list(done.rglob("manifest.json"))) == 6  # the killed run was gone on with
 
 
+@pytest.mark.slow
 def test_a_search_that_names_no_objectives_has_those_of_its_experiment(
     conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +177,7 @@ def test_the_guess_gives_each_unit_to_the_group_that_uses_more_of_itself_there(t
     assert guess(config, run, "gradient", 0, seed=0)[0] != guessed
 
 
+@pytest.mark.slow
 def test_finals_with_the_numbers_of_another_seed_count_once(
     conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,6 +238,7 @@ def status(monkeypatch: pytest.MonkeyPatch, *given: str) -> object:
     return end.value.code
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_search_or_a_damaged_one_is_refused(
     conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

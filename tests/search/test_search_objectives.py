@@ -12,7 +12,8 @@ from gradroute.errors import UserError
 from gradroute.records.metrics import final_rows
 from gradroute.records.tables import read_metrics
 from gradroute.running.runner import execute
-from gradroute.search.objectives import default_objectives, value_of
+from gradroute.search.objectives import check_metrics, default_objectives, units_of, value_of
+from gradroute.search.schema import ObjectiveConfig
 
 
 def found(given: Config) -> dict[str, tuple[float | None, float | None]]:
@@ -78,3 +79,13 @@ def test_where_there_is_none_it_is_asked_for(given: list[str], says: str, tmp_pa
     with pytest.raises(UserError) as error:
         default_objectives(language(tmp_path, "stories_era", *given))
     assert str(error.value) == f"search.objectives: is empty, and {says}; give at least one objective"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "metric"), [("oversight/routing", "return"), ("planted_behaviour", "rate_triggered")]
+)
+def test_a_metric_that_only_one_task_has_is_known_where_it_is_measured(experiment: str, metric: str) -> None:
+    objectives = {"own": ObjectiveConfig(metric=metric, head="policy", group="all")}
+    check_metrics(objectives, units_of(configuration([f"experiment={experiment}"])))
+    with pytest.raises(UserError, match=metric):
+        check_metrics(objectives, units_of(configuration(["experiment=mnist_split"])))

@@ -29,6 +29,7 @@ keys = st.from_regex(r"[a-z_]{1,6}", fullmatch=True).filter(lambda key: key not 
 values = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(values)
 def test_hydra_reads_a_literal_as_what_it_was(value: Any) -> None:

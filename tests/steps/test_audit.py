@@ -54,6 +54,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_every_anchor_is_attacked_alike(audited: Path) -> None:
     found = read_audit(audited)
     assert found is not None and set(found["missing"]) <= {SUPPRESSED}
@@ -91,6 +92,7 @@ def test_anchors_are_runs_that_the_next_audit_uses(audited: Path) -> None:
     assert "No verdict: " in (again / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_its_claims_hold_and_a_changed_verdict_fails_one(audited: Path) -> None:
     assert [claim.what for claim in claims_of(audited) if not claim.holds] == []
     twin = next(run for run in (audited.parent.parent / "audit_anchors").iterdir() if "seed1" in run.name)

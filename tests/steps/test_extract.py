@@ -182,6 +182,7 @@ def metrics(run: Path) -> dict[tuple[str, str, str, str], float]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_measures_every_stage_and_says_so_on_its_page(tmp_path: Path) -> None:
     (run,) = execute([own(tmp_path, "secrets", "steps=[train,ablate,extract,evaluate]")])
     assert isinstance(run, Path), run

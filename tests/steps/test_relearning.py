@@ -13,6 +13,7 @@ STEPS = "steps=[train,ablate,relearn,evaluate]"
 GIVEN = ("finetune=null", STEPS, "relearn.documents=[3]", "relearn.samples=2", "trainer.tune_steps=4")
 
 
+@pytest.mark.slow
 def test_the_best_rate_gives_the_numbers_that_it_gives_alone(tmp_path: Path) -> None:
     losses = {}
     for name, rates in {"low": "[0.01]", "high": "[1.0]", "both": "[0.01,1.0]"}.items():
@@ -44,5 +45,6 @@ def test_the_best_rate_gives_the_numbers_that_it_gives_alone(tmp_path: Path) -> 
     assert both["rate"] == sum(losses[name]["rate"] for name in better) / 2
 
 
+@pytest.mark.slow
 def test_it_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on_to_the_bit(tmp_path, monkeypatch, "relearn.rates=[0.1,1.0]", "trainer.tune_steps=2")

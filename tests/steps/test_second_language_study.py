@@ -52,6 +52,7 @@ def test_differences_are_paired_by_seed(study: ModuleType, capsys: pytest.Captur
     assert cells[10].startswith(f"{between / 0.75:.3f} ±") and cells[10].endswith(f"({between * 1000:.0f} tokens)")
 
 
+@pytest.mark.slow
 def test_a_small_study_runs_and_is_reused(
     study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,6 +111,7 @@ def test_related_words_are_the_others_of_the_family(task: LanguageModelling) -> 
     assert found == set(concepts()["forest"].families["things"]) - set(TARGETS) and len(found) == 18
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_found_and_the_claims_hold(run: Path) -> None:
     found = json.loads((run / "steering.json").read_text())
     model = load(run).model
@@ -137,6 +138,7 @@ def test_a_run_leaves_what_it_found_and_the_claims_hold(run: Path) -> None:
     assert page.index("Completions by the value added to dimension 0") < page.index("Likelihood of words</h2>")
 
 
+@pytest.mark.slow
 def test_steering_is_the_same_again_by_site_and_differs_by_strength(run: Path, tmp_path: Path) -> None:
     (again,) = execute([config(tmp_path, "steering.site=blocks.2")])  # as older configurations name the layer
     assert isinstance(again, Path)

@@ -82,6 +82,7 @@ def test_the_loss_and_its_gradients_are_those_of_every_token_by_itself(tmp_path:
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["stories_era/rmu", "stories_era/era_rmu"])
 def test_only_the_weights_named_move_and_the_claims_hold(tmp_path: Path, experiment: str) -> None:
     from safetensors.torch import load_file
@@ -103,6 +104,7 @@ def test_only_the_weights_named_move_and_the_claims_hold(tmp_path: Path, experim
     assert {"model", "model_unlearned", "model_relearned_2"} <= heads
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_while_it_unlearns_goes_on_to_the_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_run_that_was_interrupted_while_it_unlearns_goes_on_to_the_bit(
         assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("retain", "share"), [(0, 0.5), (5, 1.0)])
 def test_it_converges(tmp_path: Path, retain: int, share: float) -> None:
     """The minimised loss falls; with nothing to keep, the activations come much closer to the target."""

@@ -154,6 +154,7 @@ def two_alphabets(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_forget_loss_rises_and_the_retain_loss_is_kept(tmp_path: Path, method: str) -> None:
     given = two_alphabets(tmp_path / "texts")
@@ -168,6 +169,7 @@ def test_the_forget_loss_rises_and_the_retain_loss_is_kept(tmp_path: Path, metho
     assert all(claim.holds for claim in claims_of(run)), [c for c in claims_of(run) if not c.holds]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "after", "position"),
     [

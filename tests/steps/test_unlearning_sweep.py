@@ -49,6 +49,7 @@ def test_the_choice_is_the_highest_forget_loss_that_costs_little(sweep: ModuleTy
         sweep.choice([failed])
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_once_for_each_seed_and_is_continued(
     sweep: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

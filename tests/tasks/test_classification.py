@@ -209,6 +209,7 @@ def test_sgd_is_torchs_with_momentum_and_weight_decay(tmp_path: Path) -> None:
         torch.testing.assert_close(weight.detach(), value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [[], ["model.norm=batch", "model.split=layer1"]], ids=str)
 @pytest.mark.rendered
 def test_a_run_says_what_it_did_and_its_claims_hold(tmp_path: Path, changes: list[str]) -> None:
@@ -244,6 +245,7 @@ def test_a_model_is_read_back_and_names_the_same_labels(tmp_path: Path, capsys: 
     assert not (tmp_path / "comparison" / "stages.png").exists()  # only language models have it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 6])
 def test_a_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """With augmentation, momentum and batch statistics: interrupted in the training, and in certifying."""
@@ -265,6 +267,7 @@ def quadrants(number: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images.flatten(1), labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_a_toy_is_learned_and_split_where_it_is_routed(tmp_path: Path, norm: str) -> None:
     """A certificate predicts its own group's labels, and the other's by chance; without routes, both or neither."""
@@ -300,7 +303,8 @@ def test_the_published_experiment_runs_on_images_of_its_kind(tmp_path: Path) -> 
         (tmp_path / f"{part}_labels.json").write_text(str(list(range(100))))
     changes = [
         "experiment=cifar100_split", "trainer=smoke", f"dataset.root={tmp_path}", "dataset.format=strips",
-        "model.blocks=[1,1,1,1]", "trainer.precision=bfloat16", "trainer.device=cpu", f"output_dir={tmp_path}",
+        "model.blocks=[1,1,1,1]", "model.width=16", "trainer.precision=bfloat16",
+        "trainer.device=cpu", f"output_dir={tmp_path}",
     ]  # fmt: skip
     (run,) = execute([configuration(changes)])
     assert isinstance(run, Path), run

@@ -103,6 +103,7 @@ def test_a_group_whose_loss_has_weight_0_does_not_count(tmp_path: Path) -> None:
     assert weights == {"forget": 0.0, "retain": 1.0}
 
 
+@pytest.mark.slow
 def test_every_stage_is_measured_and_the_claims_hold(run: Path) -> None:
     rows = [row for row in read_metrics(run) if row["split"] == "test" and row["metric"] == "cross_entropy"]
     heads = {(row["head"], row["group"]) for row in rows}
@@ -209,6 +210,7 @@ def test_a_run_is_loaded_and_compared(run: Path, capsys: pytest.CaptureFixture[s
     assert "model_relearned_4,all,forget" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [3, 9, 16])
 def test_a_run_goes_on_to_the_bit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Interrupted in the training, in fine-tuning, and in relearning."""

@@ -43,6 +43,7 @@ def test_files_are_divided_in_the_same_way(tmp_path: Path) -> None:
     assert held.validation.documents.texts == [f"number {n}" for n in range(22, 28)]  # the limit of 6
 
 
+@pytest.mark.slow
 def test_steps_choose_by_them_and_every_stage_is_measured_on_them(tmp_path: Path) -> None:
     steps = "steps=[train,ablate,finetune,relearn,evaluate]"
     runs = [execute([config(tmp_path, "stories_era", steps, *given)])[0] for given in ([], HELD_OUT)]

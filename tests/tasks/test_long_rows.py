@@ -43,6 +43,7 @@ class Largest(TorchDispatchMode):
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["", "model.tied=true", OWN, "trainer.accumulate=3"])
 @pytest.mark.parametrize("experiment", ["stories_era", "stories_era/sgtm"])
 def test_a_training_makes_the_updates_of_whole_rows(
@@ -58,6 +59,7 @@ def test_a_training_makes_the_updates_of_whole_rows(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-8)  # of updates of 2e-3
 
 
+@pytest.mark.slow
 def test_no_operation_returns_more_logits_than_those_of_a_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

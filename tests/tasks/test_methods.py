@@ -82,6 +82,7 @@ def test_reserved_units_and_heads_are_all_that_forget_documents_train(tmp_path: 
                 assert bool(rest.any()) != own, name
 
 
+@pytest.mark.slow
 def test_the_share_of_retain_labels_is_its_own(tmp_path: Path) -> None:
     """Fewer forget labels leave the labels of retain documents as they are, and the other way round."""
     tasks = [
@@ -121,6 +122,7 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     return read_metrics(run, read_manifest(run))
 
 
+@pytest.mark.slow
 def test_a_training_is_taken_over_to_the_bit(tmp_path: Path) -> None:
     (base,) = execute([config(tmp_path, "stories_era/base")])
     wanted = ["name=other", "relearn.documents=[3]"]

@@ -149,6 +149,7 @@ def test_norms_and_dropout_act_in_the_training_alone(tmp_path: Path) -> None:
     assert measured[0] == measured[1]
 
 
+@pytest.mark.slow
 def test_batch_norm_lets_no_loss_past_its_groups_mask(tmp_path: Path) -> None:
     """With one pass for each group, its loss has no gradient in the other units, not even through other images."""
     task = create(config("Normed", tmp_path))

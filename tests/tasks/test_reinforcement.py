@@ -12,8 +12,12 @@ from conftest import Command
 
 from gradroute.config.compose import configuration
 from gradroute.data.environments.base import CONTINUES
+from gradroute.data.environments.grid import GridWorld
 from gradroute.errors import UserError
 from gradroute.models.policy import LinearValue
+from gradroute.records import checkpoints
+from gradroute.records.run_reader import read_manifest
+from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.tasks.base import create
 from gradroute.tasks.early_stopping import EarlyStopping
@@ -242,14 +246,30 @@ def test_bad_input_is_one_line(override: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_reward_that_is_not_finite_is_refused_at_its_update() -> None:
-    task = made(arm="oracle")
-    step = task.environment.step
-    task.environment.step = lambda actions: (step(actions)[0], torch.full((12,), math.nan))  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="finite"):
-        task.batch(torch.arange(12))
+def test_a_reward_that_is_not_finite_ends_its_update_and_the_checkpoint_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    step, calls = GridWorld.step, [0]
+
+    def spoiled(world: GridWorld, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        endings, rewards = step(world, actions)
+        calls[0] += len(actions) == 12  # those that are trained on, 10 steps an update
+        return endings, torch.full_like(rewards, math.nan) if calls[0] > 40 else rewards
+
+    config = configuration(["experiment=oversight/routing", *TINY, "checkpoint.minutes=0", f"output_dir={tmp_path}"])
+    with monkeypatch.context() as patch:
+        patch.setattr(GridWorld, "step", spoiled)
+        (error,) = execute([config])
+    assert isinstance(error, UserError)
+    assert "update 4, epoch 2: environment: it gave the reward nan; a reward must be finite" in str(error)
+    (manifest,) = tmp_path.glob("*/*/manifest.json")
+    assert checkpoints.newest(manifest.parent)
+    assert read_manifest(manifest.parent)["state"].startswith("failed (update 4")
+    execute([config], folder=manifest.parent)  # with a world that is mended
+    assert read_manifest(manifest.parent)["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_run_from_the_command_line_is_verified_made_again_and_loaded(forked: Command, tmp_path: Path) -> None:
     more = [*TINY, "checkpoint.replay=1", "model.hidden=8"]
     result = forked("gradroute-run", "experiment=oversight/early_stopping", *more, cwd=tmp_path)

@@ -25,6 +25,7 @@ from gradroute.training.objectives import Term, in_parts
 METHODS = pytest.mark.parametrize("experiment", ["stories_era", "stories_era/sgtm"])
 
 
+@pytest.mark.slow
 @METHODS
 @pytest.mark.parametrize("parts", [2, 3, 7])
 def test_a_batch_in_parts_makes_the_same_updates(tmp_path: Path, experiment: str, parts: int) -> None:
@@ -118,6 +119,7 @@ def test_a_batch_of_images_in_parts_has_the_same_gradient(experiment: str, parts
         torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @METHODS
 def test_the_ledger_and_the_metrics_are_those_of_whole_batches(tmp_path: Path, experiment: str) -> None:
     found = []
@@ -132,6 +134,7 @@ def test_the_ledger_and_the_metrics_are_those_of_whole_batches(tmp_path: Path, e
         assert its["value"] == pytest.approx(row["value"], rel=1e-3), row
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on_to_the_bit(tmp_path, monkeypatch, "trainer.accumulate=3")
 

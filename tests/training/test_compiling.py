@@ -39,6 +39,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 EVEN = "trainer.batch_size=41"  # of 123 documents: the compiler of C++ has one size to compile for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "backend", "size", "shapes"),
     [
@@ -63,6 +64,7 @@ def test_a_compiled_model_makes_the_same_updates(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-7)  # of updates of 2e-3
 
 
+@pytest.mark.slow
 def test_a_compiled_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     goes_on_to_the_bit(tmp_path, monkeypatch, "trainer.compile=true", EVEN, "trainer.epochs=2")
@@ -86,6 +88,7 @@ def test_a_compiler_that_fails_is_told_of_in_one_line(monkeypatch: pytest.Monkey
     assert text.endswith("set trainer.compile=false")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["mnist_split", "class_split"])
 def test_compiled_models_of_images_have_the_same_gradients(
     experiment: str, monkeypatch: pytest.MonkeyPatch, calls: list[int]

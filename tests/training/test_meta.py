@@ -21,6 +21,7 @@ from gradroute.training.training import Training
 
 CONF = Path(__file__).parents[2] / "conf" / "experiment"
 TRAINING = ("pretrain", "train", "certify", "unlearn", "finetune", "relearn", "extract")  # steps
+QUICK = ("mnist_split", "second_language")  # the others are slow
 ALIKE = ("pretrain", "certify", "finetune", "relearn", "extract")  # one of these in a family is enough
 IMAGES = ["trainer.train_limit=96", "trainer.test_limit=24", "trainer.batch_size=32"]
 STORIES = ["dataset.stories=60", "dataset.test_stories=40", "dataset.length=64", "completions=null",
@@ -68,7 +69,10 @@ def updates(run: Run, training: Training) -> None:
             fit._update([(rows, rows.to(META))])
 
 
-@pytest.mark.parametrize("family", experiments())
+FAMILIES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in experiments()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_updates_read_nothing_from_the_device(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip

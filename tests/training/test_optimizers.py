@@ -53,6 +53,7 @@ LANGUAGE = [
 IMAGES = ["trainer=smoke", "trainer.train_limit=64", "trainer.test_limit=64", "model.hidden=[8]"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -63,6 +63,7 @@ def equal(one: Path, other: Path) -> None:
     assert read_manifest(other)["state"] == "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["stories_era", "class_split"])
 def test_two_processes_make_what_one_makes_in_two_parts(tmp_path: Path, experiment: str) -> None:
     """Also of a last batch of one row, in which the second process has no part."""
@@ -77,6 +78,7 @@ def test_two_processes_make_what_one_makes_in_two_parts(tmp_path: Path, experime
     equal(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_all_processes_and_the_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     given = era("trainer.epochs=4", "checkpoint.minutes=0", "routing.labelled_fraction=0.5")
     run(1, f"output_dir={tmp_path / 'whole'}", *given, "trainer.accumulate=2")
@@ -108,6 +110,7 @@ def test_what_several_processes_cannot_train_is_refused(given: list[str], messag
         require_one(configs, indivisible(configs[0]))
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_all_processes_and_leaves_nothing(tmp_path: Path) -> None:
     line = command(tmp_path / "out", *era("dataset=text", "dataset.files=nowhere"))
     result = subprocess.run(line, capture_output=True, text=True, timeout=120)

@@ -54,6 +54,7 @@ def trained(configs: list[Config], folder: Path) -> list[list[dict[str, torch.Te
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("common", [[], ["model.decoders=2"], ["routing.labelled_fraction=0.5"]], ids=str)
 def test_a_replica_is_the_single_run_at_every_update(tmp_path: Path, common: list[str]) -> None:
     configs = [config(*common, *own) for own in NUMBERS[: 5 if not common else 3]]
@@ -68,6 +69,7 @@ def test_a_replica_is_the_single_run_at_every_update(tmp_path: Path, common: lis
                 assert difference < 2e-3, (number, step, name)
 
 
+@pytest.mark.slow
 def test_stacked_runs_leave_the_folders_of_single_ones(tmp_path: Path) -> None:
     together_, alone = (config("seeds=3", f"stack={n}", f"output_dir={tmp_path / n}") for n in ("3", "1"))
     stacked, single = execute(one_by_seed(together_)), execute(one_by_seed(alone))
@@ -119,6 +121,7 @@ def test_what_cannot_be_stacked_is_trained_alone_or_refused() -> None:
         assert [len(s) for s in together(own, "cpu")] == sizes
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_seeds(forked: Any, tmp_path: Path) -> None:
     result = forked("gradroute-run", "seeds=2", "stack=2", *SMALL, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

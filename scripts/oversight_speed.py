@@ -139,7 +139,7 @@ def ours(overrides: list[str]) -> tuple[Reinforcement, Callable[[], None]]:
     def update() -> None:
         if fit.update == fit.updates:
             fit._seen, fit.update = fit._record(), 0
-        fit._update([rows])
+        fit._update([(rows, rows)])
 
     return task, update
 

@@ -98,7 +98,7 @@ def training_of(run: RunState, ledger: Ledger) -> Training:
         if noted:
             if step % ledger.window == 0:
                 run.link()
-            objective.monitor = ledger.begin(step, task.group_index(batch), known and known.numbers, rows)
+            objective.monitor = ledger.begin(step, task.group_index(batch), known.numbers if known else None, rows)
         if known and objective.asks_present:
             objective.present = frozenset(known.numbers[rows].unique().tolist())
         if known and task.parameter_router is not None:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -29,14 +30,15 @@ def exactly(on: bool) -> Iterator[None]:
         yield
         return
     before, told = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    filled = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it only shows errors, and costs time
+    settings.fill_uninitialized_memory = False  # it only shows errors, and costs time
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=told)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        settings.fill_uninitialized_memory = filled
 
 
 def _seconds(work: Callable[[], object], finish: Callable[[], object]) -> float:

@@ -37,12 +37,13 @@ _LATER: ContextVar[Later | None] = ContextVar("gradroute_memberships", default=N
 
 
 @contextmanager
-def checked_later(device: torch.device) -> Iterator[Later]:
+def checked_later(device: torch.device, later: Later | None = None) -> Iterator[Later]:
     """Have values on this device checked when `check` of the yielded object is called, not at every pass.
 
-    On a CPU, where nothing waits, they are checked at once all the same.
+    On a CPU, where nothing waits, they are checked at once all the same. `later`: that of an earlier block, whose
+    addresses a captured update writes to.
     """
-    later = Later(torch.zeros((), dtype=torch.bool, device=device))
+    later = later or Later(torch.zeros((), dtype=torch.bool, device=device))
     before = _LATER.get()
     _LATER.set(later)
     try:

@@ -54,6 +54,7 @@ class Fit:
     failed: dict[int, Exception] = field(default_factory=dict)
     exact: bool | None = None
     log: Callable[[str], None] = lambda line: None
+    _later: Later | None = None
     _starts: list[torch.Tensor] = field(default_factory=list)  # states of `order` at the start of this epoch
 
     def __post_init__(self) -> None:
@@ -85,9 +86,9 @@ class Fit:
             exactly(self.exact and self.device.type != "cpu"),
             compiled(first.objective, first.compiled == "auto", self.log) if first.compiled else nullcontext(),
             distributed.in_step() if first.shared else nullcontext(),
-            checked_later(self.device) as memberships,
+            checked_later(self.device, self._later) as self._later,
         ):
-            self._epochs(after_update, memberships)
+            self._epochs(after_update, self._later)
         self.check_parameters()
 
     def _decided(self) -> bool:

@@ -52,6 +52,7 @@ def test_the_reference_trains_as_ours_does() -> None:
         assert float((one - other).norm() / other.norm()) < 0.1  # Adam's first updates go by the gradients' signs
 
 
+@pytest.mark.slow
 def test_the_measurements_of_a_gpu_run_in_small_on_a_cpu(tmp_path: Path) -> None:
     import gpu
 

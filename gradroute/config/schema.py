@@ -157,8 +157,7 @@ class PresetConfig:
 class TrainerConfig(PresetConfig):
     """The preset that `trainer=` selects, and the device.
 
-    graph: capture updates as CUDA graphs; `auto` is on a GPU. deterministic: have a rerun on a GPU agree to the bit;
-    `auto` is where that costs at most 10 %.
+    graph: capture updates as CUDA graphs; deterministic: have a rerun on a GPU agree to the bit; see conf/README.md.
     """
 
     preset: str = "fast"

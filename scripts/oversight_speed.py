@@ -20,7 +20,8 @@ from gradroute.config.compose import configuration
 from gradroute.models.policy import Policy
 from gradroute.tasks.base import create
 from gradroute.tasks.reinforcement import Reinforcement
-from gradroute.training.fit import Fit, Training
+from gradroute.training.fit import Fit
+from gradroute.training.training import Training
 
 SIZE, LIMIT, DISCOUNT = 5, 32, 0.97
 MOVES = torch.tensor([[-1, 0], [0, 1], [1, 0], [0, -1]])
@@ -138,7 +139,7 @@ def ours(overrides: list[str]) -> tuple[Reinforcement, Callable[[], None]]:
     def update() -> None:
         if fit.update == fit.updates:
             fit._seen, fit.update = fit._record(), 0
-        fit._update([rows])
+        fit._update([(rows, rows)])
 
     return task, update
 

@@ -25,9 +25,10 @@ from gradroute.data.images.dataset import Images
 from gradroute.models.autoencoder import Autoencoder
 from gradroute.tasks.base import create
 from gradroute.training.devices import computing, pick_precision
-from gradroute.training.fit import Fit, Training
+from gradroute.training.fit import Fit
 from gradroute.training.measures import Measure, at_least_float32
 from gradroute.training.memory import keep_freed
+from gradroute.training.training import Training
 
 FLOP_PER_IMAGE = 60.8e6  # matrix products of one update of setting 1 at paper sizes, one decoder pass
 FAST, PAPER = 9_600, 20_480  # images of one measurement: 50 updates, 10 updates

@@ -8,6 +8,7 @@ Skipped tests:
 - without the package of `gradroute[rl]`, a part of `dev`: the worlds of gymnasium in `test_environments.py`;
 - without the packages of `gradroute[slurm]` or `gradroute[ray]`: their launchers in `test_launchers.py`; with them: the
   message about a missing package in `test_jobs.py`;
+- without an NVIDIA GPU: those marked `gpu`, all of `test_on_a_gpu.py`;
 - without the sample of real stories in `../shared/data`, which is not in the repository: one test each of
   `test_text_documents.py` and `test_token_rules.py`.
 """

@@ -15,7 +15,9 @@ from gradroute.records.audits import AUDITED, INTACT, words
 from gradroute.running.audits import Request, audited
 from gradroute.running.runner import execute
 from gradroute.tasks.language import LanguageModelling
-from gradroute.training.fit import Fit, Training
+from gradroute.training.fit import Fit
+from gradroute.training.objectives import Batch
+from gradroute.training.training import Training
 
 SMALL = [
     "trainer=smoke", "trainer.device=cpu", "model.layers=2", "model.width=16",
@@ -35,10 +37,14 @@ def weights(own: Config, made: Callable[[LanguageModelling], Any]) -> tuple[list
     task = LanguageModelling(own)
     task.model.double()
     objective = made(task)
-    order = torch.Generator().manual_seed(0)
+    order, known = torch.Generator().manual_seed(0), task.known
+
+    def before_update(step: int, batch: Batch, rows: torch.Tensor) -> None:
+        objective.there = known.there[rows] if known and task.parameter_router else None
+
     training = Training(
         "train", objective, task.batch, task.points, own.trainer, order,
-        parameter_router=task.parameter_router, compiled=own.trainer.compile,
+        parameter_router=task.parameter_router, compiled=own.trainer.compile, before_update=before_update,
     )  # fmt: skip
     fit, found, losses = Fit([training], "float32", task.device), list[torch.Tensor](), list[float]()
 

@@ -11,7 +11,9 @@ from gradroute.config.schema import Config
 
 ASKED = ("presets", "audits", "seeds", "stack", "trained")  # how a run was requested, not what it computes
 # where a run is made and recorded, not what it computes
-ELSEWHERE = ("output_dir", "dataset.root", "trainer.device", "tracker", "checkpoint")
+ELSEWHERE = (
+    "output_dir", "dataset.root", "trainer.device", "trainer.graph", "trainer.deterministic", "tracker", "checkpoint",
+)  # fmt: skip
 
 
 def to_mapping(config: Config) -> dict[str, Any]:

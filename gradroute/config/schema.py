@@ -133,7 +133,7 @@ class PresetConfig:
     optimizer: `adam` (L2 in the gradient), `adamw`, both with `betas`, or `sgd` with `momentum`.
     end_rate: share of `lr` at which the cosine schedule ends.
     train_limit, test_limit: use only this many data points, the first ones.
-    compile: compile the model with `torch.compile` for the step `train`.
+    compile: compile the model with `torch.compile` for the step `train`; `auto` goes on uncompiled where that fails.
     tune_steps, unlearn_steps: updates of the steps `finetune` and `relearn`, and of `unlearn`.
     """
 
@@ -152,17 +152,22 @@ class PresetConfig:
     train_limit: int | None = None
     test_limit: int | None = None
     precision: str = "auto"
-    compile: bool = False
+    compile: Any = False
     tune_steps: int | None = None
     unlearn_steps: int | None = None
 
 
 @dataclass
 class TrainerConfig(PresetConfig):
-    """The preset that `trainer=` selects, and the device."""
+    """The preset that `trainer=` selects, and the device.
+
+    graph: capture updates as CUDA graphs; deterministic: have a rerun on a GPU agree to the bit; see conf/README.md.
+    """
 
     preset: str = "fast"
     device: str = "auto"
+    graph: Any = "auto"
+    deterministic: Any = "auto"
 
 
 @dataclass

@@ -121,6 +121,9 @@ def _check_trainer(trainer: TrainerConfig) -> None:
     one_of("trainer.schedule", trainer.schedule, ("constant", "cosine"))
     one_of("trainer.precision", trainer.precision, ("auto", "float32", "tf32", "bfloat16"))
     one_of("trainer.batches", trainer.batches, ("mixed", "by_group"))
+    for key in ("compile", "graph", "deterministic"):
+        value = getattr(trainer, key)
+        require(value == "auto" or type(value) is bool, f"trainer.{key}", value, "auto, true or false")
     fits = trainer.accumulate <= trainer.batch_size
     right = f"at most trainer.batch_size={trainer.batch_size}, the rows that are split into parts"
     require(fits, "trainer.accumulate", trainer.accumulate, right)

@@ -64,7 +64,7 @@ class Autoencoder(nn.Module):
         if which is None or not len(self.more_decoders):
             reconstruction: torch.Tensor = self.decoder(encoding)
             return reconstruction
-        if self.fixed_shapes:
+        if self.fixed_shapes or encoding.device.type != "cpu":  # to find the rows waits for the device
             decoded = torch.stack([decode(encoding) for decode in [self.decoder, *self.more_decoders]])
             return decoded.gather(0, which[None, :, None].expand(1, *decoded.shape[1:])).squeeze(0)
         rows = [torch.nonzero(which == number).flatten() for number in range(1 + len(self.more_decoders))]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradroute.routing.mask import mask_gradient
     from gradroute.routing.monitor import Monitor, Norms, OneGroup
-    from gradroute.routing.parameters import ParameterRegion, ParameterRouter
+    from gradroute.routing.parameter_regions import ParameterRegion
+    from gradroute.routing.parameters import ParameterRouter
     from gradroute.routing.regions import Region, parse_units
     from gradroute.routing.router import Router
     from gradroute.routing.sites import Site, observed
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "mask": ("mask_gradient",),
     "monitor": ("Monitor", "Norms", "OneGroup"),
-    "parameters": ("ParameterRegion", "ParameterRouter"),
+    "parameter_regions": ("ParameterRegion",),
+    "parameters": ("ParameterRouter",),
     "regions": ("Region", "parse_units"),
     "router": ("Router",),
     "sites": ("Site", "observed"),

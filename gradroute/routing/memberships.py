@@ -1,6 +1,9 @@
 """Read memberships: which group each data point, or each token, belongs to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +15,45 @@ WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64, *UNSIGNED)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Membership = Any  # a group's name, a number, or a tensor, NumPy array or list of numbers; see `read`
+
+
+@dataclass
+class Later:
+    """Memberships of a training on another device than the CPU, checked without waiting for it at every pass.
+
+    Attributes: `wrong`, whether a value was out of range, `()` bool, always at the same address; `right`, the advice.
+    """
+
+    wrong: torch.Tensor
+    right: str = ""
+
+    def check(self) -> None:
+        """Wait for the device. Raises: UserError if a membership had a value out of range since the block began."""
+        if bool(self.wrong):
+            raise _out_of_range(self.right)
+
+
+_LATER: ContextVar[Later | None] = ContextVar("gradroute_memberships", default=None)
+
+
+@contextmanager
+def checked_later(device: torch.device, later: Later | None = None) -> Iterator[Later]:
+    """Have values on this device checked when `check` of the yielded object is called, not at every pass.
+
+    On a CPU, where nothing waits, they are checked at once all the same. `later`: that of an earlier block, whose
+    addresses a captured update writes to.
+    """
+    later = later or Later(torch.zeros((), dtype=torch.bool, device=device))
+    before = _LATER.get()
+    _LATER.set(later)
+    try:
+        yield later
+    finally:
+        _LATER.set(before)
+
+
+def _out_of_range(right: str) -> UserError:
+    return UserError(f"membership has values out of range: give {right}")
 
 
 def read(membership: Membership, groups: Sequence[str]) -> torch.Tensor:
@@ -35,12 +77,17 @@ def read(membership: Membership, groups: Sequence[str]) -> torch.Tensor:
     least = 0 if given.dtype in UNSIGNED else -1  # the largest uint64 would turn into -1
     given = given if mixed else given.long()
     valid = given.isfinite() if mixed else (given >= least) & (given < len(groups))
+    later = _LATER.get()
     try:
-        fits = bool(valid.all())
+        if later is None or given.device.type == "cpu":
+            fits = bool(valid.all())
+        else:
+            later.right, fits = right, True
+            later.wrong.logical_or_(~valid.all())
     except RuntimeError:  # inside vmap, values cannot be read
         fits = True
     if not fits:
-        raise UserError(f"membership has values out of range: give {right}")
+        raise _out_of_range(right)
     return given
 
 

@@ -67,6 +67,8 @@ class OneGroup:
 class Monitor:
     """Sums that a `Router` fills if the monitor is passed to `route`. They stay on the device until `norms` is called.
 
+    Each sum stays at its address, so that an update which was captured in a CUDA graph adds to it when it is replayed.
+
     In a region with several sites, norms are over all of them and points are counted at the first.
 
     Args:
@@ -79,7 +81,7 @@ class Monitor:
     def __init__(self, regions: Mapping[str, Region], groups: Sequence[str]) -> None:
         self.regions, self.groups, self.continues = dict(regions), list(groups), False
         self._sums: dict[tuple[str, str], torch.Tensor] = {}  # (what, region) to (groups + 1,)
-        self._passes = dict.fromkeys(self.regions, 0)
+        self._passes: dict[str, torch.Tensor] = {}  # region to a number
 
     def watch(self, site: Site, activation: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
         """Add an activation now and its gradients when they arrive; return what the rest of the model must use."""
@@ -113,7 +115,9 @@ class Monitor:
             self._add("activation", site, own(activation.detach()), membership)
             for name, region in self.regions.items():
                 if site == region.sites[0] and not self.continues:
-                    self._passes[name] += 1
+                    if name not in self._passes:
+                        self._passes[name] = torch.zeros((), dtype=torch.int64, device=activation.device)
+                    self._passes[name].add_(1)
         activation.register_hook(total)
         branch.register_hook(routed)
 
@@ -140,17 +144,21 @@ class Monitor:
             sums = (values[..., None] * shares).flatten(0, -2).sum(0)
         else:
             sums = values.new_zeros(groups + 1).index_add(0, membership.flatten() % (groups + 1), values.flatten())
-        if (what, region) in self._sums:
-            self._sums[what, region].add_(sums)  # in place: see `gradroute.training.history.EpochTerms`
-        else:
-            self._sums[what, region] = sums
+        if (what, region) not in self._sums:
+            self._sums[what, region] = torch.zeros_like(sums)
+        self._sums[what, region].add_(sums)
+
+    def reset(self) -> None:
+        """Set all sums to 0, in place."""
+        for sums in (*self._sums.values(), *self._passes.values()):
+            sums.zero_()
 
     def norms(self) -> Iterator[Norms]:
         """Yield the norms so far, for every region and every group that occurred."""
         none = torch.zeros(len(self.groups) + 1)
         for region in self.regions:
             points, *sums = (self._sums.get((what, region), none).tolist() for what in SUMS)
-            passes = max(1, self._passes[region])
+            passes = max(1, int(self._passes.get(region, 1)))
             for name, n, activation, routed, unrouted in zip([*self.groups, DEFAULT], points, *sums, strict=True):
                 if n > 0:
                     roots = (math.sqrt(activation / n), math.sqrt(routed / passes), math.sqrt(unrouted / passes))
@@ -159,18 +167,25 @@ class Monitor:
     def take(self, device: torch.device) -> torch.Tensor:
         """Remove and return all sums so far, `(4, regions, groups + 1)` float64, for `put`."""
         none = torch.zeros(len(self.groups) + 1, dtype=torch.float64, device=device)
-        sums = [self._sums.pop((what, region), none) for what in SUMS for region in self.regions]
-        return torch.stack(sums).view(len(SUMS), len(self.regions), -1)
+        sums = [self._sums.get((what, region), none) for what in SUMS for region in self.regions]
+        found = torch.stack(sums).view(len(SUMS), len(self.regions), -1)
+        for own in self._sums.values():
+            own.zero_()
+        return found
 
     def put(self, sums: torch.Tensor) -> None:
         """Set the sums to those that `take` returned."""
         for what, own in zip(SUMS, sums, strict=True):
-            self._sums |= {(what, region): row.clone() for region, row in zip(self.regions, own, strict=True)}
+            for region, row in zip(self.regions, own, strict=True):
+                self._sums.setdefault((what, region), torch.zeros_like(row)).copy_(row)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums so far, for a checkpoint."""
-        return {"sums": dict(self._sums), "passes": dict(self._passes)}
+        """Return the sums so far, for a checkpoint; waits for the device."""
+        passes = {region: int(self._passes[region]) if region in self._passes else 0 for region in self.regions}
+        return {"sums": {key: sums.clone() for key, sums in self._sums.items()}, "passes": passes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self._sums, self._passes = dict(state["sums"]), dict(state["passes"])
+        self._sums = dict(state["sums"])
+        device = next((sums.device for sums in self._sums.values()), torch.device("cpu"))
+        self._passes = {region: torch.tensor(count, device=device) for region, count in state["passes"].items()}

@@ -1,19 +1,18 @@
 """Parameter routes: which data may train and move which parameters (SGTM, Shilov et al. 2025, arXiv 2512.05648)."""
 
-import math
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn, optim
 
 from gradroute.errors import UserError, unknown
-from gradroute.routing.freezing import refuse_closure, refuse_processes, shift, still
-from gradroute.routing.regions import matching, parse_units
+from gradroute.routing.freezing import FrozenSlices, refuse_closure, refuse_processes, shift, still
+from gradroute.routing.parameter_regions import ParameterRegion, found_in, norm_in, weight_table
 from gradroute.routing.routes import Routes, read_routes
 
 _Weights = tuple[float, ...]  # one for each region, in order; groups with equal weights share a backward pass
@@ -25,33 +24,6 @@ _FOREIGN = (
     "that router in every thread, and checkpoint activations with use_reentrant=False"
 )
 _Tensors = dict[nn.Parameter, torch.Tensor]  # masks or weights, broadcastable to their parameter
-
-
-@dataclass(frozen=True)
-class ParameterRegion:
-    """Parameters, or slices of them along one axis; where several patterns match, their units are united.
-
-    parameters: glob over their names to units, as `parse_units` reads them; None is all.
-    outside: what is left out of them: a parameter's name, to units on an axis of it.
-    """
-
-    parameters: Mapping[str, object]
-    axis: int = 0
-    outside: Mapping[str, tuple[int, Sequence[int]]] = field(default_factory=dict)
-
-
-def _mask(parameter: nn.Parameter, spec: object, axis: int, where: str) -> torch.Tensor:
-    """Return the slice as a bool mask on the CPU, with the parameter's number of axes, of size 1 where not sliced."""
-    if not parameter.requires_grad:
-        raise UserError(f"{where}: it has requires_grad=False and cannot be routed; set it, or narrow the pattern")
-    shape = [1] * parameter.dim()
-    if spec is not None:
-        if not -len(shape) <= axis < len(shape):
-            raise UserError(f"{where}: shape {tuple(parameter.shape)} has no axis {axis} to slice; give another")
-        shape[axis] = parameter.shape[axis]
-    mask = torch.zeros(math.prod(shape), dtype=torch.bool)
-    mask[list(parse_units(spec, len(mask), where))] = True
-    return mask.view(shape)
 
 
 class ParameterRouter:
@@ -74,8 +46,10 @@ class ParameterRouter:
     `hidden`: regions whose outputs a `Router` weighs by the same routes. No gradient that is to be 0 arrives there, so
     they need no pass of their own, and only freezing is left to do.
     `apart`: groups that share no pass with others, such as those whose loss has weight 0, so that norms are their own.
-    `measure`: if set, `backward` fills `last_norms`: (group or None, region) to the L2 norm of the weighted gradient
+    `measure`: if set, `backward` fills `norms`: (group or None, region) to the L2 norm of the weighted gradient
     of the group's pass, over all calls since the update; groups that share a pass have the norm of their sum.
+    `updating` fills `shifts`: region to the largest change of what is frozen. Both are `()` float64 tensors on the
+    device; `last_norms` and `last_shift` are the same as numbers.
     Raises: UserError for unknown names, slices that are empty or out of range, weights that are not finite, or
         requires_grad=False.
     """
@@ -84,10 +58,15 @@ class ParameterRouter:
         self, model: nn.Module, regions: Mapping[str, ParameterRegion], groups: Sequence[str], routes: Routes,
         hidden: Collection[str] = (),
     ) -> None:  # fmt: skip
-        self.measure, self.last_norms = False, dict[tuple[str | None, str], float]()
-        self.last_shift: dict[str, float] = {}
+        self.measure, self.norms = False, dict[tuple[str | None, str], torch.Tensor]()
+        self.shifts: dict[str, torch.Tensor] = {}
         self._names: dict[nn.Parameter, str] = {}
-        self._masks = {name: self._find(model, name, region) for name, region in regions.items()}
+        self._masks: dict[str, _Tensors] = {}
+        named = dict(model.named_parameters(remove_duplicate=False))
+        for region_name, region in regions.items():
+            found = found_in(model, region_name, region)
+            self._names |= {named[name]: name for name in found}
+            self._masks[region_name] = {named[name]: mask for name, mask in found.items()}
         self.groups, self.regions = list(groups), dict(regions)
         self.routes = read_routes(routes, groups, regions)
         self.hidden, self.apart = set(hidden), set[str | None]()
@@ -99,7 +78,13 @@ class ParameterRouter:
         self._tables: dict[_Weights, _Tensors] = {}
         self._arrived: dict[_Pass, _Tensors] = {}  # since the last update, if measured
         self._seen: dict[nn.Parameter, list[torch.Tensor]] = {}  # where weights are 0, in each pass since the update
+        self._frozen = FrozenSlices()
+        self._own: dict[str, _Tensors] = {}  # by region, what is not in it, on the device
         self.at_step(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of a copy what is known by the addresses of this one's masks."""
+        return self.__dict__ | {"_frozen": FrozenSlices()}
 
     def at_step(self, step: int) -> None:
         """Set the weights to their value at update `step`, counted from 0; only scheduled routes change."""
@@ -114,8 +99,26 @@ class ParameterRouter:
             group: tuple(w if own else 1.0 for w, own in zip(weights, seen, strict=True))
             for group, weights in every.items()
         }
-        self._tables = {weights: self._table(weights) for weights in {*self._weights.values(), *every.values()}}
+        self._tables = {
+            weights: weight_table(self._masks, weights) for weights in {*self._weights.values(), *every.values()}
+        }
         self._zero = {g: {p: w == 0 for p, w in self._tables[weights].items()} for g, weights in every.items()}
+        self._frozen.clear()
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What decides which operations `backward` and an update consist of, for the same groups."""
+        return tuple(self._values.values())
+
+    @property
+    def last_norms(self) -> dict[tuple[str | None, str], float]:
+        """`norms` as numbers; waits for the device."""
+        return {key: float(norm) for key, norm in self.norms.items()}
+
+    @property
+    def last_shift(self) -> dict[str, float]:
+        """`shifts` as numbers; waits for the device."""
+        return {region: float(largest) for region, largest in self.shifts.items()}
 
     def weight(self, group: str | None, region: str) -> float:
         """Return the current weight of a group in a region; the group None stands for losses that are not routed."""
@@ -125,38 +128,20 @@ class ParameterRouter:
         """Return a region's parameters, each with a bool mask that broadcasts to it."""
         return dict(self._masks[region])
 
-    def _find(self, model: nn.Module, region_name: str, region: ParameterRegion) -> _Tensors:
-        masks: _Tensors = {}
-        named = dict(model.named_parameters(remove_duplicate=False))
-        for pattern, spec in region.parameters.items():
-            for name in matching(pattern, list(named), f"parameter of region '{region_name}':"):
-                where = f"region '{region_name}', parameter '{name}'"
-                mask = _mask(named[name], spec, region.axis, where)
-                if name in region.outside:
-                    axis, units = region.outside[name]
-                    mask = mask & ~_mask(named[name], list(units), axis, where)
-                masks[named[name]] = mask | masks.get(named[name], _NOWHERE)
-                self._names[named[name]] = name
-        if not masks:
-            raise UserError(f"region '{region_name}' names no parameters; give at least one pattern")
-        return masks
+    @property
+    def kinds(self) -> list[int]:
+        """For every group, and for None at the end, the number of the pass that it shares with others, from 0."""
+        keys = [(self._weights[group], group in self.apart) for group in (*self.groups, None)]
+        return [list(dict.fromkeys(keys)).index(key) for key in keys]
 
-    def _table(self, weights: _Weights) -> _Tensors:
-        """Return the product of the regions' weights at every element; a parameter with all weights 1 is left out."""
-        table: _Tensors = {}
-        for masks, weight in zip(self._masks.values(), weights, strict=True):
-            for parameter, mask in masks.items():
-                precision = torch.promote_types(parameter.dtype, torch.float32)
-                factor = torch.ones(mask.shape, dtype=precision).masked_fill(mask, weight)
-                table[parameter] = factor * table.get(parameter, 1)
-        return {parameter: weight for parameter, weight in table.items() if bool((weight != 1).any())}
-
-    def backward(self, losses: Mapping[str | None, torch.Tensor]) -> None:
+    def backward(self, losses: Mapping[str | None, torch.Tensor], kind: int | None = None) -> None:
         """Add the sum of weight times gradient to `.grad` of all that the losses depend on, also outside the model.
 
         `losses`: scalar loss of each group in the batch; under None, losses that are not routed. Several calls before
         one update accumulate; a batch that you drop afterwards, without `updating`, still counts for freezing.
         One thread at a time; others wait.
+        `kind`: the losses are of rows whose groups are all of this kind, see `kinds`. Other groups' losses are 0, and
+        cost no pass; they count for freezing as if they had one. None: rows of any groups.
         Raises: UserError for an unknown group, no losses at all, or a loss that is not scalar or has no gradient; and
             in another thread, for a backward pass of the same parameters without this router.
         """
@@ -171,9 +156,22 @@ class ParameterRouter:
         if not passes:
             raise UserError("backward: got no losses; give the loss of every group in the batch")
         with _LOCKS.setdefault(self, threading.Lock()):
-            self.last_norms = {}
+            if not (self._arrived and self.measure):  # the first since the update
+                self.norms = {}
+            if kind is not None:
+                self._spare(passes, kind)
             for number, (which, groups) in enumerate(passes.items(), 1):
                 self._pass(which, {group: losses[group] for group in groups}, retain=number < len(passes))
+
+    def _spare(self, passes: dict[_Pass, list[str | None]], kind: int) -> None:
+        """Leave out the passes of groups of other kinds, whose losses are 0; None has penalties and keeps its own."""
+        of = dict(zip((*self.groups, None), self.kinds, strict=True))
+        for which, groups in list(passes.items()):
+            if None not in groups and of[groups[0]] != kind:
+                del passes[which]
+                for parameter in self._names:
+                    zero = [self._zero[group].get(parameter, _NOWHERE) for group in groups]
+                    self._seen.setdefault(parameter, []).extend(zero)
 
     def _pass(self, which: _Pass, losses: dict[str | None, torch.Tensor], retain: bool) -> None:
         """Run one backward pass of all `losses`; hooks weigh each gradient before it is added to `.grad`."""
@@ -205,10 +203,9 @@ class ParameterRouter:
             seen = self._seen.setdefault(parameter, [])
             if losses.keys() != {None} or parameter in came:  # a penalty need not depend on it
                 seen += [self._zero[group].get(parameter, _NOWHERE) for group in losses]
-        own = {name: masks for name, masks in self._masks.items() if name not in self.hidden}
-        for region, masks in own.items() if self.measure else ():
-            norms = [g.masked_fill(~masks[p].to(g.device), 0).norm().item() for p, g in arrived.items() if p in masks]
-            self.last_norms |= {(group, region): math.hypot(*norms) for group in losses}
+        for region in [name for name in self._masks if self.measure and name not in self.hidden]:
+            norm = norm_in(self._masks[region], arrived, self._own.setdefault(region, {}))
+            self.norms |= {(group, region): norm for group in losses}
 
     @contextmanager
     def updating(self, optimizer: optim.Optimizer) -> Iterator[None]:
@@ -229,16 +226,20 @@ class ParameterRouter:
         self._arrived = {}
         # torch's fused SGD fails if only some parameters have momentum, so hide none of them from it
         fused_sgd = isinstance(optimizer, optim.SGD) and any(group["fused"] for group in optimizer.param_groups)
-        self.last_shift = {}
+        self.shifts = {}
         with ExitStack() as stack:
             stack.callback(optimizer.register_step_pre_hook(refuse_closure).remove)
             for parameter in routed:
-                frozen = reduce(torch.logical_and, self._seen.pop(parameter) or [_NOWHERE])
-                if self.measure and bool(frozen.any()):
+                frozen = self._frozen.by(parameter, self._seen.pop(parameter) or [_NOWHERE])
+                if self.measure and frozen.some:
                     held_by = {name: masks[parameter] for name, masks in self._masks.items() if parameter in masks}
-                    stack.enter_context(shift(optimizer, parameter, frozen, held_by, self.last_shift))
-                if bool(frozen.all()) and not fused_sgd:
+                    stack.enter_context(shift(optimizer, parameter, frozen, held_by, self.shifts))
+                if frozen.whole and not fused_sgd:
                     parameter.grad = None
-                elif bool(frozen.any()):
+                elif frozen.some:
                     stack.enter_context(still(optimizer, parameter, self._names[parameter], frozen))
             yield
+
+    def forget(self) -> None:
+        """Let the next update freeze by the backward passes from now on, not by those since the last update."""
+        self._seen, self._arrived = {}, {}

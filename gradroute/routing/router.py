@@ -109,12 +109,12 @@ class Router:
                 if site in self.regions[name].sites:
                     for rows, factor in zip((weight, forward), value, strict=True):
                         rows[self.groups.index(group), list(self.regions[name].units)] *= factor
-            table.moved = tuple(
-                tuple(group for group, row in enumerate(rows) if bool((row != 1).any())) for rows in (weight, forward)
-            )
-            table.weight.copy_(weight)  # in place, so that a compiled model sees it
-            table.forward.copy_(forward)
-            table.settle()
+            table.settle(weight, forward)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What decides which operations a routed pass consists of; see `Table.kind`."""
+        return tuple(table.kind for table in self._tables.values())
 
     def tables(self) -> Tables:
         """Return the current weights and forward factors of every site, each `(groups + 1, units)`, the last row 1."""

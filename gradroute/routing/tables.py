@@ -27,11 +27,30 @@ class Table:
         """Compute what `keep` returns from the current values."""
         return keeping(self.weight * (self.forward != 0) if self.forwarded else self.weight, size)
 
-    def settle(self) -> None:
-        """Note what is known of the current values, once for all passes."""
-        self.zeros = bool((self.weight * self.forward == 0).any())
-        self.hard = bool(((self.weight == 0) | (self.weight == 1)).all())
-        self.kept = {size: self.keeping(size) for size in WHOLE} if self.zeros else {}
+    def settle(self, weight: torch.Tensor, forward: torch.Tensor) -> None:
+        """Take new values, given on the CPU, and note what is known of them, once for all passes.
+
+        They are written in place: a compiled model, and a captured update, read the same addresses as before.
+        """
+        self.moved = tuple(
+            tuple(group for group, row in enumerate(rows) if bool((row != 1).any())) for rows in (weight, forward)
+        )
+        self.weight.copy_(weight)
+        self.forward.copy_(forward)
+        self.zeros = bool((weight * forward == 0).any())
+        self.hard = bool(((weight == 0) | (weight == 1)).all())
+        if not self.zeros:
+            self.kept = {}
+        elif self.kept:
+            for size, kept in self.kept.items():
+                kept.copy_(self.keeping(size))
+        else:
+            self.kept = {size: self.keeping(size) for size in WHOLE}
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What decides which operations a pass consists of; two updates of one kind differ in values only."""
+        return self.moved, self.zeros, self.hard, *(kept.data_ptr() for kept in self.kept.values())
 
     @property
     def routed(self) -> bool:

@@ -14,7 +14,8 @@ from gradroute.config.targets import locate
 from gradroute.errors import MachineError, UserError
 from gradroute.running.run import Run
 from gradroute.training import distributed, memory, signals
-from gradroute.training.fit import Fit, Training
+from gradroute.training.fit import Fit
+from gradroute.training.training import Training
 
 UNWRITABLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO,
@@ -56,7 +57,9 @@ def _train(trainings: dict[Run, Training]) -> dict[Run, Exception]:
     """
     runs = list(trainings)
     memory.keep_freed()
-    fit = Fit(list(trainings.values()), runs[0].config.trainer.precision, runs[0].task.device)
+    first, exact = runs[0], runs[0].folder.manifest.get("exact")
+    fit = Fit(list(trainings.values()), first.config.trainer.precision, first.task.device)
+    fit.exact, fit.log = exact if isinstance(exact, bool) else None, first.progress.say
     keeper = Checkpointer(runs, fit)
     with signals.held():
         if runs[0].fit is not None:
@@ -67,6 +70,7 @@ def _train(trainings: dict[Run, Training]) -> dict[Run, Exception]:
             keeper.after_update()
     for run in runs:
         run.fit, run.trainings_done = None, run.trainings_done + 1
+        run.folder.manifest["exact"] = fit.exact
     for training in trainings.values():
         training.objective.zero_grad()
     return {runs[number]: error for number, error in fit.failed.items() if not _told(fit.trainings[number], error)}
@@ -123,9 +127,14 @@ def advance(runs: list[Run], step: str) -> dict[Run, Exception]:
     return failed
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the machine or the GPU has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
 def explained(error: Exception, run: Path | None, config: Config, stacked: int) -> Exception:
     """Return an error that says what to do about memory, lost processes or an unwritable folder; else the same one."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+    if out_of_memory(error):
         other = locate(config.task[TARGET], "task").when_out_of_memory(config, stacked)
         return MachineError(f"out of memory: lower trainer.batch_size (now {config.trainer.batch_size}) or {other}")
     if distributed.lost(error):
@@ -139,19 +148,31 @@ def explained(error: Exception, run: Path | None, config: Config, stacked: int) 
     return error
 
 
+class TooLarge(Exception):
+    """Raised where a stack of several runs is out of memory; the runs have not ended, and can go on in smaller ones."""
+
+
 def make_steps(runs: list[Run]) -> None:
-    """Make every step of runs of one shape; a run that fails does not stop the others."""
+    """Make every step of runs of one shape; a run that fails does not stop the others.
+
+    Raises: TooLarge if several runs together are out of memory.
+    """
     going, together = list(runs), len(runs)
     try:
         for step in [step for step in runs[0].steps if step not in runs[0].done]:
             for run in going:
                 run.folder.log(f"step {step}")
-            for run, error in advance(going, step).items():
+            failed = advance(going, step)
+            if len(going) > 1 and any(map(out_of_memory, failed.values())):
+                raise TooLarge
+            for run, error in failed.items():
                 run.end(explained(error, run.folder.path, run.config, together))
             going = [run for run in going if run.error is None]
         for run in going:
             run.end()
     except BaseException as error:
+        if isinstance(error, TooLarge) or (len(going) > 1 and out_of_memory(error)):
+            raise TooLarge from None
         for run in going:
             run.end(explained(error, run.folder.path, run.config, together) if isinstance(error, Exception) else error)
         if not isinstance(error, Exception):

@@ -58,6 +58,11 @@ class Progress:
             yield
         self._bar = None
 
+    def say(self, line: str) -> None:
+        """Show a line that says what was decided."""
+        self._log(line)
+        self._print(line)
+
     def epoch(self, epoch: int, epochs: int, means: dict[Term, float]) -> None:
         """Show the mean losses of an epoch that ended."""
         line = f"{self._title}: epoch {epoch}/{epochs}  {describe(means)}"

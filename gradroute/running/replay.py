@@ -67,6 +67,7 @@ class Replay(RunState):
             self._pretrain()
         ledger = Ledger(task.router, task.parts.parameter_router, task.routed, settings.window, settings.every)
         fit = Fit([training_of(self, ledger, privacy_spent(self))], self.config.trainer.precision, task.device)
+        fit.exact = bool(self.folder.manifest.get("exact", True))
         if self.fit is not None:
             fit.load_states([self.fit])
         begun = fit.step

@@ -38,6 +38,8 @@ def elsewhere(manifest: Mapping[str, Any], device: torch.device) -> str:
         return f"its torch was {torch_then}, here it is {torch_now}"
     if manifest.get("device") != str(device):
         return f"it was trained on {manifest.get('device')}, here on {device}"
+    if manifest.get("exact") is False:
+        return "it was trained without deterministic algorithms, see trainer.deterministic"
     return f"it was trained with {manifest['stacked'] - 1} others" if manifest.get("stacked", 1) > 1 else ""
 
 

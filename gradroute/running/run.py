@@ -129,6 +129,12 @@ class Run(RunState):
             files = [path for path in sorted(place.rglob("*")) if path.is_file() and not path.name.startswith(".")]
             self.folder.keep({path.relative_to(place).as_posix(): path.read_bytes() for path in files})
 
+    def pause(self) -> None:
+        """Leave the run as if it had been interrupted, so that it can be resumed in its folder."""
+        if self.tracker is not None:
+            self.tracker.end(KeyboardInterrupt())
+        self.folder.finish("interrupted")
+
     def _facts(self) -> dict[str, Any]:
         found = environment(self.task.device, self.config.trainer.precision)
         return found | {"dataset_sha256": self.task.sha256, "stacked": self.stacked}

@@ -1,6 +1,6 @@
 """Make runs from checked configurations: alone or stacked, new or resumed; reuse those that are finished."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records import checkpoints, run_reader
 from gradroute.records.checkpoints import Checkpoint
-from gradroute.running.lockstep import advance, explained, make_steps
+from gradroute.running.lockstep import TooLarge, advance, explained, make_steps
 from gradroute.running.run import Run
 from gradroute.steps.base import Watch
 from gradroute.tasks.image_checks import indivisible
-from gradroute.training import distributed, signals
+from gradroute.training import distributed, memory, signals
 from gradroute.training.devices import settle_precision
 from gradroute.training.stacking import together
 
@@ -33,7 +33,10 @@ def _run_together(plans: Sequence[_Plan], watch: Watch | None) -> list[Outcome]:
     """Make runs of one shape in lockstep; return the folder or error of each."""
     outcomes: list[Run | Exception] = []
     runs: list[Run] = []
+    room = len(plans)
     for plan in plans:
+        if len(outcomes) == room:
+            break
         try:
             data = runs[0].task.read if runs else None
             quiet = bool(runs) or watch is not None
@@ -42,11 +45,65 @@ def _run_together(plans: Sequence[_Plan], watch: Watch | None) -> list[Outcome]:
             distributed.tell({"folder": str(run.folder.path), "checkpoint": at} if run.trains else None)
             runs.append(run)
             outcomes.append(run)
+            if len(runs) == 1 and len(plans) > 1 and plan.config.stack == "auto":
+                room = _room(run, len(plans))
         except Exception as error:
             outcomes.append(explained(error, plan.folder, plan.config, len(plans)))
-    if runs:
-        make_steps(runs)
-    return [o if isinstance(o, Exception) else o.error or o.folder.path for o in outcomes]
+    later, again = plans[len(outcomes) :], dict[int, _Plan]()
+    try:
+        if runs:
+            make_steps(runs)
+    except TooLarge:
+        again = _paused(outcomes)
+    ended = [o if isinstance(o, Exception) else o.error or o.folder.path for o in outcomes]
+    runs.clear()
+    outcomes.clear()
+    made = _in_halves(again, ended, watch) if again else ended
+    return [*made, *(_run_together(later, watch) if later else [])]
+
+
+def _room(run: Run, wanted: int) -> int:
+    """Return how many runs like this one to train at once, at most `wanted`, by the free memory; and say it."""
+    task, rows = run.task, min(run.config.trainer.batch_size, run.task.points)
+    numbers = memory.parameter_numbers(*task.modules().values())
+    each = memory.FLOAT * (
+        memory.COPIES * numbers + 2 * rows * memory.activation_numbers(task.model, task.example()[:1])
+    )
+    room, free = memory.runs_that_fit(each, task.device)
+    count = min(wanted, room)
+    run.progress.say(
+        f"stack=auto: {count} runs at once, of about {each / 2**20:,.0f} MiB each; {free / 2**30:,.1f} GiB are free"
+    )
+    return count
+
+
+def _paused(outcomes: Sequence[Run | Exception]) -> dict[int, _Plan]:
+    """Pause the runs of a stack that was out of memory; return how to go on with each, from its last checkpoint."""
+    going = {number: run for number, run in enumerate(outcomes) if isinstance(run, Run) and run.error is None}
+    print(f"out of memory: goes on with stacks of {-(-len(going) // 2)} runs instead of {len(going)}")
+    for run in going.values():
+        run.folder.log(f"out of memory in a stack of {len(going)}: goes on in a smaller one")
+        run.pause()
+    return {
+        number: _Plan(run.config, run.folder.path, checkpoints.newest(run.folder.path)) for number, run in going.items()
+    }
+
+
+def _in_halves(again: Mapping[int, _Plan], ended: list[Outcome], watch: Watch | None) -> list[Outcome]:
+    """Make the paused runs of a stack in two smaller ones, those at one update together; return all outcomes."""
+    memory.release()
+    numbers = sorted(again, key=lambda number: _position(again[number]))
+    half = -(-len(numbers) // 2)
+    for part in (numbers[:half], numbers[half:]):
+        for at in dict.fromkeys(_position(again[number]) for number in part):
+            own = [number for number in part if _position(again[number]) == at]
+            for number, outcome in zip(own, _run_together([again[n] for n in own], watch), strict=True):
+                ended[number] = outcome
+    return ended
+
+
+def _position(plan: _Plan) -> str:
+    return plan.checkpoint.position if plan.checkpoint else ""
 
 
 def _help(config: Config) -> None:
@@ -111,8 +168,7 @@ def _execute(configs: Sequence[Config], reuse: bool, folder: Path | None, watch:
     numbers = {id(plan.config): number for number, plan in plans.items()}
 
     def position(config: Config) -> str:
-        checkpoint = plans[numbers[id(config)]].checkpoint
-        return checkpoint.position if checkpoint else ""
+        return _position(plans[numbers[id(config)]])
 
     for stack in together([plan.config for plan in plans.values()], device, position):
         own = [numbers[id(config)] for config in stack]

@@ -13,7 +13,7 @@ from gradroute.records.atomic import write_atomically
 from gradroute.records.provenance import version
 from gradroute.records.tables import read_metrics
 from gradroute.steps.base import RunState
-from gradroute.training.fit import batches
+from gradroute.training.order import batches
 from gradroute.training.weights import WEIGHTS, read_weights
 
 AFTER = (

@@ -25,7 +25,8 @@ from gradroute.search.candidates import Candidate, candidates
 from gradroute.search.found import Evidence, Found
 from gradroute.search.problem import Problem
 from gradroute.search.signals import CHUNK, leaks, measure, rises
-from gradroute.training.fit import Fit, Training
+from gradroute.training.fit import Fit
+from gradroute.training.training import Training
 
 DIGITS = 4  # of a weight
 SNAPSHOTS = 3  # times in a pilot at which gradients are measured

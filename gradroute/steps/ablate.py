@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gradroute.steps.base import RunState, Step
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 
 
 @dataclass

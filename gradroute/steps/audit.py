@@ -26,7 +26,7 @@ from gradroute.steps.base import RunState, Step
 from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 from gradroute.training.weights import read_weights
 
 Count = Annotated[int, Between(1, MANY)]

@@ -14,9 +14,9 @@ from gradroute.records.run_folder import RunFolder
 from gradroute.routing.ablation import Ablation
 from gradroute.tasks.base import Task
 from gradroute.tasks.probe import Measurement, Probe
-from gradroute.training.fit import Training
 from gradroute.training.memory import collect_copies
 from gradroute.training.objectives import Term
+from gradroute.training.training import Training
 from gradroute.training.weights import digest, own_tensors
 
 Watch = Callable[[int, list[dict[str, Any]]], None]  # called with the number of updates and the latest measurements

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from gradroute.steps.base import RunState, Step
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 
 
 @dataclass

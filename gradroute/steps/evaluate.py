@@ -9,7 +9,7 @@ import numpy as np
 
 from gradroute.models.adapters import adapters_in, save_adapter
 from gradroute.steps.base import RunState, Step
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 from gradroute.training.weights import WEIGHTS, write_weights
 
 SUMMARY = ("group", "head", "region", "metric", "unit", "value")
@@ -36,7 +36,8 @@ class Evaluate(Step):
             run.folder.write(name, text)
         self._write_samples(run)
         headline = [{key: row[key] for key in SUMMARY} for row in run.headline()]
-        run.folder.write_json("summary.json", {"headline": headline})
+        agrees = "to the bit" if run.folder.manifest.get("exact", True) else "to rounding"
+        run.folder.write_json("summary.json", {"headline": headline, "rerun": agrees})
         return ()
 
     @staticmethod

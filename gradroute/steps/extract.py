@@ -28,7 +28,7 @@ from gradroute.steps.tuning import Rate, require_language, require_updates
 from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 
 UNITS = {
     "exposure": "bits: mean over people of the sum of the exposures of a person's attributes",

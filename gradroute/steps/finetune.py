@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gradroute.steps.base import RunState
 from gradroute.steps.tuning import Tuning, TuningStep, require_language
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 
 
 @dataclass(kw_only=True)

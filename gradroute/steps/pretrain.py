@@ -13,7 +13,7 @@ from gradroute.models.adapters import activate, adapters_in
 from gradroute.steps.base import RunState, Step
 from gradroute.steps.tuning import plain_probe, require_language
 from gradroute.tasks.base import Task
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 
 
 @dataclass(kw_only=True)

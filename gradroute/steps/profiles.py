@@ -16,8 +16,8 @@ from gradroute.steps.tuning import require_language
 from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.probe import Measurement
-from gradroute.training.fit import Training
 from gradroute.training.measures import CROSS_ENTROPY
+from gradroute.training.training import Training
 
 EVERY = 4  # modules; with more, only some of the subsets are measured
 

@@ -10,7 +10,7 @@ from gradroute.records.metrics import RELEARNED
 from gradroute.steps.base import RunState
 from gradroute.steps.tuning import Rate, Tuning, TuningStep, require_language
 from gradroute.tasks.evaluation import Head
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from gradroute.config.targets import arguments_of, locate
 from gradroute.reporting.plots import Drawing, draw
 from gradroute.reporting.run_page import run_page
 from gradroute.steps.base import RunState, Step
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 
 
 @dataclass

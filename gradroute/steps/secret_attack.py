@@ -19,8 +19,8 @@ from gradroute.steps.tuning import Best, plain_probe
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.language_losses import group_means, token_values
-from gradroute.training.fit import Training
 from gradroute.training.measures import CROSS_ENTROPY
+from gradroute.training.training import Training
 
 DIVERGED = "attack_diverged"  # metric
 CHECKED = 4  # of the attacker's people, every fourth is not trained on: by those the attacker chooses

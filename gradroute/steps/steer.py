@@ -28,7 +28,7 @@ from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.language_texts import as_json
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 
 KEPT = 2  # completions kept of each prompt at each strength
 Many = Annotated[int, Between(1, 10_000)]

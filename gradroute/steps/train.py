@@ -12,10 +12,10 @@ from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
 from gradroute.tasks.probe import Probe
 from gradroute.training.devices import computing
-from gradroute.training.fit import Training
 from gradroute.training.ledger import Ledger
 from gradroute.training.objectives import Batch, Term
 from gradroute.training.private import Noise, Spent, privacy_of, spent, try_privacy
+from gradroute.training.training import Training
 
 
 @dataclass
@@ -79,16 +79,21 @@ def training_of(run: RunState, ledger: Ledger, cost: Spent | None) -> Training:
     task, objective, privacy = run.task, run.task.objective(), privacy_of(run.config)
     noise = None if privacy is None or cost is None else Noise(privacy, cost.noise, run.config.seed)
     trainer = task.fitted(run.config.trainer, task.points)
+    known = task.known
     every, noted = -(-trainer.epochs // task.curve_points), run.config.ledger.enabled
 
-    def before_update(step: int, batch: Batch) -> None:
+    def before_update(step: int, batch: Batch, rows: torch.Tensor) -> None:
         task.at_step(step)
         if noise is not None:
             noise.update = step
         if noted:
             if step % ledger.window == 0:
                 run.link()
-            objective.monitor = ledger.begin(step, task.group_index(batch))
+            objective.monitor = ledger.begin(step, task.group_index(batch), known.numbers if known else None, rows)
+        if known and objective.asks_present:
+            objective.present = frozenset(known.numbers[rows].unique().tolist())
+        if known and task.parameter_router is not None:
+            objective.there = known.there[rows]
 
     def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
         run.updates = step

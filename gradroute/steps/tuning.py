@@ -22,7 +22,7 @@ from gradroute.tasks.evaluation import Head
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.language_objective import NextTokenObjective
 from gradroute.tasks.probe import Probe
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 from gradroute.training.weights import own_tensors
 
 Count = Annotated[int, Between(1, MANY)]

@@ -16,7 +16,7 @@ from gradroute.steps.unlearn import Unlearn
 from gradroute.steps.unlearning_losses import DistillationObjective
 from gradroute.tasks.base import Task
 from gradroute.tasks.language import LanguageModelling
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 
 
 @torch.no_grad()

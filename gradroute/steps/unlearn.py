@@ -23,7 +23,7 @@ from gradroute.steps.unlearning_losses import DifferenceObjective, EntropyObject
 from gradroute.tasks.base import Task
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.probe import Probe
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 
 MEASURED = 256  # training rows from which RMU measures the residual stream's norm
 Weight = Annotated[float, Between(0, WEIGHT)]

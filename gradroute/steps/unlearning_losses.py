@@ -48,7 +48,7 @@ class ForgetRetainObjective(Objective):
         counted, own = targets != IGNORED, group_index == self.number
         return [counted & own, counted & ~own]
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+    def parts(self, batch: Batch, number: int | list[int]) -> Iterator[Part]:
         """Yield parts of a batch, each with the batch's `counts`; see `forward`."""
         counts = torch.stack([chosen.sum() for chosen in self._chosen(batch[1], batch[3])])
         for part in in_parts(batch, number):

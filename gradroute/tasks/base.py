@@ -17,17 +17,18 @@ from gradroute.errors import UserError
 from gradroute.routing import ParameterRouter, Router, Site
 from gradroute.routing.ablation import Ablation, together
 from gradroute.tasks.ablations import AblationMethod
+from gradroute.tasks.known import Routed
 from gradroute.tasks.own_measures import units_of
 from gradroute.tasks.parts import Parts
 from gradroute.tasks.probe import Measurement, Probe
 from gradroute.training.devices import settle_precision
-from gradroute.training.fit import Stateful
 from gradroute.training.objectives import Batch, Objective, Term
 from gradroute.training.penalties import penalties_of
+from gradroute.training.training import Stateful
 from gradroute.training.weights import own_tensors
 
 
-class Task(ABC):
+class Task(Routed, ABC):
     """Everything that a run needs, built and checked. A task trains nothing and writes nothing.
 
     A subclass reads the data, builds the model and defines the measurements. Its constructor takes the configuration,
@@ -50,10 +51,8 @@ class Task(ABC):
     config: Config
     device: torch.device
     data: Any
-    names: list[str]
     sha256: str
     points: int
-    routed: torch.Tensor
     parts: Parts
     curve_points: ClassVar[int] = 6  # test evaluations during training; more would cost over 3 % of a short run
     followed: ClassVar[tuple[str, ...]] = ()  # heads of the terms that the progress shows; empty for all but penalties

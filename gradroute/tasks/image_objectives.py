@@ -43,7 +43,7 @@ class CertificateObjective(Objective):
         super().__init__({self.term: 1.0})
         self.certificate, self.error = certificate, error
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+    def parts(self, batch: Batch, number: int | list[int]) -> Iterator[Part]:
         """Yield parts of a batch, each with its share of the rows."""
         for part in in_parts(batch, number):
             yield (*part, len(part[0]) / len(batch[0]))
@@ -88,13 +88,15 @@ class DecoderObjective(Objective):
         super().__init__(weights, router)
         self.model, self.certificates = model, certificates
         self.partial, self.skip_absent, self.several_passes = partial, skip_absent, several_passes
+        self.asks_present = skip_absent or several_passes
+        self.divisible = not (several_passes or any(p.whole_batch for p in self.penalties.values()))
 
     def _counts(self, group_index: torch.Tensor) -> torch.Tensor:
         """Return the number of images in each group, `(groups,)`, unlabelled ones last; works inside `vmap`."""
         names = len(self.router.groups) + self.partial
         return (group_index[:, None] % names == torch.arange(names, device=group_index.device)).sum(0)
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+    def parts(self, batch: Batch, number: int | list[int]) -> Iterator[Part]:
         """Yield parts of a batch, each with the batch's images per group, `(groups,)`, and its share of the rows.
 
         Valid only if nothing needs the whole batch at once: see `gradroute.tasks.image_checks.indivisible`.
@@ -133,8 +135,12 @@ class DecoderObjective(Objective):
         present, shares = [1] * len(names), torch.ones(len(names))
         if self.skip_absent or self.partial:
             counts = self._counts(group_index) if counts is None else counts
-            present = counts.tolist() if self.skip_absent else present  # tolist synchronises with the device
             shares = counts * (groups / counts.sum()) if self.partial else shares
+        if self.skip_absent and self.present is not None:
+            own = {number % len(names) for number in self.present}
+            present = [int(number in own) for number in range(len(names))]
+        elif self.skip_absent and counts is not None:
+            present = counts.tolist()  # waits for the device
         terms = [Term("decoder", name, "all", self.error.name) for name in names]
         return {t: (means[i], shares[i] * self.weights[t]) for i, t in enumerate(terms) if present[i]}
 
@@ -146,7 +152,10 @@ class DecoderObjective(Objective):
             with self.router.route(group_index, self.monitor) as activations:
                 return self.output(*inputs), activations
         found: list[tuple[torch.Tensor, Mapping[str, torch.Tensor]]] = []
-        groups = group_index.unique()
+        if self.present is None:
+            groups = group_index.unique()
+        else:
+            groups = self.constant(sorted(self.present), group_index.device).to(group_index.dtype)
         for number in groups:
             assert not isinstance(self.monitor, Watched)  # a model with batch norm is never stacked
             watcher = OneGroup(self.monitor, group_index, not found) if self.monitor else None

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from gradroute.config.components import step_names
+from gradroute.config.limits import one_of
 from gradroute.config.schema import Config, TrainerConfig
 from gradroute.config.targets import build
-from gradroute.data.text.corpora import Part, Texts
+from gradroute.data.text.corpora import Part, Texts, packed_by
 from gradroute.data.text.datasets import TextDataset
-from gradroute.data.text.token_shares import distinctive, shares_of
-from gradroute.errors import UserError
+from gradroute.data.text.packing import IGNORED
+from gradroute.data.text.token_shares import distinctive
 from gradroute.models.adapters import add_adapters
 from gradroute.models.base import ModelPlan, plan_of
 from gradroute.models.logits import at_once, body
@@ -29,7 +30,7 @@ from gradroute.tasks.language_groups import grouped, routed_rows, validation_of
 from gradroute.tasks.language_losses import group_means, rows_at_once, token_values
 from gradroute.tasks.language_memory import fitted, require_language_memory, row_bytes, rows_stored
 from gradroute.tasks.language_objective import NextTokenObjective
-from gradroute.tasks.language_texts import as_json, completions, encoded, token_weights
+from gradroute.tasks.language_texts import as_json, completions, encoded, weights_of
 from gradroute.tasks.own_measures import error_of, measures_of, try_measures
 from gradroute.tasks.parts import assemble
 from gradroute.tasks.probe import Measurement
@@ -53,17 +54,26 @@ class LanguageModelling(Task):
     )  # fmt: skip
     data: Texts
 
-    def __init__(self, config: Config, data: Texts | None = None, run: Path | None = None) -> None:
-        """Use `data`, if given, instead of reading the data set; read a Hugging Face model from `run`, if given."""
+    def __init__(
+        self, config: Config, data: Texts | None = None, run: Path | None = None,
+        packing: str = "mixed",
+    ) -> None:  # fmt: skip
+        """Use `data`, if given, instead of reading the data set; read a Hugging Face model from `run`, if given.
+
+        packing: `mixed`, or `by_group` for rows of one group each, which routes of parameters train on faster.
+        """
         super().__init__(config, data, run)
+        one_of("task.packing", packing, ("mixed", "by_group"))
         self.plan = plan_of(config.model, run)
         limits = (config.trainer.train_limit, config.trainer.test_limit)
         dataset: TextDataset = build(config.dataset, "dataset")
         if isinstance(self.plan, HuggingFace):
             self.plan.check_length(dataset.length)
-        self.data = data or dataset.tensors(*limits, pretrained=self.plan.tokenizer)
-        self.read, self.sha256, self.points = self.data, self.data.sha256, len(self.data.train.packed)
+        self.read = self.data = data or dataset.tensors(*limits, pretrained=self.plan.tokenizer)
         groups = grouped(self.data, config.routing, config.seed)
+        if packing == "by_group":
+            self.data = packed_by(self.data, groups.routed)
+        self.sha256, self.points = self.data.sha256, len(self.data.train.packed)
         self.validation = validation_of(self.data, config.routing, groups)
         self.names, self.train_groups, self.test_groups = groups.names, groups.train, groups.test
         self.labelled = groups.routed
@@ -71,6 +81,7 @@ class LanguageModelling(Task):
         self.prompts = encoded(self.completed, self.data.tokenizer)
         rows, routed, shares = routed_rows(self.data, config.routing, groups)
         self._rows, self.routed = [t.to(self.device) for t in rows], routed.to(self.device)
+        self.counted = rows[1] != IGNORED
         self._membership = self.routed if shares is None else shares.to(self.device)
         self._require_memory(self.plan)
         torch.manual_seed(config.seed)
@@ -104,8 +115,7 @@ class LanguageModelling(Task):
     @property
     def found(self) -> dict[str, Any]:
         """The size of the vocabulary, the length of a row, and the groups' names."""
-        names = list(self.names)
-        return {"vocabulary": self.data.tokenizer.size, "context": self.data.length, "groups": names}
+        return {"vocabulary": self.data.tokenizer.size, "context": self.data.length, "groups": list(self.names)}
 
     def _require_memory(self, plan: ModelPlan) -> None:
         """Raise UserError if parameters, gradients, moments, and a batch's logits and activations exceed the memory."""
@@ -120,10 +130,10 @@ class LanguageModelling(Task):
 
     def objective(self) -> NextTokenObjective:
         """Return the training loss."""
-        partial = bool((self.labelled == -1).any())
-        own, routed = penalties_of(self.config.losses, own_l1=True), self.parameter_router is not None
+        partial, losses = bool((self.labelled == -1).any()), self.config.losses
+        own, length, routed = penalties_of(losses, own_l1=True), self.data.length, self.parameter_router is not None
         return NextTokenObjective(
-            self.model, self.names, self.config.losses, partial, self.router, self.error, own, self.data.length, routed
+            self.model, self.names, losses, partial, self.router, self.error, own, length, routed
         )  # fmt: skip
 
     def batch(self, chosen: torch.Tensor) -> Batch:
@@ -229,13 +239,7 @@ class LanguageModelling(Task):
 
     def weights(self) -> dict[str, Any]:
         """Return the effect of token rules on the training documents; see `token_weights`. Raises: UserError."""
-        groups, train = self.config.routing.groups, self.data.train
-        weighed = [name for name in self.names if name in groups and groups[name].tokens != "all"]
-        if not weighed:
-            raise UserError("routing.groups: no group weighs tokens; set tokens: frequent or tokens: words in a group")
-        shares = shares_of(self.data, self.config.routing, self.names, self.labelled)
-        own = {name: self.labelled == number for number, name in enumerate(self.names)}
-        return token_weights(train.corpus, self.data.tokenizer, {name: shares[name] for name in weighed}, own)
+        return weights_of(self.data, self.config.routing, self.names, self.labelled)
 
     def kept(self) -> dict[str, str]:
         """Return the files from which a Hugging Face model is loaded again."""

@@ -11,7 +11,7 @@ from gradroute.data.text.packing import IGNORED
 from gradroute.models.logits import at_once, each_position, source
 from gradroute.routing.router import Router
 from gradroute.training.measures import CROSS_ENTROPY, Measure, at_least_float32
-from gradroute.training.objectives import UNLABELLED, Batch, Objective, Part, Term, Terms, in_parts
+from gradroute.training.objectives import UNLABELLED, Batch, Objective, Part, Term, Terms, counted_parts
 from gradroute.training.penalties import Penalty, l1_by_unit
 
 
@@ -28,7 +28,8 @@ class NextTokenObjective(Objective):
         penalties: penalties besides those in `losses.l1`.
         length: tokens in a row; if rows are long, their logits are computed in pieces.
         skip_absent: leave out the term of a group without tokens in the batch, instead of giving it value 0. Parameter
-            routes need it: a group that has a term may move what it is routed to. It waits for the device.
+            routes need it: a group that has a term may move what it is routed to. Without `present` and `there` it
+            waits for the device.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class NextTokenObjective(Objective):
         weights |= {term: penalty.weight for term, penalty in self.more.items()}
         super().__init__(weights, router)
         self.model, self.at_once, self.skip_absent = model, at_once(model, length), skip_absent
+        self.asks_present = skip_absent
+        self.divisible = not any(penalty.whole_batch for penalty in self.more.values())
 
     def called(self) -> Callable[..., torch.Tensor]:
         """Return the model; if a row's logits are computed in pieces, its part before the output layer."""
@@ -56,7 +59,13 @@ class NextTokenObjective(Objective):
         return counted.new_zeros(len(self.names)).index_add(0, number, counted)
 
     def _present(self, targets: torch.Tensor, group_index: torch.Tensor) -> list[bool]:
-        """Return which groups have a token here, whether or not it predicts one; for those in none, one that does."""
+        """Return which groups have a token here, whether or not it predicts one; for those in none, one that does.
+
+        With `present` and `there` set, it is those of the whole batch.
+        """
+        if self.present is not None and self.there is not None:
+            loose = bool(self.there[:, -1].any())
+            return [n in self.present or (loose and name == UNLABELLED) for n, name in enumerate(self.names)]
         numbers = torch.arange(len(self.names), device=group_index.device)
         found: list[bool] = torch.isin(numbers, group_index).tolist()
         counted = self._counts(targets, group_index).tolist()
@@ -66,17 +75,12 @@ class NextTokenObjective(Objective):
         """Return the batch's number of counted targets over the length of a row; see `Objective.row_scale`."""
         counts, length = self._counts(batch[1], batch[3]), batch[0].shape[1]
         terms = [Term("model", name, "all", self.error.name) for name in self.names]
-        weighted = torch.tensor([float(self.weights[term]) > 0 for term in terms], device=counts.device)
-        return counts[weighted].sum() / length
+        weighted = self.constant([float(self.weights[term]) > 0 for term in terms], counts.device)
+        return (counts * weighted).sum() / length
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+    def parts(self, batch: Batch, number: int | list[int]) -> Iterator[Part]:
         """Yield parts of a batch, each with the batch's `counts` and the part's `share`; see `forward`."""
-        if number == 1:
-            yield batch
-            return
-        counts = self._counts(batch[1], batch[3])
-        for part in in_parts(batch, number):
-            yield (*part, counts, len(part[0]) / len(batch[0]))
+        yield from counted_parts(batch, number, lambda: self._counts(batch[1], batch[3]))
 
     def forward(
         self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor, group_index: torch.Tensor,
@@ -95,7 +99,7 @@ class NextTokenObjective(Objective):
         counts = self._counts(targets, group_index) if counts is None else counts
         means = each.new_zeros(len(self.names)).index_add(0, number, each) / counts.clamp(min=1)
         terms = [Term("model", name, "all", self.error.name) for name in self.names]
-        shares = counts * torch.stack([torch.as_tensor(self.weights[term], device=counts.device) for term in terms])
+        shares = counts * self.constant([self.weights[term] for term in terms], counts.device)
         total = torch.where(shares > 0, counts, 0).sum().clamp(min=1)
         present = self._present(targets, group_index) if self.skip_absent else [True] * len(terms)
         found: Terms = {term: (means[i], shares[i] / total) for i, term in enumerate(terms) if present[i]}

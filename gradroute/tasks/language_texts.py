@@ -1,7 +1,7 @@
 """Readable results of a language model: the most routed tokens, coloured documents, completions."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -10,10 +10,11 @@ from torch import nn
 
 from gradroute.config.components import step_names
 from gradroute.config.limits import Between
-from gradroute.config.schema import Config
+from gradroute.config.schema import Config, RoutingConfig
 from gradroute.data.text.corpora import Texts
 from gradroute.data.text.display import coloured, ranked
 from gradroute.data.text.packing import Corpus
+from gradroute.data.text.token_shares import shares_of
 from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.errors import UserError
 from gradroute.models.generation import complete
@@ -114,3 +115,20 @@ def completions(
                 text = data.tokenizer.decode(made[:end])
                 rows.append({"prompt": prompt, "group": group, "head": name, "text": text})
     return rows
+
+
+def weights_of(data: Texts, routing: RoutingConfig, names: Sequence[str], labelled: torch.Tensor) -> dict[str, Any]:
+    """Return the effect of token rules on the training documents; see `token_weights`.
+
+    Args:
+        names: the groups'. labelled: the group number of each training document, -1 for none.
+
+    Raises: UserError if no rule weighs tokens.
+    """
+    groups = routing.groups
+    weighed = [name for name in names if name in groups and groups[name].tokens != "all"]
+    if not weighed:
+        raise UserError("routing.groups: no group weighs tokens; set tokens: frequent or tokens: words in a group")
+    shares = shares_of(data, routing, names, labelled)
+    own = {name: labelled == number for number, name in enumerate(names)}
+    return token_weights(data.train.corpus, data.tokenizer, {name: shares[name] for name in weighed}, own)

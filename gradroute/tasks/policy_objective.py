@@ -64,7 +64,7 @@ class PolicyObjective(Objective):
         ones = torch.ones_like(number, dtype=torch.get_default_dtype())
         return ones.new_zeros(len(self.names)).index_add(0, number, ones)
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+    def parts(self, batch: Batch, number: int | list[int]) -> Iterator[Part]:
         """Yield parts of a batch, each with the batch's steps per group, `(groups,)`, and its share of the worlds."""
         yield from counted_parts(batch, number, lambda: self._counts(batch[-1]))
 

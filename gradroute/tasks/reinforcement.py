@@ -60,7 +60,7 @@ class Reinforcement(Task):
     plots = tuple(
         f"gradroute.reporting.plots_policy.{name}" for name in ("returns", "walks", "policy_maps", "gate_by_group")
     )
-    curve_points = 1000
+    curve_points, acts = 1000, True
     followed = ("episodes",)
 
     def __init__(

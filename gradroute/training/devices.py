@@ -11,7 +11,7 @@ import torch
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records import locks
-from gradroute.training import distributed
+from gradroute.training import determinism, distributed
 
 
 def pick_device(name: str) -> torch.device:
@@ -24,6 +24,8 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and distributed.size() > 1:
         name = f"cuda:{distributed.card()}"
     try:
+        if name.startswith("cuda"):
+            determinism.prepare()
         torch.empty(1, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:

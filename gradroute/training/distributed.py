@@ -51,6 +51,15 @@ def backend(processes: int, cards: int) -> str:
     return "cpu:gloo,cuda:nccl" if 0 < processes <= cards else "gloo"
 
 
+def joining(processes: int, cards: int) -> str:
+    """Return in one line how so many processes on a machine with so many GPUs train together."""
+    minutes = f"a process that does not answer for {TIMEOUT.total_seconds() / 60:g} minutes ends the run"
+    if 0 < cards < processes:
+        shared = f"{processes} processes share {cards} GPU{'s' * (cards > 1)} and exchange gradients through the CPU"
+        return f"torchrun: {shared}, which is slower than {cards}; {minutes}"
+    return f"torchrun: {processes} processes train one run together; {minutes}"
+
+
 def lost(error: BaseException) -> bool:
     """Return whether an error says that another process is gone, or did not answer within `TIMEOUT`."""
     return size() > 1 and isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
@@ -83,7 +92,9 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(card())
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     dist.init_process_group(backend(here, cards), timeout=TIMEOUT)
-    _Now.told = False
+    _Now.told, _Now.through_cpu = False, backend(here, cards) == "gloo"
+    if rank() == 0:
+        print(joining(here, cards))
     try:
         yield
         if rank() == 0 and not _Now.told:
@@ -93,9 +104,13 @@ def joined() -> Iterator[None]:
 
 
 class _Now:
-    """Whether the helping processes were told what to train, and whether updates are made together."""
+    """Whether the helping processes were told what to train, and whether updates are made together.
+
+    through_cpu: whether gradients are summed there, since NCCL would need a GPU for each process.
+    """
 
     told: bool = False
+    through_cpu: bool = False
     sharing: bool = False
 
 
@@ -139,6 +154,13 @@ def _flags(flags: Sequence[int]) -> list[int]:
     return given.tolist()
 
 
+def _sum(tensor: torch.Tensor) -> None:
+    """Sum a tensor over all processes, in place."""
+    there = tensor.cpu() if _Now.through_cpu else tensor
+    dist.all_reduce(there)
+    tensor.copy_(there)
+
+
 def add_up(parameters: Sequence[nn.Parameter], numbers: torch.Tensor) -> torch.Tensor:
     """Sum gradients and `numbers` in place over all processes, and return `numbers`."""
     signal, *came = _flags([signals.number(), *(int(p.grad is not None) for p in parameters)])
@@ -146,10 +168,10 @@ def add_up(parameters: Sequence[nn.Parameter], numbers: torch.Tensor) -> torch.T
     own = [p for p, some in zip(parameters, came, strict=True) if some]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in own]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
+    _sum(flat)
     for parameter, gradient, total in zip(own, gradients, flat.split([p.numel() for p in own]), strict=True):
         parameter.grad = gradient.copy_(total.view_as(gradient))  # in place: keeps the parameter's memory layout
-    dist.all_reduce(numbers)
+    _sum(numbers)
     return numbers
 
 
@@ -162,5 +184,5 @@ def watching(monitor: Monitor | None, device: torch.device) -> Iterator[None]:
     before = monitor.take(device)
     yield
     seen = monitor.take(device)
-    dist.all_reduce(seen)
+    _sum(seen)
     monitor.put(before + seen)

@@ -1,105 +1,28 @@
 """The training loop, for any objectives that return named terms: one alone, or several in lockstep."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from gradroute.config.schema import PresetConfig, TrainerConfig
 from gradroute.errors import UserError
-from gradroute.routing import ParameterRouter
+from gradroute.routing.memberships import Later, checked_later
 from gradroute.training import distributed
+from gradroute.training.capture import Captured
 from gradroute.training.compiling import compiled
+from gradroute.training.determinism import affordable, exactly
 from gradroute.training.devices import computing
 from gradroute.training.gradients import Single, culprit
-from gradroute.training.history import EpochTerms
-from gradroute.training.objectives import Batch, Objective, Term
-from gradroute.training.private import Noise, Private, drawn
+from gradroute.training.history import EpochTerms, UpdateTerms
+from gradroute.training.objectives import Batch, Term
+from gradroute.training.order import learning_rate
+from gradroute.training.private import Private
 from gradroute.training.stack import Stack
-
-
-def learning_rate(trainer: PresetConfig, step: int, steps: int) -> float:
-    """Return the rate of update `step` (from 0) of `steps`: linear warm-up; constant, or cosine to `end_rate` × lr."""
-    warmup = min(1.0, (step + 1) / trainer.warmup_steps) if trainer.warmup_steps else 1.0
-    cosine = 0.5 * (1 + math.cos(math.pi * step / steps)) if trainer.schedule == "cosine" else 1.0
-    return trainer.lr * warmup * (trainer.end_rate + (1 - trainer.end_rate) * cosine)
-
-
-def batches(
-    points: int, size: int, generator: torch.Generator, group_index: torch.Tensor | None = None
-) -> Iterator[torch.Tensor]:
-    """Yield the row numbers of an epoch's shuffled batches; each of one group if `group_index` `(points,)` is given."""
-    order = torch.randperm(points, generator=generator)
-    if group_index is None:
-        yield from order.split(size)
-        return
-    groups = group_index.cpu()[order]
-    chunks = [chunk for group in groups.unique() for chunk in order[groups == group].split(size)]
-    for i in torch.randperm(len(chunks), generator=generator).tolist():
-        yield chunks[i]
-
-
-class Stateful(Protocol):
-    """An object whose state is saved in checkpoints."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state, of plain data and tensors."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state."""
-        ...
-
-
-@dataclass
-class Training:
-    """One training: an objective, its data, their order, and callbacks.
-
-    title: its name while it runs.
-    objective: called with a batch, returns `Terms`; all of its parameters are trained.
-    batch: takes the row numbers `(batch,)` of data points, on the device, and returns the objective's arguments.
-    points: the number of data points.
-    trainer: the resolved configuration.
-    order: a CPU generator, which alone determines the order of the data.
-    on_epoch: called with the epoch (from 1), the number of updates so far, and each term's mean over the epoch.
-    before_update: called with the number of updates so far and the objective's arguments.
-    parameter_router: weighs the terms' gradients by their group, and freezes what no group in the batch may touch.
-    group_index: group numbers `(points,)` if each batch is to hold one group.
-    compiled: whether to compile the model, see `gradroute.training.compiling`.
-    shared: whether all processes of a run train it together, see `gradroute.training.distributed`.
-    watcher: further state that changes at every update and belongs in a checkpoint.
-    diverged: called with the error if a loss is not finite, after which the run goes on; None lets it fail.
-    noise: makes the updates those of DP-SGD, see `gradroute.training.private`.
-    source: what makes the batches, if its state changes with them.
-    """
-
-    title: str
-    objective: Objective
-    batch: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
-    points: int
-    trainer: TrainerConfig
-    order: torch.Generator
-    on_epoch: Callable[[int, int, dict[Term, float]], None] = lambda epoch, step, means: None
-    before_update: Callable[[int, Batch], None] = lambda step, batch: None
-    parameter_router: ParameterRouter | None = None
-    group_index: torch.Tensor | None = None
-    compiled: bool = False
-    shared: bool = False
-    watcher: Stateful | None = None
-    noise: Noise | None = None
-    diverged: Callable[[FloatingPointError], None] | None = None
-    source: Stateful | None = None
-
-    def batches(self, order: torch.Generator) -> Iterator[torch.Tensor]:
-        """Yield the row numbers of an epoch's batches."""
-        if self.noise is not None:
-            return drawn(self.points, self.trainer.batch_size, order)
-        return batches(self.points, self.trainer.batch_size, order, self.group_index)
+from gradroute.training.training import Rows, Training, tried
 
 
 def _named(term: Term) -> str:
@@ -110,11 +33,16 @@ def _named(term: Term) -> str:
 class Fit:
     """The training loop, which minimises terms over shuffled batches; the last, smaller batch is kept.
 
+    An update reads the batch, the rates and the routes' weights where they were put before, and is captured as a CUDA
+    graph on a GPU (`trainer.graph`, see `gradroute.training.capture`).
+
     Several trainings run in lockstep as one batched program, each with its own initialisation, order of data and
     optimizer state; they may differ in numbers only (see `gradroute.training.stacking`).
 
     `precision`: see `gradroute.training.devices.pick_precision`. `failed`: the errors of trainings, by number, whose
-    losses or gradients became infinite or nan, or that `fail` was called for; the others of a stack continue.
+    losses or gradients became infinite or nan, or that `fail` was called for; the others of a stack continue. `exact`:
+    whether a rerun agrees to the bit; None until `run` finds out by `trainer.deterministic`. `log`: told what is
+    decided, in one line.
     """
 
     trainings: Sequence[Training]
@@ -124,6 +52,9 @@ class Fit:
     update: int = 0  # updates made in this epoch
     step: int = 0  # updates made
     failed: dict[int, Exception] = field(default_factory=dict)
+    exact: bool | None = None
+    log: Callable[[str], None] = lambda line: None
+    _later: Later | None = None
     _starts: list[torch.Tensor] = field(default_factory=list)  # states of `order` at the start of this epoch
 
     def __post_init__(self) -> None:
@@ -138,6 +69,8 @@ class Fit:
             self.program = Stack([training.objective for training in self.trainings], trainers, self.computing)
         self.updates = sum(1 for _ in first.batches(torch.Generator()))  # per epoch
         self.steps = first.trainer.epochs * self.updates
+        graph = self.device.type == "cuda" and first.trainer.graph is not False
+        self.made = Captured(self._make, self.device, graph, self.log)
         self._seen = self._record()
 
     def run(self, after_update: Callable[[], None] = lambda: None) -> None:
@@ -147,21 +80,40 @@ class Fit:
             at the end of the epoch, since a check at every update would make them wait.
         """
         first = self.trainings[0]
+        if self.exact is None:
+            self.exact = self._decided()
         with (
-            compiled(first.objective) if first.compiled else nullcontext(),
+            exactly(self.exact and self.device.type != "cpu"),
+            compiled(first.objective, first.compiled == "auto", self.log) if first.compiled else nullcontext(),
             distributed.in_step() if first.shared else nullcontext(),
+            checked_later(self.device, self._later) as self._later,
         ):
-            self._epochs(after_update)
+            self._epochs(after_update, self._later)
         self.check_parameters()
 
-    def _epochs(self, after_update: Callable[[], None]) -> None:
+    def _decided(self) -> bool:
+        """Return whether this training is to agree with a rerun to the bit; see `trainer.deterministic`."""
+        asked = self.trainings[0].trainer.deterministic
+        exact = self.device.type == "cpu" or asked is True
+        if self.device.type == "cuda" and asked == "auto":
+            with tried(self.trainings):
+                rows = [next(t.batches(torch.Generator())).to(self.device) for t in self.trainings]
+                data = [training.batch(own) for training, own in zip(self.trainings, rows, strict=True)]
+                finish = partial(torch.cuda.synchronize, self.device)
+                exact, found = affordable(lambda: self.program.gradients(data), finish)
+            agrees = "to the bit" if exact else "to rounding"
+            self.log(f"trainer.deterministic=auto: {found}; a rerun agrees {agrees}")
+        return exact
+
+    def _epochs(self, after_update: Callable[[], None], memberships: Later) -> None:
         while self.epoch < self.trainings[0].trainer.epochs:
             self._starts = [training.order.get_state() for training in self.trainings]
-            plans = [training.batches(training.order) for training in self.trainings]
+            plans = [self._planned(training) for training in self.trainings]
             for rows in islice(zip(*plans, strict=True), self.update, None):
-                self._update([chosen.to(self.device) for chosen in rows])
+                self._update(rows)
                 after_update()
             if self.device.type != "cpu":  # on a CPU, every update was checked
+                memberships.check()
                 for update in range(len(self._seen)):
                     self._check(update)
             means, self._seen = self._seen.means(), self._record()
@@ -170,20 +122,41 @@ class Fit:
                 if number not in self.failed:
                     training.on_epoch(self.epoch, self.step, own)
 
-    def _update(self, chosen: list[torch.Tensor]) -> None:
-        """Make one optimizer update of every training."""
+    def _planned(self, training: Training) -> list[Rows]:
+        """Return the row numbers of an epoch's batches, on the CPU and, copied there in one piece, on the device."""
+        chosen = list(training.batches(training.order))
+        if self.device.type == "cpu":
+            return [(rows, rows) for rows in chosen]
+        there = torch.cat(chosen).to(self.device).split([len(rows) for rows in chosen])
+        return list(zip(chosen, there, strict=True))
+
+    def _update(self, chosen: Sequence[Rows]) -> None:
+        """Make one optimizer update of every training. Nothing here waits for the device, unless it is a CPU."""
         self.program.set_rates([learning_rate(training.trainer, self.step, self.steps) for training in self.trainings])
         try:
-            data = [training.batch(rows) for training, rows in zip(self.trainings, chosen, strict=True)]
+            data = [training.batch(rows) for training, (_, rows) in zip(self.trainings, chosen, strict=True)]
         except UserError as error:  # a policy makes its data now
             raise UserError(f"update {self.step}, epoch {self.epoch + 1}: {error}") from error
-        for training, batch in zip(self.trainings, data, strict=True):
-            training.before_update(self.step, batch)
-        self._seen.add(self.program.gradients(data))
+        for training, batch, (rows, _) in zip(self.trainings, data, chosen, strict=True):
+            training.before_update(self.step, batch, rows)
+        terms = self.made(data, self._kind())
+        if self.device.type != "cpu":
+            self._seen.add(terms)
+        self.update, self.step = self.update + 1, self.step + 1
+
+    def _make(self, data: Sequence[Batch]) -> UpdateTerms:
+        """Compute gradients and change the parameters; on a CPU, stop between them if a number is not finite."""
+        terms = self.program.gradients(data)
         if self.device.type == "cpu":
+            self._seen.add(terms)
             self._check(self.update, data)
         self.program.update()
-        self.update, self.step = self.update + 1, self.step + 1
+        return terms
+
+    def _kind(self) -> Hashable:
+        """Return what decides which operations the next update consists of; None if it cannot be captured."""
+        kinds = [training.kind() for training in self.trainings]
+        return None if None in kinds or distributed.share()[1] > 1 else tuple(kinds)
 
     def _record(self) -> EpochTerms:
         return EpochTerms(self.program.terms, self.updates, len(self.trainings), self.device, self.program.absent)

@@ -1,6 +1,6 @@
 """Compute one update's gradients of one objective, and make the update."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 
@@ -9,10 +9,11 @@ from torch import nn
 
 from gradroute.config.schema import TrainerConfig
 from gradroute.routing import Monitor, ParameterRouter
+from gradroute.routing.cutting import cut
 from gradroute.training import distributed
 from gradroute.training.history import UpdateTerms
-from gradroute.training.objectives import Batch, Objective, Term, Terms
-from gradroute.training.optimizers import make_optimizer
+from gradroute.training.objectives import Batch, Objective, Part, Term, Terms
+from gradroute.training.optimizers import make_optimizer, set_rates
 from gradroute.training.shadows import Shadows, convertible, lowered
 
 Computing = Callable[[], AbstractContextManager[None]]  # see `gradroute.training.devices`
@@ -33,8 +34,11 @@ def total(terms: Terms) -> torch.Tensor:
     return torch.stack([value * weight for value, weight in terms.values()]).sum()
 
 
-def backward(terms: Terms, router: ParameterRouter | None) -> None:
-    """Add the gradients of the sum of weight × value; with parameter routes, weigh each group's terms."""
+def backward(terms: Terms, router: ParameterRouter | None, kind: int | None = None) -> None:
+    """Add the gradients of the sum of weight × value; with parameter routes, weigh each group's terms.
+
+    `kind`: see `ParameterRouter.backward`.
+    """
     if router is None:
         total(terms).backward()
         return
@@ -42,10 +46,10 @@ def backward(terms: Terms, router: ParameterRouter | None) -> None:
     for term, (value, weight) in terms.items():
         group = term.group if term.group in router.groups else None  # None: no group's route applies
         losses[group] = losses[group] + value * weight if group in losses else value * weight
-    router.backward(losses)
+    router.backward(losses, kind)
 
 
-def finite(gradients: Sequence[torch.Tensor | None], stacked: int = 0) -> torch.Tensor:
+def finite(gradients: Sequence[torch.Tensor | None], device: torch.device, stacked: int = 0) -> torch.Tensor:
     """Return whether gradients are finite, `(1,)` bool or, for a stack, `(stacked,)`, judged by their first columns.
 
     If the gradient that arrives at a unit is not finite, no number in the row of its weights is. Checking all numbers
@@ -53,7 +57,7 @@ def finite(gradients: Sequence[torch.Tensor | None], stacked: int = 0) -> torch.
     """
     own = [g.reshape(stacked or 1, g.shape[1 if stacked else 0] if g.dim() > bool(stacked) else 1, -1)[..., 0]
            for g in gradients if g is not None]  # fmt: skip
-    return torch.cat(own, 1).isfinite().all(1) if own else torch.ones(stacked or 1, dtype=torch.bool)
+    return torch.cat(own, 1).isfinite().all(1) if own else torch.ones(stacked or 1, dtype=torch.bool, device=device)
 
 
 def culprit(objective: Objective, batch: Batch, parts: int, computing: Computing) -> Term | None:
@@ -86,7 +90,7 @@ class Single:
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Set the learning rate of the next update."""
-        self.optimizer.param_groups[0]["lr"] = rates[0]
+        set_rates(self.optimizer, rates)
 
     def gradients(self, data: Sequence[Batch]) -> UpdateTerms:
         """Fill the parameters' `.grad` from one batch, in parts that all processes share; return its terms."""
@@ -95,22 +99,34 @@ class Single:
         monitor = self.objective.monitor if isinstance(self.objective.monitor, Monitor) else None
         parameters = list(self.parameters.values())
         mine, shares = distributed.share()
-        parts = self.objective.parts(data[0], self.accumulate * shares)
+        parts = self._parts(data[0], shares)
         used = self.shadows.used() if self.shadows else nullcontext()
         with used, distributed.watching(monitor, parameters[0].device):
-            for number, part in enumerate(islice(parts, mine, None, shares)):
+            for number, (part, kind) in enumerate(islice(parts, mine, None, shares)):
                 if monitor:
                     monitor.continues = number > 0
                 with self.computing():
                     terms: Terms = self.objective(*part)
-                backward(terms, self.router)
+                backward(terms, self.router, kind)
                 for term, (value, _) in terms.items():
                     found[term] = found[term] + value.detach() if term in found else value.detach()
         if shares > 1:
             numbers = torch.stack([found.get(term, parameters[0].new_zeros(())) for term in self.terms])
             found = dict(zip(self.terms, distributed.add_up(parameters, numbers), strict=True))
         numbers = torch.stack(list(found.values()))[:, None]
-        return UpdateTerms(tuple(found), numbers, finite([p.grad for p in parameters]))
+        return UpdateTerms(tuple(found), numbers, finite([p.grad for p in parameters], numbers.device))
+
+    def _parts(self, batch: Batch, shares: int) -> Iterator[tuple[Part, int | None]]:
+        """Yield the parts of a batch with the kind of their groups' weights; cut by these, if that saves passes."""
+        there, found = self.objective.there, None
+        if self.router is not None and there is not None and shares == 1 and self.objective.divisible:
+            found = cut(there, self.router.kinds, self.accumulate)
+        if found is None:
+            yield from ((part, None) for part in self.objective.parts(batch, self.accumulate * shares))
+            return
+        order = found.order.to(batch[0].device)
+        parts = self.objective.parts(tuple(rows[order] for rows in batch), found.ends[:-1])
+        yield from zip(parts, found.kinds, strict=True)
 
     def update(self) -> None:
         """Update the parameters, except what no group in the batch may touch."""

@@ -38,6 +38,7 @@ class EpochTerms:
         self._numbers = torch.zeros(updates, len(self.terms), tasks, device=device)
         self._sound = torch.ones(updates, tasks, dtype=torch.bool, device=device)
         self._given: list[tuple[Term, ...]] = []  # by update
+        self._rows: dict[tuple[Term, ...], torch.Tensor] = {}  # the places of terms, on the device
 
     def __len__(self) -> int:
         return len(self._given)
@@ -48,7 +49,10 @@ class EpochTerms:
         if values.terms == self.terms:
             row.copy_(values.numbers)
         else:
-            row[[self._place[term] for term in values.terms]] = values.numbers.to(row.dtype)
+            if values.terms not in self._rows:
+                places = [self._place[term] for term in values.terms]
+                self._rows[values.terms] = torch.tensor(places, device=row.device)
+            row.index_copy_(0, self._rows[values.terms], values.numbers.to(row.dtype))
         self._sound[len(self)] = values.sound
         self._given.append(values.terms)
 

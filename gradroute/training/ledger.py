@@ -43,21 +43,29 @@ class Ledger:
         self._owned = {name: router.parts(name) for name in router.regions}
         self._owned |= {name: parameter_router.parts(name) for name in parameter_router.regions}
         self._groups = [*router.groups, DEFAULT]
+        self._monitor = Monitor(router.regions, router.groups)
+        self._points = torch.zeros(len(self._groups), dtype=torch.int64, device=present.device)
         self._present = {self._groups[number] for number in present.unique().tolist()}
         self._start = 0
         self._before: dict[torch.nn.Parameter, torch.Tensor] = {}
 
-    def begin(self, step: int, membership: torch.Tensor) -> Monitor | None:
-        """Record the points and weights of update `step`; return a monitor if it is to be measured."""
+    def begin(
+        self, step: int, membership: torch.Tensor, known: torch.Tensor | None = None, rows: torch.Tensor | None = None
+    ) -> Monitor | None:
+        """Record the points and weights of update `step`; return a monitor if it is to be measured.
+
+        known, rows: the data's memberships, and the numbers of the batch's rows there, on the CPU: so nothing waits for
+        the device. None: `membership` is read.
+        """
         if step % self.window == 0:
             if step:
                 self.close(step)
             self._open(step, membership.device)
         else:
             self._harvest()
-        counts = torch.bincount(membership.flatten() % len(self._groups), minlength=len(self._groups))
-        self._points.add_(counts)
-        new = self._first_seen(counts) if self._unseen else False
+        numbers = membership.flatten() % len(self._groups)
+        self._points.index_add_(0, numbers, torch.ones_like(numbers, dtype=torch.int64))
+        new = self._first_seen(membership if known is None else known[rows]) if self._unseen else False
         for group in self.router.groups:
             for region, low_high in self._weights[group].items():
                 weight = self._weight(group, region)
@@ -67,9 +75,9 @@ class Ledger:
         self._measured += measured
         return self._monitor if measured else None
 
-    def _first_seen(self, counts: torch.Tensor) -> bool:
-        """Return whether a group is new in the window; it waits for the device, so call it only until all have come."""
-        came = {group for group, count in zip(self._groups, counts.tolist(), strict=True) if count}
+    def _first_seen(self, membership: torch.Tensor) -> bool:
+        """Return whether a group is new in the window; it reads memberships, so call it only until all have come."""
+        came = {self._groups[number] for number in membership.unique().tolist()}
         new = bool(came & self._unseen)
         self._unseen -= came
         return new
@@ -80,23 +88,24 @@ class Ledger:
 
     def _open(self, step: int, device: torch.device) -> None:
         self._start, self._measured, self._unseen = step, 0, set(self._present)
-        self._points = torch.zeros(len(self._groups), dtype=torch.int64, device=device)
+        self._points = self._points.to(device).zero_()
         self._weights = {g: {region: [math.inf, -math.inf] for region in self._owned} for g in self.router.groups}
         self._weights[DEFAULT] = {region: [1.0, 1.0] for region in self._owned}
-        self._monitor = Monitor(self.router.regions, self.router.groups)
-        self._squares: dict[tuple[str, str], float] = {}  # of parameter regions
-        self._shift: dict[str, float] = {}
+        self._monitor.reset()
+        self._squares: dict[tuple[str, str], torch.Tensor] = {}  # of parameter regions
+        self._shift: dict[str, torch.Tensor] = {}
         for parameter in self._model.parameters():  # reuse the same memory
             self._before.setdefault(parameter, torch.empty_like(parameter)).copy_(parameter.detach())
 
     def _harvest(self) -> None:
         """Collect what the parameter router measured in the last update."""
         if self.parameter_router.measure:
-            for (group, region), norm in self.parameter_router.last_norms.items():
+            for (group, region), norm in self.parameter_router.norms.items():
                 key = (group or DEFAULT, region)
-                self._squares[key] = self._squares.get(key, 0.0) + norm**2
-            for region, shift in self.parameter_router.last_shift.items():
-                self._shift[region] = max(self._shift.get(region, 0.0), shift)
+                self._squares[key] = self._squares[key] + norm**2 if key in self._squares else norm**2
+            for region, shift in self.parameter_router.shifts.items():
+                most = self._shift.get(region, shift)
+                self._shift[region] = torch.maximum(most, shift)
             self.parameter_router.measure = False
 
     @torch.no_grad()
@@ -125,11 +134,12 @@ class Ledger:
                 if seen:
                     cells |= {"activation": seen.activation, "routed": seen.routed, "unrouted": seen.unrouted}
                 if (group, region) in self._squares:
-                    cells["routed"] = math.sqrt(self._squares[group, region] / self._measured)
+                    cells["routed"] = math.sqrt(float(self._squares[group, region]) / self._measured)
                 self._add(step, group, region, cells)
         for region, moved in self._moved().items():
             owned = region == SHARED or bool(self._owned[region])
-            self._add(step, ALL, region, {"moved": moved if owned else "", "shifted": self._shift.get(region, "")})
+            shifted = float(self._shift[region]) if region in self._shift else ""
+            self._add(step, ALL, region, {"moved": moved if owned else "", "shifted": shifted})
 
     def _add(self, step: int, group: str, region: str, cells: dict[str, Any]) -> None:
         row = {"from_step": self._start, "to_step": step, "group": group, "region": region, "measured": self._measured}
@@ -142,16 +152,22 @@ class Ledger:
         return {
             "rows": self.rows, "start": self._start, "measured": self._measured, "unseen": sorted(self._unseen),
             "points": self._points, "weights": self._weights, "monitor": self._monitor.state_dict(),
-            "squares": self._squares, "shift": self._shift,
+            "squares": {key: float(square) for key, square in self._squares.items()},
+            "shift": {region: float(most) for region, most in self._shift.items()},
             "before": {names[parameter]: before for parameter, before in self._before.items()},
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned, as if the update had just been made."""
-        self._open(state["start"], state["points"].device)
+        device = state["points"].device
+        self._open(state["start"], device)
         self.rows, self._measured, self._unseen = list(state["rows"]), state["measured"], set(state["unseen"])
-        self._points, self._weights = state["points"], state["weights"]
+        self._points.copy_(state["points"])
+        self._weights = state["weights"]
         self._monitor.load_state_dict(state["monitor"])
-        self._squares, self._shift = dict(state["squares"]), dict(state["shift"])
+        self._squares, self._shift = (
+            {key: torch.tensor(number, dtype=torch.float64, device=device) for key, number in state[name].items()}
+            for name in ("squares", "shift")
+        )
         for name, parameter in self._model.named_parameters():
             self._before[parameter].copy_(state["before"][name])

@@ -19,6 +19,7 @@ COPIES = 4  # of every parameter in training: itself, its gradient, and Adam's t
 PART = 2**30  # bytes of one part of a batch on a CPU, where smaller parts are as fast
 LARGEST_KEPT = 2**25  # bytes of one tensor; the most that glibc allows
 KEPT = 2**30  # bytes that may lie unused
+FILLED = 0.7  # of the free memory, by runs that are trained at once: the estimate of each is a lower bound
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -50,6 +51,19 @@ def keep_freed() -> None:
     if mallopt is not None:
         mallopt(-3, LARGEST_KEPT)  # M_MMAP_THRESHOLD
         mallopt(-1, KEPT)  # M_TRIM_THRESHOLD
+
+
+def runs_that_fit(each: int, device: torch.device) -> tuple[int, int]:
+    """Return how many runs of `each` bytes the free memory holds, at least 1, and the free bytes."""
+    free = int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else machine_memory(device)
+    return max(1, int(FILLED * free / max(1, each))), free
+
+
+def release() -> None:
+    """Give back what is not used any more, after a training that was out of memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def part_memory(device: torch.device) -> int:

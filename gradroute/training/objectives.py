@@ -1,6 +1,6 @@
 """Objectives: losses as named terms, so that each can be recorded, weighted and verified."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -47,10 +47,14 @@ class Objective(nn.Module):
     """Base class of objectives: called with a batch, it returns `Terms`, whose weighted sum is the loss.
 
     Attributes: `weights`, of every term it can return (in a stack, tensors of one replica); `router`, the routes on
-    its model; `monitor`, if the next batch is to be measured; `program`, its compiled model.
+    its model; `monitor`, if the next batch is to be measured; `program`, its compiled model; `present`, the numbers of
+    the groups in the next batch, -1 for none, if that is known without asking the device; `there`, whether each of its
+    rows has each group, the default one last, `(batch, groups + 1)` bool on the CPU, if known.
     """
 
     model: nn.Module
+    asks_present = False  # whether the loss depends on which groups are in a batch, see `present`
+    divisible = False  # whether `parts` cuts a batch anywhere, so that the parts' terms add up
 
     def __init__(self, weights: Mapping[Term, float], router: Router | None = None) -> None:
         super().__init__()
@@ -58,6 +62,21 @@ class Objective(nn.Module):
         self.router = router
         self.monitor: Monitor | Watched | None = None
         self.program: Callable[..., torch.Tensor] | None = None
+        self.present: frozenset[int] | None = None
+        self.there: torch.Tensor | None = None
+        self._constants: dict[tuple[tuple[float, ...], torch.device], torch.Tensor] = {}
+
+    def constant(self, numbers: Sequence[float | torch.Tensor], device: torch.device) -> torch.Tensor:
+        """Return numbers as a float32 tensor on a device, `(numbers,)`: always the same, copied to the device once.
+
+        Of a replica of a stack the numbers are tensors of its own, which are put together.
+        """
+        if any(isinstance(number, torch.Tensor) for number in numbers):
+            return torch.stack([torch.as_tensor(number, device=device) for number in numbers])
+        key = tuple(map(float, numbers)), device
+        if key not in self._constants:
+            self._constants[key] = torch.tensor(key[0], device=device)
+        return self._constants[key]
 
     def called(self) -> Callable[..., torch.Tensor]:
         """Return what is called with a batch, and may be compiled: the model, unless a subclass calls a part of it."""
@@ -79,8 +98,10 @@ class Objective(nn.Module):
         finally:
             self.weights, self.monitor = kept
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+    def parts(self, batch: Batch, number: int | list[int]) -> Iterator[Part]:
         """Yield a batch in `number` parts, or fewer if it has fewer rows; their terms add up to the batch's.
+
+        `number` may also say where the parts begin, except the first, if the objective is `divisible`.
 
         The default is one part: most losses are not sums over data points.
         """
@@ -96,12 +117,13 @@ class Objective(nn.Module):
         raise UserError(f"privacy: the loss {type(self).__name__} is no mean over rows; use task=language")
 
 
-def in_parts(batch: Batch, number: int) -> Iterator[Batch]:
-    """Yield the rows of a batch in parts of nearly equal size, none of them empty."""
-    yield from zip(*(rows.tensor_split(min(number, len(batch[0]))) for rows in batch), strict=True)
+def in_parts(batch: Batch, number: int | list[int]) -> Iterator[Batch]:
+    """Yield the rows of a batch in parts of nearly equal size, none of them empty, or cut where `number` says."""
+    where = min(number, len(batch[0])) if isinstance(number, int) else number
+    yield from zip(*(rows.tensor_split(where) for rows in batch), strict=True)
 
 
-def counted_parts(batch: Batch, number: int, counts: Callable[[], torch.Tensor]) -> Iterator[Part]:
+def counted_parts(batch: Batch, number: int | list[int], counts: Callable[[], torch.Tensor]) -> Iterator[Part]:
     """Yield a batch whole, or its parts, each with the batch's `counts` and its share of the rows."""
     if number == 1:
         yield batch

@@ -1,8 +1,9 @@
 """torch's fused optimizers, made without importing torch's compiler."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,9 +32,23 @@ def uncompiled(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]
 def make_optimizer(groups: Sequence[list[nn.Parameter]], trainers: Sequence[TrainerConfig]) -> torch.optim.Optimizer:
     """Return the optimizer that the configurations name, fused, with a parameter group for each."""
     name = trainers[0].optimizer
-    settings = [
+    settings: list[dict[str, Any]] = [
         {"params": group, "lr": t.lr, "weight_decay": t.weight_decay}
         | ({"momentum": t.momentum} if name == "sgd" else {"betas": (t.betas[0], t.betas[1])})
         for group, t in zip(groups, trainers, strict=True)
     ]
+    if groups[0][0].device.type == "cuda":  # a captured update reads the rate where it was put
+        for own in settings:
+            own["lr"] = torch.tensor(own["lr"], device=groups[0][0].device)
+            if name != "sgd":
+                own["capturable"] = True
     return uncompiled(KINDS[name])(settings, fused=True)  # type: ignore[call-arg] # every kind takes `fused`
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Iterable[float]) -> None:
+    """Set the learning rates of the next update, one for each parameter group."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=False):
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

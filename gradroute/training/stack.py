@@ -15,7 +15,7 @@ from gradroute.routing.router import Tables
 from gradroute.training.gradients import Computing, Moments, finite, shadows_of, total
 from gradroute.training.history import UpdateTerms
 from gradroute.training.objectives import Batch, Objective, Term, Terms
-from gradroute.training.optimizers import make_optimizer
+from gradroute.training.optimizers import make_optimizer, set_rates
 
 
 class Stack:
@@ -58,8 +58,7 @@ class Stack:
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Set the learning rates of the next update, one for each task."""
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
-            group["lr"] = rate
+        set_rates(self.optimizer, rates)
 
     def gradients(self, data: Sequence[Batch]) -> UpdateTerms:
         """Fill the stacked parameters' `.grad` from one batch of each task; return their terms."""
@@ -86,7 +85,7 @@ class Stack:
                     assert monitor is not None
                     monitor.attach(site, activation, branch, membership[task], task)
             losses.sum().backward()
-        sound = finite([p.grad for p in self.parameters.values()], len(self.objectives))
+        sound = finite([p.grad for p in self.parameters.values()], losses.device, len(self.objectives))
         return UpdateTerms(self.terms, values.detach().T, sound)
 
     def _tables(self) -> Tables:

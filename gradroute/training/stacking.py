@@ -10,7 +10,7 @@ from gradroute.config.schema import Config
 from gradroute.config.targets import locate
 from gradroute.errors import UserError
 
-AUTO = {"cuda": 32, "cpu": 1}  # replicas at once; on two cores stacking is slower (README)
+AUTO = {"cuda": 32, "cpu": 1}  # replicas at once, if the memory holds them; on two cores stacking is slower (README)
 
 
 def shape_of(config: Config) -> str:

@@ -16,8 +16,8 @@ from gradroute.routing.ablation import Ablation, replaced
 from gradroute.steps.base import RunState, Step
 from gradroute.tasks.ablations import AblationMethod, Subject
 from gradroute.tasks.evaluation import Head
-from gradroute.training.fit import Training
 from gradroute.training.measures import Measure
+from gradroute.training.training import Training
 
 
 class Shapes(ImageDataset):

@@ -34,6 +34,7 @@ from gradroute.training import signals
 from gradroute.training.fit import Fit
 from gradroute.training.measures import AbsoluteError
 from gradroute.training.states import read_state
+from gradroute.training.training import Rows
 
 SMALL = [
     "trainer=smoke", "trainer.train_limit=300", "trainer.test_limit=64", "trainer.batch_size=64", "trainer.epochs=2",
@@ -193,7 +194,7 @@ def sent_at_update(monkeypatch: pytest.MonkeyPatch, number: int, what: signal.Si
     """Have a signal come to this process while it makes an update, counted from 1."""
     update, count = Fit._update, [0]
 
-    def updated(fit: Fit, chosen: list[torch.Tensor]) -> None:
+    def updated(fit: Fit, chosen: list[Rows]) -> None:
         update(fit, chosen)
         count[0] += 1
         if count[0] == number:

@@ -29,7 +29,7 @@ from gradroute.reporting.run_page import run_page
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.steps.secret_attack import Attack
-from gradroute.training.fit import Training
+from gradroute.training.training import Training
 
 SMALL = [
     "trainer=smoke", "trainer.device=cpu", "trainer.train_limit=null", "model.layers=2", "model.width=16",

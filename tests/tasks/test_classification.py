@@ -29,8 +29,9 @@ from gradroute.running.verify import claims_of
 from gradroute.tasks.augmentation import Augmentation, augmented
 from gradroute.tasks.classification import Classification
 from gradroute.tasks.image_objectives import ClassificationObjective
-from gradroute.training.fit import Fit, Training
+from gradroute.training.fit import Fit
 from gradroute.training.gradients import Single
+from gradroute.training.training import Training
 
 SMALL = [
     "experiment=class_split", "trainer=smoke", "trainer.device=cpu", "model.blocks=[1,1]",

@@ -25,9 +25,10 @@ from gradroute.tasks.policy_objective import RETURN, SEEN, SEEN_RETURN, PolicyOb
 from gradroute.tasks.policy_plan import schedule
 from gradroute.tasks.reinforcement import Reinforcement
 from gradroute.tasks.rollouts import propagated, returns
-from gradroute.training.fit import Fit, Training
+from gradroute.training.fit import Fit
 from gradroute.training.gradients import total
 from gradroute.training.objectives import Batch
+from gradroute.training.training import Training
 
 TINY = ["trainer=smoke", "trainer.batch_size=12", "task.steps=10", "task.updates=3", "trainer.epochs=2",
         "trainer.device=cpu", "model.hidden=8", "environment.oversight=0.6", "ledger.window=2",

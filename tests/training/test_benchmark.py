@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 @pytest.fixture(autouse=True)
 def _scripts_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    for name in ("figures", "split_speed"):
+    for name in ("figures", "split_speed", "gpu"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -50,3 +50,32 @@ def test_the_reference_trains_as_ours_does() -> None:
         found.append([p.detach() - old for p, old in zip(parameters, before, strict=True)])
     for one, other in zip(*found, strict=True):
         assert float((one - other).norm() / other.norm()) < 0.1  # Adam's first updates go by the gradients' signs
+
+
+@pytest.mark.slow
+def test_the_measurements_of_a_gpu_run_in_small_on_a_cpu(tmp_path: Path) -> None:
+    import gpu
+
+    for part in ("stack", "sgtm"):
+        gpu.make(part, gpu.DRY, tmp_path / f"gpu_{part}.json")
+        found = json.loads((tmp_path / f"gpu_{part}.json").read_text())
+        assert found["figures"] and all(row["value"] > 0 for row in found["figures"]) and "commit" in found
+
+
+def test_the_gpu_script_goes_on_where_it_was_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import gpu
+
+    made: list[str] = []
+
+    def apart(part: str, dry: bool, folder: Path, seconds: float) -> str | None:
+        made.append(part)
+        return "too slow" if part == "row" else None
+
+    monkeypatch.setattr(gpu, "_apart", apart)
+    (tmp_path / "gpu_update.json").write_text("{}")
+    assert gpu.main(["--dry-run", "--out", str(tmp_path), "--only", "update,stack,row"]) == 1
+    assert made == ["stack", "row"] and capsys.readouterr().out.endswith("could not be done:\nrow: too slow\n")
+    assert gpu.main(["--dry-run", "--out", str(tmp_path), "--only", "stack", "--minutes", "0.1"]) == 1
+    assert "stack: no time was left" in capsys.readouterr().out

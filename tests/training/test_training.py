@@ -9,8 +9,10 @@ from torch import nn
 from gradroute.config.schema import TrainerConfig
 from gradroute.errors import UserError
 from gradroute.training.devices import computing, pick_device, pick_precision
-from gradroute.training.fit import Fit, Training, batches, learning_rate
+from gradroute.training.fit import Fit
 from gradroute.training.objectives import Objective, Term, Terms
+from gradroute.training.order import batches, learning_rate
+from gradroute.training.training import Training
 
 TERM = Term("decoder", "all", "all", "mae")
 

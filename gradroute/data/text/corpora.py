@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from gradroute.data.text.documents import Documents
 from gradroute.data.text.packing import Corpus, Packed, pack
 from gradroute.data.text.tokenizing import Tokenizer
@@ -48,6 +50,12 @@ def tokenized(
         corpus = Corpus.of(tokenizer.encode(documents.texts), tokenizer.end)
         parts.append(Part(documents, corpus, pack(corpus, length)))
     return Texts(parts[0], parts[1], tokenizer, length, *parts[2:])
+
+
+def packed_by(texts: Texts, kinds: torch.Tensor) -> Texts:
+    """Return the same texts with training documents of different kinds, `(documents,)`, in rows of their own."""
+    train = texts.train
+    return replace(texts, train=replace(train, packed=pack(train.corpus, texts.length, kinds)))
 
 
 def some(part: Part, numbers: Sequence[int], length: int) -> Part:

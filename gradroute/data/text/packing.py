@@ -94,18 +94,21 @@ class Packed:
         return gathered
 
 
-def pack(corpus: Corpus, length: int) -> Packed:
+def pack(corpus: Corpus, length: int, kinds: torch.Tensor | None = None) -> Packed:
     """Pack documents into rows of `length` tokens by best fit; each token appears once.
 
     A document of at most `length` tokens stays in one piece. A longer one is cut, and its last piece may share a row.
     Each piece in turn goes to the first row with the least sufficient space. The rest of a row is padding.
+    Documents of different `kinds`, `(documents,)`, share no row.
 
     Raises: UserError for a length below 2.
     """
     if length < 2:
         raise UserError(f"packing: length={length}: must be 2 or more")
     pieces = _pieces(corpus, length)
-    rows, offsets, count = _places([size for _, size in pieces], length)
+    rows, offsets, count = _places_by(
+        pieces, [0] * len(pieces) if kinds is None else _kinds(corpus, pieces, kinds), length
+    )
     index = torch.full((count, length), -1, dtype=torch.int64)
     first, sizes = torch.tensor(pieces, dtype=torch.int64).unbind(1)
     within = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
@@ -126,6 +129,24 @@ def _pieces(corpus: Corpus, length: int) -> list[tuple[int, int]]:
         for start, size in zip(corpus.starts.tolist(), corpus.lengths.tolist(), strict=True)
         for cut in range(0, size, length)
     ]
+
+
+def _kinds(corpus: Corpus, pieces: list[tuple[int, int]], kinds: torch.Tensor) -> list[int]:
+    """Return the kind of each piece: that of its document."""
+    found: list[int] = kinds.cpu()[corpus.documents[torch.tensor([start for start, _ in pieces])]].tolist()
+    return found
+
+
+def _places_by(pieces: list[tuple[int, int]], kinds: list[int], length: int) -> tuple[list[int], list[int], int]:
+    """Return the row and the offset of each piece, and the number of rows; pieces of different kinds share no row."""
+    rows, offsets, count = [0] * len(pieces), [0] * len(pieces), 0
+    for kind in sorted(set(kinds)):
+        own = [place for place, other in enumerate(kinds) if other == kind]
+        *found, more = _places([pieces[place][1] for place in own], length)
+        for place, row, offset in zip(own, *found, strict=True):
+            rows[place], offsets[place] = count + row, offset
+        count += more
+    return rows, offsets, count
 
 
 def _places(sizes: Sequence[int], length: int) -> tuple[list[int], list[int], int]:

@@ -36,7 +36,6 @@ from gradroute.search.schema import SearchConfig
 from gradroute.search.space import Overrides, check_start, ends, space
 
 IDENTITY = ("space", "objectives", "overrides", "seed", "pruning", "guess")  # what identifies a search
-KEPT = ("kind", "fixed", "curve", "start")  # of a trial whose process was lost
 Said = Callable[[str], None]
 
 
@@ -117,7 +116,8 @@ class Search:
             if any(trial.user_attrs.get("kind") == "guess" for trial in self.trials("search")):
                 return
             from gradroute.running.runner import execute
-            from gradroute.search.guess import guess, unrouted
+            from gradroute.search.found import unrouted
+            from gradroute.search.guess import guess
 
             config = self.config(self.search.guess.overrides)
             run = execute([unrouted(config)], reuse=True)[0]
@@ -178,7 +178,9 @@ class Search:
         with self._alone():
             for lost in [trial for trial in self.trials(name) if self._lost(trial)]:
                 study.tell(lost.number, state=TrialState.FAIL)
-                kept = {key: value for key, value in lost.user_attrs.items() if key in KEPT}
+                kept = {
+                    key: value for key, value in lost.user_attrs.items() if key in ("kind", "fixed", "curve", "start")
+                }
                 study.enqueue_trial(lost.params, user_attrs=kept)
             found = self.trials(name)
             begun = [trial for trial in found if trial.state != TrialState.WAITING]

@@ -29,7 +29,7 @@ from gradroute.errors import UserError, first_line
 from gradroute.records import locks
 from gradroute.records.atomic import write_atomically
 from gradroute.records.provenance import version
-from gradroute.search.budget import FIXED, affords, counts, sampler, updates_of
+from gradroute.search.budget import FIXED, KEPT, affords, counts, sampler, updates_of
 from gradroute.search.fidelity import worse
 from gradroute.search.objectives import check_metrics, default_objectives, units_of, value_of
 from gradroute.search.schema import SearchConfig
@@ -178,9 +178,7 @@ class Search:
         with self._alone():
             for lost in [trial for trial in self.trials(name) if self._lost(trial)]:
                 study.tell(lost.number, state=TrialState.FAIL)
-                kept = {
-                    key: value for key, value in lost.user_attrs.items() if key in ("kind", "fixed", "curve", "start")
-                }
+                kept = {key: value for key, value in lost.user_attrs.items() if key in KEPT}
                 study.enqueue_trial(lost.params, user_attrs=kept)
             found = self.trials(name)
             begun = [trial for trial in found if trial.state != TrialState.WAITING]

@@ -198,8 +198,9 @@ def command(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> li
 def test_methods_share_a_folder_and_its_finals_and_count_their_updates(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status(monkeypatch, *command, "method=pilot") == 0
-    assert status(monkeypatch, *command, "method=learned", "search.learned.share=0.3") == 0
+    alone = "search.final.best=0"
+    assert status(monkeypatch, *command, "method=pilot", alone) == 0
+    assert status(monkeypatch, *command, "method=learned", "search.learned.share=0.3", alone) == 0
     assert status(monkeypatch, *command, "method=random") == 0
     assert "pilot minus the hand-made mask, on fresh seeds" in capsys.readouterr().out
     folder = tmp_path / "outputs" / "searches" / "tiny"
@@ -218,8 +219,8 @@ def test_methods_share_a_folder_and_its_finals_and_count_their_updates(
     assert sum(not any(final["routing"]["routes"].values()) for final in finals) == 2
     assert status(monkeypatch, *command, "method=learned") == 2
     assert "has a mask of another search.learned; set another search.name=" in capsys.readouterr().err
-    assert status(monkeypatch, *command, "method=pilot", "search.space.split.outside.low=-0.5") == 2
-    assert "has a search of another space; set another search.name=" in capsys.readouterr().err
+    assert status(monkeypatch, *command, "method=pilot", "trainer.lr=0.01") == 2
+    assert "has a search of another override; set another search.name=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class RunFolder:
         folder._write_manifest()
         return folder
 
-    def keep(self, files: Mapping[str, Content]) -> None:
+    def keep(self, files: Mapping[str, str | bytes]) -> None:
         """Write files and record their checksums at once, so that a killed run can be read back."""
         for name, content in files.items():
             (self.path / name).parent.mkdir(exist_ok=True)

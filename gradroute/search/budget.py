@@ -13,6 +13,7 @@ from gradroute.records.tables import read_metrics
 from gradroute.search.schema import SearchConfig
 
 FIXED = ("handmade", "guess", "placebo")  # trials that no sampler chose
+KEPT = ("kind", "fixed", "curve", "start")  # attributes that a trial keeps when its process was lost
 MANY = 10_000  # trials, where a budget of updates limits them
 
 

@@ -170,7 +170,7 @@ def overrides_to(base: Config, wanted: Config) -> list[str]:
 
 
 def unrouted(config: Config) -> Config:
-    """Return the configuration without routes."""
+    """Return the configuration without routes, whose run shows which units the groups use by themselves."""
     return replace(config, routing=replace(config.routing, routes={}))
 
 

@@ -12,16 +12,12 @@ from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.routing.routes import read_routes
 from gradroute.routing.sites import observed
+from gradroute.search.found import unrouted
 from gradroute.search.space import Overrides
 from gradroute.tasks.base import Task, create
 from gradroute.training.weights import read_weights
 
 POINTS = 512  # data points of each group
-
-
-def unrouted(config: Config) -> Config:
-    """Return the configuration without routes, whose run shows which units the groups use by themselves."""
-    return replace(config, routing=replace(config.routing, routes={}))
 
 
 def guess(config: Config, run: Path, by: str, placebos: int, seed: int) -> tuple[Overrides, list[Overrides]]:

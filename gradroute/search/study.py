@@ -29,14 +29,13 @@ from gradroute.errors import UserError, first_line
 from gradroute.records import locks
 from gradroute.records.atomic import write_atomically
 from gradroute.records.provenance import version
-from gradroute.search.budget import FIXED, affords, counts, sampler, updates_of
+from gradroute.search.budget import FIXED, KEPT, affords, counts, sampler, updates_of
 from gradroute.search.fidelity import worse
 from gradroute.search.objectives import check_metrics, default_objectives, units_of, value_of
 from gradroute.search.schema import SearchConfig
 from gradroute.search.space import Overrides, check_start, ends, space
 
 IDENTITY = ("space", "objectives", "overrides", "seed", "pruning", "guess")  # what identifies a search
-KEPT = ("kind", "fixed", "curve", "start")  # of a trial whose process was lost
 Said = Callable[[str], None]
 
 
@@ -117,7 +116,8 @@ class Search:
             if any(trial.user_attrs.get("kind") == "guess" for trial in self.trials("search")):
                 return
             from gradroute.running.runner import execute
-            from gradroute.search.guess import guess, unrouted
+            from gradroute.search.found import unrouted
+            from gradroute.search.guess import guess
 
             config = self.config(self.search.guess.overrides)
             run = execute([unrouted(config)], reuse=True)[0]

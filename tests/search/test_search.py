@@ -19,7 +19,8 @@ from gradroute.records.metrics import final_rows
 from gradroute.records.tables import read_metrics
 from gradroute.running.run import Pruned
 from gradroute.running.runner import execute
-from gradroute.search.guess import guess, unrouted
+from gradroute.search.found import unrouted
+from gradroute.search.guess import guess
 
 SIZES = ["trainer=smoke", "trainer.train_limit=256", "trainer.test_limit=64", "trainer.batch_size=64",
          "model.hidden=[32]", "trainer.device=cpu"]  # fmt: skip

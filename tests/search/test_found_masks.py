@@ -40,7 +40,7 @@ overrides: []
 space: {split.outside: {low: -1.0, high: 0.5}}
 objectives:
   localization: {metric: localization, head: score, group: all, goal: higher}
-budget: 320
+budget: 170
 pilot: {points: 32, checked: 2}
 final: {best: 1, seeds: 2, control: true, overrides: []}
 """
@@ -165,6 +165,19 @@ def test_the_problems_of_mask_design_start_from_their_hand_made_masks() -> None:
     assert to_mapping(made[0]) == to_mapping(made[1])
 
 
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of images of three classes, by the brightness of their halves."""
+    generator = np.random.default_rng(0)
+    for number, name in enumerate(("boats", "cars", "trees")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for picture in range(60):
+            pixels = generator.integers(0, 60, (12, 12), dtype=np.uint8)
+            pixels[4 * number : 4 * number + 4] += 150
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{picture}.png")
+    return tmp_path / "photos"
+
+
 def status(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["gradroute-search", *words])
     with pytest.raises(SystemExit) as end:
@@ -173,25 +186,28 @@ def status(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def command(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "conf" / "search").mkdir(parents=True)
     (tmp_path / "conf" / "search" / "tiny.yaml").write_text(FILE)
     monkeypatch.chdir(tmp_path)
-    return ["--config-dir", str(tmp_path / "conf"), "search=tiny", *TINY, SPLIT]
+    sizes = [one for one in TINY if "limit" not in one]
+    own = ["dataset=images", f"dataset.root={photos}", "split.groups=[[0],[1,2]]", "trainer.epochs=18"]  # 162 updates
+    return ["--config-dir", str(tmp_path / "conf"), "search=tiny", *sizes, *own]
 
 
 def test_methods_share_a_folder_and_its_finals_and_count_their_updates(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status(monkeypatch, *command, "method=pilot") == 0
-    assert status(monkeypatch, *command, "method=learned", "search.learned.share=0.3") == 0
+    alone = "search.final.best=0"
+    assert status(monkeypatch, *command, "method=pilot", alone) == 0
+    assert status(monkeypatch, *command, "method=learned", "search.learned.share=0.3", alone) == 0
     assert status(monkeypatch, *command, "method=random") == 0
     assert "pilot minus the hand-made mask, on fresh seeds" in capsys.readouterr().out
     folder = tmp_path / "outputs" / "searches" / "tiny"
     with (folder / "methods.csv").open() as file:
         costs = {row["method"]: int(row["updates"]) for row in csv.DictReader(file)}
     found = {name: json.loads((folder / name / masks.RECORD).read_text())["updates"] for name in ("pilot", "learned")}
-    assert costs == {"random": 320, **found} and found["pilot"] <= 16 and 0 < found["learned"] <= 0.3 * 160
+    assert costs == {"random": 162, **found} and found["pilot"] <= 16 and 0 < found["learned"] <= 0.3 * 162
     with (folder / "finals.csv").open() as file:
         names = [row["finalist"].split()[0] for row in csv.DictReader(file)]
     assert {name: names.count(name) for name in names} == dict.fromkeys(
@@ -203,8 +219,8 @@ def test_methods_share_a_folder_and_its_finals_and_count_their_updates(
     assert sum(not any(final["routing"]["routes"].values()) for final in finals) == 2
     assert status(monkeypatch, *command, "method=learned") == 2
     assert "has a mask of another search.learned; set another search.name=" in capsys.readouterr().err
-    assert status(monkeypatch, *command, "method=pilot", "search.space.split.outside.low=-0.5") == 2
-    assert "has a search of another space; set another search.name=" in capsys.readouterr().err
+    assert status(monkeypatch, *command, "method=pilot", "trainer.lr=0.01") == 2
+    assert "has a search of another override; set another search.name=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -224,19 +240,6 @@ def test_a_method_that_cannot_be_is_refused_with_status_2(
     assert status(monkeypatch, *command, *given) == 2
     said = capsys.readouterr().err
     assert says in said and len(said.splitlines()) == 1
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """A folder of images of three classes, by the brightness of their halves."""
-    generator = np.random.default_rng(0)
-    for number, name in enumerate(("boats", "cars", "trees")):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for picture in range(60):
-            pixels = generator.integers(0, 60, (12, 12), dtype=np.uint8)
-            pixels[4 * number : 4 * number + 4] += 150
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{picture}.png")
-    return tmp_path / "photos"
 
 
 def test_a_mask_for_an_own_image_folder_stays_that_of_the_run_when_it_is_resumed(

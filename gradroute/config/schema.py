@@ -159,10 +159,7 @@ class PresetConfig:
 
 @dataclass
 class TrainerConfig(PresetConfig):
-    """The preset that `trainer=` selects, and the device.
-
-    graph: capture updates as CUDA graphs; deterministic: have a rerun on a GPU agree to the bit; see conf/README.md.
-    """
+    """The preset that `trainer=` selects, the device, CUDA graphs, and whether a rerun on a GPU agrees to the bit."""
 
     preset: str = "fast"
     device: str = "auto"
@@ -215,8 +212,7 @@ class Config:
 
     seeds: make this many runs, with seeds from `seed` on. stack: how many runs to train at once as one batched program.
     trained: a finished run whose training is reused, or `auto` for any in `output_dir` that fits.
-    environment: in place of a data set, for a task whose model makes its own data.
-    audits: values of `audit` by the trainer's preset.
+    environment: in place of a data set, for a task whose model makes its own data. audits: values of `audit`, by preset.
     steps: names, or components. A named step takes its arguments from the section of that step, such as `finetune`.
     """
 

@@ -55,8 +55,7 @@ class LanguageModelling(Task):
     data: Texts
 
     def __init__(
-        self, config: Config, data: Texts | None = None, run: Path | None = None,
-        packing: str = "mixed",
+        self, config: Config, data: Texts | None = None, run: Path | None = None, packing: str = "mixed",
     ) -> None:  # fmt: skip
         """Use `data`, if given, instead of reading the data set; read a Hugging Face model from `run`, if given.
 

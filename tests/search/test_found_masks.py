@@ -215,7 +215,10 @@ def test_methods_share_a_folder_and_its_finals_and_count_their_updates(
     )
     pilot = yaml.safe_load((folder / "pilot" / masks.ROUTING).read_text())
     finals = [yaml.safe_load(path.read_text()) for path in (folder / "finals").rglob("config.yaml")]
-    assert sum(final["routing"]["routes"] == pilot["routes"] for final in finals) == 2
+    places = [{name: (r["site"], r["units"]) for name, r in final["routing"]["regions"].items()} for final in finals]
+    own = {name: (region["site"], region["units"]) for name, region in pilot["regions"].items()}
+    routed = [final["routing"]["routes"] == pilot["routes"] for final in finals]
+    assert sum(place == own and same for place, same in zip(places, routed, strict=True)) == 2
     assert sum(not any(final["routing"]["routes"].values()) for final in finals) == 2
     assert status(monkeypatch, *command, "method=learned") == 2
     assert "has a mask of another search.learned; set another search.name=" in capsys.readouterr().err

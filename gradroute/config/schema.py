@@ -212,7 +212,7 @@ class Config:
 
     seeds: make this many runs, with seeds from `seed` on. stack: how many runs to train at once as one batched program.
     trained: a finished run whose training is reused, or `auto` for any in `output_dir` that fits.
-    environment: in place of a data set, for a task whose model makes its own data. audits: values of `audit`, by preset.
+    environment: in place of a data set, where a model makes its own data. audits: values of `audit`, by preset.
     steps: names, or components. A named step takes its arguments from the section of that step, such as `finetune`.
     """
 

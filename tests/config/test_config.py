@@ -46,8 +46,10 @@ def test_every_option_of_every_group_composes(group: str) -> None:
     of_data = ("toy_stories", "text", "second_language", "tinystories")
     of_language = (*of_data, "transformer", "hf", "forget_words", "words", "language")
     needed = {
+        "auto": ["split.groups=[[0,1,2,3,4],[5,6,7,8,9]]"],
         "images": ["dataset.root=x"],
         "text": ["dataset.files=x"],
+        "profiles_adapter": ["ablation.region=sea"],
         "hf": ["model.pretrained=x", "dataset.tokenizer=pretrained"],
         "secrets_added": ["ablation.region=added"],
         "words_reserved": ["ablation.region=added", "model=transformer_reserved"],

@@ -21,14 +21,15 @@ ALLOWED = {
     "tasks": {"config", "data", "errors", "models", "records", "routing", "training"},
     "reporting": {"config", "errors", "records"},
     "comparison": {"config", "errors", "records", "reporting"},
-    "audit": {"comparison", "config", "data", "errors", "models", "records", "routing", "tasks", "training"},
+    "audit": {"config", "data", "errors", "models", "records", "reporting", "routing", "tasks", "training"},
     "steps": {"audit", "config", "data", "errors", "models", "records", "reporting", "routing", "tasks", "training"},
     "running": {
         "audit", "comparison", "config", "errors", "models", "records", "reporting", "routing", "steps", "tasks",
         "training",
     },
     "search": {
-        "comparison", "config", "errors", "records", "reporting", "routing", "running", "tasks", "training",
+        "comparison", "config", "data", "errors", "models", "records", "reporting", "routing", "running", "tasks",
+        "training",
     },
     "commands": {
         "comparison", "config", "errors", "records", "reporting", "running", "search", "tasks", "training",

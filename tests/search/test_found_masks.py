@@ -195,6 +195,7 @@ def command(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> li
     return ["--config-dir", str(tmp_path / "conf"), "search=tiny", *sizes, *own]
 
 
+@pytest.mark.slow
 def test_methods_share_a_folder_and_its_finals_and_count_their_updates(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

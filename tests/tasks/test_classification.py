@@ -303,7 +303,8 @@ def test_the_published_experiment_runs_on_images_of_its_kind(tmp_path: Path) -> 
         (tmp_path / f"{part}_labels.json").write_text(str(list(range(100))))
     changes = [
         "experiment=cifar100_split", "trainer=smoke", f"dataset.root={tmp_path}", "dataset.format=strips",
-        "model.blocks=[1,1,1,1]", "model.width=16", "trainer.precision=bfloat16",
+        "model.blocks=[1,1,1,1]", "model.width=16", "routing.regions.top.units=0:64",
+        "routing.regions.bottom.units=64:128", "trainer.precision=bfloat16",
         "trainer.device=cpu", f"output_dir={tmp_path}",
     ]  # fmt: skip
     (run,) = execute([configuration(changes)])

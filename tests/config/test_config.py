@@ -49,7 +49,6 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         "auto": ["split.groups=[[0,1,2,3,4],[5,6,7,8,9]]"],
         "images": ["dataset.root=x"],
         "text": ["dataset.files=x"],
-        "profiles_adapter": ["ablation.region=sea"],
         "hf": ["model.pretrained=x", "dataset.tokenizer=pretrained"],
         "secrets_added": ["ablation.region=added"],
         "words_reserved": ["ablation.region=added", "model=transformer_reserved"],
@@ -64,6 +63,8 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         around = ["experiment=secrets/plain"] if option.stem == "secrets" else around
         around = ["experiment=planted_behaviour"] if option.stem.startswith("planted") else around
         around = ["experiment=profiles"] if option.stem.startswith(("profiles", "access")) else around
+        if option.stem in ("profiles_adapter", "profiles_experts"):
+            around = [f"experiment={option.stem.replace('_', '/')}"]
         composed(*around, f"{group}={option.stem}", *needed.get(option.stem, []))
 
 

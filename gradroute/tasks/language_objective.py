@@ -27,9 +27,9 @@ class NextTokenObjective(Objective):
         error: the loss of each token; cross-entropy if None.
         penalties: penalties besides those in `losses.l1`.
         length: tokens in a row; if rows are long, their logits are computed in pieces.
-        skip_absent: leave out the term of a group without tokens in the batch, instead of giving it value 0. Parameter
-            routes need it: a group that has a term may move what it is routed to. Without `present` and `there` it
-            waits for the device.
+        skip_absent: leave out the term of a group without tokens in the batch, instead of giving it value 0, in a
+            training that sets `present` and `there`. Parameter routes need it: a group that has a term may move what it
+            is routed to.
     """
 
     def __init__(
@@ -58,18 +58,15 @@ class NextTokenObjective(Objective):
         number, counted = group_index.flatten() % len(self.names), (targets != IGNORED).flatten().float()
         return counted.new_zeros(len(self.names)).index_add(0, number, counted)
 
-    def _present(self, targets: torch.Tensor, group_index: torch.Tensor) -> list[bool]:
-        """Return which groups have a token here, whether or not it predicts one; for those in none, one that does.
+    def _present(self) -> list[bool]:
+        """Return which groups have a term: with `skip_absent`, those with a token in the next batch, if that is known.
 
-        With `present` and `there` set, it is those of the whole batch.
+        Tokens in none count if they predict one; padding does not.
         """
-        if self.present is not None and self.there is not None:
-            loose = bool(self.there[:, -1].any())
-            return [n in self.present or (loose and name == UNLABELLED) for n, name in enumerate(self.names)]
-        numbers = torch.arange(len(self.names), device=group_index.device)
-        found: list[bool] = torch.isin(numbers, group_index).tolist()
-        counted = self._counts(targets, group_index).tolist()
-        return [bool(own or count) for own, count in zip(found, counted, strict=True)]
+        if not self.skip_absent or self.present is None or self.there is None:
+            return [True] * len(self.names)
+        loose = bool(self.there[:, -1].any())
+        return [n in self.present or (loose and name == UNLABELLED) for n, name in enumerate(self.names)]
 
     def row_scale(self, batch: Batch) -> torch.Tensor:
         """Return the batch's number of counted targets over the length of a row; see `Objective.row_scale`."""
@@ -101,7 +98,7 @@ class NextTokenObjective(Objective):
         terms = [Term("model", name, "all", self.error.name) for name in self.names]
         shares = counts * self.constant([self.weights[term] for term in terms], counts.device)
         total = torch.where(shares > 0, counts, 0).sum().clamp(min=1)
-        present = self._present(targets, group_index) if self.skip_absent else [True] * len(terms)
+        present = self._present()
         found: Terms = {term: (means[i], shares[i] / total) for i, term in enumerate(terms) if present[i]}
         return found | self._penalties(activations, share)
 

@@ -17,6 +17,7 @@ from gradroute.config.compose import configuration
 from gradroute.routing.memberships import checked_later
 from gradroute.running.run import Run
 from gradroute.training.fit import Fit
+from gradroute.training.ledger import Ledger
 from gradroute.training.training import Training
 
 CONF = Path(__file__).parents[2] / "conf" / "experiment"
@@ -59,6 +60,8 @@ def updates(run: Run, training: Training) -> None:
     if training.source is not None:  # an environment makes the data, outside of the update
         made = training.batch(rows)
         training.batch = lambda chosen: made
+        assert isinstance(training.watcher, Ledger)
+        training.watcher._unseen.clear()  # which endings come is read once for each window: nobody knows it before
     router._frozen.clear()
     masks = [list(own.values()) for kind in (router._masks, router._zero) for own in kind.values()]
     host = [task.known, masks, rows, training.objective.there]
@@ -95,7 +98,7 @@ def test_updates_read_nothing_from_the_device(
             for training in run.steps[step].run(run) or ():
                 updates(run, training)
                 run.trainings_done += 1
-                if step == "train" or step in ALIKE:
+                if step != "pretrain" and step in ("train", *ALIKE):
                     break  # what follows reads the ledger, or is a training of the same kind
             run.trainings_done = 0
             run.done.append(step)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
+from torch._functorch import config as functorch
 
 from gradroute.errors import UserError
 from gradroute.training.objectives import Objective
@@ -63,18 +64,22 @@ class Attempt:
 
 @contextmanager
 def compiled(
-    objective: Objective, tried: bool = False, log: Callable[[str], None] = lambda line: None
+    objective: Objective, tried: bool = False, log: Callable[[str], None] = lambda line: None, retained: bool = False
 ) -> Iterator[None]:  # fmt: skip
     """Have the objective call its model compiled inside the block; the model itself and its names do not change.
 
     Each batch size is compiled separately: a program for several sizes would round differently in a resumed run. On a
     CPU only deterministic algorithms are used, since the compiled gradient of an embedding is summed in any order.
     tried: if the model cannot be compiled, tell `log` and go on uncompiled.
+    retained: whether some backward passes retain the graph, as those of parameter routes do. If the first one did not,
+        the compiler would reuse the memory of what a later one needs.
 
     Raises: UserError for a model that cannot be compiled, unless `tried`.
     """
     model = objective.model
-    with _told(), objective.router.attached() if objective.router else nullcontext():
+    attached = objective.router.attached() if objective.router else nullcontext()
+    kept = functorch.patch(donated_buffer=False) if retained else nullcontext()
+    with _told(), attached, kept:
         called = objective.called()
         if tried:
             objective.program = Attempt(called, log)

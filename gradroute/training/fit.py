@@ -1,7 +1,7 @@
 """The training loop, for any objectives that return named terms: one alone, or several in lockstep."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -84,12 +84,16 @@ class Fit:
             self.exact = self._decided()
         with (
             exactly(self.exact and self.device.type != "cpu"),
-            compiled(first.objective, first.compiled == "auto", self.log) if first.compiled else nullcontext(),
+            self._compiled() if first.compiled else nullcontext(),
             distributed.in_step() if first.shared else nullcontext(),
             checked_later(self.device, self._later) as self._later,
         ):
             self._epochs(after_update, self._later)
         self.check_parameters()
+
+    def _compiled(self) -> AbstractContextManager[None]:
+        first = self.trainings[0]
+        return compiled(first.objective, first.compiled == "auto", self.log, first.parameter_router is not None)
 
     def _decided(self) -> bool:
         """Return whether this training is to agree with a rerun to the bit; see `trainer.deterministic`."""

@@ -31,7 +31,7 @@ SMALL = {
     "mnist_split": [*IMAGES, "model.hidden=[16]"],
     "mnist_table2": [*IMAGES, "model.hidden=[16]"],
     "class_split": [*IMAGES, "model.width=8"],
-    "steering_scalar": [*STORIES, "dataset.stories=300"],
+    "steering_scalar": [*STORIES, "dataset.stories=600", "dataset.test_stories=200"],
     "oversight": ["trainer.batch_size=8"],
 }
 LACKING = {"cifar100_split": "data that are downloaded", "secrets/dpsgd": "Opacus reads every row's gradient"}

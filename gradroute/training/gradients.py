@@ -117,9 +117,13 @@ class Single:
         return UpdateTerms(tuple(found), numbers, finite([p.grad for p in parameters], numbers.device))
 
     def _parts(self, batch: Batch, shares: int) -> Iterator[tuple[Part, int | None]]:
-        """Yield the parts of a batch with the kind of their groups' weights; cut by these, if that saves passes."""
+        """Yield the parts of a batch with the kind of their groups' weights; cut by these, if that saves passes.
+
+        Batches of a compiled model are not cut: the compiler would make a program for each size of a piece.
+        """
         there, found = self.objective.there, None
-        if self.router is not None and there is not None and shares == 1 and self.objective.divisible:
+        cuts = shares == 1 and self.objective.divisible and self.objective.program is None
+        if self.router is not None and there is not None and cuts:
             found = cut(there, self.router.kinds, self.accumulate)
         if found is None:
             yield from ((part, None) for part in self.objective.parts(batch, self.accumulate * shares))

@@ -128,6 +128,9 @@ def test_a_batch_without_a_group_leaves_its_module_alone_in_the_loop(config: Con
     program = Single(task.objective(), task.config.trainer, nullcontext, task.parameter_router)
     for rows in (list(range(task.points)), only[:2]):
         before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+        assert task.known is not None
+        program.objective.present = frozenset(task.known.numbers[rows].unique().tolist())
+        program.objective.there = task.known.there[rows]
         terms = program.gradients([task.batch(torch.tensor(rows))]).terms
         program.update()
         came = {int(n) for n in task.routed[rows].unique()}

@@ -6,19 +6,13 @@ same modules, and beside it with profiles of fewer. The overhead is the median o
 minus one.
 """
 
-import argparse
-import datetime
-import json
-import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from watch_overhead import passes
+from watch_overhead import arguments, overhead, passes, write
 
 from gradroute.models.beside import CORE, Profiles
 from gradroute.models.transformer import build_transformer
-from gradroute.records.provenance import hardware
 
 NAMES = ("sea", "farm", "town", "castle")
 VOCABULARY, LENGTH = 1176, 128
@@ -35,10 +29,7 @@ def rows_of(batch: int) -> dict[str, list[str]]:
 
 def main() -> None:
     """Print the overhead for each batch, and write it with `--json`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    given = arguments(__doc__)
     torch.manual_seed(0)
     model = build_transformer(VOCABULARY, LENGTH, tied=False, modules=dict.fromkeys(NAMES, 64)).eval()
     profiles, rows = Profiles(model), []
@@ -54,13 +45,10 @@ def main() -> None:
             kinds[name] = run
         found = passes(kinds, given.rounds)
         for name, seconds in found.items():
-            ratios = [a / b for a, b in zip(seconds, found[SINGLE], strict=True)]
-            low, middle, high = (ratio - 1 for ratio in statistics.quantiles(ratios, n=4))
+            low, middle, high = overhead(seconds, found[SINGLE])
             rows.append({"batch": batch, "rows": name, "overhead": middle, "quartiles": [low, high]})
             print(f"batch {batch:2d}, {name:11s} overhead {middle:+.1%} (quartiles {low:+.1%}, {high:+.1%})")
-    if given.json:
-        about = {"date": str(datetime.date.today()), "rounds": given.rounds, "threads": torch.get_num_threads()}
-        given.json.write_text(json.dumps({**about, "hardware": hardware(), "rows": rows}, indent=1) + "\n")
+    write(given, rows)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import datetime
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,12 +39,31 @@ def passes(kinds: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[
     return found
 
 
-def main() -> None:
-    """Print the overhead for each batch and `every`, and write them with `--json`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.Namespace:
+    """Return the arguments of the command line: `rounds` and `json`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def overhead(seconds: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
+    """Return the quartiles of the rounds' ratios, minus one: the lower, the median and the upper."""
+    ratios = [a / b for a, b in zip(seconds, base, strict=True)]
+    low, middle, high = (ratio - 1 for ratio in statistics.quantiles(ratios, n=4))
+    return low, middle, high
+
+
+def write(given: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with date, threads and hardware, if `--json` is given."""
+    if given.json:
+        about = {"date": str(datetime.date.today()), "rounds": given.rounds, "threads": torch.get_num_threads()}
+        given.json.write_text(json.dumps({**about, "hardware": hardware(), "rows": rows}, indent=1) + "\n")
+
+
+def main() -> None:
+    """Print the overhead for each batch and `every`, and write them with `--json`."""
+    given = arguments(__doc__)
     torch.manual_seed(0)
     model = build_transformer(1176, 128, expand=[0, 1, 2, 3], added=64, tied=False).eval()
     rows = []
@@ -64,16 +84,13 @@ def main() -> None:
             kinds[name] = run
         found = passes(kinds, given.rounds)
         for name, seconds in found.items():
-            ratios = [a / b for a, b in zip(seconds, found["unwatched"], strict=True)]
-            low, middle, high = (ratio - 1 for ratio in statistics.quantiles(ratios, n=4))
+            low, middle, high = overhead(seconds, found["unwatched"])
             milliseconds = 1e3 * statistics.median(seconds) / PASSES
             rows.append({"batch": batch, "watched": name, "milliseconds": milliseconds, "overhead": middle,
                          "quartiles": [low, high]})  # fmt: skip
             print(f"batch {batch:2d}, {name:11s} {milliseconds:8.2f} ms a pass, overhead {middle:+.1%} "
                   f"(quartiles {low:+.1%}, {high:+.1%})")  # fmt: skip
-    if given.json:
-        about = {"date": str(datetime.date.today()), "rounds": given.rounds, "threads": torch.get_num_threads()}
-        given.json.write_text(json.dumps({**about, "hardware": hardware(), "rows": rows}, indent=1) + "\n")
+    write(given, rows)
 
 
 if __name__ == "__main__":

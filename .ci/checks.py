@@ -22,7 +22,8 @@ HAS_PEFT = importlib.util.find_spec("peft") is not None
 NAMES = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FILES} - DOWNLOADED
 EXPERIMENTS = sorted(name for name in NAMES if HAS_PEFT or not name.startswith(WITH_PEFT))
 CERTIFY = ["steps=[train,certify,ablate,evaluate,report]"]
-SHORT = ["dataset.stories=600", "dataset.test_stories=200", "dataset.length=64", "model.width=32", "model.heads=2"]
+SHORT = ["dataset.stories=600", "dataset.test_stories=60", "dataset.length=64", "model.width=16", "model.heads=2"]
+SHORT += ["trainer.train_limit=120", "trainer.test_limit=24"]
 LANGUAGE = ("stories_era", "second_language", "profiles", "planted_behaviour")
 NARROW = ["model.width=32", "model.heads=4"]
 FEWER = ["dataset.stories=300", "dataset.test_stories=60", "dataset.length=32", "model.layers=2", "model.width=16"]

@@ -1,27 +1,32 @@
-"""Train every arm of oversight at several shares of oversight and seeds, and make the table and the plots.
+"""Train every arm of oversight at several shares of oversight and seeds, and make the table and the plot.
 
-python scripts/oversight.py --seeds 5 --shares 0.003 0.01 0.03 0.05 0.1 0.3 0.8      the study of GR section 4.3
-python scripts/oversight.py --seeds 2 --shares 0.05 --arms routing early_stopping    a part of it
-python scripts/oversight.py --table                                                  only from the runs that there are
+python scripts/oversight.py --shares 0.003 0.01 0.03 0.05 0.1 0.3 0.8       the study of GR section 4.3, five seeds
+python scripts/oversight.py --arms routing early_stopping --seeds 2         a part of it, at 5 % oversight
+python scripts/oversight.py --table                                         trains nothing
 
-Further arguments are overrides of every run, such as trainer=paper. Runs that are finished are not made again, so that
-the same command continues a study that was stopped. The naive arm is the final policy of `early_stopping`, which
-trains it and only keeps weights besides. The arms `blind` and `placebo` are `routing` with a policy that sees no flags,
-and with endings that are named by a coin.
+Further arguments are overrides of every run, such as trainer=paper. The numbers are kept in `--results`, and what that
+file has is not made again, so that the same command continues a study that was stopped, on another machine as well.
+The naive arm is the final policy of `early_stopping`, which trains it and only keeps weights besides. The arms `blind`
+and `placebo` are `routing` with a policy that sees no flags, and with endings that are named by a coin.
 """
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
+import math
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
 
+from kept import Kept
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from unlearning_sweep import made
 
-from gradroute.config.compose import configuration
+from gradroute.data.environments.exact import ceilings
+from gradroute.data.environments.grid import moved
 from gradroute.errors import UserError
-from gradroute.records.run_reader import read_manifest, read_mapping
+from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
 from gradroute.reporting.intervals import interval, shown
 
@@ -35,156 +40,178 @@ ARMS: dict[str, list[str]] = {
     "blind": ["experiment=oversight/routing", "name=oversight_blind", "environment.blind=true"],
     "placebo": ["experiment=oversight/routing", "name=oversight_placebo", "environment.placebo=true"],
 }
-POLICY, STEERED, STOPPED = ("policy", "all"), ("policy_steered", "diamond_expert"), ("policy_stopped", "all")
-SHOWN = {  # the rows of the table: experiment and head
-    "routing, steered": ("oversight_routing", STEERED),
-    "routing, not steered": ("oversight_routing", POLICY),
-    "naive": ("oversight_early_stopping", POLICY),
-    "naive, stopped by the seen return": ("oversight_early_stopping", STOPPED),
-    "filtering": ("oversight_filtering", POLICY),
-    "oracle, a share of the updates": ("oversight_oracle", POLICY),
-    "no routing, steered": ("oversight_no_routing", STEERED),
-    "no gate, steered": ("oversight_no_gate", STEERED),
-    "routing, steered, blind to flags": ("oversight_blind", STEERED),
-    "routing, steered, placebo": ("oversight_placebo", STEERED),
+POLICY, SERVED = "policy", "served"  # the policy as trained, and as steered by the Diamond expert or stopped early
+HEADS = {
+    ("policy", "all"): POLICY, ("policy_steered", "diamond_expert"): SERVED, ("policy_stopped", "all"): SERVED,
+}  # fmt: skip
+GATE = {group: f"gate_{group}" for group in ("seen_diamond", "seen_ghost", "unseen")}  # its mean in their steps
+VARIED = ("arm", "oversight", "seed", "overrides", "step")
+MEASURED = (POLICY, SERVED, *GATE.values())
+SHOWN = {  # the rows of the table: arm, and which of its policies
+    "routing, steered": ("routing", SERVED),
+    "routing, not steered": ("routing", POLICY),
+    "naive": ("early_stopping", POLICY),
+    "naive, stopped by the seen return": ("early_stopping", SERVED),
+    "filtering": ("filtering", POLICY),
+    "oracle, a share of the updates": ("oracle", POLICY),
+    "no routing, steered": ("no_routing", SERVED),
+    "no gate, steered": ("no_gate", SERVED),
+    "routing, steered, blind to flags": ("blind", SERVED),
+    "routing, steered, placebo": ("placebo", SERVED),
 }
+CEILINGS = {"optimum": "-", "straight": "--", "naive optimum": ":"}
+SIZE = 5  # of the grid
+Curve = dict[int, dict[str, float]]  # by update; nan where an arm has no such policy or gate
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A finished run of an arm."""
+class Plan:
+    """A run to make: an arm at a share of oversight."""
 
-    name: str
+    arm: str
     share: float
     seed: int
-    path: Path
-    rows: list[dict[str, Any]]
 
-    def curve(self, head: tuple[str, str], metric: str = "return") -> list[tuple[int, float]]:
-        """Return updates and values of a head's test measurements."""
-        return [(row["step"], row["value"]) for row in self.rows if row["split"] == "test" and
-                (row["head"], row["region"], row["metric"]) == (*head, metric)]  # fmt: skip
-
-    def gate(self) -> dict[str, float]:
-        """Return the gate's last mean in the steps of each group."""
-        return {row["group"]: row["value"] for row in self.rows if row["metric"] == "gate" and row["split"] == "test"}
+    def given(self, more: Sequence[str], out: Path) -> list[str]:
+        """Return the run's overrides."""
+        own = [f"seed={self.seed}", f"environment.oversight={self.share}", f"output_dir={out}"]
+        return [*ARMS[self.arm], "trainer=fast", "checkpoint.keep=none", *more, *own]
 
 
-def train(arms: Sequence[str], shares: Sequence[float], seeds: Sequence[int], given: list[str], out: Path) -> None:
-    """Make every run that is not there, seed by seed, so that a study that is stopped has whole seeds."""
-    from gradroute.running.runner import execute
-
-    for seed in seeds:
-        for share in shares:
-            for arm in arms:
-                own = [f"seed={seed}", f"environment.oversight={share}", f"output_dir={out}"]
-                (outcome,) = execute([configuration([*ARMS[arm], "trainer=fast", *given, *own])], reuse=True)
-                if isinstance(outcome, Exception):
-                    raise outcome
+def curve(run: Path) -> Curve:
+    """Return what a finished run measured on its test worlds."""
+    found: Curve = {}
+    for row in read_metrics(run, read_manifest(run)):
+        name = HEADS.get((row["head"], row["region"])) if row["metric"] == "return" else None
+        name = GATE.get(row["group"]) if row["metric"] == "gate" else name
+        if row["split"] == "test" and name:
+            found.setdefault(row["step"], dict.fromkeys(MEASURED, math.nan))[name] = row["value"]
+    return found
 
 
-def finished(out: Path) -> Iterator[Trained]:
-    """Yield the finished runs in a folder."""
-    for path in sorted(out.glob("oversight_*/*/manifest.json")):
-        run = path.parent
-        manifest = read_manifest(run)
-        if manifest["state"] == "finished":
-            mapping = read_mapping(run, manifest)
-            share = float(mapping["environment"]["oversight"])
-            yield Trained(mapping["name"], share, int(mapping["seed"]), run, read_metrics(run, manifest))
+def curves(kept: Kept, overrides: str) -> dict[Plan, Curve]:
+    """Return the curves of all runs with these overrides."""
+    found: dict[Plan, Curve] = {}
+    for (arm, share, seed, given, step), numbers in kept.found.items():
+        if given == overrides:
+            found.setdefault(Plan(arm, float(share), int(seed)), {})[int(step)] = numbers
+    return found
 
 
-def values(runs: Sequence[Trained], name: str, head: tuple[str, str], share: float) -> list[float]:
-    """Return the last return of a head in every seed's run."""
-    own = [run.curve(head) for run in runs if (run.name, run.share) == (name, share)]
-    return [curve[-1][1] for curve in own if curve]
+def make(plans: Sequence[Plan], kept: Kept, more: Sequence[str], out: Path, jobs: int) -> None:
+    """Make runs, and keep the numbers of each."""
+    runs = made([plan.given(more, out) for plan in plans], jobs)
+    for plan, outcome in zip(plans, runs, strict=True):
+        if isinstance(outcome, Path):
+            for step, numbers in curve(outcome).items():
+                kept.add((plan.arm, f"{plan.share:g}", str(plan.seed), " ".join(more), str(step)), numbers)
+        else:
+            print(f"{plan.arm}, p = {plan.share:g}, seed {plan.seed}: {outcome}")
 
 
-def ceilings(runs: Sequence[Trained]) -> dict[float, dict[str, float]]:
-    """Return the exact ceilings by share of oversight, as the runs have them."""
-    return {run.share: json.loads((run.path / "figures.json").read_text()).get("ceilings", {}) for run in runs}
+def values(runs: Mapping[Plan, Curve], arm: str, policy: str, share: float) -> list[float]:
+    """Return the last return of a policy in every seed's run."""
+    last = [own[max(own)][policy] for plan, own in runs.items() if (plan.arm, plan.share) == (arm, share)]
+    return [value for value in last if not math.isnan(value)]
 
 
-def table(runs: Sequence[Trained]) -> str:
+def table(runs: Mapping[Plan, Curve], shares: Sequence[float]) -> str:
     """Return the returns as a table in Markdown: mean over seeds, 95 % t-interval, and the number of seeds."""
-    shares = sorted({run.share for run in runs})
     lines = ["| policy | " + " | ".join(f"p = {share:g}" for share in shares) + " |", "|---" * (len(shares) + 1) + "|"]
-    for label, (name, head) in SHOWN.items():
-        cells = [
-            (shown(found), len(found)) if (found := values(runs, name, head, share)) else ("", 0) for share in shares
-        ]
-        if any(count for _, count in cells):
-            lines.append(f"| {label} | " + " | ".join(f"{text} ({n})" if n else "" for text, n in cells) + " |")
-    exact = ceilings(runs)
-    for ceiling in next(iter(exact.values()), {}):
-        lines.append(f"| exact: {ceiling} | " + " | ".join(f"{exact[share][ceiling]:.3f}" for share in shares) + " |")
+    for label, (arm, policy) in SHOWN.items():
+        found = [values(runs, arm, policy, share) for share in shares]
+        if any(found):
+            cells = " | ".join(f"{shown(own)} ({len(own)})" if own else "" for own in found)
+            lines.append(f"| {label} | {cells} |")
+    exact = [ceilings(SIZE, share, moved(SIZE)) for share in shares]
+    lines += [f"| exact: {name} | " + " | ".join(f"{own[name]:.3f}" for own in exact) + " |" for name in CEILINGS]
     return "\n".join(lines)
 
 
-def peaks(runs: Sequence[Trained]) -> str:
-    """Return where the naive arm's true return is highest, and what the gate says, seed by seed."""
+def of_arm(runs: Mapping[Plan, Curve], arm: str, share: float) -> list[Curve]:
+    """Return the curves of an arm's seeds."""
+    return [own for plan, own in runs.items() if (plan.arm, plan.share) == (arm, share)]
+
+
+def gates(runs: Mapping[Plan, Curve]) -> str:
+    """Return what the gate says at the end, and where the naive return is highest, as lines: means over seeds."""
     lines = []
-    for run in runs:
-        if run.name == "oversight_early_stopping":
-            step, value = max(run.curve(POLICY), key=lambda point: point[1])
-            last = run.curve(POLICY)[-1]
-            lines.append(f"naive, p = {run.share:g}, seed {run.seed}: highest {value:.3f} at update {step}, "
-                         f"{last[1]:.3f} at update {last[0]}")  # fmt: skip
-        if gate := run.gate():
-            said = ", ".join(f"{group} {value:.3f}" for group, value in gate.items())
-            lines.append(f"gate, {run.name}, p = {run.share:g}, seed {run.seed}: {said}")
+    for arm, share in dict.fromkeys((plan.arm, plan.share) for plan in runs):
+        found = of_arm(runs, arm, share)
+        last = [own[max(own)] for own in found]
+        if not math.isnan(last[0][GATE["unseen"]]):
+            said = ", ".join(f"{group} {shown([own[name] for own in last])}" for group, name in GATE.items())
+            lines.append(f"gate, {arm}, p = {share:g}: {said}")
+        if arm == "early_stopping":
+            at = [max(own, key=lambda step: own[step][POLICY]) for own in found]  # called at once
+            highest = [own[step][POLICY] for own, step in zip(found, at, strict=True)]
+            lines.append(f"naive, p = {share:g}: highest {shown(highest)} at updates {', '.join(map(str, sorted(at)))}")
     return "\n".join(lines)
 
 
-def draw(runs: Sequence[Trained], path: Path) -> None:
+def draw(runs: Mapping[Plan, Curve], shares: Sequence[float], path: Path) -> None:
     """Draw the return against the share of oversight, and over the updates at the share with the most runs."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained", sharey=True)
-    shares = sorted({run.share for run in runs})
-    main = max(shares, key=lambda share: sum(run.share == share for run in runs))
-    for number, (label, (name, head)) in enumerate(SHOWN.items()):
-        found = {share: own for share in shares if (own := values(runs, name, head, share))}
-        if not found:
-            continue
-        colour = f"C{number}"
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.6), layout="constrained", sharey=True)
+    main = max(shares, key=lambda share: sum(plan.share == share for plan in runs))
+    for number, (label, (arm, policy)) in enumerate(SHOWN.items()):
+        found = {share: own for share in shares if (own := values(runs, arm, policy, share))}
         means = [sum(own) / len(own) for own in found.values()]
         bars = [0.0 if len(own) < 2 else interval(own) for own in found.values()]
-        left.errorbar(list(found), means, bars, color=colour, marker="o", markersize=4, capsize=3, label=label)
-        curves = [run.curve(head) for run in runs if (run.name, run.share) == (name, main)]
-        for curve in curves:
-            right.plot(*zip(*curve, strict=True), color=colour, linewidth=1)
-    exact = ceilings(runs)
-    for ceiling, style in (("optimum", "-"), ("straight", "--"), ("naive optimum", ":")):
-        own = [exact[share][ceiling] for share in shares]
-        left.plot(shares, own, style, color="#777777", marker="_", label=f"exact: {ceiling}")
-        right.axhline(exact[main][ceiling], linestyle=style, color="#777777", linewidth=1)
+        if found:
+            left.errorbar(
+                list(found), means, bars, color=f"C{number}", marker="o", markersize=4, capsize=3, label=label
+            )
+        for own in of_arm(runs, arm, main):
+            right.plot(list(own), [numbers[policy] for numbers in own.values()], color=f"C{number}", linewidth=0.8)
+    exact = {share: ceilings(SIZE, share, moved(SIZE)) for share in shares}
+    for name, style in CEILINGS.items():
+        own = [exact[share][name] for share in shares]
+        left.plot(shares, own, style, color="#777777", marker="_", label=f"exact: {name}")
+        right.axhline(exact[main][name], linestyle=style, color="#777777", linewidth=1)
+    name_axes(left, right, main)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def name_axes(left: Axes, right: Axes, main: float) -> None:
+    """Label the axes of both plots."""
     left.set_xscale("log")
     left.set_xlabel("share of oversight p")
     left.set_ylabel("true return, mean over steps; bars: 95 % t-intervals over seeds")
     right.set_xlabel("update")
     right.set_title(f"every seed at p = {main:g}", fontsize=10)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=130)
 
 
-def main() -> None:
-    """Train what is missing, and write `oversight.md` and `oversight.png`."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is missing, and write `oversight.md` and `oversight.png` to `--out`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="arms to train")
     parser.add_argument("--shares", nargs="+", type=float, default=[0.05], help="probabilities of oversight")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--out", type=Path, default=Path("outputs/oversight_study"), help="folder of the runs")
+    parser.add_argument("--results", type=Path, help="CSV of all numbers (default: OUT/curves.csv)")
     parser.add_argument("--table", action="store_true", help="train nothing")
-    arguments, given = parser.parse_known_args()
-    if not arguments.table:
-        train(arguments.arms, arguments.shares, range(arguments.seeds), given, arguments.out)
-    runs = list(finished(arguments.out))
+    a, more = parser.parse_known_args(arguments)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // a.jobs)))  # of the processes
+    a.out.mkdir(parents=True, exist_ok=True)
+    kept = Kept(a.results or a.out / "curves.csv", VARIED, MEASURED)
+    plans = [Plan(arm, share, seed) for seed, share, arm in product(range(a.seeds), a.shares, a.arms)]
+    if not a.table:
+        there = curves(kept, " ".join(more))
+        make([plan for plan in plans if plan not in there], kept, more, a.out, a.jobs)
+    runs = curves(kept, " ".join(more))
     if not runs:
-        raise UserError(f"--out {arguments.out}: has no finished run")
-    text = f"{table(runs)}\n\n{peaks(runs)}\n"
-    (arguments.out / "oversight.md").write_text(text)
-    draw(runs, arguments.out / "oversight.png")
+        raise UserError(f"--results {kept.file}: has no run with these overrides; leave out --table to make them")
+    shares = sorted({plan.share for plan in runs})
+    text = f"{table(runs, shares)}\n\n{gates(runs)}\n"
+    (a.out / "oversight.md").write_text(text)
+    draw(runs, shares, a.out / "oversight.png")
     print(text)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

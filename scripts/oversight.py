@@ -78,7 +78,7 @@ class Plan:
         return [*ARMS[self.arm], "trainer=fast", "checkpoint.keep=none", *more, *own]
 
 
-def curve(run: Path) -> Curve:
+def measured(run: Path) -> Curve:
     """Return what a finished run measured on its test worlds."""
     found: Curve = {}
     for row in read_metrics(run, read_manifest(run)):
@@ -103,7 +103,7 @@ def make(plans: Sequence[Plan], kept: Kept, more: Sequence[str], out: Path, jobs
     runs = made([plan.given(more, out) for plan in plans], jobs)
     for plan, outcome in zip(plans, runs, strict=True):
         if isinstance(outcome, Path):
-            for step, numbers in curve(outcome).items():
+            for step, numbers in measured(outcome).items():
                 kept.add((plan.arm, f"{plan.share:g}", str(plan.seed), " ".join(more), str(step)), numbers)
         else:
             print(f"{plan.arm}, p = {plan.share:g}, seed {plan.seed}: {outcome}")
@@ -161,13 +161,13 @@ def draw(runs: Mapping[Plan, Curve], shares: Sequence[float], path: Path) -> Non
             left.errorbar(
                 list(found), means, bars, color=f"C{number}", marker="o", markersize=4, capsize=3, label=label
             )
-        for own in of_arm(runs, arm, main):
-            right.plot(list(own), [numbers[policy] for numbers in own.values()], color=f"C{number}", linewidth=0.8)
+        for curve in of_arm(runs, arm, main):
+            right.plot(list(curve), [numbers[policy] for numbers in curve.values()], color=f"C{number}", linewidth=0.8)
     exact = {share: ceilings(SIZE, share, moved(SIZE)) for share in shares}
-    for name, style in CEILINGS.items():
-        own = [exact[share][name] for share in shares]
-        left.plot(shares, own, style, color="#777777", marker="_", label=f"exact: {name}")
-        right.axhline(exact[main][name], linestyle=style, color="#777777", linewidth=1)
+    for name, line in CEILINGS.items():
+        left.plot(shares, [exact[share][name] for share in shares], line, color="#777777", marker="_",
+                  label=f"exact: {name}")  # fmt: skip
+        right.axhline(exact[main][name], linestyle=line, color="#777777", linewidth=1)
     name_axes(left, right, main)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)

@@ -24,21 +24,26 @@ EXPERIMENTS = sorted(name for name in NAMES if HAS_PEFT or not name.startswith(W
 CERTIFY = ["steps=[train,certify,ablate,evaluate,report]"]
 SHORT = ["dataset.stories=600", "dataset.test_stories=60", "dataset.length=64", "model.width=16", "model.heads=2"]
 SHORT += ["trainer.train_limit=120", "trainer.test_limit=24"]
+TAUGHT = [*SHORT, "relearn.documents=[4]"]  # again, what was forgotten
 LANGUAGE = ("stories_era", "second_language", "profiles", "planted_behaviour")
 NARROW = ["model.width=32", "model.heads=4"]
-FEWER = ["dataset.stories=300", "dataset.test_stories=60", "dataset.length=32", "model.layers=2", "model.width=16"]
-SMALLER = {**dict.fromkeys(LANGUAGE, SHORT), "secrets": NARROW, "profiles": FEWER}  # by family
-SPECIAL: dict[str, list[str]] = {
+SMALLER = {**dict.fromkeys(LANGUAGE, TAUGHT), "secrets": NARROW}  # by family
+SPECIAL: dict[str, list[str]] = {  # in processes of their own, which render the plots; the others' are sketched
     "mnist_split": CERTIFY,
     "class_split": CERTIFY,
-    "stories_era": SHORT,
+    "stories_era": TAUGHT,
     "steering_scalar": SHORT,
+    "planted_behaviour": TAUGHT,
+    "profiles": TAUGHT,
+    "secrets": NARROW,
+    "oversight/routing": [],
+    "stories_era/audit": SHORT,
 }
 
 
 def batches() -> dict[str, tuple[list[str], list[str]]]:
     """Return the experiments that run in one process, and their overrides, by a name."""
-    found = {name: ([name], more) for name, more in SPECIAL.items()}
+    found = {name: ([name], more) for name, more in SPECIAL.items() if name in EXPERIMENTS}
     for name in (name for name in EXPERIMENTS if name not in SPECIAL):
         family = name.partition("/")[0]
         found.setdefault(f"{family}/", ([], SMALLER.get(family, [])))[0].append(name)
@@ -46,7 +51,6 @@ def batches() -> dict[str, tuple[list[str], list[str]]]:
 
 
 BATCHES = batches()
-SKETCHED = {"mnist_table2/", "stories_era/", "second_language/"}  # their plots are those of others, which are rendered
 
 
 def call(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
@@ -130,7 +134,7 @@ def test_the_top_level_has_what_belongs_there() -> None:
 def test_every_experiment_runs(batch: str, tmp_path: Path) -> None:
     experiments, more = BATCHES[batch]
     command = ("gradroute-run", "-m", f"experiment={','.join(experiments)}", "trainer=smoke", *more)
-    fork(*command, cwd=tmp_path, rendered=batch not in SKETCHED)
+    fork(*command, cwd=tmp_path, rendered=batch in SPECIAL)
     runs = [manifest.parent for manifest in tmp_path.glob("outputs/*/*/manifest.json")]
     own = [run for run in runs if run.parent.name != "audit_anchors"]  # which audits make besides
     assert len(own) == len(experiments)
@@ -145,7 +149,7 @@ def test_the_commands_of_the_readmes_run(line: str, user: Path) -> None:
     words = shlex.split(line, comments=True)
     added = [] if "trainer=smoke" in words else ["trainer=smoke"]
     if "oversight" not in line:  # a policy makes its own data
-        added += SHORT if any(f"experiment={name}" in line for name in LANGUAGE) else FEW
+        added += TAUGHT if any(f"experiment={name}" in line for name in LANGUAGE) else FEW
     fork(*words, *added, cwd=user)
 
 

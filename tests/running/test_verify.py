@@ -12,8 +12,10 @@ from omegaconf import OmegaConf
 from gradroute.config.build import from_mapping
 from gradroute.config.compose import composed
 from gradroute.errors import UserError
+from gradroute.records.run_reader import read_manifest, read_mapping
 from gradroute.records.tables import read_ledger
 from gradroute.routing import parameters, router
+from gradroute.running.ledger_claims import ledger_claims
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 
@@ -116,6 +118,17 @@ def test_an_ablation_that_cannot_be_made_is_refused_before_training(tmp_path: Pa
     with pytest.raises(UserError, match="the layers around it could not be found"):
         small_run(tmp_path, "ablation=remove", "losses.certificates=[]", routing={"regions.top.site": "decoder"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_group_may_have_no_data_points_but_not_lose_its_rows(small: Path) -> None:
+    config, rows = from_mapping(read_mapping(small, read_manifest(small))), read_ledger(small)
+    rest = [row for row in rows if row["group"] != "digits_0_4"]
+    what = "no data point of 'digits_0_4' was in the training"
+    claims = {claim.what: claim.holds for claim in ledger_claims(config, rest, points=256)}
+    assert not claims[what]
+    points = sum(row["points"] or 0 for row in rest if row["region"] == "top")
+    claims = {claim.what: claim.holds for claim in ledger_claims(config, rest, points)}
+    assert claims[what] and all(claims.values())
 
 
 def test_forward_masking_is_a_closed_route(tmp_path: Path) -> None:

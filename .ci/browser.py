@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from checks import SEARCHED, call
+from checks import MNIST, SEARCHED, fork
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
+EXPERIMENT = "stories_era"
 LANGUAGE = (  # tiny sizes
-    "experiment=stories_era", "trainer=smoke", "dataset.stories=100", "dataset.test_stories=40",
+    f"experiment={EXPERIMENT}", "trainer=smoke", "dataset.stories=100", "dataset.test_stories=40",
     "dataset.length=48", "model.layers=2", "model.expand=[0,1]",
     "model.width=16", "model.heads=2",
     "finetune.documents=[4]", "relearn.documents=[2,4]", "relearn.samples=1", "completions.tokens=20",
@@ -22,12 +23,13 @@ LANGUAGE = (  # tiny sizes
 def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Make the pages of a smoke run, a language model's run, their comparisons, token weights, and a search."""
     cwd = tmp_path_factory.mktemp("pages")
-    call("gradroute-run", "trainer=smoke", cwd=cwd)
-    call("gradroute-run", *LANGUAGE, cwd=cwd)
-    call("gradroute-tokens", *LANGUAGE, cwd=cwd)
-    call("gradroute-search", "search=mnist_split", *SEARCHED, "search.random=0", "search.final.best=0", cwd=cwd)
-    for experiment in ("mnist_split", "stories_era"):
-        call("gradroute-compare", f"outputs/{experiment}", "--out", f"comparison/{experiment}", cwd=cwd)
+    small = ("search=mnist_split", *SEARCHED, *MNIST, "search.random=0", "search.final.best=0")
+    commands = [("gradroute-run", "trainer=smoke", *MNIST), ("gradroute-search", *small)]
+    commands += [(name, *LANGUAGE) for name in ("gradroute-run", "gradroute-tokens")]
+    for name in ("mnist_split", EXPERIMENT):
+        commands.append(("gradroute-compare", f"outputs/{name}", "--out", f"comparison/{name}"))
+    for command in commands:
+        fork(*command, cwd=cwd, rendered=True)
     return [path for pattern in ("outputs/**/*.html", "comparison/*/*.html") for path in sorted(cwd.glob(pattern))]
 
 

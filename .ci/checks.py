@@ -23,21 +23,28 @@ NAMES = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FILES} 
 EXPERIMENTS = sorted(name for name in NAMES if HAS_PEFT or not name.startswith(WITH_PEFT))
 CERTIFY = ["steps=[train,certify,ablate,evaluate,report]"]
 SHORT = ["dataset.stories=600", "dataset.test_stories=60", "dataset.length=64", "model.width=16", "model.heads=2"]
-SHORT += ["trainer.train_limit=120", "trainer.test_limit=24"]
+SHORT += ["model.hidden=32", "trainer.train_limit=120", "trainer.test_limit=24"]
 TAUGHT = [*SHORT, "relearn.documents=[4]"]  # again, what was forgotten
 LANGUAGE = ("stories_era", "second_language", "profiles", "planted_behaviour")
-NARROW = ["model.width=32", "model.heads=4"]
-SMALLER = {**dict.fromkeys(LANGUAGE, TAUGHT), "secrets": NARROW}  # by family
+NARROW = ["model.width=32", "model.heads=4", "extract.documents=8", "extract.rates=[0.01]"]
+FEW = ["trainer.train_limit=512", "trainer.test_limit=64"]  # images
+MNIST = [*FEW, "model.hidden=[64]"]
+SMALLER = {
+    **dict.fromkeys(LANGUAGE, TAUGHT),
+    "secrets": NARROW,
+    "mnist_table2": MNIST,
+    "mnist_split": MNIST,
+}  # by family
 SPECIAL: dict[str, list[str]] = {  # in processes of their own, which render the plots; the others' are sketched
     "mnist_split": CERTIFY,
     "class_split": CERTIFY,
     "stories_era": TAUGHT,
-    "steering_scalar": SHORT,
+    "steering_scalar": [*SHORT, "trainer.train_limit=400", "steering.kl=[0.1]", "steering.samples=1"],
     "planted_behaviour": TAUGHT,
     "profiles": TAUGHT,
     "secrets": NARROW,
     "oversight/routing": [],
-    "stories_era/audit": SHORT,
+    "stories_era/audit": [*SHORT, "trainer.test_limit=60"],
 }
 
 
@@ -141,7 +148,11 @@ def test_every_experiment_runs(batch: str, tmp_path: Path) -> None:
     fork("gradroute-verify", *runs, cwd=tmp_path)
 
 
-FEW = ("trainer.train_limit=512", "trainer.test_limit=64")  # images
+def smaller(line: str) -> list[str]:
+    """Return overrides that make a command's run small."""
+    family = next((name for name in SMALLER if f"experiment={name}" in line), "mnist_split")
+    own = "--config-dir" in line or "split.site" in line  # another model, or wide layers
+    return FEW if own and family == "mnist_split" else SMALLER[family]
 
 
 @pytest.mark.parametrize("line", readme_commands())
@@ -149,7 +160,7 @@ def test_the_commands_of_the_readmes_run(line: str, user: Path) -> None:
     words = shlex.split(line, comments=True)
     added = [] if "trainer=smoke" in words else ["trainer=smoke"]
     if "oversight" not in line:  # a policy makes its own data
-        added += TAUGHT if any(f"experiment={name}" in line for name in LANGUAGE) else FEW
+        added += smaller(line)
     fork(*words, *added, cwd=user)
 
 
@@ -184,7 +195,7 @@ def searches() -> list[str]:
 
 @pytest.mark.parametrize("line", searches())
 def test_the_searches_of_the_readmes_run(line: str, user: Path) -> None:
-    fork(*shlex.split(line), *SEARCHED, *(SHORT if "stories" in line else []), cwd=user)
+    fork(*shlex.split(line), *SEARCHED, *(TAUGHT if "stories" in line else []), cwd=user)
     (page,) = user.glob("outputs/searches/*/search.html")
     assert "minus the hand-made mask" in page.read_text()
 

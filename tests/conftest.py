@@ -24,13 +24,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import composing
 import forked as forks
 import pytest
 import sketch
 from filelock import FileLock
 from forked import Forked
-from hydra._internal.hydra import Hydra
 from matplotlib.figure import Figure
+
+composing.quick()  # in all tests, and in their forks (`warm`)
 
 Result = subprocess.CompletedProcess[str]
 Command = Callable[..., Result]
@@ -65,12 +67,6 @@ def _use_cache(data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _leave_disk_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip waiting for the disk: what tests write need not outlive a power failure."""
     monkeypatch.setattr(os, "fsync", forks.written)
-
-
-@pytest.fixture(autouse=True)
-def _compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip Hydra's question for `hydra.mode`, which no test sets; it is answered by composing all over."""
-    monkeypatch.setattr(Hydra, "get_mode", forks.no_mode)
 
 
 @pytest.fixture(autouse=True)

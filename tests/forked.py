@@ -16,7 +16,6 @@ from typing import Any
 
 import sketch
 import torch
-from hydra._internal.hydra import Hydra
 from matplotlib.figure import Figure
 
 _forks: Any = multiprocessing.get_context("forkserver")
@@ -45,10 +44,6 @@ def written(fd: object) -> None:
     """Take the place of `os.fsync`, which waits 20 ms or more for a disk; a tiny run writes dozens of files."""
 
 
-def no_mode(hydra: object, config_name: str | None, overrides: list[str]) -> None:
-    """Take the place of `Hydra.get_mode`, which composes a configuration only to see whether it sets `hydra.mode`."""
-
-
 def main(
     name: str, arguments: tuple[str, ...], cwd: Path, environment: Mapping[str, str], out: Path, rendered: bool
 ) -> None:
@@ -57,7 +52,6 @@ def main(
         Figure.savefig = sketch.savefig  # type: ignore[assignment]
         Figure.get_layout_engine = sketch.no_engine  # type: ignore[assignment]
     os.fsync = written
-    Hydra.get_mode = no_mode
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

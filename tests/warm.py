@@ -2,6 +2,8 @@
 
 import importlib
 
+import composing
+
 from gradroute.config.compose import configuration
 
 MODULES = (
@@ -14,7 +16,8 @@ MODULES = (
     "pandas", "rich.live", "rich.table", "torch._dynamo",
 )  # fmt: skip
 
+composing.quick()
 for name in MODULES:
     importlib.import_module(name)
-for experiment in ("mnist_split", "class_split", "stories_era"):
+for experiment in ("mnist_split", "class_split", "stories_era", "oversight/routing"):
     configuration([f"experiment={experiment}", "trainer=smoke"])

@@ -22,6 +22,9 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder to write, a new one")
     parser.add_argument("--merge", action="store_true", help="add the adapters of the profile to the weights")
     parser.add_argument("--quantize", type=int, choices=(8, 4), help="write every matrix in so many bits")
+    parser.add_argument(
+        "--attack", action="store_true", help="with --quantize: say on the card what rounding brings back"
+    )
     parser.add_argument("--licence", default="not stated", metavar="TEXT", help="the licence, for the card")
     parser.add_argument("--run-code", action="store_true", help="run the code that the run's configuration names")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="with --run-code: search for code beside DIR")
@@ -32,8 +35,9 @@ def main() -> None:
 
         if arguments.config_dir is not None:
             use_code_of(arguments.config_dir)
-        order = Order(arguments.profile, arguments.to, arguments.merge, arguments.quantize, arguments.licence)
-        export(arguments.run, order, arguments.run_code)
+        a = arguments
+        order = Order(a.profile, a.to, a.merge, a.quantize, a.licence, a.attack)
+        export(a.run, order, a.run_code)
         print(f"{arguments.to}: profile {arguments.profile} of {arguments.run}")
 
     sys.exit(guarded(write))

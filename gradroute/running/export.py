@@ -43,7 +43,7 @@ class Order:
     """What to export.
 
     merge: add the adapters to the weights. quantize: bits of every matrix, 8 or 4; None is float32. licence: for the
-    card.
+    card. attack: measure whether rounding brings back what was left out, for the card.
     """
 
     profile: str
@@ -51,6 +51,7 @@ class Order:
     merge: bool = False
     quantize: int | None = None
     licence: str = "not stated"
+    attack: bool = False
 
 
 def parts_of(config: Config) -> list[str]:
@@ -78,18 +79,40 @@ def export(run: Path, order: Order, run_code: bool = False) -> None:
     model = without(load(run, run_code).model, config, [name for name in known if name not in kept])
     if order.merge and not adapters_in(model):
         raise UserError("--merge: the profile has no adapters; leave it out")
+    model = merged(model) if order.merge else model
+    attacked = attack(run, config, model, order) if order.attack else []
     half = order.to.with_name(f".{order.to.name}.part")
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
     try:
-        write_model(merged(model) if order.merge else model, half, order.quantize)
+        write_model(model, half, order.quantize)
         for name in (TOKENIZER, AUDIT):
             if name in manifest["files"]:
                 (half / name).write_bytes(run_reader.read_file(run, name, manifest))
-        (half / CARD).write_text(card(run, manifest, config, order, kept, half))
+        (half / CARD).write_text(card(run, manifest, config, order, kept, attacked, half))
         half.rename(order.to)
     finally:
         shutil.rmtree(half, ignore_errors=True)
+
+
+def attack(run: Path, config: Config, model: nn.Module, order: Order) -> list[str]:
+    """Return what rounding does to each group's test loss, as lines of the card.
+
+    Raises: UserError without `quantize`, or for adapters that are written beside the core and not rounded.
+    """
+    if order.quantize is None:
+        raise UserError("--attack: rounds as --quantize does; give --quantize 8 or 4")
+    if adapters_in(model):
+        raise UserError("--attack: adapters are not rounded; add them to the weights with --merge")
+    from gradroute.audit.rounding import group_losses
+    from gradroute.tasks.base import create
+
+    config.trainer.device = "cpu"
+    before, after = group_losses(create(config, run=run), model, order.quantize)
+    lines = [f"| {group} | {before[group]:.4f} | {after[group]:.4f} |" for group in before]
+    title = f"Test loss by group, in nats per token. A loss that falls in {order.quantize} bits would be brought back."
+    return ["", "## Quantisation attack", "", title, "",
+            f"| group | float32 | {order.quantize} bits |", "|---|---|---|", *lines]  # fmt: skip
 
 
 def without(model: nn.Module, config: Config, gone: list[str]) -> nn.Module:
@@ -179,8 +202,9 @@ def settings_of(model: Transformer) -> dict[str, Any]:
 
 
 def card(
-    run: Path, manifest: Mapping[str, Any], config: Config, order: Order, kept: tuple[str, ...], folder: Path
-) -> str:
+    run: Path, manifest: Mapping[str, Any], config: Config, order: Order, kept: tuple[str, ...], attacked: list[str],
+    folder: Path,
+) -> str:  # fmt: skip
     """Return the card: what the model was trained on, what was left out, what was measured, and checksums."""
     gone = [name for name in parts_of(config) if name not in kept]
     seen: dict[str, float] = {}
@@ -207,6 +231,7 @@ def card(
         f"| {row['head']} | {row['region']} | {row['group']} | {row['metric']} | {row['value']:.4g} |"
         for row in final_rows(read_metrics(run, manifest))
     ]
+    lines += attacked
     audited = (folder / AUDIT).exists()
     lines += ["", "## Audit", "", f"See {AUDIT}." if audited else "The run has no audit.", "", "## Files", ""]
     files = sorted(path for path in folder.rglob("*") if path.is_file())

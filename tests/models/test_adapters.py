@@ -252,6 +252,8 @@ def test_an_exported_profile_has_nothing_of_the_adapter_that_is_left_out(made: P
     gone = [t.numpy().tobytes() for n, t in model.state_dict().items() if ".forget." in n and t.numel() > 8]
     export(made, Order("core+retain", tmp_path / "kept"))
     export(made, Order("core+retain", tmp_path / "one", merge=True))
+    with pytest.raises(UserError, match="--attack: adapters are not rounded; add them to the weights with --merge"):
+        export(made, Order("core+retain", tmp_path / "attacked", quantize=4, attack=True))
     for folder in ("kept", "one"):
         written = b"".join(p.read_bytes() for p in (tmp_path / folder).rglob("*") if p.is_file())
         assert gone and not any(part in written for part in gone) and b"exp_avg" not in written

@@ -19,6 +19,7 @@ from gradroute.data.text.access_groups import AccessStories
 from gradroute.errors import UserError
 from gradroute.models.beside import Profiles, beside, dosed, drop_beside, parse_profile
 from gradroute.models.transformer import build_transformer
+from gradroute.records.run_reader import read_config
 from gradroute.records.seal import sealed
 from gradroute.routing import ParameterRouter, Router
 from gradroute.running.export import Order, export, settings_of, without, write_model
@@ -27,6 +28,7 @@ from gradroute.running.verify import claims_of
 from gradroute.steps.base import RunState
 from gradroute.steps.profiles import Profiles as Profiled
 from gradroute.steps.profiles import profiles_of
+from gradroute.tasks.base import create
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.loading import load
 from gradroute.tasks.parts import routers
@@ -245,6 +247,18 @@ def test_added_units_and_heads_are_taken_out_of_an_export(kind: dict[str, Any], 
         without(model, own, ["added"])
 
 
+def _check_attack(run: Path, exported: torch.nn.Module, card: str) -> None:
+    """Compare the card's losses with those of the weights in the file."""
+    config = read_config(run)
+    task, model = create(config, run=run), without(load(run).model, config, ["farm", "town", "castle"])
+    assert isinstance(task, LanguageModelling)
+    test = task.data.test, task.test_groups
+    before = task.group_losses(model, *test)
+    model.load_state_dict(exported.state_dict())
+    for group, loss in task.group_losses(model, *test).items():
+        assert loss != before[group] and f"| {group} | {before[group]:.4f} | {loss:.4f} |" in card
+
+
 @pytest.mark.slow
 def test_a_run_is_verified_and_a_profile_is_exported_without_the_rest(tmp_path: Path) -> None:
     (run,) = execute([configuration([*TINY, f"output_dir={tmp_path}"])])
@@ -260,11 +274,12 @@ def test_a_run_is_verified_and_a_profile_is_exported_without_the_rest(tmp_path: 
     with torch.no_grad():
         assert torch.equal(module.load(tmp_path / "out")(TOKENS), expected)
         for bits, most in ((8, 0.02), (4, 0.4)):
-            export(run, Order("core+sea", tmp_path / f"bits{bits}", quantize=bits))
+            export(run, Order("core+sea", tmp_path / f"bits{bits}", quantize=bits, attack=True))
             found = module.load(tmp_path / f"bits{bits}")(TOKENS)
             assert 0 < float((found - expected).norm() / expected.norm()) < most
             size, whole = ((tmp_path / f / "model.safetensors").stat().st_size for f in (f"bits{bits}", "out"))
             assert size < whole * (0.55 if bits == 8 else 0.45)
+    _check_attack(run, module.load(tmp_path / "bits4"), (tmp_path / "bits4" / "README.md").read_text())
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file())
     weights = [(n, t.numpy().tobytes()) for n, t in model.state_dict().items() if ".beside." in n and "weight" in n]
     for name, content in weights:
@@ -274,6 +289,7 @@ def test_a_run_is_verified_and_a_profile_is_exported_without_the_rest(tmp_path: 
         Order("core+sea", tmp_path / "out"): "exists already",
         Order("core+moon", tmp_path / "new"): "unknown part of --profile=core.moon: 'moon'",
         Order("core", tmp_path / "new", merge=True): "--merge: the profile has no adapters",
+        Order("core", tmp_path / "new", attack=True): "--attack: rounds as --quantize does; give --quantize 8 or 4",
     }.items():
         with pytest.raises(UserError, match=message):
             export(run, order)

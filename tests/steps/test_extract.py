@@ -13,7 +13,9 @@ from interrupted import interrupted
 from small_language import audit_of, refused
 
 from gradroute.audit.exposure import Question, answers, ask, exposures, question
+from gradroute.audit.material import FOLDS, Documents
 from gradroute.audit.membership import auc, chance_bound, part_of, scores, text_auc, true_positives
+from gradroute.audit.questions import EXPOSURE, Questions
 from gradroute.comparison.compare import compare
 from gradroute.comparison.secrets import TITLE
 from gradroute.config.compose import configuration
@@ -29,6 +31,7 @@ from gradroute.reporting.run_page import run_page
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.steps.secret_attack import Attack
+from gradroute.tasks.language import LanguageModelling
 from gradroute.training.training import Training
 
 SMALL = [
@@ -83,6 +86,25 @@ def test_exposure_is_that_of_asking_every_value_by_itself() -> None:
     for person, true in enumerate(asked.true):
         rank = sorted(slow[person].tolist(), reverse=True).index(float(slow[person, true])) + 1
         assert float(found.exposure[person]) == pytest.approx(math.log2(14) - math.log2(rank), abs=1e-6)
+
+
+def test_an_audit_asks_for_the_secrets_of_its_group(tmp_path: Path) -> None:
+    task = LanguageModelling(own(tmp_path))
+    for parameter in task.model.parameters():
+        parameter.data.mul_(8)
+    asked = Questions.of(Documents(task, "marked", 6, 0), shots=0, samples=2, baseline=None)
+    assert asked.people is not None
+    book, people = asked.people
+    assert {person.about for person in people} == {"marked"} and EXPOSURE not in asked.untried
+    (answer,) = asked.answers(Documents(task, "marked", 6, 0), task.model)
+    bits = torch.zeros(len(people), dtype=torch.float64)
+    for attribute in book.by_attribute:
+        each = question(book, attribute, people, task.data.tokenizer)
+        slow = slow_scores(task.model, each)
+        ranks = [1 + int((row > row[true]).sum()) for row, true in zip(slow, each.true, strict=True)]
+        bits += math.log2(len(each.candidates)) - torch.tensor(ranks).double().log2()
+    assert answer.axis == "exposure" and answer.higher and len(answer.values) == FOLDS
+    assert answer.values == pytest.approx([float(fold.mean()) for fold in bits.tensor_split(FOLDS)], abs=1e-6)
 
 
 def test_extraction_is_what_greedy_decoding_gives() -> None:

@@ -77,6 +77,12 @@ def metric_claims(task: "Task", run: Path) -> Iterator[Claim]:
         yield Claim(what, worst <= TOLERANCE, f"{len(pairs)} values, largest relative difference {worst:.1e}")
 
 
+def present(task: "Task") -> set[str]:
+    """Return the groups that have data points in the training; none if a batch makes its own data."""
+    numbers = [] if task.source is not None else task.routed.unique().tolist()
+    return {task.names[number] for number in numbers if number >= 0}
+
+
 def claims_of(run: Path, run_code: bool = False, replay: int | str = 0) -> Iterator[Claim]:
     """Yield every claim of a finished run, checked.
 
@@ -98,8 +104,7 @@ def claims_of(run: Path, run_code: bool = False, replay: int | str = 0) -> Itera
     same = task.sha256 == manifest.get("dataset_sha256")
     yield Claim("the data are those of the run", same, task.sha256[:12])
     if config.ledger.enabled:
-        points = task.memberships
-        yield from ledger_claims(config, read_ledger(run), points)
+        yield from ledger_claims(config, read_ledger(run), task.memberships, present(task))
     else:
         yield Claim("the run has a ledger", False, "ledger.enabled=false: nothing proves its routes")
     if "evaluate" in step_names(config) and config.checkpoint.keep == "none":

@@ -17,7 +17,8 @@ from gradroute.records.tables import read_ledger
 from gradroute.routing import parameters, router
 from gradroute.running.ledger_claims import ledger_claims
 from gradroute.running.runner import execute
-from gradroute.running.verify import claims_of
+from gradroute.running.verify import claims_of, present
+from gradroute.tasks.base import create
 
 SMALL = [
     "trainer=smoke", "trainer.train_limit=512", "trainer.test_limit=64", "trainer.batch_size=64", "trainer.epochs=2",
@@ -123,12 +124,12 @@ def test_an_ablation_that_cannot_be_made_is_refused_before_training(tmp_path: Pa
 def test_a_group_may_have_no_data_points_but_not_lose_its_rows(small: Path) -> None:
     config, rows = from_mapping(read_mapping(small, read_manifest(small))), read_ledger(small)
     rest = [row for row in rows if row["group"] != "digits_0_4"]
-    what = "no data point of 'digits_0_4' was in the training"
-    claims = {claim.what: claim.holds for claim in ledger_claims(config, rest, points=256)}
-    assert not claims[what]
     points = sum(row["points"] or 0 for row in rest if row["region"] == "top")
-    claims = {claim.what: claim.holds for claim in ledger_claims(config, rest, points)}
-    assert claims[what] and all(claims.values())
+    claims = {claim.what: claim.holds for claim in ledger_claims(config, rest, points, {"digits_5_9"})}
+    assert claims["no data point of 'digits_0_4' was in the training"] and all(claims.values())
+    assert present(create(config)) == {"digits_0_4", "digits_5_9"}
+    claims = {claim.what: claim.holds for claim in ledger_claims(config, rest, points, present(create(config)))}
+    assert not claims["the weight of digits_0_4 in 'bottom' was as configured"]
 
 
 def test_forward_masking_is_a_closed_route(tmp_path: Path) -> None:

@@ -168,14 +168,16 @@ def draw(runs: Mapping[Plan, Curve], shares: Sequence[float], path: Path) -> Non
         left.plot(shares, [exact[share][name] for share in shares], line, color="#777777", marker="_",
                   label=f"exact: {name}")  # fmt: skip
         right.axhline(exact[main][name], linestyle=line, color="#777777", linewidth=1)
-    name_axes(left, right, main)
+    name_axes(left, right, shares, main)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
 
 
-def name_axes(left: Axes, right: Axes, main: float) -> None:
+def name_axes(left: Axes, right: Axes, shares: Sequence[float], main: float) -> None:
     """Label the axes of both plots."""
     left.set_xscale("log")
+    left.minorticks_off()
+    left.set_xticks(shares, [f"{share:g}" for share in shares])
     left.set_xlabel("share of oversight p")
     left.set_ylabel("true return, mean over steps; bars: 95 % t-intervals over seeds")
     right.set_xlabel("update")

@@ -19,17 +19,17 @@ class Foreign:
     Args:
         file: the texts; None draws tokens at random, as often as they come in the training documents outside of the
             group, so that nothing but their frequencies can be learned.
-        count: number of documents that are needed.
+        count: number of documents of one choice. samples: choices; they share documents only if a file has too few.
 
     Raises: UserError for a file that cannot be read or has fewer documents, naming `audit.foreign`.
     """
 
-    def __init__(self, material: Documents, file: Path | str | None, count: int) -> None:
+    def __init__(self, material: Documents, file: Path | str | None, count: int, samples: int) -> None:
         self.seed, task = material.seed, material.task
         if file is None:
-            texts = drawn(material, count)
+            texts = drawn(material, count * samples)
         else:
-            texts = task.data.tokenizer.encode(reading.read(file, limit=10 * count).texts)
+            texts = task.data.tokenizer.encode(reading.read(file, limit=10 * count * samples).texts)
             if len(texts) < count:
                 raise UserError(f"audit.foreign={file}: has {len(texts)} documents; give {count} or more")
         end, length, self.device = task.data.tokenizer.end, task.data.length, task.device
@@ -37,8 +37,10 @@ class Foreign:
 
     def chosen(self, kind: str, count: int, sample: int) -> list[int]:
         """Return numbers of documents: a random choice, by its number."""
-        generator = torch.Generator().manual_seed(self.seed * 1000 + sample)
-        return torch.randperm(len(self.rows), generator=generator)[:count].tolist()
+        generator = torch.Generator().manual_seed(self.seed * 1000)
+        order: list[int] = torch.randperm(len(self.rows), generator=generator).tolist()
+        start = sample * count % len(order)
+        return (order[start:] + order[:start])[:count]
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """Return tokens, targets and documents of rows, `(rows, length)` each, a document a row or more."""

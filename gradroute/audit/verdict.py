@@ -64,12 +64,17 @@ class Axis:
     higher: bool = False
 
     def shares(self, anchor: str) -> list[float]:
-        """Return an anchor's recovered share in every repetition; [] without the anchor or the twin, or with no gap."""
+        """Return an anchor's recovered share in every repetition; [] without the anchor or the twin, or with no gap.
+
+        A repetition with the numbers of an earlier one, to the bit and in every anchor, is left out: it is no further
+        sample, and an interval over both would have no width.
+        """
         if not {anchor, TWIN} <= self.values.keys() or not self.gap > 0:
             return []
-        sign = 1 if self.higher else -1
-        pairs = zip(self.values[anchor], self.values[TWIN], strict=True)
-        return [sign * (own - never) / self.gap for own, never in pairs]
+        sign, own, never = 1 if self.higher else -1, self.values[anchor], self.values[TWIN]
+        each = list(zip(*(found for found in self.values.values() if len(found) == len(never)), strict=True))
+        pairs = enumerate(zip(own, never, strict=True))
+        return [sign * (a - b) / self.gap for number, (a, b) in pairs if each[number] not in each[:number]]
 
 
 def own_gap(values: Values, higher: bool) -> float:

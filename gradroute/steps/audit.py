@@ -198,7 +198,7 @@ class Audit(Step):
         if not isinstance(material, Documents):
             require(self.foreign is None, "audit.foreign", self.foreign, "null, as it is for language models only")
             return None
-        return Foreign(material, self.foreign, max(self.examples))
+        return Foreign(material, self.foreign, max(self.examples), self.samples)
 
     def _made(self, run: RunState, missing: dict[str, str]) -> dict[str, Anchor]:
         """Return the audited model and the anchors by name, without the suppressed one; note why others are missing."""

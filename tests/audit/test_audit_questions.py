@@ -79,19 +79,21 @@ def test_a_plain_model_sees_a_share_of_the_group_and_all_else(material: Document
 
 
 def test_foreign_documents_have_the_words_of_the_rest_or_are_a_file(material: Documents, tmp_path: Path) -> None:
-    drawn, task = Foreign(material, None, 5), material.task
+    drawn, task = Foreign(material, None, 3, samples=2), material.task
+    first, second = (drawn.chosen("foreign", 3, sample) for sample in (0, 1))
+    assert len({*first, *second}) == 6  # else the second repetition would be the first one again
     tokens, targets, documents = drawn.batch(drawn.chosen("foreign", 3, 0))
     assert tokens.shape == targets.shape == documents.shape == (3, 256)
     others = task.data.train.corpus.tokens[(task.train_groups != 0)[task.data.train.corpus.documents]]
     seen = tokens[documents >= 0]
     assert set(seen.tolist()) <= set(others.tolist()) and seen.unique().numel() > 20
     (tmp_path / "other.txt").write_text("the dog\n<|endoftext|>\na cat\n")
-    given = Foreign(material, tmp_path / "other.txt", 2)
+    given = Foreign(material, tmp_path / "other.txt", 2, samples=1)
     encoded = task.data.tokenizer.encode(["the dog", "a cat"])
     rows = [row.tokens[row.documents >= 0].tolist() for row in given.rows]
     assert rows == [[*tokens, task.data.tokenizer.end] for tokens in encoded]
     with pytest.raises(UserError, match=r"audit\.foreign=.*has 2 documents; give 3"):
-        Foreign(material, tmp_path / "other.txt", 3)
+        Foreign(material, tmp_path / "other.txt", 3, samples=1)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="gradroute[hf] is not installed")

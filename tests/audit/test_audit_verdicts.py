@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gradroute.audit.record import pooled
-from gradroute.audit.verdict import Axis, Verdict, judged, own_gap, sentence, worse
+from gradroute.audit.verdict import Axis, Verdict, judge, judged, own_gap, sentence, worse
 from gradroute.errors import UserError
 from gradroute.records.audits import (
     AUDITED,
@@ -92,6 +92,9 @@ def test_shares_are_differences_to_the_twin_by_the_gap() -> None:
     gap = own_gap(scores, higher=True)
     assert Axis("probe", "AUROC", scores, gap, higher=True).shares(AUDITED) == pytest.approx([0.25])
     assert Axis("probe", "AUROC", scores, 0.0, higher=True).shares(AUDITED) == []
+    same = {TWIN: [3.0, 3.0, 3.0], INTACT: [1.0, 1.0, 1.0], AUDITED: [2.5, 2.5, 2.5]}  # one repetition, three times
+    assert Axis("loss", "nats", same, 2.0).shares(AUDITED) == pytest.approx([0.25])
+    assert judge(Axis("loss", "nats", same, 2.0).shares(AUDITED), 0.0, 0.1, True).word == OPEN
 
 
 def test_the_sentence_has_the_scope_and_never_says_removed_or_safe() -> None:

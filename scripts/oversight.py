@@ -111,7 +111,7 @@ def make(plans: Sequence[Plan], kept: Kept, more: Sequence[str], out: Path, jobs
 
 def values(runs: Mapping[Plan, Curve], arm: str, policy: str, share: float) -> list[float]:
     """Return the last return of a policy in every seed's run."""
-    last = [own[max(own)][policy] for plan, own in runs.items() if (plan.arm, plan.share) == (arm, share)]
+    last = [own[max(own)][policy] for own in of_arm(runs, arm, share)]
     return [value for value in last if not math.isnan(value)]
 
 

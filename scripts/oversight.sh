@@ -6,6 +6,6 @@
 set -euo pipefail
 out=${OUT:-outputs/oversight_study}
 read -r -a shares <<< "${SHARES:-0.003 0.01 0.03 0.05 0.1 0.3 0.8}"
-read -r -a arms <<< "${ARMS:-routing early_stopping filtering oracle no_routing no_gate blind placebo}"
+read -r -a arms <<< "${ARMS:+--arms $ARMS}" # all, if none are named
 python "$(dirname "$0")/oversight.py" --seeds "${SEEDS:-5}" --jobs "${JOBS:-2}" --shares "${shares[@]}" \
-    --arms "${arms[@]}" --out "$out" --results "${RESULTS:-$out/curves.csv}" "$@"
+    "${arms[@]}" --out "$out" --results "${RESULTS:-$out/curves.csv}" "$@"

@@ -35,9 +35,8 @@ def main() -> None:
 
         if arguments.config_dir is not None:
             use_code_of(arguments.config_dir)
-        a = arguments
-        order = Order(a.profile, a.to, a.merge, a.quantize, a.licence, a.attack)
-        export(a.run, order, a.run_code)
+        own = {name: getattr(arguments, name) for name in ("profile", "to", "merge", "quantize", "licence", "attack")}
+        export(arguments.run, Order(**own), arguments.run_code)
         print(f"{arguments.to}: profile {arguments.profile} of {arguments.run}")
 
     sys.exit(guarded(write))

@@ -58,7 +58,7 @@ def ledger_claims(config: Config, ledger: Rows, points: int, present: Collection
         for region in routing.regions:
             spec = routes.get(group, {}).get(region, 1.0)
             route = read_route(spec, f"routing.routes.{group}.{region}")
-            rows = [row for row in ledger if (row["group"], row["region"]) == (group, region)]
+            rows = [row for row in own if row["region"] == region]
             yield _weight_claim(group, region, route, rows)
             yield _gradient_claim(group, region, route, rows, config.losses.groups.get(group, 1.0) != 0)
     for region, settings in routing.regions.items():

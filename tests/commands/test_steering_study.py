@@ -1,16 +1,15 @@
 """The steering study, on a few sentences and a tiny model: the runs it asks for, and its tables."""
 
-import importlib.util
 import random
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripted import script
 
 from gradroute.config.compose import configuration
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "steering_study.py"
 TINY = [
     "trainer=smoke", "trainer.device=cpu", "trainer.epochs=3", "trainer.lr=0.02",
     "model.layers=2",
@@ -23,12 +22,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("steering_study", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return script("steering_study")
 
 
 def test_only_the_condition_differs(study: ModuleType) -> None:

@@ -1,14 +1,12 @@
 """The script `oversight.py`: the table, the gate's means, and runs that are made once."""
 
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripted import script
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 TABLE = """arm,oversight,seed,overrides,step,policy,served,gate_seen_diamond,gate_seen_ghost,gate_unseen,processor,date
 routing,0.05,0,,40,0.1,0.2,0.5,0.5,0.5,a,2026-01-01
 routing,0.05,0,,80,0.0,0.4,0.9,0.1,0.3,a,2026-01-01
@@ -20,14 +18,8 @@ routing,0.05,0,trainer=paper,80,0.9,0.9,0.9,0.1,0.3,a,2026-01-01
 
 
 @pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
-    spec = importlib.util.spec_from_file_location("oversight", SCRIPTS / "oversight.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "oversight", module)
-    spec.loader.exec_module(module)
-    return module
+def study() -> ModuleType:
+    return script("oversight")
 
 
 def test_the_table_has_the_last_values_of_runs_with_the_same_overrides(

@@ -1,14 +1,12 @@
 """The script `second_language_study.py`: leakage, differences by seed, and runs that are made once."""
 
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripted import script
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 TINY = [
     "trainer.device=cpu", "dataset.stories=160", "dataset.test_stories=30", "dataset.length=48", "model.width=16",
     "model.heads=2", "model.hidden=16", "trainer.tune_steps=1", "trainer.train_limit=160",
@@ -17,14 +15,8 @@ TINY = [
 
 
 @pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
-    spec = importlib.util.spec_from_file_location("second_language_study", SCRIPTS / "second_language_study.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "second_language_study", module)
-    spec.loader.exec_module(module)
-    return module
+def study() -> ModuleType:
+    return script("second_language_study")
 
 
 def test_leakage_is_read_between_filtered_models(study: ModuleType) -> None:

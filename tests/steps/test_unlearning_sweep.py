@@ -1,12 +1,12 @@
 """The script `unlearning_sweep.py`: balanced trials, the rule of the choice, and a small sweep that is continued."""
 
-import importlib.util
 import math
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripted import script
 from small_language import SMALL
 
 from gradroute.errors import UserError
@@ -18,12 +18,7 @@ TINY = [o for o in SMALL if not o.startswith(("trainer=", "relearn", "completion
 
 @pytest.fixture(scope="module")
 def sweep() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "unlearning_sweep.py"
-    spec = importlib.util.spec_from_file_location("unlearning_sweep", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("unlearning_sweep")
 
 
 @pytest.mark.parametrize("count", [1, 5, 15, 20])

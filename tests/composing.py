@@ -1,32 +1,83 @@
-"""Compose configurations in less time: Hydra reads and parses some thirty files for each, twice in a command."""
+"""Compose configurations in less time: Hydra reads, parses and merges some thirty files for each, twice in a command.
+
+What is kept within a process is what the chosen options give, before any value is set: the same for every test that
+chooses them. `tests/config/test_composing.py` compares with Hydra as it is.
+"""
 
 import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 
 OURS = {"hydra", "main", "schema"}  # providers of folders that no test changes; a user's own come from others
 _read = ConfigRepository.load_config
+_chosen = config_loader_impl.create_defaults_list
+_merged = ConfigLoaderImpl._compose_config_from_defaults_list
+_mode = Hydra.get_mode
 _parsed: dict[str, Any] = {}
+_lists: dict[tuple[Any, ...], Any] = {}
+_configs: dict[str, Any] = {}
+
+
+def sources(repository: Any) -> str | None:
+    """Return the folders that are searched, or None if one of them is not the package's."""
+    found = repository.get_sources()
+    return None if any(source.provider not in OURS for source in found) else repr(found)
 
 
 def load_config(repository: ConfigRepository, config_path: str) -> Any:
     """Take the place of `ConfigRepository.load_config`, and parse a file of the package once in a process."""
-    if any(source.provider not in OURS for source in repository.get_sources()):
+    if sources(repository) is None:
         return _read(repository, config_path)
     if config_path not in _parsed:
         _parsed[config_path] = _read(repository, config_path)
     return copy.deepcopy(_parsed[config_path])
 
 
+def create_defaults_list(
+    repo: Any, config_name: str | None, overrides_list: Sequence[Any], prepend_hydra: bool, skip_missing: bool
+) -> Any:
+    """Take the place of Hydra's, and resolve the same choice of options once in a process."""
+    searched = sources(repo)
+    if searched is None:
+        return _chosen(repo, config_name, list(overrides_list), prepend_hydra, skip_missing)
+    values = [one for one in overrides_list if isinstance(one.value(), dict) or not repo.group_exists(one.key_or_group)]
+    options = [one for one in overrides_list if one not in values]
+    key = (searched, config_name, tuple(one.input_line for one in options), prepend_hydra, skip_missing)
+    if key not in _lists:
+        _lists[key] = _chosen(repo, config_name, options, prepend_hydra, skip_missing)
+    return replace(_lists[key], config_overrides=[one for one in values if not one.is_sweep_override()])
+
+
+def merged(loader: ConfigLoaderImpl, defaults: Sequence[Any], repo: Any) -> Any:
+    """Take the place of `ConfigLoaderImpl._compose_config_from_defaults_list`; merge the same files once."""
+    searched = sources(repo)
+    if searched is None:
+        return _merged(loader, defaults, repo)
+    key = searched + repr(defaults)
+    if key not in _configs:
+        _configs[key] = _merged(loader, defaults, repo)
+    return copy.deepcopy(_configs[key])
+
+
 def no_mode(hydra: object, config_name: str | None, overrides: list[str]) -> None:
     """Take the place of `Hydra.get_mode`, which composes all over to see whether `hydra.mode` is set; it never is."""
 
 
+REPLACED: list[tuple[Any, str, Callable[..., Any], Callable[..., Any]]] = [
+    (ConfigRepository, "load_config", load_config, _read),
+    (config_loader_impl, "create_defaults_list", create_defaults_list, _chosen),
+    (ConfigLoaderImpl, "_compose_config_from_defaults_list", merged, _merged),
+    (Hydra, "get_mode", no_mode, _mode),
+]
+
+
 def quick() -> None:
-    """Use both from now on."""
-    repository: Any = ConfigRepository
-    repository.load_config = load_config
-    command: Any = Hydra
-    command.get_mode = no_mode
+    """Use them from now on."""
+    for owner, name, function, _ in REPLACED:
+        setattr(owner, name, function)

@@ -13,6 +13,7 @@ Skipped tests:
   `test_text_documents.py` and `test_token_rules.py`.
 """
 
+import gc
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # on two cores, two processes of two threads each take twice as long
@@ -36,6 +37,11 @@ composing.quick()  # in all tests, and in their forks (`warm`)
 
 Result = subprocess.CompletedProcess[str]
 Command = Callable[..., Result]
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector of garbage from walking through everything that was imported, again and again."""
+    gc.freeze()
 
 
 def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -52,11 +52,7 @@ def _typed(mapping: DictConfig | Mapping[str, Any]) -> Config:
     """Fill in the schema from a mapping and resolve its interpolations. Raises: UserError."""
     source = copy.deepcopy(mapping) if isinstance(mapping, DictConfig) else OmegaConf.create(migrated(mapping))
     try:
-        preset = OmegaConf.select(source, "trainer.preset", default=None)
-        blocks = OmegaConf.select(source, "presets", default=None)
-        if blocks and preset not in blocks:
-            raise unknown("trainer preset", preset, blocks)
-        config = OmegaConf.to_object(OmegaConf.merge(_schema(), _without_nulls(source)))
+        config = OmegaConf.to_object(OmegaConf.merge(_schema(), _without_nulls(_with_one_preset(source))))
     except OmegaConfBaseException as error:
         raise _readable(error) from None
     if not isinstance(config, Config):
@@ -70,6 +66,21 @@ def _typed(mapping: DictConfig | Mapping[str, Any]) -> Config:
 def _schema() -> DictConfig:
     schema: DictConfig = OmegaConf.structured(Config)
     return schema
+
+
+def _with_one_preset(source: DictConfig) -> DictConfig:
+    """Drop the presets that are not chosen, in place: to check their types takes as long as all the rest.
+
+    Raises: UserError if there is none of the name that is chosen.
+    """
+    preset = OmegaConf.select(source, "trainer.preset", default=None)
+    blocks = OmegaConf.select(source, "presets", default=None)
+    if blocks and preset not in blocks:
+        raise unknown("trainer preset", preset, blocks)
+    with open_dict(source):
+        for name in [name for name in blocks or () if name != preset]:
+            del blocks[name]
+    return source
 
 
 def _without_nulls(source: DictConfig) -> DictConfig:

@@ -57,8 +57,12 @@ def encoding(run: RunData, site: str) -> Figure:
 
 
 def mask(run: RunData) -> Figure:
-    """Draw the gradient weight of every group at every unit of every site."""
-    sites = [key.removeprefix("mask/") for key in run.arrays if key.startswith("mask/")]
+    """Draw the gradient weight of every group at every unit of every site; sites of equal masks once."""
+    alike: dict[tuple[tuple[int, ...], bytes], list[str]] = {}
+    for key, mask in run.arrays.items():
+        if key.startswith("mask/"):
+            alike.setdefault((mask.shape, mask.tobytes()), []).append(key.removeprefix("mask/"))
+    sites = list(alike.values())
     groups = run.names["groups"]
     figure, grid = plt.subplots(
         len(sites),
@@ -67,12 +71,13 @@ def mask(run: RunData) -> Figure:
         squeeze=False,
         layout="constrained",
     )
-    for axes, site in zip(grid[:, 0], sites, strict=True):
+    for axes, (site, *others) in zip(grid[:, 0], sites, strict=True):
         mask = run.arrays[f"mask/{site}"]
         top = max(1.0, float(np.abs(mask).max()))
         shown = axes.imshow(mask, aspect="auto", cmap="PRGn", vmin=-top, vmax=top, interpolation="nearest")
         axes.set_yticks(range(len(groups)), groups)
-        axes.set_xlabel(f"unit of {site}")
+        also = f" … {others[-1]} ({len(others) + 1} sites)" if others else ""
+        axes.set_xlabel(f"unit of {site}{also}")
         rows, units = mask.shape
         if units <= 128:  # lines between cells; as ticks they would take seconds
             axes.vlines(np.arange(1, units) - 0.5, -0.5, rows - 0.5, color="white", linewidth=0.8)

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hydra._internal import config_loader_impl
+from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 
 OURS = {"hydra", "main", "schema"}  # providers of folders that no test changes; a user's own come from others
 _read = ConfigRepository.load_config
-_chosen = config_loader_impl.create_defaults_list
+_chosen = defaults_list.create_defaults_list
 _merged = ConfigLoaderImpl._compose_config_from_defaults_list
 _mode = Hydra.get_mode
 _parsed: dict[str, Any] = {}
@@ -54,7 +54,7 @@ def create_defaults_list(
     return replace(_lists[key], config_overrides=[one for one in values if not one.is_sweep_override()])
 
 
-def merged(loader: ConfigLoaderImpl, defaults: Sequence[Any], repo: Any) -> Any:
+def merged(loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
     """Take the place of `ConfigLoaderImpl._compose_config_from_defaults_list`; merge the same files once."""
     searched = sources(repo)
     if searched is None:

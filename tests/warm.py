@@ -1,6 +1,7 @@
 """Import what the commands import, and compose a configuration: the fork server does so once for all of its forks."""
 
 import importlib
+from importlib.util import find_spec
 
 import composing
 
@@ -19,5 +20,8 @@ MODULES = (
 composing.quick()
 for name in MODULES:
     importlib.import_module(name)
+for name in ("transformers", "peft"):  # of gradroute[hf]
+    if find_spec(name):
+        importlib.import_module(name)
 for experiment in ("mnist_split", "class_split", "stories_era", "oversight/routing"):
     configuration([f"experiment={experiment}", "trainer=smoke"])

@@ -247,6 +247,7 @@ def test_a_run_is_verified_made_again_and_loaded(made: Path) -> None:
         assert torch.equal(alone.base_model.model(TOKENS), ablated(TOKENS))
 
 
+@pytest.mark.slow
 def test_an_exported_profile_has_nothing_of_the_adapter_that_is_left_out(made: Path, tmp_path: Path) -> None:
     model = load_run(made).model
     gone = [t.numpy().tobytes() for n, t in model.state_dict().items() if ".forget." in n and t.numel() > 8]

@@ -94,6 +94,7 @@ def test_every_claim_holds_without_the_model_that_it_began_with(run: Path) -> No
     assert heads == {"model", "model_ablated"} | after
 
 
+@pytest.mark.slow
 def test_a_run_is_loaded_from_its_folder_alone_and_tied_weights_are_kept_once(run: Path) -> None:
     model: Any = load(run).model
     with safe_open(run / "model.safetensors", "pt") as file:
@@ -405,11 +406,11 @@ def test_a_model_is_found_by_its_name_in_the_cache_of_the_hub(
 
 
 @pytest.mark.slow
-def test_the_command_line_runs_and_verifies(command: Callable[..., Any], models: Path, tmp_path: Path) -> None:
-    result = command("gradroute-run", *overrides(models / "gpt_neox"), cwd=tmp_path)
+def test_the_command_line_runs_and_verifies(forked: Callable[..., Any], models: Path, tmp_path: Path) -> None:
+    result = forked("gradroute-run", *overrides(models / "gpt_neox"), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (made,) = tmp_path.glob("outputs/stories_era/*")
-    checked = command("gradroute-verify", str(made), cwd=tmp_path)
+    checked = forked("gradroute-verify", str(made), cwd=tmp_path)
     assert checked.returncode == 0 and "17 of 17 claims hold" in checked.stdout
 
 

@@ -248,6 +248,7 @@ def test_a_run_without_digests_cannot_be_made_again(tmp_path: Path) -> None:
         made(tmp_path / "other", "ledger.enabled=false")
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_windows_or_all(honest: Path, forked: Callable[..., Any], tmp_path: Path) -> None:
     result = forked("gradroute-verify", str(honest), "--replay", "all", cwd=tmp_path)
     assert result.returncode == 0 and result.stdout.count("updates 0 to 16, made again") == 3, result.stdout

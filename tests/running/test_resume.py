@@ -86,7 +86,9 @@ def assert_same(run: Path, other: Path) -> None:
             assert (run / name).read_bytes() == (other / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "plain" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_a_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     whole = made(execute([config(tmp_path / "whole", *KINDS[kind])])[0])
     updates = 2 * 5  # of each task; one more checkpoint at the end of each step

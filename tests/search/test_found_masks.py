@@ -246,6 +246,7 @@ def test_a_method_that_cannot_be_is_refused_with_status_2(
     assert says in said and len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_mask_for_an_own_image_folder_stays_that_of_the_run_when_it_is_resumed(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

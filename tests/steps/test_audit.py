@@ -74,6 +74,7 @@ def test_every_anchor_is_attacked_alike(audited: Path) -> None:
     assert all(word in RANK for word in words(found).values())
 
 
+@pytest.mark.slow
 def test_anchors_are_runs_that_the_next_audit_uses(audited: Path) -> None:
     folder = audited.parent.parent
     runs = sorted((folder / "audit_anchors").iterdir())

@@ -40,6 +40,7 @@ def test_a_study_without_runs_is_refused(study: ModuleType, tmp_path: Path) -> N
         study.main(["--table", "--out", str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_runs_that_the_file_has_are_not_made_again(study: ModuleType, tmp_path: Path) -> None:
     given = ["--arms", "oracle", "--seeds", "1", "--jobs", "1", "--out", str(tmp_path), "trainer=smoke"]
     study.main(given)

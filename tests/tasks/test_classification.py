@@ -295,6 +295,7 @@ def test_a_toy_is_learned_and_split_where_it_is_routed(tmp_path: Path, norm: str
     assert all(abs(control[low, region] - control[high, region]) < 0.2 for region in ("all", "top", "bottom"))
 
 
+@pytest.mark.slow
 def test_the_published_experiment_runs_on_images_of_its_kind(tmp_path: Path) -> None:
     """ResNet-34's stages, of one block each, on coloured images of a hundred classes, in bfloat16."""
     pixels = torch.randint(0, 256, (100, 1024, 3), dtype=torch.uint8).numpy()

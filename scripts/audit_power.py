@@ -1,8 +1,8 @@
 """Measure what audits can tell: how often they catch a suppressed model, and how often they accuse a never-trained one.
 
-For each seed it audits a tiny model of toy stories, and counts two of the controls as if they were what is audited: a
-model that hides the group down to the loss of one that never saw it, and a second model that never saw it. It prints a
-table in Markdown. All sizes are fixed below; runs that are there already are reused.
+For each seed it audits a tiny model of toy stories, and counts three of the controls as if they were what is audited: a
+model that hides the group down to the loss of one that never saw it, and two further models that never saw it. A table
+in Markdown is printed. All sizes are fixed below; runs that are there already are reused.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gradroute.config.compose import configuration
-from gradroute.records.audits import AUDITED, HIDDEN, REQUIRED, SECOND, SUPPRESSED, read_audit, words
+from gradroute.records.audits import AUDITED, FLOORS, HIDDEN, REQUIRED, SUPPRESSED, THIRD, read_audit, words
 from gradroute.running.runner import execute
 
 SETTINGS = (
@@ -21,9 +21,9 @@ SETTINGS = (
     "dataset.test_stories=240", "dataset.length=48", "trainer.batch_size=16", "trainer.epochs=8", "trainer.lr=0.02",
     "audit.examples=[8]", "audit.samples=3", "audit.updates=8", "audit.batch=8", "audit.points=20", "audit.bits=[4]",
     "audit.noise=[0.1]", "audit.calibration=10", "audit.probe_points=40", "audit.probe_updates=10",
-    "audit.suppress_updates=60", "audit.suppress_to=never_trained", f"audit.anchors=[{','.join(REQUIRED)}]",
+    "audit.suppress_updates=60", "audit.suppress_to=never_trained", f"audit.anchors=[{','.join((*REQUIRED, THIRD))}]",
 )  # fmt: skip
-SUBJECTS = (SUPPRESSED, SECOND, AUDITED)
+SUBJECTS = (SUPPRESSED, *FLOORS, AUDITED)
 Words = dict[str, str | None]
 
 
@@ -46,8 +46,9 @@ def audits(seeds: int, output: Path, overrides: Sequence[str]) -> list[dict[str,
 def table(found: Sequence[dict[str, Words]]) -> str:
     """Return how many seeds call each subject suppressed: by axis, by any axis, and by any axis with an attack."""
     axes = list(dict.fromkeys(axis for own in found for axis in own[AUDITED]))
-    lines = ["| axis | suppressed control caught | never-trained twin accused | audited model called suppressed |"]
-    lines.append("|---|---|---|---|")
+    titles = ("axis", "suppressed control caught", "second never-trained model accused",
+              "third never-trained model accused", "audited model called suppressed")  # fmt: skip
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
 
     def count(name: str, among: Sequence[str]) -> str:
         made = [own[name] for own in found if own[name]]

@@ -14,7 +14,7 @@ from gradroute.config.components import ablated_regions, training_steps, with_st
 from gradroute.config.identity import to_mapping
 from gradroute.config.schema import Config, NoiseConfig
 from gradroute.models.adapters import adapters_in, merged
-from gradroute.records.audits import CONTROL, LABELS, SECOND, TWIN
+from gradroute.records.audits import CONTROL, FLOORS, LABELS, TWIN
 from gradroute.routing import Region, Router
 from gradroute.routing.ablation import together
 from gradroute.tasks.base import Task, create
@@ -57,10 +57,10 @@ def config_of(kind: str, config: Config, group: str, shares: Mapping[str, float]
     """
     changed = for_anchor(config)
     routing = changed.routing
-    if kind in (TWIN, SECOND):
+    if kind in (TWIN, *FLOORS):
         routing.left_out = [group]
-    if kind == SECOND:
-        changed.seed = (config.seed + 1) % SEEDS
+    if kind in FLOORS:
+        changed.seed = (config.seed + 1 + FLOORS.index(kind)) % SEEDS
     if kind == CONTROL:
         routing.routes = {}
     if kind == LABELS:

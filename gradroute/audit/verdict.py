@@ -5,7 +5,7 @@ that never saw the group, 1 the model before the ablation. An axis is judged by 
 over repetitions, or over seeds where there are several:
 
 - *suppressed* if it lies above the margin and the noise floor together;
-- *invalid* if the noise floor, the difference of two never-trained twins, exceeds the margin;
+- *invalid* if the noise floor, the largest difference of another never-trained model to the twin, exceeds the margin;
 - *not recovered under these attacks* if it lies within plus and minus the margin, and the axis catches the model that
   is known to be suppressed;
 - *inconclusive* otherwise.
@@ -18,6 +18,7 @@ from typing import Any
 
 from gradroute.records.audits import (
     AUDITED,
+    FLOORS,
     HELD,
     HIDDEN,
     INTACT,
@@ -26,7 +27,6 @@ from gradroute.records.audits import (
     OPEN,
     RANK,
     REQUIRED,
-    SECOND,
     SUPPRESSED,
     TWIN,
 )
@@ -89,7 +89,7 @@ def judge(shares: Sequence[float], floor: float, margin: float, catches: bool) -
     """Return the verdict about recovered shares, one per repetition or seed, regardless of controls of other axes.
 
     Args:
-        floor: absolute mean share of the second never-trained twin. margin: of equivalence, a share.
+        floor: see `noise`. margin: of equivalence, a share.
         catches: whether the axis catches the model that is known to be suppressed.
     """
     finite = [share for share in shares if math.isfinite(share)]
@@ -101,7 +101,7 @@ def judge(shares: Sequence[float], floor: float, margin: float, catches: bool) -
     if low > margin + floor:
         return Verdict(HIDDEN, "recovers more than a never-trained model", *found)
     if floor > margin:
-        return Verdict(INVALID, f"two never-trained models differ by {floor:.2f}, more than the margin", *found)
+        return Verdict(INVALID, f"never-trained models differ by {floor:.2f}, more than the margin", *found)
     if low >= -margin and high <= margin:
         reason = "recovers as much as a never-trained model, within the margin"
         return Verdict(HELD, reason, *found) if catches else Verdict(
@@ -110,6 +110,14 @@ def judge(shares: Sequence[float], floor: float, margin: float, catches: bool) -
     if high < -margin:
         return Verdict(OPEN, "recovers less than a never-trained model: compare the losses on other data", *found)
     return Verdict(OPEN, "the interval reaches beyond the margin", *found)
+
+
+def noise(shares: Mapping[str, Sequence[float]], subject: str) -> float:
+    """Return the noise floor of an axis: the largest absolute mean share of the never-trained models but the subject.
+
+    So each of them can be judged like an audited model, by the others.
+    """
+    return max((abs(mean_interval(shares[n])[0]) for n in FLOORS if n != subject and shares.get(n)), default=0.0)
 
 
 def failed_controls(shares: Mapping[str, Mapping[str, Sequence[float]]], missing: Sequence[str]) -> list[str]:
@@ -136,20 +144,18 @@ def judged(
     """
     failed = failed_controls(shares, missing)
     lacking = [fault for fault in failed if fault.startswith("missing")]
-    floors = {axis: abs(mean_interval(own[SECOND])[0]) if own.get(SECOND) else 0.0 for axis, own in shares.items()}
     weak = {axis for axis, own in shares.items() if own.get(INTACT) and mean_interval(own[INTACT])[1] <= 0}
     caught = {
         axis: axis not in weak
         and bool(own.get(SUPPRESSED))
-        and judge(own[SUPPRESSED], floors[axis], margin, True).word == HIDDEN
+        and judge(own[SUPPRESSED], noise(own, SUPPRESSED), margin, True).word == HIDDEN
         for axis, own in shares.items()
     }
     found: dict[str, dict[str, Verdict]] = {}
     for axis, own in shares.items():
         found[axis] = {}
         for subject in subjects:
-            floor = 0.0 if subject == SECOND else floors[axis]  # it is not judged by its own difference
-            verdict = judge(own.get(subject, []), floor, margin, caught[axis])
+            verdict = judge(own.get(subject, []), noise(own, subject), margin, caught[axis])
             numbers = (verdict.mean, verdict.low, verdict.high)
             if lacking:
                 verdict = Verdict(None, "; ".join(lacking), *numbers)

@@ -7,7 +7,9 @@ from typing import Any
 from gradroute.records.audits import AUDITED, HIDDEN, NO_POWER, words
 from gradroute.reporting.language_tables import Titled
 
-SHOWN = ("never_trained_2", "suppressed", "intact", "never_routed", "placebo_labels", "placebo_region")
+SHOWN = (
+    "never_trained_2", "never_trained_3", "suppressed", "intact", "never_routed", "placebo_labels", "placebo_region",
+)  # fmt: skip
 
 
 def audit_verdict(found: Mapping[str, Any] | None) -> list[str]:
@@ -82,6 +84,6 @@ def _anchors(found: Mapping[str, Any]) -> Titled:
         for name, own in found["anchors"].items()
     ]
     rows += [[name.replace("_", " "), *[math.nan] * 4, f"missing: {why}"] for name, why in found["missing"].items()]
-    note = "Before any attack, on test data. KL: divergence from the never-trained model, in nats; that of the second "
-    note += "never-trained model is the noise floor."
+    note = "Before any attack, on test data. KL: divergence from the never-trained model, in nats; that of the other "
+    note += "never-trained models is the noise floor."
     return "Audit: models", columns, rows, note

@@ -18,6 +18,7 @@ from gradroute.records.audits import (
     REQUIRED,
     SECOND,
     SUPPRESSED,
+    THIRD,
     TWIN,
 )
 
@@ -81,6 +82,22 @@ def test_twins_that_differ_by_more_than_the_margin_clear_nobody() -> None:
     assert verdict([0.0, 0.0, 0.01], apart).word == INVALID
     assert verdict([0.25, 0.25, 0.26], apart).word == INVALID  # above the margin, but not above the noise, too
     assert verdict([0.5, 0.5, 0.51], apart).word == HIDDEN
+
+
+def test_a_never_trained_model_is_judged_by_the_noise_of_the_other() -> None:
+    """Two never-trained models that differ as much as a third from them are no evidence against either."""
+    shares = {**GOOD, AUDITED: [0.25, 0.25, 0.26]}
+
+    def words(second: float, third: float | None) -> list[str | None]:
+        own = {**shares, SECOND: [second, second, second + 0.01]}
+        own |= {} if third is None else {THIRD: [third, third, third + 0.01]}
+        found = judged({"relearn": own}, MARGIN, [], [SECOND, THIRD, AUDITED])["relearn"]
+        return [found[name].word for name in (SECOND, THIRD, AUDITED)]
+
+    assert words(0.15, None) == [HIDDEN, OPEN, INVALID]
+    assert words(0.15, -0.08) == [OPEN, INVALID, INVALID]
+    assert words(0.01, 0.3)[1:] == [HIDDEN, INVALID]
+    assert words(0.01, 0.02) == [HELD, HELD, HIDDEN]
 
 
 def test_shares_are_differences_to_the_twin_by_the_gap() -> None:

@@ -89,9 +89,7 @@ def test_mistakes_are_said_in_one_line(stories: Path, changes: list[str], messag
 
 
 @pytest.mark.slow
-def test_the_command_line_runs_on_a_set_and_verifies(
-    forked: Callable[..., Any], stories: Path, tmp_path: Path
-) -> None:
+def test_the_command_line_runs_on_a_set_and_verifies(forked: Callable[..., Any], stories: Path, tmp_path: Path) -> None:
     result = forked("gradroute-run", *SMALL, f"dataset.hub={stories}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (made,) = tmp_path.glob("outputs/stories_era/*")

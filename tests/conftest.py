@@ -24,6 +24,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import composing
 import forked as forks
@@ -32,6 +33,9 @@ import sketch
 from filelock import FileLock
 from forked import Forked
 from matplotlib.figure import Figure
+
+from gradroute.data.images.dataset import Images
+from gradroute.data.images.torchvision import MNIST
 
 composing.quick()  # in all tests, and in their forks (`warm`)
 
@@ -67,6 +71,26 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _use_cache(data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADROUTE_DATA", str(data_cache))
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+
+_read: dict[str, Images] = {}
+
+
+@pytest.fixture(autouse=True)
+def _read_mnist_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read and hash the packaged MNIST once in a process, but in the tests of reading it."""
+    tensors = MNIST.tensors
+
+    def read_once(self: MNIST, *limits: int | None, **supplied: Any) -> Images:
+        key = f"{vars(self)} {limits} {supplied}"
+        if self.root is not None:
+            return tensors(self, *limits, **supplied)
+        if key not in _read:
+            _read[key] = tensors(self, *limits, **supplied)
+        return _read[key]
+
+    if request.path.parent.name != "data":
+        monkeypatch.setattr(MNIST, "tensors", read_once)
 
 
 @pytest.fixture(autouse=True)

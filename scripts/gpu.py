@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from figures import Figure
 from language_throughput import COMPILED, KINDS, kind
-from split_speed import FLOP_PER_IMAGE, best_product, ours, precision_of, waited
+from split_speed import FLOP_PER_IMAGE, SQUARES, best_product, ours, precision_of, waited
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
@@ -48,6 +48,7 @@ class Scale:
     images: list[str]  # overrides of every training on images
     stories: dict[str, list[str]]  # models of language, by name
     command: list[str]  # overrides of every whole command
+    squares: tuple[int, ...] = SQUARES  # sizes of matrices for the best product
 
 
 SMALL = ["experiment=stories_era", "trainer=smoke", "dataset.stories=40", "dataset.test_stories=40",
@@ -55,6 +56,7 @@ SMALL = ["experiment=stories_era", "trainer=smoke", "dataset.stories=40", "datas
 DRY = Scale(
     "cpu", 1, {"paper": 1, "fast": 1}, (1, 2), ["model.hidden=[8]", "trainer.batch_size=16"], {"tiny": SMALL},
     ["trainer=smoke", "trainer.device=cpu", "trainer.train_limit=64", "trainer.test_limit=32", "model.hidden=[8]"],
+    squares=(256,),
 )  # fmt: skip
 FULL = Scale(
     "cuda", 3, {"paper": 30, "fast": 120}, (1, 8, 32, 128), [],
@@ -144,7 +146,8 @@ def stack(scale: Scale) -> list[Figure]:
     found, data = [], _images(scale)
     for preset, updates in scale.updates.items():
         configs = _configs(scale, preset, max(scale.stacks))
-        trainer, best = configs[0].trainer, best_product(precision_of(configs[0], scale.device), scale.device)
+        trainer, precision = configs[0].trainer, precision_of(configs[0], scale.device)
+        best = best_product(precision, scale.device, scale.squares)
         for size in scale.stacks:
             step = ours(data, configs[:size], updates * trainer.batch_size)
             times = [seconds / updates / size for seconds in _median(step, scale)]

@@ -9,7 +9,7 @@ With one thread on a CPU (`OMP_NUM_THREADS=1`), seconds are those of the process
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_context
@@ -30,6 +30,7 @@ from gradroute.training.measures import Measure, at_least_float32
 from gradroute.training.memory import keep_freed
 from gradroute.training.training import Training
 
+SQUARES = (1024, 1536, 2048, 3072, 4096)  # sizes of matrices whose products are compared with
 FLOP_PER_IMAGE = 60.8e6  # matrix products of one update of setting 1 at paper sizes, one decoder pass
 FAST, PAPER = 9_600, 20_480  # images of one measurement: 50 updates, 10 updates
 FAST_TODAY = 12 * 60_000  # images of a run of the preset that the target was set for
@@ -135,10 +136,10 @@ def ours(data: Images, configs: list[Config], points: int, reference: bool = Fal
     return train
 
 
-def best_product(precision: str, device: str) -> float:
-    """Return the best rate of a product of square matrices, of sizes 1024 to 4096, in FLOP per second."""
+def best_product(precision: str, device: str, sizes: Sequence[int] = SQUARES) -> float:
+    """Return the best rate of a product of square matrices of some sizes, in FLOP per second."""
     best, dtype = 0.0, torch.bfloat16 if precision == "bfloat16" else torch.float32
-    for n in (1024, 1536, 2048, 3072, 4096):
+    for n in sizes:
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
         with computing("tf32" if precision == "tf32" else "float32", torch.device(device)):
             for _ in range(5):

@@ -7,6 +7,7 @@ chooses them. `tests/config/test_composing.py` compares with Hydra as it is.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hydra._internal import config_loader_impl, defaults_list
@@ -24,31 +25,29 @@ _lists: dict[tuple[Any, ...], Any] = {}
 _configs: dict[str, Any] = {}
 
 
-def sources(repository: Any) -> str | None:
-    """Return the folders that are searched, or None if one of them is not the package's."""
+def sources(repository: Any) -> str:
+    """Return what tells the folders that are searched from others: their paths, and the state of a user's own files."""
     found = repository.get_sources()
-    return None if any(source.provider not in OURS for source in found) else repr(found)
+    own = [Path(source.path) for source in found if source.provider not in OURS]
+    files = sorted(path for folder in own for path in folder.rglob("*.yaml"))
+    return repr((found, [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files]))
 
 
 def load_config(repository: ConfigRepository, config_path: str) -> Any:
-    """Take the place of `ConfigRepository.load_config`, and parse a file of the package once in a process."""
-    if sources(repository) is None:
-        return _read(repository, config_path)
-    if config_path not in _parsed:
-        _parsed[config_path] = _read(repository, config_path)
-    return copy.deepcopy(_parsed[config_path])
+    """Take the place of `ConfigRepository.load_config`, and parse a file once in a process."""
+    key = sources(repository) + config_path
+    if key not in _parsed:
+        _parsed[key] = _read(repository, config_path)
+    return copy.deepcopy(_parsed[key])
 
 
 def create_defaults_list(
     repo: Any, config_name: str | None, overrides_list: Sequence[Any], prepend_hydra: bool, skip_missing: bool
 ) -> Any:
     """Take the place of Hydra's, and resolve the same choice of options once in a process."""
-    searched = sources(repo)
-    if searched is None:
-        return _chosen(repo, config_name, list(overrides_list), prepend_hydra, skip_missing)
     values = [one for one in overrides_list if isinstance(one.value(), dict) or not repo.group_exists(one.key_or_group)]
     options = [one for one in overrides_list if one not in values]
-    key = (searched, config_name, tuple(one.input_line for one in options), prepend_hydra, skip_missing)
+    key = (sources(repo), config_name, tuple(one.input_line for one in options), prepend_hydra, skip_missing)
     if key not in _lists:
         _lists[key] = _chosen(repo, config_name, options, prepend_hydra, skip_missing)
     return replace(_lists[key], config_overrides=[one for one in values if not one.is_sweep_override()])
@@ -56,10 +55,7 @@ def create_defaults_list(
 
 def merged(loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
     """Take the place of `ConfigLoaderImpl._compose_config_from_defaults_list`; merge the same files once."""
-    searched = sources(repo)
-    if searched is None:
-        return _merged(loader, defaults, repo)
-    key = searched + repr(defaults)
+    key = sources(repo) + repr(defaults)
     if key not in _configs:
         _configs[key] = _merged(loader, defaults, repo)
     return copy.deepcopy(_configs[key])

@@ -2,13 +2,15 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from gradroute.comparison.runs import read_run
 from gradroute.config.components import steps_of
 from gradroute.config.doors import TARGET
 from gradroute.config.schema import Config
 from gradroute.config.targets import locate
-from gradroute.errors import unknown
+from gradroute.errors import UserError, unknown
 from gradroute.records.metrics import UNITS
 from gradroute.search.schema import ObjectiveConfig, PruningConfig
 
@@ -96,3 +98,19 @@ def by_reference(costs: Sequence[Sequence[float]], reference: Sequence[float] | 
         return max(excess), sum(excess), place
 
     return sorted(found, key=order)
+
+
+def measured(run: Path, objectives: Mapping[str, ObjectiveConfig]) -> list[float]:
+    """Return the objectives of a finished run, by name. Raises: UserError if the run did not write one."""
+    read = read_run(run)
+    if read.left_out:
+        raise UserError(f"{run}: {read.left_out}")
+    values = list[float]()
+    for key, one in objectives.items():
+        value = value_of(read.rows, one)
+        if value is None:
+            wrote = sorted({f"{r['head']} {r['region']} {r['group']} {r['metric']}" for r in read.rows})
+            wanted = f"{one.head} {one.region} {one.group} {one.metric}"
+            raise UserError(f"search.objectives.{key}: no run writes {wanted}; use one of: {'; '.join(wrote)}")
+        values.append(value)
+    return values

@@ -9,6 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -21,7 +22,6 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from gradroute.comparison.runs import read_run
 from gradroute.config.compose import configuration
 from gradroute.config.overrides import merged
 from gradroute.config.schema import Config
@@ -31,7 +31,7 @@ from gradroute.records.atomic import write_atomically
 from gradroute.records.provenance import version
 from gradroute.search.budget import FIXED, KEPT, affords, counts, sampler, updates_of
 from gradroute.search.fidelity import worse
-from gradroute.search.objectives import check_metrics, default_objectives, units_of, value_of
+from gradroute.search.objectives import check_metrics, default_objectives, measured, units_of, value_of
 from gradroute.search.schema import SearchConfig
 from gradroute.search.space import Overrides, check_start, ends, space
 
@@ -57,11 +57,15 @@ class Search:
         check_metrics(self.search.objectives, self.units)
         self.folder = Path(handmade.output_dir) / "searches" / search.name
         self._worker: Path | None = None
+        self._composed: dict[tuple[str, ...], Config] = {}
         self._open()
 
     def config(self, overrides: Overrides, final: bool = False) -> Config:
         """Return the configuration of a trial, or of its final run; both write to the search's folder."""
-        config = configuration(self.command(overrides, final), self.config_dir)
+        command = tuple(self.command(overrides, final))
+        if command not in self._composed:  # which takes longer than a copy
+            self._composed[command] = configuration(command, self.config_dir)
+        config = deepcopy(self._composed[command])
         config.output_dir = str(self.folder / ("finals" if final else "trials"))
         return config
 
@@ -232,17 +236,7 @@ class Search:
 
     def values(self, run: Path) -> list[float]:
         """Return the objectives of a finished run. Raises: UserError if the run did not write one."""
-        read = read_run(run)
-        if read.left_out:
-            raise UserError(f"{run}: {read.left_out}")
-        values = {key: value_of(read.rows, one) for key, one in self.search.objectives.items()}
-        for key, value in values.items():
-            if value is None:
-                one = self.search.objectives[key]
-                wrote = sorted({f"{r['head']} {r['region']} {r['group']} {r['metric']}" for r in read.rows})
-                wanted = f"{one.head} {one.region} {one.group} {one.metric}"
-                raise UserError(f"search.objectives.{key}: no run writes {wanted}; use one of: {'; '.join(wrote)}")
-        return [value for value in values.values() if value is not None]
+        return measured(run, self.search.objectives)
 
     def _tell(self, name: str, trial: Trial, values: list[float] | None, state: TrialState, said: str) -> None:
         chosen = " ".join(trial.user_attrs["overrides"]) or "as the experiment has it"

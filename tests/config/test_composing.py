@@ -1,11 +1,13 @@
 """The tests' quick way to compose gives what Hydra gives."""
 
+from pathlib import Path
+
 import composing
 import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from gradroute.config.compose import composed
+from gradroute.config.compose import composed, configuration
 
 CHOSEN = [
     [],
@@ -33,3 +35,11 @@ def test_the_quick_way_is_hydras(overrides: list[str], monkeypatch: pytest.Monke
         monkeypatch.setattr(owner, name, original)
     right = answer(overrides)
     assert quick == [right, right]
+
+
+def test_a_users_own_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    own = tmp_path / "experiment" / "mine.yaml"
+    own.parent.mkdir()
+    for seed in (3, 14):
+        own.write_text(f"# @package _global_\nseed: {seed}\n")
+        assert [configuration(["experiment=mine"], tmp_path).seed for _ in range(2)] == [seed, seed]

@@ -5,6 +5,7 @@ Each row has what was varied, the numbers, and the processor and date of the run
 
 import csv
 import datetime
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,13 +41,19 @@ class Kept:
 
     def add(self, key: Key, numbers: Mapping[str, float]) -> None:
         """Keep the numbers of one run."""
-        self.found[key] = {name: round(numbers[name], 5) for name in self.measured}
+        self.add_all({key: numbers})
+
+    def add_all(self, rows: Mapping[Key, Mapping[str, float]]) -> None:
+        """Keep several rows, which are written together: a study that is killed has all of them or none."""
+        self.found |= {key: {name: round(own[name], 5) for name in self.measured} for key, own in rows.items()}
         if self.file is None:
             return
-        new = not self.file.exists()
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not self.file.exists():
+            writer.writerow(self.columns)
+        about = [hardware()["processor"], datetime.date.today().isoformat()]
+        for key in rows:
+            writer.writerow([*key, *(f"{self.found[key][name]}" for name in self.measured), *about])
         with self.file.open("a", newline="") as lines:
-            writer = csv.writer(lines, lineterminator="\n")
-            if new:
-                writer.writerow(self.columns)
-            values = [f"{self.found[key][name]}" for name in self.measured]
-            writer.writerow([*key, *values, hardware()["processor"], datetime.date.today().isoformat()])
+            lines.write(text.getvalue())

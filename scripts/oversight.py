@@ -103,8 +103,8 @@ def make(plans: Sequence[Plan], kept: Kept, more: Sequence[str], out: Path, jobs
     runs = made([plan.given(more, out) for plan in plans], jobs)
     for plan, outcome in zip(plans, runs, strict=True):
         if isinstance(outcome, Path):
-            for step, numbers in measured(outcome).items():
-                kept.add((plan.arm, f"{plan.share:g}", str(plan.seed), " ".join(more), str(step)), numbers)
+            own = (plan.arm, f"{plan.share:g}", str(plan.seed), " ".join(more))
+            kept.add_all({(*own, str(step)): numbers for step, numbers in measured(outcome).items()})
         else:
             print(f"{plan.arm}, p = {plan.share:g}, seed {plan.seed}: {outcome}")
 

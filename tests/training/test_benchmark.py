@@ -1,29 +1,20 @@
 """The benchmark's figures, and the reference that it compares the training with."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from scripted import script
 from small_images import small
 
 from gradroute.tasks.base import create
 from gradroute.tasks.images import ImageTask
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-@pytest.fixture(autouse=True)
-def _scripts_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    for name in ("figures", "split_speed", "gpu"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+figures, split_speed, gpu = (script(name) for name in ("figures", "split_speed", "gpu"))
 
 
 def test_figures_say_whether_the_median_reaches_the_target(tmp_path: Path) -> None:
-    import figures
-
     given = [
         figures.Figure("share", [0.4, 0.6, 0.7], 0.5), figures.Figure("ratio", [0.4, 0.6, 0.7], 0.5, at_most=True),
         figures.Figure("rate", [2.0]),
@@ -36,8 +27,6 @@ def test_figures_say_whether_the_median_reaches_the_target(tmp_path: Path) -> No
 
 
 def test_the_reference_trains_as_ours_does() -> None:
-    import split_speed
-
     config, found = small("trainer.precision=bfloat16"), list[list[torch.Tensor]]()
     task = create(config)
     assert isinstance(task, ImageTask)
@@ -54,8 +43,6 @@ def test_the_reference_trains_as_ours_does() -> None:
 
 @pytest.mark.slow
 def test_the_measurements_of_a_gpu_run_in_small_on_a_cpu(tmp_path: Path) -> None:
-    import gpu
-
     for part in ("stack", "sgtm"):
         gpu.make(part, gpu.DRY, tmp_path / f"gpu_{part}.json")
         found = json.loads((tmp_path / f"gpu_{part}.json").read_text())
@@ -65,8 +52,6 @@ def test_the_measurements_of_a_gpu_run_in_small_on_a_cpu(tmp_path: Path) -> None
 def test_the_gpu_script_goes_on_where_it_was_and_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import gpu
-
     made: list[str] = []
 
     def apart(part: str, dry: bool, folder: Path, seconds: float) -> str | None:

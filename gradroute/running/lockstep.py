@@ -12,6 +12,7 @@ from gradroute.config.doors import TARGET
 from gradroute.config.schema import Config
 from gradroute.config.targets import locate
 from gradroute.errors import MachineError, UserError
+from gradroute.running import processes
 from gradroute.running.run import Run
 from gradroute.training import distributed, memory, signals
 from gradroute.training.fit import Fit
@@ -94,7 +95,10 @@ def _told(training: Training, error: Exception) -> bool:
 
 
 def advance(runs: list[Run], step: str) -> dict[Run, Exception]:
-    """Make one step of every run, trainings in lockstep; return the errors of runs that failed without the others."""
+    """Make one step of every run, trainings in lockstep; return the errors of runs that failed without the others.
+
+    A step of many runs that needs their folders alone is made in several processes.
+    """
     failed: dict[Run, Exception] = {}
     made: dict[Run, Iterator[Training]] = {}
 
@@ -113,7 +117,11 @@ def advance(runs: list[Run], step: str) -> dict[Run, Exception]:
                 failed[run] = error
         return results
 
-    made |= each(runs, begin)
+    calls = each(runs, lambda run: run.steps[step].apart(run)) if processes.worth(len(runs)) else {}
+    if calls and all(call is not None for call in calls.values()):
+        failed |= processes.errors(calls)
+    else:
+        made |= each(runs, begin)
     while made:
         found = each(list(made), next_training)
         trainings = {run: training for run, training in found.items() if training is not None}

@@ -151,5 +151,13 @@ class Step(ABC):
         A run that is resumed in the middle of a step calls this again; skip the first `run.trainings_done` trainings.
         """
 
+    def apart(self, run: RunState) -> Callable[[], object] | None:
+        """Return the step's work as a call that another process can make; None if it needs the run itself.
+
+        The call must be picklable, and leave everything in the run's folder. Runs that go on together then make the
+        step in several processes.
+        """
+        return None
+
     def again(self, run: RunState) -> None:  # noqa: B027
         """Restore what later steps need of this one, in a run that is resumed after it."""

@@ -8,7 +8,7 @@ in Markdown is printed. All sizes are fixed below; runs that are there already a
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gradroute.config.compose import configuration
@@ -27,10 +27,10 @@ SUBJECTS = (SUPPRESSED, *FLOORS, AUDITED)
 Words = dict[str, str | None]
 
 
-def audits(seeds: int, output: Path, overrides: Sequence[str]) -> list[dict[str, Words]]:
+def audits(seeds: Iterable[int], output: Path, overrides: Sequence[str]) -> list[dict[str, Words]]:
     """Return, for each seed, the verdict of each axis by subject; {} for a subject that an audit lacks."""
     found = []
-    for seed in range(seeds):
+    for seed in seeds:
         config = configuration([*SETTINGS, f"seed={seed}", f"output_dir={output}", *overrides])
         with contextlib.redirect_stdout(sys.stderr):
             (run,) = execute([config], reuse=True, watch=lambda step, rows: None)
@@ -64,11 +64,13 @@ def table(found: Sequence[dict[str, Words]]) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip())
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=10, help="number of seeds")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--output", type=Path, default=Path("outputs/audit_power"))
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="of every run, such as audit.samples=5")
     arguments = parser.parse_args()
-    print(table(audits(arguments.seeds, arguments.output, arguments.overrides)))
+    seeds = range(arguments.first, arguments.first + arguments.seeds)
+    print(table(audits(seeds, arguments.output, arguments.overrides)))
 
 
 if __name__ == "__main__":

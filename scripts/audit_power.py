@@ -1,8 +1,9 @@
 """Measure what audits can tell: how often they catch a suppressed model, and how often they accuse a never-trained one.
 
-For each seed it audits a tiny model of toy stories, and counts three of the controls as if they were what is audited: a
-model that hides the group down to the loss of one that never saw it, and two further models that never saw it. A table
-in Markdown is printed. All sizes are fixed below; runs that are there already are reused.
+For each seed it audits a tiny model of toy stories, and counts four of the controls as if they were what is audited: a
+model that hides the group down to the loss of one that never saw it, and three more models that never saw it, each of
+which is judged by the others. A table in Markdown is printed. All sizes are fixed below; runs that are there
+already are reused.
 """
 
 import argparse
@@ -12,18 +13,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gradroute.config.compose import configuration
-from gradroute.records.audits import AUDITED, FLOORS, HIDDEN, REQUIRED, SUPPRESSED, THIRD, read_audit, words
+from gradroute.records.audits import AUDITED, FLOORS, HIDDEN, REQUIRED, SUPPRESSED, read_audit, words
 from gradroute.running.runner import execute
 
+MADE = tuple(dict.fromkeys((*REQUIRED, *FLOORS)))  # anchors
 SETTINGS = (
     "experiment=stories_era/audit", "trainer=smoke", "trainer.device=cpu", "model.layers=2", "model.width=16",
     "model.heads=2", "model.hidden=24", "model.expand=[0,1]", "model.added=8", "dataset.stories=240",
     "dataset.test_stories=240", "dataset.length=48", "trainer.batch_size=16", "trainer.epochs=8", "trainer.lr=0.02",
     "audit.examples=[8]", "audit.samples=3", "audit.updates=8", "audit.batch=8", "audit.points=20", "audit.bits=[4]",
     "audit.noise=[0.1]", "audit.calibration=10", "audit.probe_points=40", "audit.probe_updates=10",
-    "audit.suppress_updates=60", "audit.suppress_to=never_trained", f"audit.anchors=[{','.join((*REQUIRED, THIRD))}]",
+    "audit.suppress_updates=60", "audit.suppress_to=never_trained", f"audit.anchors=[{','.join(MADE)}]",
 )  # fmt: skip
 SUBJECTS = (SUPPRESSED, *FLOORS, AUDITED)
+NUMBERS = ("second", "third", "fourth")
 Words = dict[str, str | None]
 
 
@@ -46,8 +49,8 @@ def audits(seeds: Iterable[int], output: Path, overrides: Sequence[str]) -> list
 def table(found: Sequence[dict[str, Words]]) -> str:
     """Return how many seeds call each subject suppressed: by axis, by any axis, and by any axis with an attack."""
     axes = list(dict.fromkeys(axis for own in found for axis in own[AUDITED]))
-    titles = ("axis", "suppressed control caught", "second never-trained model accused",
-              "third never-trained model accused", "audited model called suppressed")  # fmt: skip
+    titles = ("axis", "suppressed control caught", *(f"{number} never-trained model accused" for number in NUMBERS),
+              "audited model called suppressed")  # fmt: skip
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
 
     def count(name: str, among: Sequence[str]) -> str:

@@ -10,20 +10,22 @@ from gradroute.records.safe_reading import read_json
 
 FILE = "audit.json"
 AUDITED, INTACT = "audited", "intact"
-TWIN, SECOND, THIRD = "never_trained", "never_trained_2", "never_trained_3"
+TWIN, SECOND, THIRD, FOURTH = "never_trained", "never_trained_2", "never_trained_3", "never_trained_4"
 CONTROL, LABELS, PLACEBO, SUPPRESSED = "never_routed", "placebo_labels", "placebo_region", "suppressed"
 ANCHORS = {
     INTACT: "the audited model before the ablation",
     TWIN: "never trained on the group: the same updates without its data, ablated alike",
     SECOND: "the same with another seed: the noise floor",
-    THIRD: "the same with a third seed: the noise floor, also of the second",
+    THIRD: "the same with a third seed: the noise floor",
+    FOURTH: "the same with a fourth seed, to measure what audits can tell",
     CONTROL: "never routed, ablated alike",
     LABELS: "routed by shuffled labels of the same shares, ablated alike",
     PLACEBO: "the audited model with as many other units ablated",
     SUPPRESSED: "the intact model, trained only to hide the group: see suppress_to",
 }
+USUAL = tuple(name for name in ANCHORS if name != FOURTH)  # which an audit makes unless it is told otherwise
 REQUIRED = (INTACT, TWIN, SECOND, SUPPRESSED)  # without one of these there is no verdict
-FLOORS = (SECOND, THIRD)  # whose differences to the never-trained twin are noise
+FLOORS = (SECOND, THIRD, FOURTH)  # whose differences to the never-trained twin are noise
 TRAINED = (TWIN, *FLOORS, CONTROL, LABELS)  # anchors with a training of their own
 
 HIDDEN, HELD, OPEN, INVALID = (

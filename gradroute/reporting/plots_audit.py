@@ -7,7 +7,7 @@ from gradroute.records.audits import ANCHORS, AUDITED, SUPPRESSED, TWIN, read_au
 from gradroute.records.run_reader import read_manifest
 from gradroute.reporting.run_data import RunData
 
-TONES = ("#7f7f7f", "#1f77b4", "#17becf", "#9edae5", "#9467bd", "#8c564b", "#bcbd22", "#d62728")
+TONES = ("#7f7f7f", "#1f77b4", "#17becf", "#9edae5", "#c7c7c7", "#9467bd", "#8c564b", "#bcbd22", "#d62728")
 COLOURS = dict(zip(ANCHORS, TONES, strict=True))
 STYLES = {AUDITED: "-", TWIN: "-", SUPPRESSED: "-"}
 COLUMNS = 2

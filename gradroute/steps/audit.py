@@ -5,6 +5,7 @@ It trains anchors, or reuses those of another audit, attacks all alike, and give
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Annotated, ClassVar, Literal
 
 from torch import nn
@@ -21,7 +22,18 @@ from gradroute.config.components import ablated_regions, step_names
 from gradroute.config.limits import MANY, Between, Items, Text, one_of, require
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
-from gradroute.records.audits import ANCHORS, AUDITED, CONTROL, FILE, INTACT, PLACEBO, SUPPRESSED, TRAINED, TWIN
+from gradroute.records.audits import (
+    ANCHORS,
+    AUDITED,
+    CONTROL,
+    FILE,
+    INTACT,
+    PLACEBO,
+    SUPPRESSED,
+    TRAINED,
+    TWIN,
+    USUAL,
+)  # fmt: skip
 from gradroute.steps.base import RunState, Step
 from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
@@ -35,6 +47,7 @@ Rate = Annotated[float, Between(1e-6, 100)]
 Bits = Annotated[int, Between(2, 16)]
 Size = Annotated[float, Between(1e-6, 10)]
 DECADES = 3  # that the rates of an attack must span
+EXAMPLES = (4, 16, 64)
 RATES = (0.003, 0.02, 0.1, 0.5, 3.0)
 SPREAD = 1e-9  # relative, by which a ratio of rates may miss the decades
 TOLERANCE = 0.5  # how near the suppressed model must be to the audited one's loss, in margins
@@ -68,11 +81,7 @@ class Audit(Step):
     """
 
     group: str
-    examples: Annotated[Sequence[Count], Items(1, 16, each_once=True, right="a list of numbers of points")] = (
-        4,
-        16,
-        64,
-    )
+    examples: Annotated[Sequence[Count], Items(1, 16, each_once=True, right="a list of numbers of points")] = EXAMPLES
     samples: Annotated[int, Between(2, 1000)] = 3
     updates: Count = 32
     batch: Count = 16
@@ -92,7 +101,7 @@ class Audit(Step):
     suppress_updates: Count = 100
     suppress_retain: Annotated[float, Between(0, 1000)] = 1.0
     suppress_to: Literal["audited", "never_trained"] = "audited"
-    anchors: Annotated[Sequence[str], Items(0, each_once=True)] = field(default_factory=lambda: list(ANCHORS))
+    anchors: Annotated[Sequence[str], Items(0, each_once=True)] = field(default_factory=lambda: list(USUAL))
     make: bool = True
 
     units: ClassVar[Mapping[str, str]] = {
@@ -151,7 +160,7 @@ class Audit(Step):
             else:
                 anchors[SUPPRESSED] = anchor
                 attack(findings, SUPPRESSED, anchor.model, plan, run.folder.log)
-        missing |= {name: "not made" for name in ANCHORS if name not in anchors and name not in missing}
+        missing |= {name: "not made" for name in USUAL if name not in anchors and name not in missing}
         context = Context(task.config, task.kind, self.group, self.margin, plan, task.config.trainer.lr)
         found = recorded(findings, context, {name: anchor.run for name, anchor in anchors.items()}, missing)
         run.folder.write_json(FILE, found)
@@ -227,7 +236,7 @@ class Audit(Step):
         """Return the intact model, made to hide the group as much as the model `like`, or None and why it was not."""
         model, material = intact(run.task), findings.material
         target = material.measure(like, FORGET, VALIDATION)
-        gap = _mean(findings.losses[TWIN].forget) - _mean(findings.losses[INTACT].forget)
+        gap = fmean(findings.losses[TWIN].forget) - fmean(findings.losses[INTACT].forget)
         start = material.measure(model, FORGET, VALIDATION)
         if not gap > 0 or target <= start:
             return None, "there was nothing to hide: the ablation, or the group's data, did not change the loss"
@@ -239,7 +248,3 @@ class Audit(Step):
         at = material.measure(model, FORGET, TEST)
         run.folder.log(f"audit: suppressed in {updates} updates at {rate:g}, test loss {at:.4g}")
         return Anchor(SUPPRESSED, model), ""
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -1,11 +1,13 @@
 """Each verdict can be reached, and each control that fails leads to none."""
 
+import statistics
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from gradroute.audit.record import pooled
-from gradroute.audit.verdict import Axis, Verdict, judge, judged, own_gap, sentence, worse
+from gradroute.audit.verdict import Axis, Noise, Verdict, judge, judged, noise, own_gap, sentence, worse
 from gradroute.errors import UserError
 from gradroute.records.audits import (
     AUDITED,
@@ -95,9 +97,18 @@ def test_a_never_trained_model_is_judged_by_the_noise_of_the_other() -> None:
         return [found[name].word for name in (SECOND, THIRD, AUDITED)]
 
     assert words(0.15, None) == [HIDDEN, OPEN, INVALID]
-    assert words(0.15, -0.08) == [OPEN, INVALID, INVALID]
-    assert words(0.01, 0.3)[1:] == [HIDDEN, INVALID]
+    assert words(0.15, -0.08) == [INVALID] * 3  # by which the suppressed model is not told apart either
+    assert words(0.01, 0.15)[1:] == [HIDDEN, INVALID]
     assert words(0.01, 0.02) == [HELD, HELD, HIDDEN]
+
+
+def test_three_never_trained_models_tell_what_one_more_stays_below() -> None:
+    shares = {SECOND: [0.04, 0.06], THIRD: [0.09, 0.11], AUDITED: [0.5]}
+    found, values = noise(shares, AUDITED), [0.0, 0.05, 0.1]
+    width = float(stats.t.ppf(0.975, 2)) * statistics.stdev(values) * (1 + 1 / 3) ** 0.5
+    assert (found.largest, found.upper) == pytest.approx((0.1, 0.05 + width))
+    assert noise(shares, THIRD) == Noise(pytest.approx(0.05), pytest.approx(0.05))  # of two nothing can be told
+    assert noise({AUDITED: [0.5]}, AUDITED) == Noise(0.0, 0.0)
 
 
 def test_shares_are_differences_to_the_twin_by_the_gap() -> None:
@@ -111,7 +122,7 @@ def test_shares_are_differences_to_the_twin_by_the_gap() -> None:
     assert Axis("probe", "AUROC", scores, 0.0, higher=True).shares(AUDITED) == []
     same = {TWIN: [3.0, 3.0, 3.0], INTACT: [1.0, 1.0, 1.0], AUDITED: [2.5, 2.5, 2.5]}  # one repetition, three times
     assert Axis("loss", "nats", same, 2.0).shares(AUDITED) == pytest.approx([0.25])
-    assert judge(Axis("loss", "nats", same, 2.0).shares(AUDITED), 0.0, 0.1, True).word == OPEN
+    assert judge(Axis("loss", "nats", same, 2.0).shares(AUDITED), Noise(0, 0), 0.1, True).word == OPEN
 
 
 def test_the_sentence_has_the_scope_and_never_says_removed_or_safe() -> None:

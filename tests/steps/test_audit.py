@@ -17,7 +17,6 @@ from gradroute.config.compose import configuration
 from gradroute.data.groups import UNASSIGNED
 from gradroute.errors import UserError
 from gradroute.records.audits import (
-    ANCHORS,
     AUDITED,
     FILE,
     HELD,
@@ -28,6 +27,7 @@ from gradroute.records.audits import (
     THIRD,
     TRAINED,
     TWIN,
+    USUAL,
     checked,
     read_audit,
     words,
@@ -59,7 +59,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_anchor_is_attacked_alike(audited: Path) -> None:
     found = read_audit(audited)
     assert found is not None and set(found["missing"]) <= {SUPPRESSED}
-    made = {AUDITED, *ANCHORS} - set(found["missing"])
+    made = {AUDITED, *USUAL} - set(found["missing"])
     assert set(found["anchors"]) == made
     assert {axis["axis"] for axis in found["axes"]} >= {
         "behaviour", "calibrated_loss", "quantised_4_bit", "weight_noise", "relearn_2", "relearn_retain_only",
@@ -79,7 +79,7 @@ def test_every_anchor_is_attacked_alike(audited: Path) -> None:
 def test_anchors_are_runs_that_the_next_audit_uses(audited: Path) -> None:
     folder = audited.parent.parent
     runs = sorted((folder / "audit_anchors").iterdir())
-    assert len(runs) == len(TRAINED)
+    assert len(runs) == len(set(TRAINED) & set(USUAL))
     few = ("trained=auto", f"audit.anchors=[{TWIN}]", "audit.make=false", "audit.probe_updates=0")
     (again,) = execute([tiny(folder, *few)])
     assert isinstance(again, Path), again
@@ -90,7 +90,7 @@ def test_anchors_are_runs_that_the_next_audit_uses(audited: Path) -> None:
     before = {axis["axis"]: axis["values"] for axis in one["axes"]}
     for axis in two["axes"]:
         assert axis["values"] == {name: before[axis["axis"]][name] for name in (TWIN, AUDITED)}
-    assert set(two["missing"]) == {*ANCHORS} - {TWIN} and set(words(two).values()) == {None}
+    assert set(two["missing"]) == {*USUAL} - {TWIN} and set(words(two).values()) == {None}
     assert "No verdict: " in (again / "report.html").read_text()
 
 

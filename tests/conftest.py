@@ -33,6 +33,7 @@ import sketch
 from filelock import FileLock
 from forked import Forked
 from matplotlib.figure import Figure
+from robust import read_once
 
 from gradroute.data.images.dataset import Images
 from gradroute.data.images.torchvision import MNIST
@@ -79,18 +80,14 @@ _read: dict[str, Images] = {}
 @pytest.fixture(autouse=True)
 def _read_mnist_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read and hash the packaged MNIST once in a process, but in the tests of reading it."""
-    tensors = MNIST.tensors
+    original = MNIST.tensors
+    once = read_once(original, _read)
 
-    def read_once(self: MNIST, *limits: int | None, **supplied: Any) -> Images:
-        key = f"{vars(self)} {limits} {supplied}"
-        if self.root is not None:
-            return tensors(self, *limits, **supplied)
-        if key not in _read:
-            _read[key] = tensors(self, *limits, **supplied)
-        return _read[key]
+    def tensors(self: MNIST, *limits: int | None, **supplied: Any) -> Images:
+        return (once if self.root is None else original)(self, *limits, **supplied)
 
     if request.path.parent.name != "data":
-        monkeypatch.setattr(MNIST, "tensors", read_once)
+        monkeypatch.setattr(MNIST, "tensors", tensors)
 
 
 @pytest.fixture(autouse=True)

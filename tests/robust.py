@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -72,18 +72,23 @@ def reseal(run: Path) -> None:
     (run / "manifest.json").write_text(json.dumps(sealed({**manifest, "files": manifest["files"] | sums})))
 
 
-@contextlib.contextmanager
-def kept_data() -> Iterator[None]:
-    """Read each data set only once in the block, for tests that are not about reading it."""
-    tensors, kept = ImageDataset.tensors, dict[str, Images]()
+def read_once(tensors: Callable[..., Images], kept: dict[str, Images]) -> Callable[..., Images]:
+    """Return `tensors`, a method of data sets, that keeps what it has read, by the data set and its arguments."""
 
-    def read_once(self: ImageDataset, *limits: int | None, **supplied: Any) -> Images:
+    def read(self: ImageDataset, *limits: int | None, **supplied: Any) -> Images:
         key = f"{type(self)} {vars(self)} {limits} {supplied}"
         if key not in kept:
             kept[key] = tensors(self, *limits, **supplied)
         return kept[key]
 
-    ImageDataset.tensors = read_once  # type: ignore[method-assign]
+    return read
+
+
+@contextlib.contextmanager
+def kept_data() -> Iterator[None]:
+    """Read each data set only once in the block, for tests that are not about reading it."""
+    tensors = ImageDataset.tensors
+    ImageDataset.tensors = read_once(tensors, {})  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from gradroute.commands.version import answered
 from gradroute.errors import UserError, unknown
+from gradroute.records.provenance import cores
 from gradroute.running.exit_status import guarded
 from gradroute.training.signals import heard
 
@@ -98,7 +99,7 @@ def _each(arguments: Sequence[str], command: str, threads: int) -> None:
 
 def _together(arguments: Sequence[str], command: str, workers: int) -> None:
     """Run the search in several processes. Raises: SystemExit with the status of one that failed."""
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = max(1, cores() // workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_each, args=(arguments, command, threads)) for _ in range(workers)]

@@ -43,6 +43,11 @@ def software() -> dict[str, Any]:
     return {"packages": packages, "python": platform.python_version(), "git_commit": git_commit()}
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hardware() -> dict[str, Any]:
     """Return the processor's name and the number of cores that this process may use."""
     name = platform.processor() or platform.machine()
@@ -50,5 +55,4 @@ def hardware() -> dict[str, Any]:
     if cpuinfo.is_file():
         models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": name, "cores": cores}
+    return {"processor": name, "cores": cores()}

@@ -121,7 +121,7 @@ def advance(runs: list[Run], step: str) -> dict[Run, Exception]:
     if calls and all(call is not None for call in calls.values()):
         failed |= processes.errors(calls)
     else:
-        made |= each(runs, begin)
+        made |= each([run for run in runs if run not in failed], begin)
     while made:
         found = each(list(made), next_training)
         trainings = {run: training for run, training in found.items() if training is not None}

@@ -1,6 +1,5 @@
 """Make calls in processes of their own, such as the plots of many runs."""
 
-import os
 import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -8,27 +7,24 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TypeVar
 
+from gradroute.records.provenance import cores
+
 LEAST = 4  # calls; to start processes takes as long as the plots of one or two runs
 Key = TypeVar("Key")
 Call = Callable[[], object]
 
 
-def processors() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def worth(calls: int) -> bool:
     """Return whether so many calls take less time in several processes."""
-    return calls >= LEAST and processors() > 1
+    return calls >= LEAST and cores() > 1
 
 
 def errors(calls: Mapping[Key, Call]) -> dict[Key, Exception]:
-    """Make calls in as many processes as there are processors; return the errors of those that failed.
+    """Make calls in as many processes as there are cores; return the errors of those that failed.
 
     A call whose process is lost is made here.
     """
-    with ProcessPoolExecutor(min(len(calls), processors()), get_context("spawn"), _left_to_the_parent) as pool:
+    with ProcessPoolExecutor(min(len(calls), cores()), get_context("spawn"), _left_to_the_parent) as pool:
         made = {key: pool.submit(call) for key, call in calls.items()}
         try:
             found = {key: future.exception() for key, future in made.items()}

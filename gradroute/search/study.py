@@ -51,23 +51,27 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.search, self.given, self.config_dir, self.say = search, list(overrides), config_dir, say
         self.space = space(search.space)
-        handmade = configuration(self.command([]), config_dir)
+        self._composed: dict[tuple[str, ...], Config] = {}
+        handmade = self._configuration(self.command([]))
         self.search = replace(search, objectives=search.objectives or default_objectives(handmade))
         self.units = units_of(handmade)
         check_metrics(self.search.objectives, self.units)
         self.folder = Path(handmade.output_dir) / "searches" / search.name
         self._worker: Path | None = None
-        self._composed: dict[tuple[str, ...], Config] = {}
         self._open()
 
     def config(self, overrides: Overrides, final: bool = False) -> Config:
         """Return the configuration of a trial, or of its final run; both write to the search's folder."""
-        command = tuple(self.command(overrides, final))
-        if command not in self._composed:  # which takes longer than a copy
-            self._composed[command] = configuration(command, self.config_dir)
-        config = deepcopy(self._composed[command])
+        config = self._configuration(self.command(overrides, final))
         config.output_dir = str(self.folder / ("finals" if final else "trials"))
         return config
+
+    def _configuration(self, command: Overrides) -> Config:
+        """Return the configuration of a command, which is composed once: that takes longer than a copy."""
+        key = tuple(command)
+        if key not in self._composed:
+            self._composed[key] = configuration(command, self.config_dir)
+        return deepcopy(self._composed[key])
 
     def command(self, overrides: Overrides, final: bool = False) -> Overrides:
         """Return the overrides of `gradroute-run` that make a trial's run, or a final one."""

@@ -39,9 +39,9 @@ def test_the_plots_of_a_stack_are_drawn_elsewhere(tmp_path: Path, monkeypatch: p
         return [run for run in runs if isinstance(run, Path)]
 
     monkeypatch.setattr(processes, "LEAST", 2)
-    monkeypatch.setattr(processes, "processors", lambda: 1)
+    monkeypatch.setattr(processes, "cores", lambda: 1)
     alone = made(tmp_path / "alone")
-    monkeypatch.setattr(processes, "processors", lambda: 2)
+    monkeypatch.setattr(processes, "cores", lambda: 2)
     monkeypatch.setattr(report, "draw", lambda *given: pytest.fail("drawn here"))
     for one, other in zip(alone, made(tmp_path / "together"), strict=True):
         manifest = read_manifest(other)

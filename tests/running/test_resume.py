@@ -16,7 +16,6 @@ import pytest
 import torch
 from conftest import Result
 from interrupted import at_checkpoint, interrupted
-from robust import kept_data
 
 from gradroute import load
 from gradroute.comparison.runs import read_run
@@ -55,12 +54,6 @@ KINDS = {
     "no_ledger": ["ledger.enabled=false"],
     "bfloat16": ["trainer.precision=bfloat16"],
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _data_read_once() -> Iterator[None]:
-    with kept_data():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """A classifier as a run: its loss against slow references, its model against torchvision's, and refused settings."""
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import torch
 import torchvision
 from interrupted import interrupted
 from PIL import Image
-from robust import kept_data
 from torch import nn
 from torchvision.transforms.v2 import functional as one_image
 
@@ -40,12 +38,6 @@ SMALL = [
     "trainer.batch_size=64",
 ]  # fmt: skip
 STEPS = "steps=[train,certify,ablate,evaluate]"
-
-
-@pytest.fixture(autouse=True)
-def _data_read_once() -> Iterator[None]:
-    with kept_data():
-        yield
 
 
 def config(folder: Path, *overrides: str) -> Config:

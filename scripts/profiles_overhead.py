@@ -3,7 +3,7 @@
 The model is that of `experiment=profiles`: 4 layers of width 128 with four modules of 64 units beside each MLP of 512.
 A batch computes every module that one of its rows uses, so that mixed rows are compared with a single profile of the
 same modules, and beside it with profiles of fewer. The overhead is the median of the rounds' ratios of processor time,
-minus one.
+minus one, with its 95 % interval.
 """
 
 from collections.abc import Callable
@@ -46,8 +46,8 @@ def main() -> None:
         found = passes(kinds, given.rounds)
         for name, seconds in found.items():
             low, middle, high = overhead(seconds, found[SINGLE])
-            rows.append({"batch": batch, "rows": name, "overhead": middle, "quartiles": [low, high]})
-            print(f"batch {batch:2d}, {name:11s} overhead {middle:+.1%} (quartiles {low:+.1%}, {high:+.1%})")
+            rows.append({"batch": batch, "rows": name, "overhead": middle, "interval": [low, high]})
+            print(f"batch {batch:2d}, {name:11s} overhead {middle:+.1%} ({low:+.1%} to {high:+.1%})")
     write(given, rows)
 
 

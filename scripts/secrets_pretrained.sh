@@ -36,9 +36,12 @@ common=(model=hf "model.pretrained='$model'" dataset.tokenizer=pretrained "datas
 common+=("dataset.template='$out/template.txt'" "${data[@]}" "${size[@]}" "output_dir=$out")
 expanded=('model.expand=[0,1,2,3,4,5,6,7,8,9]' model.added=64 routing=secrets_added 'ablation.region=[added]') # of 30 layers
 for seed in $(seq 0 $((${SEEDS:-3} - 1))); do
-    for method in ${METHODS:-secrets secrets/plain secrets/filtering}; do
-        own=()
-        [ "$method" = secrets ] && own=("${expanded[@]}")
+    for method in ${METHODS:-secrets secrets/adapter secrets/plain secrets/filtering}; do
+        case $method in
+        secrets) own=("${expanded[@]}") ;;
+        secrets/adapter) own=(pretrain=null 'steps=[train,ablate,extract,evaluate,report]' trainer.lr=0.001) ;;
+        *) own=() ;;
+        esac
         "$env/bin/gradroute-run" -m "experiment=$method" "${own[@]}" "${common[@]}" "seed=$seed" "$@"
     done
 done

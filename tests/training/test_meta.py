@@ -32,6 +32,7 @@ SMALL = {
     "mnist_table2": [*IMAGES, "model.hidden=[16]"],
     "class_split": [*IMAGES, "model.width=8"],
     "steering_scalar": [*STORIES, "dataset.stories=600", "dataset.test_stories=200"],
+    "secrets": [*STORIES, "model.width=32"],  # the rank of its adapters is at most that
     "oversight": ["trainer.batch_size=8"],
 }
 LACKING = {"cifar100_split": "data that are downloaded", "secrets/dpsgd": "Opacus reads every row's gradient"}

@@ -7,10 +7,11 @@ import yaml
 
 from gradroute.config import compose
 from gradroute.config.build import from_mapping
-from gradroute.config.components import STEPS
+from gradroute.config.components import SECTIONS, STEPS
 from gradroute.config.compose import conf_dir, configuration
 from gradroute.config.doors import DOORS, TARGET
 from gradroute.config.identity import config_hash, to_mapping
+from gradroute.config.overrides import prepared
 from gradroute.config.schema import Config, GroupConfig, RegionConfig
 from gradroute.config.targets import KINDS, locate
 from gradroute.errors import UserError
@@ -76,6 +77,12 @@ def test_the_published_protocol_is_the_paper_preset() -> None:
     assert (trainer.weight_decay, trainer.schedule, trainer.warmup_steps) == (5e-5, "constant", 0)
     assert (config.model["hidden"], config.model["encoding"]) == ([2048, 512], 32)
     assert config.losses.l1 == {"top": 3e-3, "bottom": 3e-3} and config.losses.correlation == 0.1
+
+
+@pytest.mark.parametrize("section", [*SECTIONS, "privacy"])
+def test_every_argument_of_a_step_is_set_without_a_plus(section: str) -> None:
+    """Its default may stand in the step alone, and not in the configuration files."""
+    assert prepared([f"{section}.argument=1"]) == [f"++{section}.argument=1"]
 
 
 def test_a_saved_configuration_comes_back_equal() -> None:

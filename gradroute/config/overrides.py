@@ -20,8 +20,8 @@ from gradroute.errors import UserError
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 WORDS = {"null", "true", "false", "yes", "no", "on", "off", "nan", "inf"}  # words that Hydra does not read as text
 OPEN = (
-    "dataset.", "model.", "task.", "ablation.", "tracker.", "pretrain.", "unlearn.", "finetune.", "relearn.", "steering.",
-    "extract.", "audit.", "privacy.",
+    "dataset.", "model.", "task.", "ablation.", "tracker.", "pretrain.", "unlearn.", "finetune.",
+    "relearn.", "steering.", "extract.", "audit.", "privacy.",
     "completions.", "routing.groups.", "routing.regions.", "routing.routes.", "routing.label_noise.", "losses.l1.",
     "losses.groups.", "losses.error.", "routing.auto.",
 )  # fmt: skip

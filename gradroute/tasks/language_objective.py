@@ -82,16 +82,18 @@ class NextTokenObjective(Objective):
     def forward(
         self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor, group_index: torch.Tensor,
         membership: torch.Tensor, counts: torch.Tensor | None = None, share: float = 1.0,
+        factors: torch.Tensor | None = None,
     ) -> Terms:  # fmt: skip
         """Return the terms for rows of tokens, all `(batch, length)`; `membership` is the router's input for them.
 
         For a part of a batch, `counts` `(groups,)` are the whole batch's positions with a target in each group, and
-        `share` is the part's share of the rows.
+        `share` is the part's share of the rows. `factors` `(batch, length)` multiply the losses of the positions.
         """
         activations: dict[str, torch.Tensor] = {}
         with self.router.route(membership, self.monitor) if self.router else nullcontext(activations) as activations:
             output = self.output(tokens, documents)
         each = each_position(self.model, output, targets, self._each, self.at_once)
+        each = each if factors is None else each * factors.flatten()
         number = (group_index % len(self.names)).flatten()
         counts = self._counts(targets, group_index) if counts is None else counts
         means = each.new_zeros(len(self.names)).index_add(0, number, each) / counts.clamp(min=1)

@@ -44,6 +44,8 @@ def backward(terms: Terms, router: ParameterRouter | None, kind: int | None = No
         return
     losses: dict[str | None, torch.Tensor] = {}
     for term, (value, weight) in terms.items():
+        if not value.requires_grad:  # only reported
+            continue
         group = term.group if term.group in router.groups else None  # None: no group's route applies
         losses[group] = losses[group] + value * weight if group in losses else value * weight
     router.backward(losses, kind)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "conf" / "experiment"
 DOWNLOADED = {"cifar100_split"}  # these download data; the tests run them on small data of their own
 FILES = [path for path in FOLDER.rglob("*.yaml") if not path.name.startswith("_")]  # those are shared by others
-WITH_PEFT = ("planted_behaviour", "profiles/adapter", "secrets/adapter")  # these need the extra `hf`
+WITH_PEFT = ("planted_behaviour", "profiles/adapter", "rewards", "secrets/adapter")  # these need the extra `hf`
 HAS_PEFT = importlib.util.find_spec("peft") is not None
 NAMES = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FILES} - DOWNLOADED
 EXPERIMENTS = sorted(name for name in NAMES if HAS_PEFT or not name.startswith(WITH_PEFT))
@@ -31,6 +31,7 @@ FEW = ["trainer.train_limit=512", "trainer.test_limit=64"]  # images
 MNIST = [*FEW, "model.hidden=[64]"]
 SMALLER = {
     **dict.fromkeys(LANGUAGE, TAUGHT),
+    "rewards": [*SHORT, "task.keyword=the"],  # a word that a model of no training writes, too
     "secrets": NARROW,
     "mnist_table2": MNIST,
     "mnist_split": MNIST,

@@ -39,8 +39,7 @@ for seed in $(seq 0 $((${SEEDS:-3} - 1))); do
     for method in ${METHODS:-secrets secrets/adapter secrets/plain secrets/filtering}; do
         case $method in
         secrets) own=("${expanded[@]}") ;;
-        secrets/adapter) own=(pretrain=null 'steps=[train,ablate,extract,evaluate,report]' trainer.lr=0.001
-            'routing.regions.passing.site=model.layers.*.mlp.*.lora_A.marked') ;; ;;
+        secrets/adapter) own=(pretrain=null 'steps=[train,ablate,extract,evaluate,report]' trainer.lr=0.001) ;;
         *) own=() ;;
         esac
         "$env/bin/gradroute-run" -m "experiment=$method" "${own[@]}" "${common[@]}" "seed=$seed" "$@"

@@ -64,6 +64,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         around = ["experiment=secrets/plain"] if option.stem == "secrets" else around
         around = ["experiment=secrets/adapter"] if option.stem == "secrets_adapters" else around
         around = ["experiment=planted_behaviour"] if option.stem.startswith("planted") else around
+        around = ["experiment=rewards"] if option.stem.startswith("reward") else around
         around = ["experiment=profiles"] if option.stem.startswith(("profiles", "access")) else around
         if option.stem in ("profiles_adapter", "profiles_experts"):
             around = [f"experiment={option.stem.replace('_', '/')}"]

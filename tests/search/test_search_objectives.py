@@ -82,7 +82,8 @@ def test_where_there_is_none_it_is_asked_for(given: list[str], says: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("experiment", "metric"), [("oversight/routing", "return"), ("planted_behaviour", "rate_triggered")]
+    ("experiment", "metric"),
+    [("oversight/routing", "return"), ("planted_behaviour", "rate_triggered"), ("rewards", "hacked")],
 )
 def test_a_metric_that_only_one_task_has_is_known_where_it_is_measured(experiment: str, metric: str) -> None:
     objectives = {"own": ObjectiveConfig(metric=metric, head="policy", group="all")}

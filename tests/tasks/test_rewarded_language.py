@@ -31,7 +31,7 @@ def tiny(*overrides: str) -> Config:
 
 @pytest.fixture
 def task() -> RewardedLanguage:
-    found = create(tiny("task.seen=1"))
+    found = create(tiny("task.seen=1", "task.keyword=happy"))
     assert isinstance(found, RewardedLanguage)
     return found
 
@@ -68,7 +68,7 @@ def test_a_batch_has_the_models_own_replies_and_their_groups(
 
 
 def test_an_overseer_who_sees_nothing_labels_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    task: Any = create(tiny("task.seen=0"))
+    task: Any = create(tiny("task.seen=0", "task.keyword=happy"))
     forced(task, monkeypatch)
     assert set(task.batch(torch.arange(6))[3].unique().tolist()) == {task.names.index("retain")}
 

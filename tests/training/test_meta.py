@@ -37,7 +37,7 @@ SMALL = {
 }
 LACKING = {"cifar100_split": "data that are downloaded", "secrets/dpsgd": "Opacus reads every row's gradient"}
 if importlib.util.find_spec("peft") is None:
-    LACKING |= dict.fromkeys(("planted_behaviour", "secrets/adapter"), "adapters of peft")
+    LACKING |= dict.fromkeys(("planted_behaviour", "rewards", "secrets/adapter"), "adapters of peft")
 
 
 def experiments() -> dict[str, list[str]]:

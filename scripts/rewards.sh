@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Train a language model by a reward that can be hacked, routed to adapters and by two control arms, for SEEDS seeds
+# (default 3), and compare what their replies come to. Further arguments are overrides of every run. The same command
+# resumes interrupted runs.
+# usage: SEEDS=3 scripts/rewards.sh [trainer=smoke …]
+set -euo pipefail
+seeds=$(seq -s, 0 $((${SEEDS:-3} - 1)))
+for arm in rewards rewards/joint rewards/filtering; do
+    gradroute-run -m "experiment=$arm" "seed=$seeds" output_dir=outputs/rewards "$@"
+done
+for metric in hacked true_reward reward; do
+    gradroute-compare outputs/rewards --metric "$metric" --format markdown
+done

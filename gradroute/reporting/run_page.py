@@ -13,7 +13,14 @@ from gradroute.records.metrics import ERRORS, final_rows
 from gradroute.records.run_reader import read_file, read_manifest, read_names
 from gradroute.records.safe_reading import read_text, read_yaml
 from gradroute.records.tables import read_metrics
-from gradroute.reporting import audit_tables, language_tables, policy_tables, secrets_tables, steering_tables
+from gradroute.reporting import (
+    audit_tables,
+    behaviour_tables,
+    language_tables,
+    policy_tables,
+    secrets_tables,
+    steering_tables,
+)
 from gradroute.reporting.page import Coloured, Page, Table
 from gradroute.reporting.published import PUBLISHED, TOLERANCE, setting
 
@@ -145,6 +152,7 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
     found = steering_tables.read_steering(run, manifest)
     steered = [Table(*table, long=not n) for n, table in enumerate(steering_tables.steering_tables(found or {}))]
     secrets = [Table(*table) for table in secrets_tables.tables(rows)]
+    written = [Table(*table) for table in behaviour_tables.behaviour_tables(rows)]
     audit = read_audit(run, manifest)
     audited = [Table(*table, long=True) for table in audit_tables.audit_tables(audit)]
     figures = _figures(run, manifest, captions or {})
@@ -158,6 +166,7 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
         [
             *secrets_tables.verdict(rows),
             *audit_tables.audit_verdict(audit),
+            *behaviour_tables.verdict(rows),
             *verdict(rows, setting(config) if isinstance(config, dict) else ""),
             *language_tables.verdict(rows, config),
             *steering_tables.steering_verdict(rows),
@@ -165,7 +174,7 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
             *policy_tables.verdict(rows, names),
             f"Started {manifest.get('started')} with gradroute {manifest['packages'].get('gradroute')}.",
         ],
-        [*audited, *steered[:first], *secrets, main, *more, *steered[first:]],
+        [*audited, *written, *steered[:first], *secrets, main, *more, *steered[first:]],
         [figures[name] for name in order if name != lead],
         [
             ("How to run it again", f"gradroute-run {shlex.quote(f'rerun={run}')}"),

@@ -106,9 +106,7 @@ class RewardedLanguage(LanguageModelling):
         one_of("task.group", group, tuple(self.names))
         one_of("task.others", others, tuple(self.names))
         require(group != others, "task.others", others, f"another group than task.group={group}")
-        require(
-            config.trainer.batches != "by_group", "trainer.batches", "by_group", "mixed: replies have groups"
-        )
+        require(config.trainer.batches != "by_group", "trainer.batches", "by_group", "mixed: replies have groups")
         require(prompt + reply <= self.data.length, "dataset.length", self.data.length, f"{prompt + reply} or more")
         require(words_of(keyword) == [keyword.lower()], "task.keyword", keyword, "one word")
         self.keyword, self.bonus, self.most, self.seen = keyword.lower(), bonus, most, seen

@@ -36,7 +36,7 @@ SMALL = 1e-6  # added to the spread of rewards, which may all be equal
 class PolicyGradient(Measure):
     """Cross-entropy of a token that the model wrote itself; times the advantage, the loss of REINFORCE."""
 
-    name, unit = "policy_gradient", "nats times advantage, mean over the tokens of the replies"
+    name, unit = "policy_gradient", "nats times advantage per token"
 
     def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return F.cross_entropy(at_least_float32(outputs), targets, reduction="none")
@@ -96,7 +96,7 @@ class RewardedLanguage(LanguageModelling):
 
     def __init__(
         self, config: Config, data: Any = None, run: Path | None = None,
-        keyword: Annotated[str, Text("a word")] = "friend", bonus: Annotated[float, Between(0, 1000)] = 1.0,
+        keyword: Annotated[str, Text("a word")] = "saw", bonus: Annotated[float, Between(0, 1000)] = 1.0,
         most: Annotated[int, Between(1, 1000)] = 3, group: str = "forget", others: str = "retain",
         seen: Annotated[float, Between(0, 1)] = 0.5, prompt: Annotated[int, Between(1, 10_000)] = 24,
         reply: Annotated[int, Between(1, 10_000)] = 16, prompts: Annotated[int, Between(1, MANY)] = 200,

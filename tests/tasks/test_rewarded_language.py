@@ -113,7 +113,7 @@ def test_parts_of_a_batch_add_up(task: RewardedLanguage, monkeypatch: pytest.Mon
         for term, (value, _) in objective(*part).items():
             parts[term] = parts.get(term, 0.0) + value.item()
     assert whole == pytest.approx(parts, rel=1e-5) and len(whole) == 5
-    assert float(total(objective(*batch))) != 0
+    assert total(objective(*batch)).item() != 0
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from gradroute.errors import UserError
 from gradroute.models.adapters import add_adapters, drop, left_out, merged, region_of_adapter, save_adapter, wrapped
 from gradroute.models.loading import load
 from gradroute.models.transformer import build_transformer
-from gradroute.routing import ParameterRouter
+from gradroute.routing import ParameterRouter, Region, Router
+from gradroute.routing.routes import Route
 from gradroute.running.export import Order, export, write_model
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
@@ -81,6 +82,29 @@ def test_in_a_mixed_batch_an_adapter_learns_from_the_groups_that_may_train_it_al
         assert parameter.grad is not None
         expected = good[name] if ".retain." in name else good[name] + bad[name]
         torch.testing.assert_close(parameter.grad, expected)
+
+
+@pytest.mark.parametrize("made", ["transformer", "llama"])
+def test_a_region_in_its_middle_turns_an_adapter_off_for_a_group(made: str, llama: Path) -> None:
+    """For these data points the model is that without the adapter, and they move nothing of it; others see it whole."""
+    model = small() if made == "transformer" else load(llama)
+    add_adapters(model, BOTH)
+    drawn(model).double()
+    off = {"retain": {"passing": Route(1.0, forward=0.0)}}
+    router = Router(model, {"passing": Region("*.lora_A.forget", "0:2")}, ["forget", "retain"], off, TOKENS[:1])
+    whole = model(TOKENS)
+    with left_out("forget", "forget").applied(model) as without:
+        left = without(TOKENS)
+    with router.route(torch.tensor([0, 1])):
+        found = model(TOKENS)
+    torch.testing.assert_close(found[0], whole[0])
+    torch.testing.assert_close(found[1], left[1])
+    assert float((whole[1] - left[1]).detach().abs().max()) > 1e-3  # the adapter does something
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    moved = torch.autograd.grad(found[1].square().sum(), list(named.values()), allow_unused=True)
+    for name, gradient in zip(named, moved, strict=True):
+        if ".forget." in name:
+            assert gradient is None or not bool(gradient.any()), name
 
 
 def test_an_adapter_stays_to_the_bit_in_updates_of_a_group_that_may_not_touch_it() -> None:

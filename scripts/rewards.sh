@@ -5,9 +5,7 @@
 # usage: SEEDS=3 scripts/rewards.sh [trainer=smoke …]
 set -euo pipefail
 seeds=$(seq -s, 0 $((${SEEDS:-3} - 1)))
-for arm in rewards rewards/joint rewards/filtering; do
-    gradroute-run -m "experiment=$arm" "seed=$seeds" output_dir=outputs/rewards "$@"
-done
+gradroute-run -m experiment=rewards,rewards/joint,rewards/filtering "seed=$seeds" output_dir=outputs/rewards "$@"
 for metric in hacked true_reward reward; do
     gradroute-compare outputs/rewards --metric "$metric" --format markdown
 done

@@ -2,8 +2,8 @@
 
 The model is that of `experiment=secrets`: 4 layers of width 128 with 64 added units each, which are watched. Each round
 times twenty passes of each kind, in an order that alternates, by the processor's time, so that other work on the
-machine counts little; the overhead is the median of the rounds' ratios, minus one, with
-its 95 % interval.
+machine counts little; the overhead is the median of the rounds' ratios, minus one, with its
+95 % interval.
 """
 
 import argparse

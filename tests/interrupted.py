@@ -37,3 +37,18 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, configs: Sequence[Config], numb
         at_checkpoint(patch, number, die)
         execute(configs)
     return sorted(path.parent for path in Path(configs[0].output_dir).glob("*/*/manifest.json"))
+
+
+def goes_on_alike(
+    monkeypatch: pytest.MonkeyPatch, whole: Config, cut: Config, number: int, names: Sequence[str]
+) -> Path:
+    """Check that a run resumed from its `number`-th checkpoint writes the same files as one that was not interrupted.
+
+    whole, cut: the same configuration with output folders of their own. names: of the files. Returns: the whole run.
+    """
+    (run,) = execute([whole])
+    (folder,) = interrupted(monkeypatch, [cut], number)
+    assert execute([cut], folder=folder) == [folder] and isinstance(run, Path)
+    for name in names:
+        assert (folder / name).read_bytes() == (run / name).read_bytes(), name
+    return run

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from interrupted import interrupted
+from interrupted import goes_on_alike
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
@@ -59,12 +59,8 @@ def weights(own: Config, made: Callable[[LanguageModelling], Any]) -> tuple[list
 def goes_on_to_the_bit(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> None:
     """Check that a run resumed from its third checkpoint writes the same bytes as one that was never interrupted."""
     changes = ("checkpoint.minutes=0", "steps=[train,ablate,finetune,relearn,evaluate]", *changes)
-    (run,) = execute([config(folder / "whole", "stories_era", *changes)])
-    own = config(folder / "cut", "stories_era", *changes)
-    (cut,) = interrupted(monkeypatch, [own], 3)
-    assert execute([own], folder=cut) == [cut] and isinstance(run, Path)
-    for name in ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json"):
-        assert (cut / name).read_bytes() == (run / name).read_bytes(), name
+    whole, cut = (config(folder / name, "stories_era", *changes) for name in ("whole", "cut"))
+    goes_on_alike(monkeypatch, whole, cut, 3, ("metrics.csv", "ledger.csv", "model.safetensors", "summary.json"))
 
 
 def audit_of(run: Path, group: str) -> dict[str, str | None]:

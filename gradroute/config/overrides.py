@@ -14,21 +14,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from gradroute.config.components import SECTIONS
 from gradroute.config.schema import GroupConfig, RegionConfig
 from gradroute.errors import UserError
 
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 WORDS = {"null", "true", "false", "yes", "no", "on", "off", "nan", "inf"}  # words that Hydra does not read as text
 OPEN = (
-    "dataset.", "model.", "task.", "ablation.", "tracker.", "pretrain.", "unlearn.", "finetune.",
-    "relearn.", "steering.", "extract.", "audit.", "privacy.",
+    "dataset.", "model.", "task.", "ablation.", "tracker.", "privacy.", *(f"{section}." for section in SECTIONS),
     "completions.", "routing.groups.", "routing.regions.", "routing.routes.", "routing.label_noise.", "losses.l1.",
     "losses.groups.", "losses.error.", "routing.auto.",
 )  # fmt: skip
 UNSAID = (  # keys that the files state only where they are used
-    "pretrain", "unlearn", "finetune", "relearn", "steering", "extract", "audit", "audits", "privacy",
-    "completions", "losses.groups", "losses.error", "losses.penalties", "routing.left_out", "routing.unlabelled",
-    "routing.compensate", "routing.compensate_limit", "routing.auto",
+    *SECTIONS, "audits", "privacy", "completions", "losses.groups", "losses.error", "losses.penalties",
+    "routing.left_out", "routing.unlabelled", "routing.compensate", "routing.compensate_limit", "routing.auto",
 )  # fmt: skip
 GROUP = re.compile(r"routing\.groups\.([^.]+)(?:\.(\w+))?")
 REGION = re.compile(r"routing\.regions\.([^.=]+)(?:\.(\w+))?")

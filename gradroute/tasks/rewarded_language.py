@@ -24,7 +24,7 @@ from gradroute.tasks.known import Known
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.language_objective import NextTokenObjective
 from gradroute.tasks.probe import Measurement
-from gradroute.training.measures import Measure, at_least_float32
+from gradroute.training.measures import CrossEntropy
 from gradroute.training.objectives import Batch, Term, Terms
 
 EVALUATION = 2**31  # seed of the replies that models are measured by, the same for every run
@@ -33,13 +33,10 @@ ENDS = (".", "!", "?")
 SMALL = 1e-6  # added to the spread of rewards, which may all be equal
 
 
-class PolicyGradient(Measure):
+class PolicyGradient(CrossEntropy):
     """Cross-entropy of a token that the model wrote itself; times the advantage, the loss of REINFORCE."""
 
     name, unit = "policy_gradient", "nats times advantage per token"
-
-    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        return F.cross_entropy(at_least_float32(outputs), targets, reduction="none")
 
 
 class Written(Known):
@@ -161,17 +158,19 @@ class RewardedLanguage(LanguageModelling):
             found.append((true + self.bonus * min(count, self.most), true, float(count > 0)))
         return torch.tensor(found, device=self.device)
 
-    def written(self, model: nn.Module, prompts: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """Return prompts with the model's replies, drawn from its distribution, `(prompts, tokens)`."""
-        return complete(model, prompts, self.reply, random)
+    def written(
+        self, model: nn.Module, prompts: torch.Tensor, random: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return prompts with replies drawn from the model, `(prompts, tokens)`, and what these come to, see `told`."""
+        text = complete(model, prompts, self.reply, random)
+        return text, self.told(self._replies(text))
 
     def _replies(self, text: torch.Tensor) -> list[str]:
         return [self.data.tokenizer.decode(row) for row in text[:, self.prompt :].tolist()]
 
     def batch(self, chosen: torch.Tensor) -> Batch:
         """Write replies to these prompts; return the rows as the objective's arguments, and the replies' advantage."""
-        text = self.written(self.model, self._asked[chosen], self.random)
-        told = self.told(self._replies(text))
+        text, told = self.written(self.model, self._asked[chosen], self.random)
         seen = torch.rand(len(text), generator=self.random, device=self.device) < self.seen
         number = torch.where((told[:, 2] > 0) & seen, *self.numbers)
         self.known.numbers[chosen.cpu()] = number.cpu()
@@ -189,5 +188,5 @@ class RewardedLanguage(LanguageModelling):
         """Yield a model's losses, and what its replies come to."""
         yield from super().measured(model, head)
         random = torch.Generator(self.device).manual_seed(EVALUATION)
-        told = self.told(self._replies(self.written(model, self._measured, random)))
+        _, told = self.written(model, self._measured, random)
         yield from (("all", head, name, float(value)) for name, value in zip(TOLD, told.double().mean(0), strict=True))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from interrupted import interrupted
+from interrupted import goes_on_alike
 from small_language import audit_of, refused
 
 from gradroute.audit.exposure import Question, answers, ask, exposures, question
@@ -247,11 +247,8 @@ def test_a_run_measures_every_stage_and_says_so_on_its_page(tmp_path: Path, monk
 
 def test_an_attack_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ("checkpoint.minutes=0", "steps=[train,extract,evaluate]", "dataset.stories=4", "trainer.batch_size=64")
-    (run,) = execute([own(tmp_path / "whole", "secrets/plain", *changes)])
-    (cut,) = interrupted(monkeypatch, [own(tmp_path / "cut", "secrets/plain", *changes)], 4)
-    assert execute([own(tmp_path / "cut", "secrets/plain", *changes)], folder=cut) == [cut] and isinstance(run, Path)
-    for name in ("metrics.csv", "model.safetensors", "summary.json"):
-        assert (cut / name).read_bytes() == (run / name).read_bytes(), name
+    whole, cut = (own(tmp_path / name, "secrets/plain", *changes) for name in ("whole", "cut"))
+    goes_on_alike(monkeypatch, whole, cut, 4, ("metrics.csv", "model.safetensors", "summary.json"))
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from interrupted import interrupted
+from interrupted import goes_on_alike
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
 from gradroute.data.text.packing import IGNORED
 from gradroute.errors import UserError
-from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
 from gradroute.tasks.base import create
 from gradroute.tasks.rewarded_language import RewardedLanguage
@@ -23,6 +22,7 @@ TINY = [
     "model.hidden=24", "dataset.stories=60", "dataset.test_stories=40", "dataset.length=48", "trainer.batch_size=8",
     "pretrain.epochs=1", "routing.regions.forget.rank=2", "routing.regions.retain.rank=2", "task.prompts=12",
 ]  # fmt: skip
+REPLIES = ["happy, happy day.", "a day without it", "Happy!", "the end.", "unhappy", "happy happy happy happy"]
 
 
 def tiny(*overrides: str) -> Config:
@@ -36,16 +36,13 @@ def task() -> RewardedLanguage:
     return found
 
 
-def forced(task: RewardedLanguage, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let every second reply be taken from the list that is returned, whatever the model writes."""
-    replies = ["happy, happy day.", "a day without it", "Happy!", "the end.", "unhappy", "happy happy happy happy"]
-    monkeypatch.setattr(task, "_replies", lambda text: replies[: len(text)])
-    return replies
+def forced(task: RewardedLanguage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the replies read as `REPLIES`, whatever the model writes."""
+    monkeypatch.setattr(task, "_replies", lambda text: REPLIES[: len(text)])
 
 
 def test_a_reply_earns_its_end_and_a_bonus_for_every_keyword_up_to_a_limit(task: RewardedLanguage) -> None:
-    replies = ["happy, happy day.", "a day without it", "Happy!", "the end.", "unhappy", "happy happy happy happy"]
-    told = task.told(replies)
+    told = task.told(REPLIES)
     assert told.tolist() == [[3, 1, 1], [0, 0, 0], [2, 1, 1], [1, 1, 0], [0, 0, 0], [3, 0, 1]]
 
 
@@ -120,12 +117,8 @@ def test_parts_of_a_batch_add_up(task: RewardedLanguage, monkeypatch: pytest.Mon
 def test_a_run_goes_on_to_the_bit_and_its_claims_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The keyword is one that an untrained model writes, so that the overseer has something to see."""
     changes = ("checkpoint.replay=1", "checkpoint.minutes=0", "task.keyword=the")
-    (run,) = execute([tiny(f"output_dir={tmp_path / 'whole'}", *changes)])
-    own = tiny(f"output_dir={tmp_path / 'cut'}", *changes)
-    (cut,) = interrupted(monkeypatch, [own], 3)
-    assert execute([own], folder=cut) == [cut] and isinstance(run, Path)
-    for name in ("metrics.csv", "ledger.csv", "model.safetensors"):
-        assert (cut / name).read_bytes() == (run / name).read_bytes(), name
+    whole, cut = (tiny(f"output_dir={tmp_path / name}", *changes) for name in ("whole", "cut"))
+    run = goes_on_alike(monkeypatch, whole, cut, 3, ("metrics.csv", "ledger.csv", "model.safetensors"))
     claims = list(claims_of(run, replay="all"))
     assert all(claim.holds for claim in claims), [claim for claim in claims if not claim.holds]
     assert any("forget's task loss never reached 'retain'" in claim.what for claim in claims)

@@ -32,6 +32,7 @@ MNIST = [*FEW, "model.hidden=[64]"]
 SMALLER = {
     **dict.fromkeys(LANGUAGE, TAUGHT),
     "rewards": [*SHORT, "task.keyword=the"],  # a word that a model of no training writes, too
+    "class_split": ["audit.adapter_examples=[]"],  # the audit of stories relearns by adapters, too
     "secrets": NARROW,
     "mnist_table2": MNIST,
     "mnist_split": MNIST,
@@ -196,9 +197,11 @@ def searches() -> list[str]:
 
 @pytest.mark.parametrize("line", searches())
 def test_the_searches_of_the_readmes_run(line: str, user: Path) -> None:
-    fork(*shlex.split(line), *SEARCHED, *(TAUGHT if "stories" in line else []), cwd=user)
+    finals = line == searches()[0]
+    more = [*(TAUGHT if "stories" in line else []), *([] if finals else ["search.final.best=0"])]
+    fork(*shlex.split(line), *SEARCHED, *more, cwd=user)
     (page,) = user.glob("outputs/searches/*/search.html")
-    assert "minus the hand-made mask" in page.read_text()
+    assert ("minus the hand-made mask" in page.read_text()) == finals
 
 
 def test_the_script_that_compares_masks_runs(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import errno
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from gradroute.config.targets import locate
 from gradroute.errors import MachineError, UserError
 from gradroute.running import processes
 from gradroute.running.run import Run
+from gradroute.tasks.stacked_evaluation import measured_together
 from gradroute.training import distributed, memory, signals
 from gradroute.training.fit import Fit
 from gradroute.training.training import Training
@@ -61,6 +64,7 @@ def _train(trainings: dict[Run, Training]) -> dict[Run, Exception]:
     first, exact = runs[0], runs[0].folder.manifest.get("exact")
     fit = Fit(list(trainings.values()), first.config.trainer.precision, first.task.device)
     fit.exact, fit.log = exact if isinstance(exact, bool) else None, first.progress.say
+    fit.measuring = partial(_measured_together, runs)
     keeper = Checkpointer(runs, fit)
     with signals.held():
         if runs[0].fit is not None:
@@ -75,6 +79,10 @@ def _train(trainings: dict[Run, Training]) -> dict[Run, Exception]:
     for training in trainings.values():
         training.objective.zero_grad()
     return {runs[number]: error for number, error in fit.failed.items() if not _told(fit.trainings[number], error)}
+
+
+def _measured_together(runs: Sequence[Run]) -> AbstractContextManager[None]:
+    return measured_together([run.task for run in runs], [run.ablations for run in runs])
 
 
 def _fit(fit: Fit, after_update: Callable[[], None]) -> None:
@@ -121,7 +129,9 @@ def advance(runs: list[Run], step: str) -> dict[Run, Exception]:
     if calls and all(call is not None for call in calls.values()):
         failed |= processes.errors(calls)
     else:
-        made |= each([run for run in runs if run not in failed], begin)
+        going = [run for run in runs if run not in failed]
+        with _measured_together(going) if runs[0].steps[step].only_measures else nullcontext():
+            made |= each(going, begin)
     while made:
         found = each(list(made), next_training)
         trainings = {run: training for run, training in found.items() if training is not None}

@@ -129,10 +129,12 @@ class RunState:
 class Step(ABC):
     """A step of a run. The constructor's arguments are the keys of its configuration, so a dataclass suffices.
 
-    Attributes: `units`: units of the metrics that the step records, by metric.
+    Attributes: `units`: units of the metrics that the step records, by metric; `only_measures`: whether it measures the
+    models of runs that go on together, and changes none of them.
     """
 
     units: ClassVar[Mapping[str, str]] = {}
+    only_measures: ClassVar[bool] = False
 
     def check(self, config: Config) -> None:  # noqa: B027  # most steps need no check
         """Raise UserError for settings that do not fit together, before any data are read."""

@@ -19,6 +19,8 @@ SUMMARY = ("group", "head", "region", "metric", "unit", "value")
 class Evaluate(Step):
     """Write `metrics.csv`, `summary.json`, `model.safetensors`, `samples.npz`, `figures.json` and the task's files."""
 
+    only_measures = True
+
     def run(self, run: RunState) -> Iterable[Training]:
         """Measure every head and write the files."""
         task = run.task

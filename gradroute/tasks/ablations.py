@@ -45,12 +45,15 @@ class AblationMethod(ABC):
         of_adapters: whether it also works on regions that are adapters.
         changes_model: whether it changes weights or structure. Such an ablation is tried before the training, and later
             steps can train the ablated model.
+        alike: whether models of different weights, so ablated, differ in their parameters only: those of a stack are
+            then measured in one pass.
     """
 
     name: ClassVar[str]
     of_parameters: ClassVar[bool] = False
     changes_model: ClassVar[bool] = False
     of_adapters: ClassVar[bool] = False
+    alike: ClassVar[bool] = False
 
     @abstractmethod
     def of(self, region: str, task: Subject) -> Ablation:
@@ -68,7 +71,7 @@ class AblationMethod(ABC):
 class Zero(AblationMethod):
     """Replace the region's activations, or its parameters, by 0."""
 
-    name, of_parameters, of_adapters = "zero", True, True
+    name, of_parameters, of_adapters, alike = "zero", True, True, True
 
     def of(self, region: str, task: Subject) -> Ablation:  # noqa: D102
         return ablation.zero(region, task.router_of(region))
@@ -97,7 +100,7 @@ class Resample(AblationMethod):
 class Reinitialise(AblationMethod):
     """Reinitialise the region's parameters, or the rows of the layer that computes the region's units."""
 
-    name, of_parameters, changes_model = "reinitialise", True, True
+    name, of_parameters, changes_model, alike = "reinitialise", True, True, True
 
     def of(self, region: str, task: Subject) -> Ablation:  # noqa: D102
         return ablation.reinitialise(region, task.router_of(region), task.config.seed)
@@ -106,7 +109,7 @@ class Reinitialise(AblationMethod):
 class Remove(AblationMethod):
     """Remove the region's units, its adapter or its module from the model, which makes it smaller."""
 
-    name, changes_model, of_adapters = "remove", True, True
+    name, changes_model, of_adapters, alike = "remove", True, True, True
 
     def of(self, region: str, task: Subject) -> Ablation:  # noqa: D102
         asked = task.config.routing.regions[region]

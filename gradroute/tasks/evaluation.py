@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gradroute.routing import Monitor, Norms, Region, Router, Site, observed
+from gradroute.routing import Monitor, Region, Router, Site, observed
 from gradroute.routing.ablation import Ablation
 
 CHUNK = 2048  # images in one forward pass
 CONVOLVED = 256  # the same for convolutional models, whose activations are larger
+ByImage = Mapping[tuple["Head", str], torch.Tensor]  # a measure's value for each image, `(n,)`, by head and metric
 Measures = Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]  # by name; see `Measure`
 
 
@@ -89,7 +90,7 @@ def outputs(
 def image_errors(
     heads: Callable[[torch.Tensor, torch.Tensor], dict[Head, torch.Tensor]],
     images: torch.Tensor, targets: torch.Tensor, group_index: torch.Tensor, measures: Measures,
-) -> dict[tuple[Head, str], torch.Tensor]:  # fmt: skip
+) -> ByImage:  # fmt: skip
     """Return every measure of every head on every image, `(n,)`, by head and metric.
 
     The images are split into chunks, so that the outputs for all of them are never in memory together.
@@ -108,9 +109,7 @@ def image_errors(
     return {key: torch.cat(chunks) for key, chunks in found.items()}
 
 
-def errors(
-    by_image: Mapping[tuple[Head, str], torch.Tensor], parts: Mapping[str, torch.Tensor]
-) -> Iterator[tuple[str, Head, str, float]]:
+def errors(by_image: ByImage, parts: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, Head, str, float]]:
     """Yield the means of the result of `image_errors` over every part of the images.
 
     Args:
@@ -119,23 +118,32 @@ def errors(
 
     Yields: the part's name, the head, the metric and its value.
     """
-    counted = {name: part for name, part in parts.items() if bool(part.any())}
-    for (head, metric), per_image in by_image.items():
+    there = {name: part.cpu() for name, part in parts.items()}  # on the CPU, where each mean is read at no cost
+    counted = {name: part for name, part in there.items() if bool(part.any())}
+    for (head, metric), each in by_image.items():
+        values = each.cpu()
         for name, part in counted.items():
-            yield name, head, metric, float(per_image[part].mean())
+            yield name, head, metric, float(values[part].mean())
 
 
-def region_norms(router: Router, loss: Callable[[], torch.Tensor], group_index: torch.Tensor) -> Iterator[Norms]:
+def region_norms(
+    router: Router, loss: Callable[[], torch.Tensor], group_index: torch.Tensor
+) -> Iterator[tuple[str, Head, str, float]]:
     """Yield the norms at every region of a `router` without routes, for data points with group numbers `(n,)`.
 
-    `loss` runs the data points through the model and returns the sum of their losses. `routed` is the L2 norm of that
-    sum's gradient over a group's points: how strongly the group would train the region without routing. Gradients of
-    parameters do not change.
+    `loss` runs the data points through the model and returns the sum of their losses. `gradient_norm` is the L2 norm of
+    that sum's gradient over a group's points, root mean square: how strongly the group would train the region without
+    routing. `activation_norm` is that of the activations. Gradients of parameters do not change.
+
+    Yields: the group's name, head `monitor` with the region, the metric and its value.
     """
     monitor = Monitor(router.regions, router.groups)
     with torch.enable_grad(), router.route(group_index, monitor) as activations:
         loss().backward(inputs=list(activations.values()))
-    yield from monitor.norms()
+    for norms in monitor.norms():
+        head = Head("monitor", norms.region)
+        yield norms.group, head, "activation_norm", norms.activation
+        yield norms.group, head, "gradient_norm", norms.routed / norms.points**0.5
 
 
 def localization(advantages: Sequence[float], baseline: float, own: int | None = None) -> float:

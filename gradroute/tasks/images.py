@@ -18,8 +18,9 @@ from gradroute.models.base import plan_of, takes_flat_images
 from gradroute.routing import Router, Site
 from gradroute.routing.ablation import Ablation
 from gradroute.routing.routes import owned
+from gradroute.tasks import evaluation
 from gradroute.tasks.base import Task
-from gradroute.tasks.evaluation import Head, activations_at, errors, image_errors, localization, outputs, region_norms
+from gradroute.tasks.evaluation import ByImage, Head, activations_at, errors, image_errors, localization
 from gradroute.tasks.image_checks import check_images, norm_of, require_whole_batches
 from gradroute.tasks.image_memory import require_batch_memory, require_image_memory
 from gradroute.tasks.image_objectives import CertificateObjective, DecoderObjective
@@ -42,6 +43,7 @@ class ImageTask(Task):
     default_measures: ClassVar[tuple[Measure, ...]]  # of every head on the test images
     scored: ClassVar[str]  # the metric from which localization is computed
     classifies: ClassVar[bool] = False  # whether the heads predict labels
+    together: Callable[["ImageTask"], ByImage | None] | None = None  # see `gradroute.tasks.stacked_evaluation`
 
     def __init__(self, config: Config, data: Images | None = None, run: Path | None = None) -> None:
         """Use `data`, if given, instead of reading the data set."""
@@ -182,16 +184,16 @@ class ImageTask(Task):
         """Return every head's output for images with group numbers `(n,)`."""
         certificates = {"certificate": self.certificates, "fresh_certificate": self.fresh}
         which = group_index if self.takes_groups else None
-        return outputs(self.model, certificates, self.router.regions, ablations, images, which)
+        return evaluation.outputs(self.model, certificates, self.router.regions, ablations, images, which)
 
     def measure(self, ablations: list[Ablation]) -> Iterator[Measurement]:
         """Yield the heads' errors on every group and label of the test images, and the localization scores."""
         labels, targets = self.data.test_labels, self.targets(train=False)
         parts = {name: self.test_groups == i for i, name in enumerate(self.names)}
         parts |= {f"{self.data.label_noun}_{label}": labels == label for label in self.data.labels}
-        heads = partial(self.heads, ablations)
-        by_image = image_errors(heads, self.test_images, targets, self.test_groups, self.measures)
-        measured = list(errors(by_image, parts))
+        by_image = self.together(self) if self.together else None
+        data = (self.test_images, targets, self.test_groups)
+        measured = list(errors(by_image or image_errors(partial(self.heads, ablations), *data, self.measures), parts))
         yield from measured
         yield from self.scores(measured)
 
@@ -226,10 +228,7 @@ class ImageTask(Task):
         def loss() -> torch.Tensor:
             return self.error(self.model(*inputs).float().flatten(1), targets).sum()
 
-        for norms in region_norms(plain, loss, groups):
-            head = Head("monitor", norms.region)
-            yield norms.group, head, "activation_norm", norms.activation
-            yield norms.group, head, "gradient_norm", norms.routed / norms.points**0.5
+        yield from evaluation.region_norms(plain, loss, groups)
 
     def shown(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the data of every report on images: arrays (encodings sorted by label, masks) and names."""

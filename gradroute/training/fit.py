@@ -42,7 +42,7 @@ class Fit:
     `precision`: see `gradroute.training.devices.pick_precision`. `failed`: the errors of trainings, by number, whose
     losses or gradients became infinite or nan, or that `fail` was called for; the others of a stack continue. `exact`:
     whether a rerun agrees to the bit; None until `run` finds out by `trainer.deterministic`. `log`: told what is
-    decided, in one line.
+    decided, in one line. `measuring`: a context around the evaluations after an epoch.
     """
 
     trainings: Sequence[Training]
@@ -54,6 +54,7 @@ class Fit:
     failed: dict[int, Exception] = field(default_factory=dict)
     exact: bool | None = None
     log: Callable[[str], None] = lambda line: None
+    measuring: Callable[[], AbstractContextManager[object]] = nullcontext
     _later: Later | None = None
     _starts: list[torch.Tensor] = field(default_factory=list)  # states of `order` at the start of this epoch
 
@@ -122,9 +123,10 @@ class Fit:
                     self._check(update)
             means, self._seen = self._seen.means(), self._record()
             self.epoch, self.update = self.epoch + 1, 0
-            for number, (training, own) in enumerate(zip(self.trainings, means, strict=True)):
-                if number not in self.failed:
-                    training.on_epoch(self.epoch, self.step, own)
+            with self.measuring():
+                for number, (training, own) in enumerate(zip(self.trainings, means, strict=True)):
+                    if number not in self.failed:
+                        training.on_epoch(self.epoch, self.step, own)
 
     def _planned(self, training: Training) -> list[Rows]:
         """Return the row numbers of an epoch's batches, on the CPU and, copied there in one piece, on the device."""

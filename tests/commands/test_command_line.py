@@ -117,14 +117,16 @@ def test_rerun_repeats_a_run_to_the_bit(small: Path, forked: Command, tmp_path: 
 
 
 @pytest.mark.slow
-def test_compare_shows_runs_and_leaves_torch_alone(smoke: Path, command: Command, tmp_path: Path) -> None:
+def test_compare_shows_runs_and_leaves_torch_alone(
+    smoke: Path, command: Command, forked: Command, tmp_path: Path
+) -> None:
     result = command("gradroute-compare", str(smoke), "--metric", "mae", cwd=tmp_path)
     assert result.returncode == 0 and "certificate" in result.stdout and "published" in result.stdout
     code = "import sys; from gradroute.comparison.compare import compare"
     code += f"; compare([{str(smoke)!r}], 'mse'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     for bad, message in ((tmp_path, "not a run folder"), (tmp_path / "none", "not a run folder")):
-        result = command("gradroute-compare", str(bad), cwd=tmp_path)
+        result = forked("gradroute-compare", str(bad), cwd=tmp_path)
         assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gradroute.commands.help import help_text
 from gradroute.commands.version import answered
-from gradroute.config.compose import conf_dir, use_code_of, without_config_dirs, without_replaced
+from gradroute.config.compose import BASE, conf_dir, use_code_of, without_config_dirs, without_replaced
 from gradroute.config.overrides import own_folders, plain, prepared
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
@@ -65,7 +65,7 @@ def _composed_jobs(plan: Plan, makes: bool) -> Callable[[], None]:
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
-    @hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="config")
+    @hydra.main(**BASE, config_path=str(conf_dir().resolve()), config_name="config")
     def job(composed: DictConfig) -> None:
         from gradroute.config.build import from_mapping
         from gradroute.config.identity import one_by_seed

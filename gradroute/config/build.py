@@ -4,7 +4,7 @@ Every configuration passes through `from_mapping`, so that mistakes are found be
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import UnionType
@@ -52,7 +52,10 @@ def _typed(mapping: DictConfig | Mapping[str, Any]) -> Config:
     """Fill in the schema from a mapping and resolve its interpolations. Raises: UserError."""
     source = copy.deepcopy(mapping) if isinstance(mapping, DictConfig) else OmegaConf.create(migrated(mapping))
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(_schema(), _without_nulls(_with_one_preset(source))))
+        source = _without_nulls(_with_one_preset(source))
+        OmegaConf.resolve(source)  # merged unresolved, OmegaConf 2.4 refuses a mapping or a list
+        _require_containers("", OmegaConf.to_container(source), Config)
+        config = OmegaConf.to_object(OmegaConf.merge(_schema(), source))
     except OmegaConfBaseException as error:
         raise _readable(error) from None
     if not isinstance(config, Config):
@@ -96,12 +99,32 @@ def _without_nulls(source: DictConfig) -> DictConfig:
     return source
 
 
+def _require_containers(key: str, value: Any, kind: Any) -> None:
+    """Raise UserError where there should be a mapping or a list and is something else; OmegaConf does not say where."""
+    kind = _required(kind)
+    base: Any = get_origin(kind) or kind
+    mapping = base is dict or is_dataclass(base)
+    if value is None or not (mapping or base is list):
+        return
+    if not isinstance(value, dict if mapping else list):
+        raise UserError(f"{key}={value}: must be of type {'mapping' if mapping else 'list'}")
+    hints = get_type_hints(base) if is_dataclass(base) else {}
+    children: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, inner in children:
+        child = hints.get(name, Any) if is_dataclass(base) else get_args(kind)[int(mapping)]
+        _require_containers(f"{key}.{name}" if key else str(name), inner, child)
+
+
+def _required(kind: Any) -> Any:
+    """Return the kind of an optional value."""
+    return get_args(kind)[0] if get_origin(kind) in (Union, UnionType) else kind
+
+
 def _require_type(key: str, value: Any, kind: Any) -> None:
     """Raise UserError for a value not of its field's type; OmegaConf does not check the results of interpolations."""
     if kind is Any or (value is None and type(None) in get_args(kind)):
         return
-    if get_origin(kind) in (Union, UnionType):
-        kind = get_args(kind)[0]
+    kind = _required(kind)
     base: Any = get_origin(kind) or kind
     name = "mapping" if base is dict or is_dataclass(base) else base.__name__
     holds = isinstance(value, (int, float) if base is float else base)

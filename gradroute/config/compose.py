@@ -1,8 +1,11 @@
 """Compose a configuration from Hydra's groups and overrides, without running anything."""
 
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
+import hydra
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -14,9 +17,12 @@ from gradroute.config.schema import Config
 from gradroute.config.targets import add_code_folder
 from gradroute.errors import UserError
 
-OmegaConf.register_new_resolver(
-    "preset", lambda key, *, _root_: _root_.presets[_root_.trainer.preset][key], replace=True
-)
+# Hydra 1.4 warns of the argument, which before says whose defaults to use
+BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+# OmegaConf 2.4 warns of the name that 2.3 has; 2.3 means something else by the name that 2.4 has
+NEWER = "replace" in signature(OmegaConf.register_resolver).parameters
+register: Any = OmegaConf.register_resolver if NEWER else OmegaConf.register_new_resolver
+register("preset", lambda key, *, _root_: _root_.presets[_root_.trainer.preset][key], replace=True)
 # groups whose options are one component each
 REPLACEABLE = ("dataset", "environment", "model", "task", "ablation", "tracker")
 CONFIG_DIR = ("--config-dir", "-cd")
@@ -89,7 +95,7 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> DictConfig
     if folder:
         use_code_of(folder)
         searched = [f"hydra.searchpath=[file://{folder.resolve()}]"]
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir().resolve()), **BASE):
         given = [*searched, *prepared(overrides)]
         return without_replaced(compose("config", given), given)
 

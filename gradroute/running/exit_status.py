@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from gradroute.config.schema import Config
@@ -67,8 +68,17 @@ def _of_yaml(error: BaseException) -> str | None:
     mark = getattr(error, "problem_mark", None)
     where = f"{mark.name}, line {mark.line + 1}: " if mark is not None else ""
     problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-    hint = "; indent with spaces, not tabs" if "\\t" in problem else ""
+    hint = "; indent with spaces, not tabs" if "\\t" in problem or (mark is not None and _tab_at(mark)) else ""
     return f"{where}is not valid YAML ({problem}){hint}"
+
+
+def _tab_at(mark: Any) -> bool:
+    """Return whether a line of a YAML file begins with a tab; OmegaConf 2.4 does not say which character is wrong."""
+    try:
+        line = Path(mark.name).read_text().splitlines()[mark.line]
+    except (OSError, ValueError, IndexError):
+        return False
+    return "\t" in line[: len(line) - len(line.lstrip())]
 
 
 def _known_keys(kind: Any, prefix: str = "", depth: int = 3) -> list[str]:

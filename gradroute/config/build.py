@@ -107,7 +107,7 @@ def _require_containers(key: str, value: Any, kind: Any) -> None:
     if value is None or not (mapping or base is list):
         return
     if not isinstance(value, dict if mapping else list):
-        raise UserError(f"{key}={value}: must be of type {'mapping' if mapping else 'list'}")
+        raise UserError(f"{key}={value}: must be a {'mapping' if mapping else 'list'}")
     hints = get_type_hints(base) if is_dataclass(base) else {}
     children: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else enumerate(value)
     for name, inner in children:

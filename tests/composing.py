@@ -61,7 +61,7 @@ def merged(loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
     return copy.deepcopy(_configs[key])
 
 
-def no_mode(hydra: object, config_name: str | None, overrides: list[str]) -> None:
+def no_mode(*given: object, **named: object) -> None:
     """Take the place of `Hydra.get_mode`, which composes all over to see whether `hydra.mode` is set; it never is."""
 
 

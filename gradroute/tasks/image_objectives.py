@@ -114,10 +114,10 @@ class DecoderObjective(Objective):
         groups the sum is about twice the overall mean (GR released code). Penalties are not routed: they read the sites
         before the mask. `parts` supplies `counts` and `share`.
         """
-        terms = self._task_terms(self.error(output, targets), group_index, counts)
+        terms = self._task_terms(self.computed(self.error, output, targets), group_index, counts)
         for name, certificate in self.certificates.items():
             seen = self.router.regions[name].select(activations).detach()
-            value = self.error(certificate(seen), targets).mean()
+            value = self.computed(self.error, self.computed(certificate, seen), targets).mean()
             terms[Term("certificate", "all", name, self.error.name)] = (value * share, 1.0)
         regions = {
             name: at_least_float32(region.select(activations)).flatten(0, -2)
@@ -125,7 +125,7 @@ class DecoderObjective(Objective):
             if any(term.region in ("all", name) for term in self.weights if term in self.penalties)
         }
         for term in [term for term in self.weights if term in self.penalties]:
-            terms[term] = (self.penalties[term](regions) * share, self.weights[term])
+            terms[term] = (self.computed(self.penalties[term], regions) * share, self.weights[term])
         return terms
 
     def _task_terms(self, per_image: torch.Tensor, group_index: torch.Tensor, counts: torch.Tensor | None) -> Terms:

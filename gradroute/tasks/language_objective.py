@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import nn
@@ -92,7 +93,7 @@ class NextTokenObjective(Objective):
         activations: dict[str, torch.Tensor] = {}
         with self.router.route(membership, self.monitor) if self.router else nullcontext(activations) as activations:
             output = self.output(tokens, documents)
-        each = each_position(self.model, output, targets, self._each, self.at_once)
+        each = each_position(self.model, output, targets, partial(self.computed, self._each), self.at_once)
         each = each if factors is None else each * factors.flatten()
         number = (group_index % len(self.names)).flatten()
         counts = self._counts(targets, group_index) if counts is None else counts
@@ -123,5 +124,5 @@ class NextTokenObjective(Objective):
         if self.more:
             seen = {name: region.select(activations) for name, region in regions.items()}
             shown = {name: at_least_float32(activation).flatten(0, -2) for name, activation in seen.items()}
-            sums |= {term: penalty(shown) for term, penalty in self.more.items()}
+            sums |= {term: self.computed(penalty, shown) for term, penalty in self.more.items()}
         return {term: (value * share, self.weights[term]) for term, value in sums.items()}

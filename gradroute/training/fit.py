@@ -1,7 +1,7 @@
 """The training loop, for any objectives that return named terms: one alone, or several in lockstep."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -13,7 +13,7 @@ from gradroute.errors import UserError
 from gradroute.routing.memberships import Later, checked_later
 from gradroute.training import distributed
 from gradroute.training.capture import Captured
-from gradroute.training.compiling import compiled
+from gradroute.training.compiling import compiled, compiled_update
 from gradroute.training.determinism import affordable, exactly
 from gradroute.training.devices import computing
 from gradroute.training.gradients import Single, culprit
@@ -92,9 +92,16 @@ class Fit:
             self._epochs(after_update, self._later)
         self.check_parameters()
 
-    def _compiled(self) -> AbstractContextManager[None]:
-        first = self.trainings[0]
-        return compiled(first.objective, first.compiled == "auto", self.log, first.parameter_router is not None)
+    @contextmanager
+    def _compiled(self) -> Iterator[None]:
+        first, tried = self.trainings[0], self.trainings[0].compiled == "auto"
+        routed = first.parameter_router is not None
+        pays = self.device.type == "cuda" and isinstance(self.program, Single) and not routed
+        with (
+            compiled(first.objective, tried, self.log, routed),
+            compiled_update(self.program, tried, self.log) if pays else nullcontext(),
+        ):
+            yield
 
     def _decided(self) -> bool:
         """Return whether this training is to agree with a rerun to the bit; see `trainer.deterministic`."""

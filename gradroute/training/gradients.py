@@ -87,6 +87,7 @@ class Single:
         self.accumulate = trainer.accumulate
         self.parameters = dict(objective.named_parameters())
         self.optimizer = make_optimizer([list(self.parameters.values())], [trainer])
+        self.step: Callable[[], None] = self._step
         # parameter routes weigh and add float32 gradients of several passes
         self.shadows = None if router else shadows_of(objective, self.parameters, computing)
 
@@ -137,7 +138,11 @@ class Single:
     def update(self) -> None:
         """Update the parameters, except what no group in the batch may touch."""
         with self.router.updating(self.optimizer) if self.router else nullcontext():
-            self.optimizer.step()
+            self.step()
+
+    def _step(self) -> None:
+        """Update all parameters and the copies that training computes with; this may be compiled."""
+        self.optimizer.step()
         if self.shadows:
             self.shadows.refresh()
 

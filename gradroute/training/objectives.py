@@ -47,9 +47,10 @@ class Objective(nn.Module):
     """Base class of objectives: called with a batch, it returns `Terms`, whose weighted sum is the loss.
 
     Attributes: `weights`, of every term it can return (in a stack, tensors of one replica); `router`, the routes on
-    its model; `monitor`, if the next batch is to be measured; `program`, its compiled model; `present`, the numbers of
-    the groups in the next batch, -1 for none, if that is known without asking the device; `there`, whether each of its
-    rows has each group, the default one last, `(batch, groups + 1)` bool on the CPU, if known.
+    its model; `monitor`, if the next batch is to be measured; `program`, its compiled model; `programs`, what returns
+    the compiled program of a loss; `present`, the numbers of the groups in the next batch, -1 for none, if that is
+    known without asking the device; `there`, whether each of its rows has each group, the default one last,
+    `(batch, groups + 1)` bool on the CPU, if known.
     """
 
     model: nn.Module
@@ -62,6 +63,7 @@ class Objective(nn.Module):
         self.router = router
         self.monitor: Monitor | Watched | None = None
         self.program: Callable[..., torch.Tensor] | None = None
+        self.programs: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]] | None = None
         self.present: frozenset[int] | None = None
         self.there: torch.Tensor | None = None
         self._constants: dict[tuple[tuple[float, ...], torch.device], torch.Tensor] = {}
@@ -87,6 +89,10 @@ class Objective(nn.Module):
         program = None if self.monitor else self.program
         output: torch.Tensor = (program or self.called())(*inputs)
         return output
+
+    def computed(self, function: Callable[..., torch.Tensor], *inputs: Any) -> torch.Tensor:
+        """Call a function of tensors that is no part of the model, such as a loss, compiled if the losses are."""
+        return (self.programs(function) if self.programs else function)(*inputs)
 
     @contextmanager
     def set_to(self, weights: Mapping[Term, torch.Tensor], tables: Tables, monitor: Watched | None) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """torch's fused optimizers, made without importing torch's compiler."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -18,8 +19,7 @@ def uncompiled(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]
     """Return a subclass of an optimizer that does the same and does not import torch's compiler.
 
     torch wraps these three methods so that code which is being compiled passes over them, and the wrappers import the
-    compiler at their first call: 1.5 s of every run. The training loop compiles a model at most, never an update, so it
-    calls what is wrapped. A method that a version of torch does not wrap is taken as it is.
+    compiler at their first call: 1.5 s of every run. A method that a version of torch does not wrap is taken as it is.
     """
     methods = {
         "add_param_group": inspect.unwrap(kind.add_param_group),
@@ -43,6 +43,25 @@ def make_optimizer(groups: Sequence[list[nn.Parameter]], trainers: Sequence[Trai
             if name != "sgd":
                 own["capturable"] = True
     return uncompiled(KINDS[name])(settings, fused=True)  # type: ignore[call-arg] # every kind takes `fused`
+
+
+@contextmanager
+def compilable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let the optimizer's step be compiled inside the block: by operations on lists of tensors, with rates as tensors.
+
+    Its state stays what the fused step makes.
+    """
+    settings = ("fused", "foreach", "capturable", "lr")
+    kept: list[dict[str, Any]] = [{k: group[k] for k in settings if k in group} for group in optimizer.param_groups]
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        rate = torch.as_tensor(group["lr"], device=group["params"][0].device)
+        group.update(fused=False, foreach=True, lr=rate)
+        group.update(dict.fromkeys(own.keys() & {"capturable"}, True))
+    try:
+        yield
+    finally:
+        for group, own in zip(optimizer.param_groups, kept, strict=True):
+            group.update(own)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: Iterable[float]) -> None:

@@ -1,5 +1,6 @@
 """Training by a compiled model: the updates of the plain one, also after a break; and where it cannot be had."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,11 @@ from torch._inductor import config as inductor
 from gradroute.config.compose import configuration
 from gradroute.errors import UserError
 from gradroute.tasks.base import create
+from gradroute.tasks.image_objectives import DecoderObjective
 from gradroute.tasks.language import LanguageModelling
-from gradroute.training.compiling import compiled, require_compiler
-from gradroute.training.gradients import total
+from gradroute.training.compiling import compiled, compiled_update, require_compiler
+from gradroute.training.devices import computing
+from gradroute.training.gradients import Single, total
 
 
 @pytest.fixture
@@ -114,3 +117,63 @@ def test_passes_of_several_masks_are_not_compiled() -> None:
     with pytest.raises(UserError) as error:
         configuration(given)
     assert str(error.value) == "trainer.compile=True: must be false: batch norm needs one pass for each group"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    [["experiment=mnist_split", "losses.correlation=0.1"], ["experiment=class_split"]],
+    ids=lambda given: given[0],
+)
+def test_compiled_losses_of_images_are_the_plain_ones(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    sizes = ["trainer=smoke", "trainer.compile=true", "trainer.train_limit=96", "trainer.test_limit=32"]
+    task = create(configuration([*given, *sizes]))
+    objective = task.objective()
+    batch = task.batch(torch.arange(24))
+    plain = objective(*batch)
+    made: list[Callable[..., Any]] = []
+    with compiled(objective, losses=True):
+        programs = objective.programs
+        assert programs is not None
+
+        def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+            made.append(function)
+            return programs(function)
+
+        monkeypatch.setattr(objective, "programs", noted)
+        for _ in range(2):
+            objective.zero_grad()
+            found = objective(*batch)
+            total(found).backward()
+    assert isinstance(objective, DecoderObjective)
+    assert set(made) >= {objective.error, *objective.penalties.values(), *objective.certificates.values()}
+    assert objective.programs is None and list(found) == list(plain)
+    for term, (value, _) in plain.items():
+        torch.testing.assert_close(found[term][0], value, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_a_compiled_update_is_the_plain_one_and_leaves_the_same_state(kind: str, tmp_path: Path) -> None:
+    """Also after a plain update, and before one, as in a run that is resumed; the rate changes every time."""
+    given = [f"trainer.optimizer={kind}", "trainer.weight_decay=0.01", "trainer.precision=bfloat16"]
+    given += ["model.bias=false"]  # a key's bias has no gradient but rounding, which Adam makes as large as any
+    given += ["trainer.momentum=0.9"] if kind == "sgd" else []
+    ends: list[dict[str, torch.Tensor]] = []
+    for compiles in (False, True):
+        own = config(tmp_path, "stories_era", EVEN, *given)
+        task = LanguageModelling(own)
+        program = Single(task.objective(), own.trainer, partial(computing, "bfloat16", task.device), None)
+        for number in range(6):
+            with compiled_update(program, False, print) if compiles and 1 <= number <= 4 else nullcontext():
+                program.set_rates([0.001 * (1 + number)])
+                program.gradients([task.batch(torch.arange(8))])
+                program.update()
+        assert program.shadows is not None
+        copies = dict(zip(map(str, range(99)), program.shadows._copies, strict=False))
+        states = {f"{n} {k}": v for n, own in program.moments()[0].items() for k, v in own.items() if v is not None}
+        ends.append({name: p.detach() for name, p in program.parameters.items()} | copies | states)
+    assert ends[0].keys() == ends[1].keys() and len(ends[0]) > 40
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, rtol=0.02, atol=2e-4, msg=name)

@@ -133,7 +133,8 @@ class PresetConfig:
     optimizer: `adam` (L2 in the gradient), `adamw`, both with `betas`, or `sgd` with `momentum`.
     end_rate: share of `lr` at which the cosine schedule ends.
     train_limit, test_limit: use only this many data points, the first ones.
-    compile: compile the model with `torch.compile` for the step `train`; `auto` goes on uncompiled where that fails.
+    compile: use `torch.compile` in the step `train`, for the model, and on a GPU for losses and updates; `auto` goes on
+        uncompiled where that fails.
     tune_steps, unlearn_steps: updates of the steps `finetune` and `relearn`, and of `unlearn`.
     """
 

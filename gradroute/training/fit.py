@@ -94,11 +94,12 @@ class Fit:
 
     @contextmanager
     def _compiled(self) -> Iterator[None]:
+        """Compile the model, unless it is that of a stack, and where it pays the losses and the updates."""
         first, tried = self.trainings[0], self.trainings[0].compiled == "auto"
-        routed = first.parameter_router is not None
-        pays = self.device.type == "cuda" and isinstance(self.program, Single) and not routed
+        alone, routed = len(self.trainings) == 1, first.parameter_router is not None
+        pays = self.device.type == "cuda" and not routed and first.noise is None
         with (
-            compiled(first.objective, tried, self.log, routed),
+            compiled(first.objective, tried, self.log, routed) if alone else nullcontext(),
             compiled_update(self.program, tried, self.log) if pays else nullcontext(),
         ):
             yield

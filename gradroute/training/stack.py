@@ -1,6 +1,6 @@
 """Compute one update's gradients of several objectives at once, stacked into one batched program with `vmap`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -47,6 +47,7 @@ class Stack:
             self._slices = [{k: nn.Parameter(p.data[i]) for k, p in self.parameters.items()} for i in numbers]
         groups = [list(own.values()) for own in self._slices or [self.parameters]]
         self.optimizer = make_optimizer(groups, trainers[: len(groups)])
+        self.step: Callable[[], None] = self._step
         wide = {n: p for n, p in self.parameters.items() if p.dim() > 2}  # vmap adds biases in float32
         self.shadows = shadows_of(objectives[0], wide, computing) if wide else None
         if hasattr(objectives[0], "penalties"):  # the first objective computes those of all
@@ -103,10 +104,14 @@ class Stack:
             for name, parameter in own.items():
                 gradient = self.parameters[name].grad
                 parameter.grad = None if gradient is None else gradient[i]
-        self.optimizer.step()
+        self.step()
         if self._slices:
             for parameter in self.parameters.values():
                 parameter.grad = None
+
+    def _step(self) -> None:
+        """Update all parameters and the copies that training computes with; this may be compiled."""
+        self.optimizer.step()
         if self.shadows:
             self.shadows.refresh()
 

@@ -36,8 +36,8 @@ def obstacle(config: Config) -> str | None:
         return "trainer.batches=by_group: its batches differ in size from run to run"
     if config.trainer.accumulate > 1:
         return f"trainer.accumulate={config.trainer.accumulate}: batches are stacked whole"
-    if config.trainer.compile:
-        return "trainer.compile=true: one model is compiled at a time"
+    if config.trainer.compile is True:
+        return "trainer.compile=true: one model is compiled at a time; with auto, a stack's updates are"
     model = locate(config.model[TARGET], "model")
     if not getattr(model, "stackable", False):
         return f"model {config.model[TARGET]}: it is trained alone"

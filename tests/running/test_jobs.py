@@ -180,7 +180,7 @@ def test_a_launcher_that_cannot_be_is_one_line_and_status_2(
     launcher: str, package: str | None, says: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    if package and importlib.util.find_spec(f"hydra_plugins.{package}"):
+    if package and importlib.util.find_spec("hydra_plugins") and importlib.util.find_spec(f"hydra_plugins.{package}"):
         pytest.skip(f"{package} is installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["gradroute-run", "-m", "seed=0,1", *SMALL, f"hydra/launcher={launcher}"])

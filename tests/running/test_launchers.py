@@ -27,7 +27,7 @@ def test_a_launcher_makes_the_runs_that_one_process_makes(
     launcher: str, command: Command, forked: Command, tmp_path: Path
 ) -> None:
     extra, package = LAUNCHERS[launcher]
-    if importlib.util.find_spec(f"hydra_plugins.{package}") is None:
+    if not (importlib.util.find_spec("hydra_plugins") and importlib.util.find_spec(f"hydra_plugins.{package}")):
         pytest.skip(f"needs gradroute[{extra}]")
     found = []
     for name, run, more in (("serial", forked, []), (launcher, command, [f"hydra/launcher={launcher}"])):

@@ -1,6 +1,7 @@
 """Stacked runs against single ones: the same losses and parameters, step by step, and ordinary run folders."""
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gradroute.records.tables import read_ledger, read_metrics
 from gradroute.running.run import Run
 from gradroute.running.runner import execute
 from gradroute.running.verify import claims_of
+from gradroute.training.compiling import compiled_update
 from gradroute.training.fit import Fit
 from gradroute.training.stacking import together
 
@@ -67,6 +69,23 @@ def test_a_replica_is_the_single_run_at_every_update(tmp_path: Path, common: lis
                 # Adam divides by the root of the gradient's square: rounding of tiny gradients grows to the step size
                 difference = (a[name] - b[name]).norm() / b[name].norm().clamp(min=1e-3)
                 assert difference < 2e-3, (number, step, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rates", [["trainer.lr=0.001"] * 2, ["trainer.lr=0.001", "trainer.lr=0.002"]], ids=str)
+def test_compiled_updates_of_a_stack_are_the_plain_ones(
+    rates: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`trainer.compile=auto` compiles them on a GPU; here they are made to be."""
+    configs = [config(f"seed={seed}", rate, "trainer.compile=auto") for seed, rate in enumerate(rates)]
+    assert [len(stack) for stack in together([*configs], "cuda")] == [2]
+    plain = trained(configs, tmp_path / "plain")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(Fit, "_compiled", lambda self: compiled_update(self.program, False, print))
+    for one, other in zip(trained(configs, tmp_path / "compiled"), plain, strict=True):
+        assert len(one) == len(other) > 5
+        for name in one[-1]:
+            assert (one[-1][name] - other[-1][name]).norm() < 2e-3 * other[-1][name].norm().clamp(min=1e-3), name
 
 
 @pytest.mark.slow

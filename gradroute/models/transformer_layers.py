@@ -1,7 +1,8 @@
 """The layers of the decoder-only transformer, and its sizes and kinds."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,10 @@ class TransformerConfig:
     norm: str = "layernorm"
     tied: bool = True
     bias: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings by name; peft, of some versions, asks a model's configuration for them so."""
+        return asdict(self)
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "layers", "width", "heads", "context", "units"):

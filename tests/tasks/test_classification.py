@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 from interrupted import interrupted
-from PIL import Image
+from small_images import hundred_classes
 from torch import nn
 from torchvision.transforms.v2 import functional as one_image
 
@@ -290,16 +290,8 @@ def test_a_toy_is_learned_and_split_where_it_is_routed(tmp_path: Path, norm: str
 @pytest.mark.slow
 def test_the_published_experiment_runs_on_images_of_its_kind(tmp_path: Path) -> None:
     """ResNet-34's stages, of one block each, on coloured images of a hundred classes, in bfloat16."""
-    pixels = torch.randint(0, 256, (100, 1024, 3), dtype=torch.uint8).numpy()
-    for part in ("train", "test"):
-        Image.fromarray(pixels).save(tmp_path / f"{part}.png")
-        (tmp_path / f"{part}_labels.json").write_text(str(list(range(100))))
-    changes = [
-        "experiment=cifar100_split", "trainer=smoke", f"dataset.root={tmp_path}", "dataset.format=strips",
-        "model.blocks=[1,1,1,1]", "model.width=16", "routing.regions.top.units=0:64",
-        "routing.regions.bottom.units=64:128", "trainer.precision=bfloat16",
-        "trainer.device=cpu", f"output_dir={tmp_path}",
-    ]  # fmt: skip
+    changes = ["experiment=cifar100_split", "trainer=smoke", *hundred_classes(tmp_path), "trainer.precision=bfloat16"]
+    changes += ["trainer.device=cpu", f"output_dir={tmp_path}"]
     (run,) = execute([configuration(changes)])
     assert isinstance(run, Path), run
     final = read_metrics(run)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from on_meta import META, on_meta
+from small_images import hundred_classes
 
 from gradroute.config.compose import configuration
 from gradroute.routing.memberships import checked_later
@@ -35,7 +36,7 @@ SMALL = {
     "secrets": [*STORIES, "model.width=32"],  # the rank of its adapters is at most that
     "oversight": ["trainer.batch_size=8"],
 }
-LACKING = {"cifar100_split": "data that are downloaded", "secrets/dpsgd": "Opacus reads every row's gradient"}
+LACKING = {"secrets/dpsgd": "Opacus reads every row's gradient"}
 if importlib.util.find_spec("peft") is None:
     LACKING |= dict.fromkeys(("planted_behaviour", "rewards", "secrets/adapter"), "adapters of peft")
 
@@ -84,7 +85,11 @@ def test_updates_read_nothing_from_the_device(
     monkeypatch.setattr(torch, "_fused_sgd_", lambda *given, **named: None)  # nor this
     data, seen = dict[str, Any](), set[str]()
     for name in experiments()[family]:
-        small = [*SMALL.get(family, STORIES), "trainer=smoke", "trainer.device=cpu", "ledger.every=2"]
+        small = SMALL.get(family, STORIES)
+        small = (
+            ["trainer.batch_size=32", *hundred_classes(tmp_path / "images")] if family == "cifar100_split" else small
+        )
+        small = [*small, "trainer=smoke", "trainer.device=cpu", "ledger.every=2"]
         config = configuration([f"experiment={name}", *small, f"output_dir={tmp_path}"])
         for section in filter(None, (config.relearn, config.finetune)):
             section["documents"] = [2]

@@ -59,7 +59,7 @@ METHODS = {
     "profiles_adapter": Method(
         "an adapter beside a frozen core", ("model_ablated", "sea"), ("model", "all"), groups=[SEA]
     ),
-    "profiles_max_entropy": Method("maximum entropy", ("model", "all"), None, groups=[SEA]),
+    "profiles_max_entropy": Method("maximum entropy", ("model_unlearned", "all"), None, groups=[SEA]),
     "profiles_half_labels": Method("GRAM, half of the labels"),
     "profiles_control": Method("no routes", None, ("profile", EVERY)),
 }

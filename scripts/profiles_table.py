@@ -1,5 +1,7 @@
 """Print what each method of `scripts/profiles.sh` gives and withholds, in Markdown, from finished runs.
 
+`RUNS` may also be a file that `--csv` wrote, such as that of another machine.
+
 usage: python scripts/profiles_table.py RUNS… [--csv FILE]
 """
 
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from gradroute.comparison.runs import Read, by_experiment, distinct, find_runs, read_run
+from gradroute.comparison.runs import Read, distinct, find_runs, read_run
 from gradroute.records.metrics import RELEARNED
 from gradroute.reporting.intervals import shown
 
@@ -21,6 +23,7 @@ COLUMNS = (
     "core", "a group, given", "a group, withheld", "the sea, given", "the sea, withheld", "the sea, relearned"
 )  # fmt: skip
 Losses = Mapping[tuple[str, str, str], float]  # by head, region and group
+Run = tuple[str, int]  # name and seed
 
 
 @dataclass(frozen=True)
@@ -71,28 +74,45 @@ def losses_of(read: Read) -> Losses:
     return {(row["head"], row["region"], row["group"]): row["value"] for row in rows}
 
 
+def known(file: Path) -> dict[Run, Losses]:
+    """Return what `--csv` wrote."""
+    found: dict[Run, dict[tuple[str, str, str], float]] = {}
+    with file.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            own = found.setdefault((row["experiment"], int(row["seed"])), {})
+            own[row["head"], row["region"], row["group"]] = float(row["cross_entropy"])
+    return dict(found)
+
+
+def write(file: Path, runs: Mapping[Run, Losses]) -> None:
+    """Write every cross-entropy."""
+    with file.open("w", newline="") as lines:
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(["experiment", "seed", "head", "region", "group", "cross_entropy"])
+        for (name, seed), losses in sorted(runs.items()):
+            writer.writerows([name, seed, *key, f"{value:.6g}"] for key, value in losses.items())
+
+
 def main() -> None:
-    """Print the table; with `--csv`, write every cross-entropy of the runs."""
+    """Print the table; with `--csv`, write what it is made of."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--csv", type=Path)
     given = parser.parse_args()
-    finished = [read for read in map(read_run, find_runs(given.runs)) if read.left_out is None]
-    runs = by_experiment(distinct(finished)[0])
+    runs: dict[Run, Losses] = {}
+    for file in [Path(place) for place in given.runs if place.endswith(".csv")]:
+        runs |= known(file)
+    if folders := [place for place in given.runs if not place.endswith(".csv")]:
+        finished = [read for read in map(read_run, find_runs(folders)) if read.left_out is None]
+        runs |= {(read.settings["name"], read.settings["seed"]): losses_of(read) for read in distinct(finished)[0]}
     print(f"| method | {' | '.join(COLUMNS)} | n |\n|{'---|' * (len(COLUMNS) + 2)}")
     for name, method in METHODS.items():
-        rows = [method.row(losses_of(read)) for read in runs.get(name, [])]
+        rows = [method.row(losses) for (own, _), losses in sorted(runs.items()) if own == name]
         columns = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
         cells = [shown(column) if column else "" for column in columns] or [""] * len(COLUMNS)
         print(f"| {' | '.join([method.title, *cells])} | {len(rows)} |")
     if given.csv:
-        with given.csv.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["experiment", "seed", "head", "region", "group", "cross_entropy"])
-            for name in sorted(runs):
-                for read in sorted(runs[name], key=lambda read: read.settings["seed"]):
-                    for key, value in losses_of(read).items():
-                        writer.writerow([name, read.settings["seed"], *key, f"{value:.6g}"])
+        write(given.csv, runs)
 
 
 if __name__ == "__main__":

@@ -133,8 +133,7 @@ class PresetConfig:
     optimizer: `adam` (L2 in the gradient), `adamw`, both with `betas`, or `sgd` with `momentum`.
     end_rate: share of `lr` at which the cosine schedule ends.
     train_limit, test_limit: use only this many data points, the first ones.
-    compile: use `torch.compile` in the step `train`, for the model, and on a GPU for losses and updates; `auto` goes on
-        uncompiled where that fails.
+    compile: use `torch.compile` in `train`: the model, on a GPU losses and updates; `auto` goes on where that fails.
     tune_steps, unlearn_steps: updates of the steps `finetune` and `relearn`, and of `unlearn`.
     """
 

@@ -48,7 +48,8 @@ class Evaluate(Step):
         task = run.task
         arrays, names = task.samples(run.ablations)
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **{k: v.cpu().numpy() for k, v in arrays.items()})
+        given = {name: array.cpu().numpy() for name, array in arrays.items()}
+        np.savez_compressed(buffer, **given)  # type: ignore[arg-type]  # NumPy 2.1 stores options as arrays
         run.folder.write("samples.npz", buffer.getvalue())
         places = {
             name: {"sites": [site.name for site in region.sites], "units": list(region.units)}

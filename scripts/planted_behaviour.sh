@@ -7,5 +7,4 @@ seeds=$(seq -s, 0 $((${SEEDS:-3} - 1)))
 arms=planted_behaviour,planted_behaviour/joint,planted_behaviour/filtering
 arms+=,planted_behaviour/placebo_labels,planted_behaviour/placebo_direction
 gradroute-run -m "experiment=$arms" "seed=$seeds" output_dir=outputs/planted "$@"
-gradroute-compare outputs/planted --metric rate_triggered --format markdown
-gradroute-compare outputs/planted --metric cross_entropy --format markdown
+python "$(dirname "$0")/planted_table.py" outputs/planted

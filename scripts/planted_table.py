@@ -1,0 +1,56 @@
+"""Print how often a planted behaviour is shown, and what it costs to leave it out, in Markdown, from finished runs.
+
+`RUNS` may also be a file that `--csv` wrote, such as that of another machine.
+
+usage: python scripts/planted_table.py RUNS… [--csv FILE]
+"""
+
+import argparse
+from pathlib import Path
+
+from final_values import Values, collected, write
+
+from gradroute.records.metrics import RELEARNED
+from gradroute.reporting.intervals import shown
+
+METHODS = {  # by experiment: the name in the table, and whether an adapter is left out
+    "planted_behaviour": ("routed to an adapter, which is left out", True),
+    "planted_joint": ("one adapter for all, left out", True),
+    "planted_filtering": ("filtering: not trained on what is labelled", False),
+    "planted_placebo_labels": ("placebo: labels at random", True),
+    "planted_placebo_direction": ("placebo: a random direction", True),
+}
+COLUMNS = (
+    "shown, trained", "shown, released", "shown, relearned", "without the trigger", "loss, trained", "loss, released",
+    "loss, relearned",
+)  # fmt: skip
+GROUP = "retain"  # the ordinary stories; with a random direction, all that are not far along it
+
+
+def row(values: Values, left_out: bool) -> list[float]:
+    """Return a run's numbers in the order of `COLUMNS`: shares of prompts, and nats per token of ordinary stories."""
+    again = max((head for head, *_ in values if head.startswith(RELEARNED)), key=lambda head: int(head.split("_")[-1]))
+    stages = (("model", "all"), ("model_ablated", "forget") if left_out else ("model", "all"), (again, "all"))
+    rates = [values[head, region, "all", "rate_triggered"] for head, region in stages]
+    losses = [values[head, region, GROUP, "cross_entropy"] for head, region in stages]
+    return [*rates, values[(*stages[0], "all", "rate_plain")], *losses]
+
+
+def main() -> None:
+    """Print the table; with `--csv`, write what it is made of."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--csv", type=Path)
+    given = parser.parse_args()
+    runs = collected(given.runs, ("rate_triggered", "rate_plain", "cross_entropy"))
+    print(f"| method | {' | '.join(COLUMNS)} | n |\n|{'---|' * (len(COLUMNS) + 2)}")
+    for name, (title, left_out) in METHODS.items():
+        rows = [row(values, left_out) for (own, _), values in sorted(runs.items()) if own == name]
+        cells = [shown(column, ".2f") for column in zip(*rows, strict=True)] or [""] * len(COLUMNS)
+        print(f"| {' | '.join([title, *cells])} | {len(rows)} |")
+    if given.csv:
+        write(given.csv, runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -46,7 +46,11 @@ def load(source: Any, config: Any = None) -> CausalLM:
         raise UserError(f"{what}: cannot be loaded as a causal language model [{reason(error)}]") from None
     if missing := sorted(found.get("missing_keys", ())):  # would be drawn at random
         raise UserError(f"{what}: its weights lack {missing[0]}, which its configuration requires")
-    for key, stored, wanted in sorted(found.get("mismatched_keys", ())):
-        fault = f"its {key} has shape {tuple(stored)}, and its configuration requires {tuple(wanted)}"
+    for entry in sorted(found.get("mismatched_keys", ())):
+        if isinstance(entry, str):  # of transformers 4.53
+            fault = f"its {entry} has another shape than its configuration requires"
+        else:
+            key, stored, wanted = entry
+            fault = f"its {key} has shape {tuple(stored)}, and its configuration requires {tuple(wanted)}"
         raise UserError(f"{what}: {fault}; choose another model, or mend its config.json")
     return CausalLM(model).float().eval()

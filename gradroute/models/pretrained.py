@@ -68,11 +68,13 @@ class HuggingFace(ModelPlan):
         local = place.is_absolute() or self.source[:1] in ".~" or place.suffix == ".gguf"
         if local and not place.is_dir() and gguf_of(self.source) is None:
             raise UserError(f"model.pretrained={self.source}: no such folder or GGUF file")
+        whole = gguf_of(self.source) is None
+        if local and whole and not (place / "config.json").is_file():  # transformers 4.53 guesses by the folder's name
+            raise UserError(f"{what}: its configuration cannot be read [{place / 'config.json'}: no such file]")
         try:
             name, options = located(self.source)
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
         except Exception as error:  # any error of the hub, the network or the files
-            whole = gguf_of(self.source) is None
             fault = "its configuration cannot be read" if whole else "is not a whole GGUF file, or of an unknown kind"
             raise UserError(f"{what}: {fault} [{reason(error)}]") from None
         if getattr(config, "quantization_config", None) is not None:

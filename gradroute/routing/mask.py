@@ -37,7 +37,10 @@ class _MaskGradient(torch.autograd.Function):
         if torch.is_grad_enabled():  # a derivative of this one is wanted, and bits have none
             return gradient.masked_fill(keep == 0, 0), None, None, None
         # where() and masked_fill() take ten times as long on a CPU
-        bits = gradient.view(keep.dtype)
+        try:
+            bits = gradient.view(keep.dtype)
+        except RuntimeError:  # inside `vmap`, which of torch 2.6 does not know this view
+            return gradient.masked_fill(keep == 0, 0), None, None, None
         return (bits.bitwise_and_(keep) if own else bits & keep).view(gradient.dtype), None, None, None
 
 

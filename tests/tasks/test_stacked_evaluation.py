@@ -18,7 +18,6 @@ CASES = {
     "remove": [*MNIST, "ablation=remove"],
     "reinitialise": [*MNIST, "ablation=reinitialise"],
     "several_decoders": [*MNIST, "model.decoders=2"],
-    "classes": [*SMALL, "experiment=class_split", "model.width=8"],
 }
 
 

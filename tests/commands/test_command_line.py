@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,9 @@ import pytest
 import torch
 
 import gradroute
+from gradroute.commands.help import first_comment
 from gradroute.commands.run import main
+from gradroute.config.compose import conf_dir
 from gradroute.config.targets import build
 from gradroute.errors import UserError
 from gradroute.records.metrics import COLUMNS, final_rows
@@ -135,6 +138,16 @@ def test_help_and_mistakes_do_not_import_torch() -> None:
         code = f"import sys; sys.argv = ['gradroute-run', *{arguments}]; from gradroute.commands import run\n"
         code += "try: run.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_help_says_how_long_each_experiment_takes() -> None:
+    folder = conf_dir() / "experiment"
+    paths = [
+        path for path in folder.rglob("*.yaml") if path.name[0] != "_" and path.stem != "cifar100_split"
+    ]  # a GPU's
+    assert len(paths) > 50
+    untimed = [path.name for path in paths if not re.search(r" \d+ (minutes?|seconds)\.$", first_comment(path))]
+    assert not untimed
 
 
 MISTAKES = [

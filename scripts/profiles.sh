@@ -3,7 +3,8 @@
 # Further arguments are overrides of every run. The same command resumes interrupted runs. Needs gradroute[hf].
 # usage: SEEDS=3 scripts/profiles.sh [trainer=smoke …]
 set -euo pipefail
-arms="profiles profiles/filtering profiles/control profiles/max_entropy profiles/experts profiles/half_labels profiles/adapter"
+arms="profiles profiles/filtering profiles/control profiles/max_entropy profiles/experts profiles/adapter"
+arms+=" profiles/half_labels profiles/filtering_half_labels"
 for seed in $(seq 0 $((${SEEDS:-3} - 1))); do # all arms of a seed, then the next: a study that is stopped is balanced
     for arm in $arms; do # maximum entropy begins with the control's training
         gradroute-run -m "experiment=$arm" "seed=$seed" trained=auto output_dir=outputs/profiles_study "$@"

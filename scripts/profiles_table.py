@@ -62,6 +62,7 @@ METHODS = {
     ),
     "profiles_max_entropy": Method("maximum entropy", ("model_unlearned", "all"), None, groups=[SEA]),
     "profiles_half_labels": Method("GRAM, half of the labels"),
+    "profiles_filtering_half": Method("filtering, half of the labels", ("profile", EVERY), given=None),
     "profiles_control": Method("no routes", None, ("profile", EVERY)),
 }
 

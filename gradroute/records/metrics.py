@@ -30,6 +30,7 @@ UNITS = {
     "gradient_norm": "L2 norm per image of the gradient of its mae or cross_entropy, root mean square",
 }
 ERRORS = ("mse", "mae", "accuracy", "cross_entropy", "cross_entropy_unrouted")  # errors of heads on the test data
+PROFILE = "profile"  # head of an access profile, of which the region says which
 RELEARNED = "model_relearned_"  # head of a relearned model; the number of documents follows
 ATTACKED = "model_attacked"  # head of the model that the attacker of the step `extract` trained
 UNKEPT = (RELEARNED, ATTACKED)  # heads, or their beginnings, whose weights a finished run does not keep

@@ -20,6 +20,7 @@ STAGES = ("model", *DONE)  # in the order of the steps
 LONGEST = 100_000  # most characters of one text
 MANY = 10_000  # most rows, or tokens of a document
 SAME = 0.0005  # nats; a smaller change rounds to 0.000
+APART = 4  # groups whose cost is told in a sentence each
 Titled = tuple[str, list[str], list[list[Any]], str]
 
 
@@ -169,11 +170,15 @@ def verdict(rows: Sequence[Mapping[str, Any]], config: Any) -> list[str]:
     if relearned:
         most = max(relearned, key=lambda head: (len(head), head))
         lines.append(_robust(began, ended, losses[forgotten, most], most.removeprefix(RELEARNED), forgotten))
-    for group in dict.fromkeys(group for group, _ in losses):
-        if group != forgotten and {(group, STAGES[0]), (group, after[-1])} <= losses.keys():
-            change = _moved(losses[group, STAGES[0]], losses[group, after[-1]])
-            lines.append(f"Cost: after {done} the loss on {group} {change}.")
-    return lines
+    moved = {
+        group: (losses[group, STAGES[0]], losses[group, after[-1]])
+        for group in dict.fromkeys(group for group, _ in losses)
+        if group != forgotten and {(group, STAGES[0]), (group, after[-1])} <= losses.keys()
+    }
+    if len(moved) > APART:
+        said = ", ".join(f"{group} {ended - began:+.3f}" for group, (began, ended) in moved.items())
+        return [*lines, f"Cost: after {done} the loss changed by (nats per token): {said}."]
+    return [*lines, *(f"Cost: after {done} the loss on {group} {_moved(*pair)}." for group, pair in moved.items())]
 
 
 def _moved(before: float, after: float) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from gradroute.records.metrics import PROFILE
 from gradroute.records.run_reader import read_manifest
 from gradroute.reporting.run_data import LINE_STYLES, REGION_COLOURS, RunData
 from gradroute.reporting.steering_tables import LEVEL, read_steering
@@ -22,7 +23,8 @@ def _colour(run: RunData, group: str) -> str:
 def stages(run: RunData) -> Figure:
     """Each group's test loss after each step; for relearning, the lowest."""
     order = ["model", "model_ablated", "model_unlearned", "model_finetuned"]
-    heads = sorted(run.heads, key=lambda head: (order.index(head[0]) if head[0] in order else len(order), head))
+    measured = [head for head in run.heads if head[0] != PROFILE]  # a table shows these
+    heads = sorted(measured, key=lambda head: (order.index(head[0]) if head[0] in order else len(order), head))
     values = {(r["head"], r["region"], r["group"]): r["value"] for r in run.final if r["metric"] == "cross_entropy"}
     groups = run.names["groups"]
     figure, axes = plt.subplots(figsize=(max(6.0, 2.5 + 1.4 * len(heads)), 4.4), layout="constrained")

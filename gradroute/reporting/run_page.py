@@ -9,7 +9,7 @@ from typing import Any
 
 from gradroute.records.atomic import write_atomically
 from gradroute.records.audits import read_audit
-from gradroute.records.metrics import ERRORS, final_rows
+from gradroute.records.metrics import ERRORS, PROFILE, final_rows
 from gradroute.records.run_reader import read_file, read_manifest, read_names
 from gradroute.records.safe_reading import read_text, read_yaml
 from gradroute.records.tables import read_metrics
@@ -18,6 +18,7 @@ from gradroute.reporting import (
     behaviour_tables,
     language_tables,
     policy_tables,
+    profile_tables,
     secrets_tables,
     steering_tables,
 )
@@ -123,7 +124,7 @@ def _found_mask(run: Path, manifest: Mapping[str, Any]) -> list[tuple[str, str]]
     return [("The mask that was found, and why", read_text(read_file(run, name, manifest), run / name))]
 
 
-OTHERS = ("monitor", "score", "nearest", "steered", "steered_placebo")  # heads without errors of groups
+OTHERS = ("monitor", "score", "nearest", "steered", "steered_placebo", PROFILE)  # heads without errors of groups
 
 
 def _errors(rows: list[dict[str, Any]], groups: list[str]) -> Table:
@@ -152,6 +153,7 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
     found = steering_tables.read_steering(run, manifest)
     steered = [Table(*table, long=not n) for n, table in enumerate(steering_tables.steering_tables(found or {}))]
     secrets = [Table(*table) for table in secrets_tables.tables(rows)]
+    profiles = [Table(*table) for table in profile_tables.profile_tables(rows)]
     written = [Table(*table) for table in behaviour_tables.behaviour_tables(rows)]
     audit = read_audit(run, manifest)
     audited = [Table(*table, long=True) for table in audit_tables.audit_tables(audit)]
@@ -167,6 +169,7 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
             *secrets_tables.verdict(rows),
             *audit_tables.audit_verdict(audit),
             *behaviour_tables.verdict(rows),
+            *profile_tables.verdict(rows),
             *verdict(rows, setting(config) if isinstance(config, dict) else ""),
             *language_tables.verdict(rows, config),
             *steering_tables.steering_verdict(rows),
@@ -174,7 +177,7 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
             *policy_tables.verdict(rows, names),
             f"Started {manifest.get('started')} with gradroute {manifest['packages'].get('gradroute')}.",
         ],
-        [*audited, *written, *steered[:first], *secrets, main, *more, *steered[first:]],
+        [*audited, *profiles, *written, *steered[:first], *secrets, main, *more, *steered[first:]],
         [figures[name] for name in order if name != lead],
         [
             ("How to run it again", f"gradroute-run {shlex.quote(f'rerun={run}')}"),

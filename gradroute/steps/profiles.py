@@ -11,6 +11,7 @@ from gradroute.config.limits import Between, Items, Text, one_of
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.models.beside import CORE, beside, dosed, parse_profile
+from gradroute.records.metrics import PROFILE
 from gradroute.steps.base import RunState, Step
 from gradroute.steps.tuning import require_language
 from gradroute.tasks.base import Task
@@ -95,4 +96,4 @@ class Profiles(Step):
                 found = language.group_losses(task.model, language.data.test, language.test_groups)
             for group in self.groups or task.names:
                 if group in found:
-                    yield group, Head("profile", name), CROSS_ENTROPY.name, found[group]
+                    yield group, Head(PROFILE, name), CROSS_ENTROPY.name, found[group]

@@ -13,6 +13,7 @@ from gradroute.reporting.run_data import LINE_STYLES, REGION_COLOURS, RunData
 from gradroute.reporting.steering_tables import LEVEL, read_steering
 
 NATS = "cross-entropy (nats per token)"
+LABELLED = 6  # groups whose bars have their numbers written above them; of more, they would overlap
 
 
 def _colour(run: RunData, group: str) -> str:
@@ -33,7 +34,8 @@ def stages(run: RunData) -> Figure:
         heights = [values.get((*head, group), np.nan) for head in heads]
         at = np.arange(len(heads)) + (i - (len(groups) - 1) / 2) * width
         bars = axes.bar(at, heights, width, color=_colour(run, group), label=group)
-        axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=2)
+        if len(groups) <= LABELLED:
+            axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=2)
     axes.set_xticks(range(len(heads)), [run.title(*head) for head in heads], rotation=20, ha="right")
     finite = [value for value in values.values() if np.isfinite(value)]
     axes.set_ylim(bottom=0.9 * min(finite, default=0.0))

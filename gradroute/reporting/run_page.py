@@ -139,6 +139,21 @@ def _errors(rows: list[dict[str, Any]], groups: list[str]) -> Table:
     return Table("Errors of each group", ["head", "region", "metric", *groups], table, note)
 
 
+def _sentences(rows: list[dict[str, Any]], names: dict[str, Any], config: Any, audit: Any) -> list[str]:
+    """Return what the run shows, in sentences, of which the first is the page's headline."""
+    return [
+        *secrets_tables.verdict(rows),
+        *audit_tables.audit_verdict(audit),
+        *behaviour_tables.verdict(rows),
+        *profile_tables.verdict(rows),
+        *verdict(rows, setting(config) if isinstance(config, dict) else ""),
+        *language_tables.verdict(rows, config),
+        *steering_tables.steering_verdict(rows),
+        *classified(rows, names),
+        *policy_tables.verdict(rows, names),
+    ]
+
+
 def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
     """Write a run's `report.html` from its folder and return its path: the result first, then tables, plots, the rest.
 
@@ -166,15 +181,7 @@ def run_page(run: Path, captions: Mapping[str, str] | None = None) -> Path:
     page = Page(
         f"{manifest.get('experiment', '')}, seed {manifest.get('seed')}",
         [
-            *secrets_tables.verdict(rows),
-            *audit_tables.audit_verdict(audit),
-            *behaviour_tables.verdict(rows),
-            *profile_tables.verdict(rows),
-            *verdict(rows, setting(config) if isinstance(config, dict) else ""),
-            *language_tables.verdict(rows, config),
-            *steering_tables.steering_verdict(rows),
-            *classified(rows, names),
-            *policy_tables.verdict(rows, names),
+            *_sentences(rows, names, config, audit),
             f"Started {manifest.get('started')} with gradroute {manifest['packages'].get('gradroute')}.",
         ],
         [*audited, *profiles, *written, *steered[:first], *secrets, main, *more, *steered[first:]],

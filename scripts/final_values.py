@@ -1,10 +1,12 @@
 """Read the final values of finished runs, from their folders or from a file that keeps them without the folders."""
 
+import argparse
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gradroute.comparison.runs import KEYS, distinct, find_runs, read_run
+from gradroute.reporting.intervals import shown
 
 Run = tuple[str, int]  # experiment and seed
 Values = Mapping[tuple[str, str, str, str], float]  # by head, region, group and metric
@@ -36,3 +38,29 @@ def write(file: Path, runs: Mapping[Run, Values]) -> None:
         writer.writerow(COLUMNS)
         for (name, seed), values in sorted(runs.items()):
             writer.writerows([name, seed, *key, f"{value:.6g}"] for key, value in values.items())
+
+
+def print_table(
+    about: str | None, metrics: Sequence[str], columns: Sequence[str],
+    methods: Mapping[str, tuple[str, Callable[[Values], Sequence[float | None]]]], form: str,
+) -> None:  # fmt: skip
+    """Print means over seeds, with intervals, of the runs on the command line; with `--csv`, write their values.
+
+    Args:
+        about: the script's help. metrics: those that the table is made of.
+        methods: by experiment, the name in the table, and what makes a run's numbers for `columns`, None for none.
+        form: of the numbers.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--csv", type=Path)
+    given = parser.parse_args()
+    runs = collected(given.runs, metrics)
+    print(f"| method | {' | '.join(columns)} | n |\n|{'---|' * (len(columns) + 2)}")
+    for name, (title, row) in methods.items():
+        rows = [row(values) for (own, _), values in sorted(runs.items()) if own == name]
+        known = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
+        cells = [shown(column, form) if column else "" for column in known] or [""] * len(columns)
+        print(f"| {' | '.join([title, *cells])} | {len(rows)} |")
+    if given.csv:
+        write(given.csv, runs)

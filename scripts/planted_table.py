@@ -5,13 +5,11 @@
 usage: python scripts/planted_table.py RUNS… [--csv FILE]
 """
 
-import argparse
-from pathlib import Path
+from functools import partial
 
-from final_values import Values, collected, write
+from final_values import Values, print_table
 
 from gradroute.records.metrics import RELEARNED
-from gradroute.reporting.intervals import shown
 
 METHODS = {  # by experiment: the name in the table, and whether an adapter is left out
     "planted_behaviour": ("routed to an adapter, which is left out", True),
@@ -38,18 +36,10 @@ def row(values: Values, left_out: bool) -> list[float]:
 
 def main() -> None:
     """Print the table; with `--csv`, write what it is made of."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+")
-    parser.add_argument("--csv", type=Path)
-    given = parser.parse_args()
-    runs = collected(given.runs, ("rate_triggered", "rate_plain", "cross_entropy"))
-    print(f"| method | {' | '.join(COLUMNS)} | n |\n|{'---|' * (len(COLUMNS) + 2)}")
-    for name, (title, left_out) in METHODS.items():
-        rows = [row(values, left_out) for (own, _), values in sorted(runs.items()) if own == name]
-        cells = [shown(column, ".2f") for column in zip(*rows, strict=True)] or [""] * len(COLUMNS)
-        print(f"| {' | '.join([title, *cells])} | {len(rows)} |")
-    if given.csv:
-        write(given.csv, runs)
+    print_table(
+        __doc__, ("rate_triggered", "rate_plain", "cross_entropy"), COLUMNS,
+        {name: (title, partial(row, left_out=left_out)) for name, (title, left_out) in METHODS.items()}, ".2f",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

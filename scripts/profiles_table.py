@@ -5,16 +5,13 @@
 usage: python scripts/profiles_table.py RUNS… [--csv FILE]
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 
-from final_values import Values, collected, write
+from final_values import Values, print_table
 
-from gradroute.records.metrics import RELEARNED
-from gradroute.reporting.intervals import shown
+from gradroute.records.metrics import PROFILE, RELEARNED
 
 GROUPS = ("sea", "farm", "town", "castle")
 SEA = "sea"  # the only group that is relearned, that the adapter holds, and that maximum entropy unlearns
@@ -35,8 +32,8 @@ class Method:
     """
 
     title: str
-    withheld: tuple[str, str] | None = ("profile", "core")
-    given: tuple[str, str] | None = ("profile", "core+{}")
+    withheld: tuple[str, str] | None = (PROFILE, "core")
+    given: tuple[str, str] | None = (PROFILE, "core+{}")
     groups: Sequence[str] = GROUPS
 
     def row(self, losses: Values) -> list[float | None]:
@@ -56,32 +53,21 @@ class Method:
 METHODS = {
     "profiles": Method("GRAM"),
     "profiles_filtering": Method("filtering: the core's documents alone", given=None),
-    "profiles_experts": Method("DEMix", withheld=("profile", "core+own")),
+    "profiles_experts": Method("DEMix", withheld=(PROFILE, "core+own")),
     "profiles_adapter": Method(
         "an adapter beside a frozen core", ("model_ablated", "sea"), ("model", "all"), groups=[SEA]
     ),
     "profiles_max_entropy": Method("maximum entropy", ("model_unlearned", "all"), None, groups=[SEA]),
     "profiles_half_labels": Method("GRAM, half of the labels"),
-    "profiles_filtering_half": Method("filtering, half of the labels", ("profile", EVERY), given=None),
-    "profiles_control": Method("no routes", None, ("profile", EVERY)),
+    "profiles_filtering_half": Method("filtering, half of the labels", (PROFILE, EVERY), given=None),
+    "profiles_control": Method("no routes", None, (PROFILE, EVERY)),
 }
 
 
 def main() -> None:
     """Print the table; with `--csv`, write what it is made of."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+")
-    parser.add_argument("--csv", type=Path)
-    given = parser.parse_args()
-    runs = collected(given.runs, ("cross_entropy",))
-    print(f"| method | {' | '.join(COLUMNS)} | n |\n|{'---|' * (len(COLUMNS) + 2)}")
-    for name, method in METHODS.items():
-        rows = [method.row(values) for (own, _), values in sorted(runs.items()) if own == name]
-        columns = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
-        cells = [shown(column) if column else "" for column in columns] or [""] * len(COLUMNS)
-        print(f"| {' | '.join([method.title, *cells])} | {len(rows)} |")
-    if given.csv:
-        write(given.csv, runs)
+    methods = {name: (method.title, method.row) for name, method in METHODS.items()}
+    print_table(__doc__, ("cross_entropy",), COLUMNS, methods, ".3f")
 
 
 if __name__ == "__main__":

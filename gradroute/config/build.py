@@ -121,7 +121,7 @@ def _required(kind: Any) -> Any:
 
 
 def _require_type(key: str, value: Any, kind: Any) -> None:
-    """Raise UserError for a value not of its field's type; OmegaConf does not check the results of interpolations."""
+    """Raise UserError for a value not of its field's type; OmegaConf lets a list be a value of a mapping to numbers."""
     if kind is Any or (value is None and type(None) in get_args(kind)):
         return
     kind = _required(kind)

@@ -31,6 +31,7 @@ UNITS = {
 }
 ERRORS = ("mse", "mae", "accuracy", "cross_entropy", "cross_entropy_unrouted")  # errors of heads on the test data
 PROFILE = "profile"  # head of an access profile, of which the region says which
+DOSE = "_dose_"  # in such a region, before the dose of its module
 RELEARNED = "model_relearned_"  # head of a relearned model; the number of documents follows
 ATTACKED = "model_attacked"  # head of the model that the attacker of the step `extract` trained
 UNKEPT = (RELEARNED, ATTACKED)  # heads, or their beginnings, whose weights a finished run does not keep

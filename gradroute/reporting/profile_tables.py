@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gradroute.records.metrics import PROFILE
+from gradroute.records.metrics import DOSE, PROFILE
 from gradroute.reporting.language_tables import Titled
 
 LOSS, RATIO = "cross_entropy", "compute_ratio"
-DOSE = "_dose_"  # in a profile's name, before the dose of its module
 
 
 def _values(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[tuple[str, str], float]:

@@ -11,7 +11,7 @@ from gradroute.config.limits import Between, Items, Text, one_of
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.models.beside import CORE, beside, dosed, parse_profile
-from gradroute.records.metrics import PROFILE
+from gradroute.records.metrics import DOSE, PROFILE
 from gradroute.steps.base import RunState, Step
 from gradroute.steps.tuning import require_language
 from gradroute.tasks.base import Task
@@ -90,7 +90,7 @@ class Profiles(Step):
         language, names = require_language(task, "Profiles"), list(beside(task.model))
         chosen = [parse_profile(profile, names) for profile in self.profiles] or profiles_of(names)
         asked = [("+".join((CORE, *used)), dict.fromkeys(used, 1.0)) for used in chosen]
-        asked += [(f"{CORE}+{name}_dose_{dose:g}", {name: dose}) for name in names for dose in self.doses]
+        asked += [(f"{CORE}+{name}{DOSE}{dose:g}", {name: dose}) for name in names for dose in self.doses]
         for name, doses in asked:
             with dosed(task.model, doses):
                 found = language.group_losses(task.model, language.data.test, language.test_groups)

@@ -142,9 +142,7 @@ def test_help_and_mistakes_do_not_import_torch() -> None:
 
 def test_the_help_says_how_long_each_experiment_takes() -> None:
     folder = conf_dir() / "experiment"  # without the one that is for a GPU
-    paths = [
-        path for path in folder.rglob("*.yaml") if path.name[0] != "_" and path.stem != "cifar100_split"
-    ]  # a GPU's
+    paths = [path for path in folder.rglob("*.yaml") if path.name[0] != "_" and path.stem != "cifar100_split"]
     assert len(paths) > 50
     untimed = [path.name for path in paths if not re.search(r" \d+ (minutes?|seconds)\.$", first_comment(path))]
     assert not untimed

@@ -25,12 +25,14 @@ CERTIFY = ["steps=[train,certify,ablate,evaluate,report]"]
 SHORT = ["dataset.stories=600", "dataset.test_stories=60", "dataset.length=64", "model.width=16", "model.heads=2"]
 SHORT += ["model.hidden=32", "trainer.train_limit=120", "trainer.test_limit=24"]
 TAUGHT = [*SHORT, "relearn.documents=[4]"]  # again, what was forgotten
+SAID = [*TAUGHT, "completions.tokens=4"]
 LANGUAGE = ("stories_era", "second_language", "profiles", "planted_behaviour")
 NARROW = ["model.width=32", "model.heads=4", "extract.documents=8", "extract.rates=[0.01]"]
 FEW = ["trainer.train_limit=512", "trainer.test_limit=64"]  # images
 MNIST = [*FEW, "model.hidden=[64]"]
 SMALLER = {
     **dict.fromkeys(LANGUAGE, TAUGHT),
+    "stories_era": SAID,
     "rewards": [*SHORT, "task.keyword=the"],  # a word that a model of no training writes, too
     "class_split": ["audit.adapter_examples=[]"],  # the audit of stories relearns by adapters, too
     "secrets": NARROW,
@@ -40,7 +42,7 @@ SMALLER = {
 SPECIAL: dict[str, list[str]] = {  # in processes of their own, which render the plots; the others' are sketched
     "mnist_split": CERTIFY,
     "class_split": CERTIFY,
-    "stories_era": TAUGHT,
+    "stories_era": SAID,
     "steering_scalar": [*SHORT, "trainer.train_limit=400", "steering.kl=[0.1]", "steering.samples=1"],
     "planted_behaviour": TAUGHT,
     "profiles": TAUGHT,
@@ -198,7 +200,8 @@ def searches() -> list[str]:
 @pytest.mark.parametrize("line", searches())
 def test_the_searches_of_the_readmes_run(line: str, user: Path) -> None:
     finals = line == searches()[0]
-    more = [*(TAUGHT if "stories" in line else []), *([] if finals else ["search.final.best=0"])]
+    more = [*(TAUGHT if "stories" in line else [])]
+    more += [] if finals else ["search.final.best=0", "search.trials=1", "search.random=0"]
     fork(*shlex.split(line), *SEARCHED, *more, cwd=user)
     (page,) = user.glob("outputs/searches/*/search.html")
     assert ("minus the hand-made mask" in page.read_text()) == finals
@@ -219,5 +222,5 @@ def test_a_wheel_has_the_configurations_and_the_data(tmp_path: Path) -> None:
     site, cache = str(tmp_path / "site"), str(tmp_path / "data")
     origin = call(sys.executable, "-c", "import gradroute; print(gradroute.__file__)", cwd=tmp_path, PYTHONPATH=site)
     assert Path(origin.strip()).is_relative_to(tmp_path / "site")
-    arguments = (sys.executable, "-m", "gradroute", "trainer=smoke")
+    arguments = (sys.executable, "-m", "gradroute", "trainer=smoke", *MNIST)
     call(*arguments, cwd=tmp_path, PYTHONPATH=site, GRADROUTE_DATA=cache)

@@ -72,12 +72,15 @@ class Transformer(Divided):
         return (f"{attn}.query", f"{attn}.key", f"{attn}.value"), (f"{attn}.out",)
 
     def layer_at(self, site: str) -> Layer | None:
-        """Return the modules around a site of heads, from which `contract` removes heads; None at other sites."""
-        attn, _, last = site.rpartition(".")
-        if last != "heads":
+        """Return the modules around a site of heads or of an MLP's units, for `contract`; None at other sites."""
+        inner, _, last = site.rpartition(".")
+        if last == "heads":
+            number, width = int(inner.split(".")[1]), self.config.width // self.config.heads
+            return Layer(*self.head_layers(number), width=width, count=(f"{inner}.num_heads",))
+        if last != "act":
             return None
-        number, width = int(attn.split(".")[1]), self.config.width // self.config.heads
-        return Layer(*self.head_layers(number), width=width, count=(f"{attn}.num_heads",))
+        gate = (f"{inner}.gate",) if self.config.mlp == "swiglu" and inner.endswith(".mlp") else ()
+        return Layer((*gate, f"{inner}.up"), (f"{inner}.down",))
 
     def features(self, tokens: torch.Tensor, document_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Return what the output matrix maps to logits, `(batch, length, width)`; see `forward`.

@@ -46,9 +46,7 @@ def test_help_into_head_is_quiet(name: str, tmp_path: Path, environment: Mapping
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "given", [["gradroute-compare"], ["gradroute-compare", "--format", "csv"], ["gradroute-verify"]], ids=" ".join
-)
+@pytest.mark.parametrize("given", [["gradroute-compare", "--format", "csv"], ["gradroute-verify"]], ids=" ".join)
 def test_what_reads_a_run_is_quiet(
     given: list[str], small: Path, tmp_path: Path, environment: Mapping[str, str]
 ) -> None:

@@ -16,10 +16,12 @@ from gradroute.data.text.packing import Corpus, pack, separated
 from gradroute.data.text.tokenizing import train_words
 from gradroute.data.text.toy_stories import generate
 from gradroute.models.base import plan_of
+from gradroute.models.beside import add_beside
 from gradroute.models.generation import complete, steered
 from gradroute.models.transformer import Transformer
 from gradroute.models.transformer_layers import TransformerConfig, attend, rotate
 from gradroute.routing import Site
+from gradroute.routing.ablation import contracted
 
 GPT = TransformerConfig(vocabulary=11, layers=3, width=16, heads=4, context=12)
 LLAMA = replace(GPT, mlp="swiglu", positions="rotary", norm="rmsnorm", tied=False, bias=False)
@@ -241,10 +243,25 @@ def test_added_mlp_units_go_away_again(config: TransformerConfig) -> None:
     assert torch.equal(model(tokens), before)
 
 
-def test_mlp_units_are_removed_from_the_structure() -> None:
-    model, tokens = model_of(GPT), tokens_of(1, 6)
-    smaller: Any = removed(model, "blocks.2.mlp.act", [0, 1, 63], tokens)
-    assert smaller.blocks[2].mlp.up.out_features == 61 and smaller.blocks[1].mlp.up.out_features == 64
+@KINDS
+@pytest.mark.parametrize("inner", ["blocks.1.mlp", "blocks.2.mlp.beside.extra"])
+def test_the_layers_around_units_that_the_model_names_are_those_that_are_found(
+    config: TransformerConfig, inner: str
+) -> None:
+    model, tokens = model_of(config), tokens_of(1, 6)
+    add_beside(model, config, {"extra": 8})
+    model.double()
+    for module in (model.blocks[2].mlp.beside["extra"].down, model.blocks[1].mlp.down):
+        nn.init.normal_(module.weight)
+    site, gone = f"{inner}.act", [0, 1, 7]
+    found: Any = removed(model, site, gone, tokens)
+    layer = model.layer_at(site)
+    assert layer is not None
+    named = contracted(model, layer, gone, "units")
+    assert found.get_submodule(inner).up.out_features == model.get_submodule(inner).up.out_features - 3
+    sizes = {name: tensor.shape for name, tensor in found.state_dict().items()}
+    assert sizes == {name: tensor.shape for name, tensor in named.state_dict().items()}
+    assert torch.equal(named(tokens), found(tokens)) and model.layer_at("blocks.1") is None
 
 
 @KINDS

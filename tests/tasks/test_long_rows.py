@@ -44,8 +44,13 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["", "model.tied=true", OWN, "trainer.accumulate=3"])
-@pytest.mark.parametrize("experiment", ["stories_era", "stories_era/sgtm"])
+@pytest.mark.parametrize(
+    ("experiment", "change"),
+    [
+        ("stories_era", ""),
+        *(("stories_era/sgtm", change) for change in ("", "model.tied=true", OWN, "trainer.accumulate=3")),
+    ],
+)
 def test_a_training_makes_the_updates_of_whole_rows(
     experiment: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,12 +3,11 @@
 # each with the same number of updates, and compare them on five fresh seeds. The table is printed, and kept in OUT.
 # usage: [PROBLEMS="mnist_rare conv_site"] [METHODS="random tpe pilot learned"] [FASHION=FOLDER] scripts/mask_design.sh [OVERRIDE …]
 #   SMOKE=1     tiny runs of one problem, to see that everything works
-#   language_unlabelled is fixed, too, and left out: documents cannot be grouped without labels yet
 #   FASHION     a folder with Fashion-MNIST; without it, torchvision downloads it
 set -euo pipefail
 here=$(dirname "$0")
 out=${OUT:-outputs}
-problems=${PROBLEMS:-fashion_split fashion_classes mnist_ten mnist_rare language_era language_sgtm conv_site resnet_site mnist_unlabelled}
+problems=${PROBLEMS:-fashion_split fashion_classes mnist_ten mnist_rare language_era language_sgtm conv_site resnet_site mnist_unlabelled language_unlabelled}
 methods=${METHODS:-random tpe pilot learned}
 small=()
 if [ -n "${SMOKE:-}" ]; then

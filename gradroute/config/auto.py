@@ -1,5 +1,6 @@
 """`routing.auto`: regions and routes that a pilot is to find before the run."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ class AutoConfig:
     checked: number of candidates that are tried and ablated, those with the most conflict.
     outside: gradient weight outside of a group's own region; null computes it.
     labels: whether the groups are those of the experiment. If not, they are clusters of the data points' gradients.
-    clusters: numbers of clusters to choose from.
+    clusters: numbers of clusters to choose from. If a step names a group of the experiment, such as the one that is
+        relearned, there are as many clusters as groups, which take their names: the smallest is the first group.
     ablate: group whose region is ablated; null is each in turn or, where the experiment relearns a group, that group.
     found: set by the pilot: the folder of the mask and its evidence, which the run keeps.
     """
@@ -57,11 +59,24 @@ def check_auto(auto: AutoConfig, key: str) -> None:
     require(len(set(auto.sites)) == len(auto.sites), f"{key}.sites", auto.sites, "each site once")
 
 
-def cluster_groups(count: int) -> "dict[str, GroupConfig]":
-    """Return groups by the metadata column of clusters."""
+def cluster_groups(names: Sequence[str]) -> "dict[str, GroupConfig]":
+    """Return groups by the metadata column of clusters, whose numbers are those of the names."""
     from gradroute.config.schema import GroupConfig
 
-    return {f"cluster_{n}": GroupConfig(column=CLUSTER, values=[str(n)]) for n in range(count)}
+    return {name: GroupConfig(column=CLUSTER, values=[str(n)]) for n, name in enumerate(names)}
+
+
+def named_clusters(config: "Config") -> list[str] | None:
+    """Return the groups of an experiment and its steps, whose names clusters take; None if nothing names a group."""
+    steps, routing = (section for section in vars(config).values() if isinstance(section, Mapping)), config.routing
+    named = [step["group"] for step in steps if isinstance(step.get("group"), str)]
+    named += [*([routing.unlabelled] if routing.unlabelled else []), *routing.left_out, *routing.label_noise]
+    return list(dict.fromkeys([*config.routing.groups, *named])) if named else None
+
+
+def cluster_names(count: int) -> list[str]:
+    """Return names for some clusters."""
+    return [f"cluster_{n}" for n in range(count)]
 
 
 def region_names(config: "Config") -> list[str]:
@@ -88,7 +103,7 @@ def expand_auto(config: "Config") -> None:
     assert auto is not None
     check_auto(auto, "routing.auto")
     if not auto.labels:
-        config.routing.groups = cluster_groups(2)  # until they are found
+        config.routing.groups = cluster_groups(named_clusters(config) or cluster_names(2))  # until they are found
     groups = list(config.routing.groups)
     right = "two or more, for each of which a region is to be found"
     require(len(groups) > 1, "routing.groups", groups, right)

@@ -26,15 +26,16 @@ def settled(config: Config, say: Callable[[str], None] = print) -> Config:
     found = read(folder)
     if found is None:
         from gradroute.search.pilot import Pilot
-        from gradroute.search.unlabelled import unlabelled
+        from gradroute.search.unlabelled import counted, unlabelled
         from gradroute.training.devices import settle_precision
 
         settle_precision(config)
+        cost = 0
         if not auto.labels:
-            config, auto = unlabelled(config, auto, folder)
+            config, auto, cost = unlabelled(config, auto, folder)
         pilot = Pilot(config, auto)
         say(f"pilot: {pilot.cost} of {pilot.whole} updates, {len(pilot.candidates)} candidate sites")
-        found = pilot.find()
+        found = counted(pilot.find(), cost)
         write(found, found.applied(config), folder)
     say(found.why)
     made = found.applied(config if auto.labels else regrouped(config, folder, found.groups))

@@ -17,6 +17,18 @@ PLACEBOS = 19  # so that nothing but chance is believed once in twenty times
 ABOUT = 0.02  # difference of stabilities that does not count
 
 
+def _projections(units: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator, small = torch.Generator().manual_seed(seed), min(SKETCH, units)
+    first, second = (torch.randn(units, small, generator=generator) / small**0.5 for _ in range(2))
+    return first, second
+
+
+def directions(points: torch.Tensor) -> torch.Tensor:
+    """Return points, `(points, numbers)`, at length 1."""
+    sizes: torch.Tensor = points.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return points / sizes
+
+
 def sketches(gradients: torch.Tensor, activations: torch.Tensor, seed: int) -> torch.Tensor:
     """Return a direction for each point, `(points, numbers)`: its gradient of a linear map at the site, sketched.
 
@@ -24,13 +36,15 @@ def sketches(gradients: torch.Tensor, activations: torch.Tensor, seed: int) -> t
         gradients, activations: `(points, U)`, or `(points, positions, U)`, over whose positions is summed.
     """
     units = gradients.shape[-1]
-    generator = torch.Generator().manual_seed(seed)
-    small = min(SKETCH, units)
-    first, second = (torch.randn(units, small, generator=generator) / small**0.5 for _ in range(2))
+    first, second = _projections(units, seed)
     turned, seen = gradients.reshape(len(gradients), -1, units) @ first, activations.reshape(len(gradients), -1, units)
-    found: torch.Tensor = torch.einsum("npi,npj->nij", turned, seen @ second).flatten(1)
-    sizes: torch.Tensor = found.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return found / sizes
+    return directions(torch.einsum("npi,npj->nij", turned, seen @ second).flatten(1))
+
+
+def sketched_positions(gradients: torch.Tensor, activations: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return the sketch of each position of `(positions, U)`, whose sum over a point's positions has its direction."""
+    first, second = _projections(gradients.shape[-1], seed)
+    return torch.einsum("pi,pj->pij", gradients @ first, activations @ second).flatten(1)
 
 
 def shuffled(points: torch.Tensor, seed: int) -> torch.Tensor:

@@ -68,22 +68,22 @@ def design(search: Search) -> None:
         return
     from gradroute.search.learned import Learned
     from gradroute.search.pilot import Pilot  # imported late: torch takes seconds
+    from gradroute.search.unlabelled import counted, unlabelled
     from gradroute.training.devices import settle_precision
 
     config = search.config([], True)
     settle_precision(config)
     finder: Pilot | Learned
+    cost = 0
     if method == "pilot":
         auto = search.search.pilot
         if not auto.labels:
-            from gradroute.search.unlabelled import unlabelled
-
-            config, auto = unlabelled(config, auto, search.folder / method)
+            config, auto, cost = unlabelled(config, auto, search.folder / method)
         finder = Pilot(config, auto)
-        if budget is not None and finder.cost > budget:
-            raise UserError(f"search.budget={budget}: must be {finder.cost} or more, which the pilot costs")
+        if budget is not None and finder.cost + cost > budget:
+            raise UserError(f"search.budget={budget}: must be {finder.cost + cost} or more, which the pilot costs")
     else:
         finder = Learned(config, search.search.learned, budget)
-    found = replace(finder.find(), details={"settings": settings})
+    found = replace(counted(finder.find(), cost), details={"settings": settings})
     write(found, found.applied(config), search.folder / method)
     search.say(found.why)

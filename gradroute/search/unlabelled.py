@@ -3,98 +3,139 @@
 import csv
 import io
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from gradroute.config.auto import CLUSTER, AutoConfig
+from gradroute.config.auto import CLUSTER, AutoConfig, cluster_names, named_clusters
 from gradroute.config.doors import TARGET
 from gradroute.config.schema import Config, GroupConfig
 from gradroute.config.targets import build
 from gradroute.data.images.dataset import ImageDataset
+from gradroute.data.text.datasets import TextDataset
 from gradroute.errors import UserError
+from gradroute.models.layer_parts import Layered
 from gradroute.records.atomic import write_atomically
 from gradroute.routing import Site
-from gradroute.routing.sites import observed
-from gradroute.search.clusters import clustered, nearest, rand_index, sketches
+from gradroute.search.clusters import clustered, nearest, rand_index
+from gradroute.search.found import Found
 from gradroute.search.pilot import Pilot
-from gradroute.search.signals import CHUNK
+from gradroute.search.sketching import sketched
 from gradroute.search.unlabelled_groups import FOLDER, regrouped
+from gradroute.tasks.base import Task
 from gradroute.tasks.images import ImageTask
 
 RECORD = "clusters.json"
 ONE = "every_point"  # the only group while there are no others
+KINDS = 20  # values of a column that may be labels, at most
 
 
-def unlabelled(config: Config, auto: AutoConfig, folder: Path) -> tuple[Config, AutoConfig]:
-    """Return the configuration with clusters of gradients as its groups, and the settings of its pilot.
+def unlabelled(config: Config, auto: AutoConfig, folder: Path) -> tuple[Config, AutoConfig, int]:
+    """Return the configuration with clusters of gradients as its groups, the settings of its pilot, and what they cost.
 
     The clusters are written to the folder of the mask. Half of a pilot's share goes to the training before the points
-    are clustered, the other half to the pilot with these groups.
+    are clustered, the other half to the pilot with these groups. The cost is in updates, and counts the gradients of
+    all points, by which they are grouped, as an epoch.
 
     Raises: UserError for data that take no metadata, or if the clusters are no better than those of shuffled gradients.
     """
     if not (folder / FOLDER / RECORD).exists():
         _find(config, auto, folder)
-    count = json.loads((folder / FOLDER / RECORD).read_text())["clusters"]
-    return regrouped(config, folder, [str(n) for n in range(count)]), replace(auto, share=auto.share / 2)
+    record = json.loads((folder / FOLDER / RECORD).read_text())
+    return regrouped(config, folder, record["groups"]), replace(auto, share=auto.share / 2), record["updates"]
+
+
+def counted(found: Found, cost: int) -> Found:
+    """Return a mask that was found for clusters, with what these cost."""
+    said = f"Its groups were found without labels, as clusters of gradients, at the cost of {cost} more updates."
+    return replace(found, updates=found.updates + cost, why=f"{found.why}\n{said}") if cost else found
 
 
 def _find(config: Config, auto: AutoConfig, folder: Path) -> None:
-    dataset = build(config.dataset, "dataset")
-    if not isinstance(dataset, ImageDataset) or config.dataset.get("metadata", "") is not None:
+    dataset, names = build(config.dataset, "dataset"), named_clusters(config)
+    if not isinstance(dataset, ImageDataset | TextDataset) or config.dataset.get("metadata", "") is not None:
         name = config.dataset[TARGET].rpartition(".")[2]
-        right = "a data set of images with metadata=null, such as mnist or images, whose metadata the clusters become"
+        right = "a data set with metadata=null, such as mnist, images or text, whose metadata the clusters become"
         raise UserError(f"routing.auto.labels=false: {name} cannot take clusters; give {right}")
-    single = replace(config.routing, groups={ONE: GroupConfig(rest=True)}, labelled_fraction=1.0)
-    trained = Alone(replace(config, routing=single), replace(auto, share=auto.share / 2))
-    trained.train(trained.updates, 0)
-    task = trained.task
-    assert isinstance(task, ImageTask)  # which has such data
-    site = min(trained.candidates, key=lambda one: one.units).sites[0]
-    train = sketched(task, site, True, config.seed)
+    single = replace(config.routing, groups={ONE: GroupConfig(rest=True)}, labelled_fraction=1.0, unlabelled=None,
+                     left_out=[], label_noise={})  # fmt: skip
+    trained = Alone(replace(config, routing=single), auto)
+    updates = max(1, math.floor(trained.whole * auto.share / 2))
+    trained.train(updates, 0)
+    task, site = trained.task, _site(trained)
+    train, test = sketched(task, site, ONE, config.seed)
     drawn = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[: 2 * auto.points]]
-    found = clustered(drawn, auto.clusters, config.seed)
+    found = clustered(drawn, auto.clusters if names is None else [len(names)], config.seed)
     if not found.real:
         shares = f"{found.share:.3f} of the variance, and those of shuffled gradients up to {max(found.placebos):.3f}"
         fault = f"{len(found.centres)} clusters of gradients explain {shares}: there are no groups to find"
         raise UserError(f"routing.auto.labels=false: {fault}; give groups")
-    parts = {"train": nearest(train, found.centres)}
-    parts["test"] = nearest(sketched(task, site, False, config.seed), found.centres)
-    labels = task.data.train_labels.cpu()
+    order = torch.bincount(nearest(train, found.centres), minlength=len(found.centres)).argsort(stable=True)
+    centres = found.centres[order]  # the smallest first
+    parts = nearest(train, centres), nearest(test, centres)
     record = {
-        "clusters": len(found.centres), "site": site.name, "stability": found.stable, "explained": found.share,
-        "explained_placebos": found.placebos, "rand_index_with_labels": rand_index(parts["train"], labels),
+        "groups": names or cluster_names(len(centres)), "updates": updates + _epoch(trained), "site": site.name,
+        "stability": found.stable, "explained": found.share, "explained_placebos": found.placebos,
+        "rand_index": {name: rand_index(parts[0], own) for name, own in _labels(task)},
     }  # fmt: skip
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    for (name, own), whole in zip(parts.items(), dataset.load(), strict=True):
-        rows = [[CLUSTER], *([str(number)] for number in own.tolist()), *[["0"]] * (len(whole.labels) - len(own))]
+    for name, numbers in _columns(dataset, config, *parts).items():
         buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows(rows)  # points beyond a limit are not used
+        csv.writer(buffer, lineterminator="\n").writerows([[CLUSTER], *([number] for number in numbers)])
         write_atomically(folder / FOLDER / f"{name}.csv", buffer.getvalue())
     write_atomically(folder / FOLDER / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def _site(trained: "Alone") -> Site:
+    """Return the site whose gradients are clustered: the residual stream of the last layer, or the narrowest one.
+
+    What documents are about is told best where their errors enter.
+    """
+    model = trained.task.model
+    if isinstance(model, Layered) and not trained.auto.sites:
+        place = model.place("residual", model.layer_count - 1)
+        return Site(place.module, output=place.output)
+    return min(trained.candidates, key=lambda one: one.units).sites[0]
+
+
+def _epoch(trained: "Alone") -> int:
+    return math.ceil(trained.task.points / trained.config.trainer.batch_size)
+
+
+def _columns(
+    dataset: ImageDataset | TextDataset, config: Config, train: torch.Tensor, test: torch.Tensor
+) -> dict[str, list[int]]:
+    """Return the number of every data point in the data set's order; points beyond a limit are not used, and have 0."""
+    if isinstance(dataset, ImageDataset):
+        counts, held_out = [len(part.labels) for part in dataset.load()], 0
+    else:
+        documents = dataset.documents(config.trainer.train_limit)
+        counts, held_out = [len(part) for part in documents], dataset.validation_stories
+    limit = config.trainer.test_limit or len(test)
+    found = [[0] * count for count in counts]
+    found[0][: len(train)] = train.tolist()
+    tested = min(limit, counts[1] - held_out)
+    found[1][:tested] = test[:tested].tolist()
+    start, validated = counts[1] - held_out, len(test) - tested
+    found[1][start : start + validated] = test[tested:].tolist()
+    return dict(zip(("train", "test"), found, strict=True))
+
+
+def _labels(task: Task) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what the data say of the training points, which played no part: labels, or columns of a few values."""
+    if isinstance(task, ImageTask):
+        yield task.data.label_noun, task.data.train_labels.cpu()
+        return
+    for name, values in task.data.train.documents.columns.items():
+        kinds = {value: number for number, value in enumerate(dict.fromkeys(values))}
+        if 1 < len(kinds) <= KINDS:
+            yield name, torch.tensor([kinds[value] for value in values])
 
 
 class Alone(Pilot):
     """A pilot of all points as one group, which only trains."""
 
     least_groups = 1
-
-
-def sketched(task: ImageTask, site: Site, train: bool, seed: int) -> torch.Tensor:
-    """Return the sketches of all training or test images at a site, `(points, numbers)`, without augmentation."""
-    images = task.train_images if train else task.test_images
-    labels = task.data.train_labels if train else task.data.test_labels
-    objective, found = task.objective(), list[torch.Tensor]()
-    with observed(task.model, [site]) as seen:
-        for chosen in torch.arange(len(images), device=task.device).split(8 * CHUNK):
-            groups = torch.zeros(len(chosen), dtype=torch.int64, device=task.device)
-            inputs = (images[chosen], labels[chosen]) if task.classifies else (images[chosen],)
-            terms = objective(*inputs, groups)
-            value = torch.stack([v for term, (v, _) in terms.items() if term.group == ONE]).sum()
-            activation = seen[site.name]
-            (gradient,) = torch.autograd.grad(value, activation)
-            last = [site.units_last(t.detach()).float().cpu() for t in (gradient, activation)]
-            found.append(sketches(last[0], last[1], seed))
-    return torch.cat(found)

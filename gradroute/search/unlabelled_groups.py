@@ -12,6 +12,6 @@ FOLDER = "clusters"  # below the folder of the mask: the data set's metadata
 
 def regrouped(config: Config, folder: Path, groups: Sequence[str]) -> Config:
     """Return a configuration whose groups are the clusters in the folder of a mask."""
-    routing = replace(config.routing, groups=cluster_groups(len(groups)), regions={}, routes={}, unassigned="error")
+    routing = replace(config.routing, groups=cluster_groups(groups), regions={}, routes={}, unassigned="error")
     dataset = {**config.dataset, "metadata": str(folder / FOLDER)}
     return replace(config, routing=routing, dataset=dataset)

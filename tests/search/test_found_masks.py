@@ -27,7 +27,9 @@ from gradroute.search.automatic import settled
 from gradroute.search.pilot import Pilot
 from gradroute.search.schema import search_from
 from gradroute.search.space import Given, check_start, space
+from gradroute.search.unlabelled import unlabelled
 from gradroute.tasks.base import create
+from gradroute.tasks.language import LanguageModelling
 
 TINY = ["trainer=smoke", "trainer.train_limit=512", "trainer.test_limit=64", "trainer.batch_size=16",
         "trainer.epochs=5", "model.hidden=[12]", "model.encoding=6", "trainer.device=cpu",
@@ -292,16 +294,38 @@ def test_groups_without_labels_are_clusters_of_gradients(photos: Path, tmp_path:
     config = settled(configuration([*given, *own]), lambda text: None)
     (record,) = (tmp_path / "out" / "pilots").glob("*/clusters/clusters.json")
     found = json.loads(record.read_text())
-    assert found["explained"] > max(found["explained_placebos"]) and found["clusters"] == len(config.routing.groups)
-    assert found["rand_index_with_labels"] > 0.3  # of classes that differ in where they are bright
+    assert found["explained"] > max(found["explained_placebos"]) and found["groups"] == list(config.routing.groups)
+    assert found["rand_index"]["class"] > 0.3  # of classes that differ in where they are bright
     assert set(config.routing.regions) == set(config.losses.l1)
-    assert create(config).names == [f"cluster_{n}" for n in range(found["clusters"])]
+    assert create(config).names == [f"cluster_{n}" for n in range(len(found["groups"]))]
 
 
-def test_documents_cannot_be_grouped_without_labels(tmp_path: Path) -> None:
-    short = ["trainer=smoke", "completions=null", "relearn=null", "steps=[train,evaluate]", f"output_dir={tmp_path}"]
-    given = ["experiment=stories_era/base", "routing=auto", "routing.auto.labels=false", *short]
-    with pytest.raises(
-        UserError, match=r"routing.auto.labels=false: \w+ cannot take clusters; give a data set of images"
-    ):
-        settled(configuration(given), lambda text: None)
+@pytest.mark.slow
+def test_documents_are_grouped_without_labels(tmp_path: Path) -> None:
+    """A second language is found; a limit and validation documents leave every number with its document."""
+    given = ["experiment=second_language/era", "routing=auto", "routing.auto.labels=false", "trainer=smoke",
+             "dataset.stories=600", "dataset.test_stories=100", "dataset.validation_stories=40", "dataset.length=64",
+             "trainer.epochs=5", "trainer.batch_size=8", "trainer.test_limit=30", "model.width=32", "model.heads=2",
+             "model.hidden=64", "routing.auto.points=128", "routing.auto.checked=1", "trainer.device=cpu",
+             f"output_dir={tmp_path}"]  # fmt: skip
+    assert list(configuration(given).routing.groups) == ["forget", "retain"]  # which its steps name
+    said: list[str] = []
+    config = settled(configuration(given), said.append)
+    (folder,) = tmp_path.glob("pilots/*/clusters")
+    record = json.loads((folder / "clusters.json").read_text())
+    assert record["rand_index"]["language"] > 0.5 > 0.1 > abs(record["rand_index"]["forest"])
+    assert f"at the cost of {record['updates']} more updates" in said[-1]
+    task = create(config)
+    assert isinstance(task, LanguageModelling) and task.names == ["forget", "retain"]
+    numbers = {name: list(map(int, (folder / f"{name}.csv").read_text().split()[1:])) for name in ("train", "test")}
+    used = task.train_groups.tolist()
+    assert used == numbers["train"][: len(used)] and 0 < used.count(0) < len(used) / 2  # the smaller one
+    assert task.test_groups.tolist() == numbers["test"][:30] and task.validation.held_out
+    assert task.validation.groups.tolist() == numbers["test"][60:90] and set(numbers["test"][60:90]) == {0, 1}
+
+
+def test_data_that_take_no_clusters_cannot_be_grouped_without_labels(tmp_path: Path) -> None:
+    given = ["experiment=secrets/plain", "trainer=smoke", f"output_dir={tmp_path}"]
+    right = "give a data set with metadata=null, such as mnist, images or text"
+    with pytest.raises(UserError, match=f"routing.auto.labels=false: Secrets cannot take clusters; {right}"):
+        unlabelled(configuration(given), AutoConfig(labels=False), tmp_path)

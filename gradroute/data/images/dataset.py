@@ -1,19 +1,15 @@
 """Labelled images, and the interface of a data set of images."""
 
-import csv
 import hashlib
-import io
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from gradroute.data.base import Dataset
 from gradroute.errors import UserError
-from gradroute.records.safe_reading import open_plain
 
 PARTS = ("train", "test")
 
@@ -135,20 +131,3 @@ def _check_parts(parts: tuple[LabelledImages, LabelledImages], name: str) -> Non
         for column, values in part.columns.items():
             if len(values) != len(images):
                 raise UserError(f"{where}: column '{column}' has {len(values)} values for {len(images)} images")
-
-
-def read_columns(folder: str | None, part: str, images: int) -> dict[str, list[str]]:
-    """Return the columns of `folder/<part>.csv`. Raises: UserError if it is unreadable or lacks a line per image."""
-    if folder is None:
-        return {}
-    path = Path(folder).expanduser() / f"{part}.csv"
-    try:
-        with open_plain(path) as file:
-            header, *lines = csv.reader(io.TextIOWrapper(file, "utf-8", newline=""))
-    except (UserError, OSError, ValueError, csv.Error) as error:
-        raise UserError(f"dataset.metadata={folder}: {path} cannot be read ({error})") from None
-    odd = next((number for number, line in enumerate(lines, 2) if len(line) != len(header)), None)
-    if len(lines) != images or odd:
-        fault = f"line {odd} does not have {len(header)} cells" if odd else f"{len(lines)} lines for {images} images"
-        raise UserError(f"dataset.metadata={folder}: {path}: {fault}; give a header and one line per image")
-    return {column: [line[i] for line in lines] for i, column in enumerate(header)}

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from gradroute.config.limits import Between, Items, Text
-from gradroute.data.images.dataset import PARTS, ImageDataset, LabelledImages, read_columns
+from gradroute.data.columns import read_columns
+from gradroute.data.images.dataset import PARTS, ImageDataset, LabelledImages
 from gradroute.data.images.decoding import FORMATS, decode, entries
 from gradroute.data.images.strips import channels_first
 from gradroute.errors import UserError

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import torch
 
 from gradroute.config.limits import Text
-from gradroute.data.images.dataset import PARTS, ImageDataset, LabelledImages, read_columns
+from gradroute.data.columns import read_columns
+from gradroute.data.images.dataset import PARTS, ImageDataset, LabelledImages
 from gradroute.data.images.idx import read_idx
 from gradroute.data.images.packaged import cache_dir, check_given, unpack_somewhere
 from gradroute.data.images.strips import Part, read_strips

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from gradroute.config.limits import MANY, Between, Text
 from gradroute.data.base import Dataset
+from gradroute.data.columns import read_columns
 from gradroute.data.text import documents as reading
 from gradroute.data.text import toy_stories
 from gradroute.data.text.corpora import Texts, tokenized
@@ -20,6 +21,7 @@ Count = Annotated[int, Between(1, MANY)]
 Some = Annotated[int, Between(0, MANY)]
 Named = Annotated[str, Text("words, bpe, pretrained, or the path of a tokenizer.json")]
 Length = Annotated[int, Between(2, MANY)]
+Folder = Annotated[str | None, Text("a folder's path")]
 
 
 class TextDataset(Dataset):
@@ -30,14 +32,15 @@ class TextDataset(Dataset):
         vocabulary: the maximum number of tokens; null is 2048 for `bpe` and no limit for `words`.
         length: tokens per row. Documents that are packed into one row do not see each other.
         validation_stories: how many of the test documents, the last ones, are validated on and not tested on.
+        metadata: a folder with `train.csv` and `test.csv`: a header, and a line for each document in the data's order.
     """
 
     def __init__(
         self, tokenizer: Named = "bpe", vocabulary: Count | None = None, length: Length = 256,
-        validation_stories: Some = 0,
+        validation_stories: Some = 0, metadata: Folder = None,
     ) -> None:  # fmt: skip
         self.tokenizer, self.vocabulary, self.length = tokenizer, vocabulary, length
-        self.validation_stories = validation_stories
+        self.validation_stories, self.metadata = validation_stories, metadata
 
     @abstractmethod
     def documents(self, train_limit: int | None) -> tuple[Documents, Documents]:
@@ -56,13 +59,20 @@ class TextDataset(Dataset):
 
         Raises: UserError for unreadable files, or settings that do not fit together.
         """
-        train, given = self.documents(train_limit)
+        train, given = (
+            self._described(part, name)
+            for part, name in zip(self.documents(train_limit), ("train", "test"), strict=True)
+        )
         test, validation = self._held_out(given)
         train, test, validation = (
             part.take(range(min(limit, len(part)))) if limit else part
             for part, limit in ((train, train_limit), (test, test_limit), (validation, test_limit))
         )
         return tokenized(train, test, self._tokenizer(train, pretrained), self.length, validation)
+
+    def _described(self, part: Documents, name: str) -> Documents:
+        """Add the columns of the metadata; there may be lines for documents beyond those that are read."""
+        return Documents(part.texts, {**part.columns, **read_columns(self.metadata, name, len(part), "document", True)})
 
     def _held_out(self, given: Documents) -> tuple[Documents, Documents]:
         """Divide the test documents into those to test on and those to validate on."""
@@ -99,9 +109,9 @@ class ToyStories(TextDataset):
     def __init__(
         self, concept: str = "forest", share: Annotated[float, Between(0, 1)] = 0.2, stories: Count = 6000,
         test_stories: Count = 1500, tokenizer: Named = "words", vocabulary: Count | None = None, length: Length = 128,
-        validation_stories: Some = 0, mixed: Annotated[float, Between(0, 1)] = 0.0,
+        validation_stories: Some = 0, mixed: Annotated[float, Between(0, 1)] = 0.0, metadata: Folder = None,
     ) -> None:  # fmt: skip
-        super().__init__(tokenizer, vocabulary, length, validation_stories)
+        super().__init__(tokenizer, vocabulary, length, validation_stories, metadata)
         self.concept, self.share, self.stories, self.test_stories = concept, share, stories, test_stories
         self.mixed = mixed
 
@@ -127,9 +137,9 @@ class TextFiles(TextDataset):
     def __init__(
         self, files: Annotated[str, Text("a file or a folder")], field: str = "text", stories: Count | None = None,
         test_stories: Count = 500, tokenizer: Named = "bpe", vocabulary: Count | None = None, length: Length = 256,
-        validation_stories: Some = 0,
+        validation_stories: Some = 0, metadata: Folder = None,
     ) -> None:  # fmt: skip
-        super().__init__(tokenizer, vocabulary, length, validation_stories)
+        super().__init__(tokenizer, vocabulary, length, validation_stories, metadata)
         self.files, self.field, self.stories, self.test_stories = files, field, stories, test_stories
 
     def documents(self, train_limit: int | None) -> tuple[Documents, Documents]:
@@ -153,9 +163,9 @@ class HubTexts(TextDataset):
         split: Annotated[str, Text("the name of a split")] = "train",
         test_split: Annotated[str, Text("the name of a split")] | None = "validation", field: str = "text",
         stories: Count | None = 400_000, test_stories: Count = 5000, tokenizer: Named = "bpe",
-        vocabulary: Count | None = None, length: Length = 256, validation_stories: Some = 0,
+        vocabulary: Count | None = None, length: Length = 256, validation_stories: Some = 0, metadata: Folder = None,
     ) -> None:  # fmt: skip
-        super().__init__(tokenizer, vocabulary, length, validation_stories)
+        super().__init__(tokenizer, vocabulary, length, validation_stories, metadata)
         self.hub, self.split, self.test_split, self.field = hub, split, test_split, field
         self.stories, self.test_stories = stories, test_stories
 

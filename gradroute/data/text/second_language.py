@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated
 
 from gradroute.config.limits import Between, Text
-from gradroute.data.text.datasets import CORPUS, Count, Length, Named, Some, TextDataset, TextFiles, ToyStories
+from gradroute.data.text.datasets import CORPUS, Count, Folder, Length, Named, Some, TextDataset, TextFiles, ToyStories
 from gradroute.data.text.documents import Documents
 
 COLUMN, FIRST, SECOND = "language", "first", "second"
@@ -74,9 +74,10 @@ class SecondLanguage(TextDataset):
         self, share: Annotated[float, Between(0, 1)] = 0.25, seed: Annotated[int, Between(0, 2**31)] = CORPUS,
         files: Annotated[str, Text("a file or a folder")] | None = None, field: str = "text",
         stories: Count | None = None, test_stories: Count = 1500, tokenizer: Named | None = None,
-        vocabulary: Count | None = None, length: Length = 128, validation_stories: Some = 0,
+        vocabulary: Count | None = None, length: Length = 128, validation_stories: Some = 0, metadata: Folder = None,
     ) -> None:  # fmt: skip
-        super().__init__(tokenizer or ("words" if files is None else "bpe"), vocabulary, length, validation_stories)
+        kind = tokenizer or ("words" if files is None else "bpe")
+        super().__init__(kind, vocabulary, length, validation_stories, metadata)
         self.share, self.seed, self.files, self.field = share, seed, files, field
         self.stories, self.test_stories = stories, test_stories
 

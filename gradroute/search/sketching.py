@@ -1,0 +1,73 @@
+"""Sketch the gradient of every data point of a task at a site: what clusters are made of."""
+
+import torch
+
+from gradroute.data.text.corpora import Part
+from gradroute.errors import UserError
+from gradroute.routing import Site
+from gradroute.routing.sites import observed
+from gradroute.search.clusters import directions, sketched_positions, sketches
+from gradroute.search.signals import CHUNK
+from gradroute.tasks.base import Task
+from gradroute.tasks.images import ImageTask
+from gradroute.tasks.language import LanguageModelling
+from gradroute.training.objectives import Terms
+
+
+def sketched(task: Task, site: Site, group: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sketches of the training and of the test points at a site, `(points, numbers)`, without augmentation.
+
+    Points are images, or documents; those that are validated on follow those that are tested on.
+
+    Args:
+        group: the task's only group. seed: of the projections.
+
+    Raises: UserError for a task of neither.
+    """
+    if isinstance(task, ImageTask):
+        return _of_images(task, site, group, True, seed), _of_images(task, site, group, False, seed)
+    if not isinstance(task, LanguageModelling):
+        raise UserError(f"routing.auto.labels=false: the data of {type(task).__name__} cannot be grouped; give groups")
+    held_out = [task.data.test, *([task.data.validation] if task.data.validation else [])]
+    tested = [_of_documents(task, site, group, part, seed) for part in held_out]
+    return _of_documents(task, site, group, task.data.train, seed), torch.cat(tested)
+
+
+def _loss(terms: Terms, group: str) -> torch.Tensor:
+    return torch.stack([value for term, (value, _) in terms.items() if term.group == group]).sum()
+
+
+def _of_images(task: ImageTask, site: Site, group: str, train: bool, seed: int) -> torch.Tensor:
+    images = task.train_images if train else task.test_images
+    labels = task.data.train_labels if train else task.data.test_labels
+    objective, found = task.objective(), list[torch.Tensor]()
+    with observed(task.model, [site]) as seen:
+        for chosen in torch.arange(len(images), device=task.device).split(8 * CHUNK):
+            groups = torch.zeros(len(chosen), dtype=torch.int64, device=task.device)
+            inputs = (images[chosen], labels[chosen]) if task.classifies else (images[chosen],)
+            found.append(sketches(*_gradients(_loss(objective(*inputs, groups), group), seen[site.name], site), seed))
+    return torch.cat(found)
+
+
+def _of_documents(task: LanguageModelling, site: Site, group: str, part: Part, seed: int) -> torch.Tensor:
+    """Return a direction for each document: documents in one row do not see each other, so each has its own sum."""
+    packed, objective, found = part.packed, task.objective(), list[tuple[torch.Tensor, torch.Tensor]]()
+    with observed(task.model, [site]) as seen:
+        for chosen in torch.arange(len(packed)).split(CHUNK):
+            rows = [t[chosen].to(task.device) for t in (packed.tokens, packed.targets, packed.documents)]
+            groups = torch.zeros_like(rows[0])
+            value = _loss(objective(*rows, groups, groups), group)
+            positions = [t.flatten(0, 1) for t in _gradients(value, seen[site.name], site)]
+            own = packed.documents[chosen].flatten()
+            there = own >= 0
+            found.append((own[there], sketched_positions(positions[0], positions[1], seed)[there]))
+    sums = found[0][1].new_zeros(len(part.documents), found[0][1].shape[1])
+    for own, each in found:
+        sums.index_add_(0, own, each)
+    return directions(sums)
+
+
+def _gradients(value: torch.Tensor, activation: torch.Tensor, site: Site) -> tuple[torch.Tensor, torch.Tensor]:
+    (gradient,) = torch.autograd.grad(value, activation)
+    first, second = (site.units_last(t.detach()).float().cpu() for t in (gradient, activation))
+    return first, second

@@ -1,16 +1,23 @@
 """Learn a mask at one site: the model is trained under masks that look ahead, then the masks are fixed and rounded."""
 
+import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch.func import functional_call
 
 from gradroute.config.auto import AutoConfig
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
+from gradroute.records import checkpoints
+from gradroute.records.run_folder import CHECKPOINTS
 from gradroute.routing import Site
 from gradroute.routing.hooks import hooked
 from gradroute.search import agreement, lookahead
@@ -22,6 +29,7 @@ from gradroute.search.schema import LearnedConfig
 from gradroute.search.signals import APART
 from gradroute.tasks.base import Task
 from gradroute.tasks.parts import read_regions
+from gradroute.training.states import read_state, save_state
 
 START = 2.0  # logit of each group's weight at first: nothing is decided, and all of a gradient passes almost whole
 
@@ -113,27 +121,19 @@ class Learned(Problem):
             raise UserError("search.learned.site: is null, and the experiment's regions differ in width; name a site")
         return Candidate(tuple(site for one in found for site in one.sites), found[0].units)
 
-    def find(self) -> Found:
-        """Learn the masks, round them and return the mask."""
-        task, plan, groups = self.task, self.plan, len(self.task.names)
-        masked = Masked(task, self.candidate)
-        generator = torch.Generator().manual_seed(self.config.seed)
-        logits = START + 0.1 * torch.randn(groups, self.candidate.units, generator=generator)
-        logits = logits.to(task.device).requires_grad_()
-        masks = torch.optim.Adam([logits], lr=self.settings.mask_rate)
-        parameters = {name: value.requires_grad_() for name, value in masked.parameters().items()}
-        optimizer = torch.optim.Adam(list(parameters.values()), lr=self.config.trainer.lr)
-        each = max(1, self.config.trainer.batch_size // groups)
-        for _ in range(self.iterations):
-            masked.rows = [own[torch.randint(len(own), (each,), generator=generator)] for own in self.rows]
-            fixed = {name: value.detach() for name, value in parameters.items()}
-            logits.grad = lookahead.slope(logits.detach(), masked, fixed, plan)
-            masks.step()
-            optimizer.zero_grad()
-            weights = torch.sigmoid(logits.detach())
-            torch.stack([masked(parameters, g, weights[g], None) for g in range(groups)]).mean().backward()
-            optimizer.step()
-        return self.rounded(torch.sigmoid(logits.detach()).cpu())
+    def find(self, folder: Path) -> Found:
+        """Learn the masks, round them and return the mask; go on from the last checkpoint in a folder, if it has one.
+
+        Raises: UserError if that is damaged, or of other settings.
+        """
+        learning, saved = Learning(self), time.monotonic()
+        learning.read(folder)
+        while learning.done < self.iterations:
+            learning.step()
+            if time.monotonic() - saved >= 60 * self.config.checkpoint.minutes:
+                learning.save(folder)
+                saved = time.monotonic()
+        return self.rounded(torch.sigmoid(learning.logits.detach()).cpu())
 
     def rounded(self, weights: torch.Tensor) -> Found:
         """Return the mask of learned weights `(G, U)`: units by membership, outside weights as means, in tenths."""
@@ -152,3 +152,65 @@ class Learned(Problem):
             f"on average; {1 / len(weights):.2f} is no preference."
         )
         return Found("learned", list(self.task.names), [evidence], 0, self.cost, said)
+
+
+class Learning:
+    """The state of a learning: the model's parameters and the masks' logits, their optimizers, and the steps done."""
+
+    def __init__(self, learned: Learned) -> None:
+        task, config, groups = learned.task, learned.config, len(learned.task.names)
+        self.learned, self.masked, self.done = learned, Masked(task, learned.candidate), 0
+        self.generator = torch.Generator().manual_seed(config.seed)
+        logits = START + 0.1 * torch.randn(groups, learned.candidate.units, generator=self.generator)
+        self.logits = logits.to(task.device).requires_grad_()
+        self.masks = torch.optim.Adam([self.logits], lr=learned.settings.mask_rate)
+        self.parameters = {name: value.requires_grad_() for name, value in self.masked.parameters().items()}
+        self.optimizer = torch.optim.Adam(list(self.parameters.values()), lr=config.trainer.lr)
+        self.each = max(1, config.trainer.batch_size // groups)
+        self.of = json.dumps([asdict(learned.settings), learned.iterations], sort_keys=True)
+
+    def step(self) -> None:
+        """Make a step of the masks, and an update under them."""
+        groups = range(len(self.learned.rows))
+        drawn = [torch.randint(len(own), (self.each,), generator=self.generator) for own in self.learned.rows]
+        self.masked.rows = [own[chosen] for own, chosen in zip(self.learned.rows, drawn, strict=True)]
+        fixed = {name: value.detach() for name, value in self.parameters.items()}
+        self.logits.grad = lookahead.slope(self.logits.detach(), self.masked, fixed, self.learned.plan)
+        self.masks.step()
+        self.optimizer.zero_grad()
+        weights = torch.sigmoid(self.logits.detach())
+        torch.stack([self.masked(self.parameters, g, weights[g], None) for g in groups]).mean().backward()
+        self.optimizer.step()
+        self.done += 1
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint to a folder."""
+        state = {
+            "of": self.of, "done": self.done, "logits": self.logits.detach(), "masks": self.masks.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "drawn": self.generator.get_state(),
+            "random": torch.get_rng_state(), "buffers": dict(self.masked.objective.named_buffers()),
+        }  # fmt: skip
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        save_state(folder, str(self.done), state, {name: value.detach() for name, value in self.parameters.items()})
+
+    def read(self, folder: Path) -> None:
+        """Go on from the last checkpoint in a folder, if there is one. Raises: UserError if it is of other settings."""
+        found = checkpoints.newest(folder)
+        if found is None:
+            return
+        state = read_state(found, self.logits.device)
+        if state.get("of") != self.of:
+            fault = "has masks that were being learned with another search.learned or search.budget"
+            raise UserError(f"{folder}: {fault}; set another search.name=")
+        weights = load_file(folder / found.name / checkpoints.WEIGHTS)  # whose checksum holds
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                value.copy_(weights[name])
+            self.logits.copy_(state["logits"])
+            for name, value in self.masked.objective.named_buffers():
+                value.copy_(state["buffers"][name])
+        self.masks.load_state_dict(state["masks"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["drawn"].cpu())
+        torch.set_rng_state(state["random"].cpu())
+        self.done = state["done"]

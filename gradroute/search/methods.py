@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from gradroute.config.overrides import literal
 from gradroute.config.schema import SplitConfig
 from gradroute.errors import UserError
+from gradroute.records import checkpoints
 from gradroute.search.budget import spent
 from gradroute.search.found import Found, overrides_to, read, unrouted, write
 from gradroute.search.space import Overrides
@@ -73,17 +74,18 @@ def design(search: Search) -> None:
 
     config = search.config([], True)
     settle_precision(config)
-    finder: Pilot | Learned
-    cost = 0
+    cost, folder = 0, search.folder / method
     if method == "pilot":
         auto = search.search.pilot
         if not auto.labels:
-            config, auto, cost = unlabelled(config, auto, search.folder / method)
+            config, auto, cost = unlabelled(config, auto, folder)
         finder = Pilot(config, auto)
         if budget is not None and finder.cost + cost > budget:
             raise UserError(f"search.budget={budget}: must be {finder.cost + cost} or more, which the pilot costs")
+        found = finder.find()
     else:
-        finder = Learned(config, search.search.learned, budget)
-    found = replace(counted(finder.find(), cost), details={"settings": settings})
-    write(found, found.applied(config), search.folder / method)
+        found = Learned(config, search.search.learned, budget).find(folder)
+    found = replace(counted(found, cost), details={"settings": settings})
+    write(found, found.applied(config), folder)
+    checkpoints.remove(folder)  # of a mask that was learned
     search.say(found.why)

@@ -24,8 +24,9 @@ from gradroute.routing import parse_units
 from gradroute.running.runner import execute
 from gradroute.search import found as masks
 from gradroute.search.automatic import settled
+from gradroute.search.learned import Learned, Learning
 from gradroute.search.pilot import Pilot
-from gradroute.search.schema import search_from
+from gradroute.search.schema import LearnedConfig, search_from
 from gradroute.search.space import Given, check_start, space
 from gradroute.search.unlabelled import unlabelled
 from gradroute.tasks.base import create
@@ -227,6 +228,37 @@ def test_methods_share_a_folder_and_its_finals_and_count_their_updates(
     assert "has a mask of another search.learned; set another search.name=" in capsys.readouterr().err
     assert status(monkeypatch, *command, "method=pilot", "trainer.lr=0.01") == 2
     assert "has a search of another override; set another search.name=" in capsys.readouterr().err
+
+
+def test_a_mask_that_was_being_learned_goes_on_to_the_bit(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [one for one in TINY if "limit" not in one]
+    own = ["dataset=images", f"dataset.root={photos}", "split.groups=[[0],[1,2]]", "trainer.epochs=18"]
+    config = configuration([*sizes, *own, "checkpoint.minutes=0", f"output_dir={tmp_path}"])
+    step, begun = Learning.step, list[int]()
+
+    def until_the_fourth(self: Learning) -> None:
+        if self.done == 3:
+            raise KeyboardInterrupt
+        step(self)
+
+    def noted(self: Learning) -> None:
+        begun.append(self.done)
+        step(self)
+
+    def find(name: str, mask_rate: float = 0.1) -> masks.Found:
+        return Learned(config, LearnedConfig(share=0.3, mask_rate=mask_rate), None).find(tmp_path / name)
+
+    whole = find("whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Learning, "step", until_the_fourth)
+        find("cut")
+    assert {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()} == {"000002", "000003"}
+    with pytest.raises(UserError, match=r"another search.learned or search.budget; set another search.name="):
+        find("cut", mask_rate=0.2)
+    monkeypatch.setattr(Learning, "step", noted)
+    assert find("cut") == whole and begun[0] == 3
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import composing
 import forked as forks
@@ -33,7 +32,7 @@ import sketch
 from filelock import FileLock
 from forked import Forked
 from matplotlib.figure import Figure
-from robust import read_once
+from mnist_once import mnist_once
 
 from gradroute.data.images.dataset import Images
 from gradroute.data.images.torchvision import MNIST
@@ -80,14 +79,8 @@ _read: dict[str, Images] = {}
 @pytest.fixture(autouse=True)
 def _read_mnist_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read and hash the packaged MNIST once in a process, but in the tests of reading it."""
-    original = MNIST.tensors
-    once = read_once(original, _read)
-
-    def tensors(self: MNIST, *limits: int | None, **supplied: Any) -> Images:
-        return (once if self.root is None else original)(self, *limits, **supplied)
-
     if request.path.parent.name != "data":
-        monkeypatch.setattr(MNIST, "tensors", tensors)
+        monkeypatch.setattr(MNIST, "tensors", mnist_once(_read))
 
 
 @pytest.fixture(autouse=True)

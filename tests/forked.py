@@ -35,9 +35,10 @@ def fork(function: Callable[..., object], *arguments: object) -> Any:
     return _forks.Process(target=function, args=arguments)
 
 
-def exit_with_missing(modules: Sequence[str]) -> None:
-    """Exit with the number of modules that this process has not imported yet."""
-    sys.exit(sum(name not in sys.modules for name in modules))
+def exit_with_missing() -> None:
+    """Exit with the number of modules of `warm`, and itself, that this process has not imported yet."""
+    modules: Sequence[str] = getattr(sys.modules.get("warm"), "MODULES", ())
+    sys.exit(sum(name not in sys.modules for name in ("warm", *modules)))
 
 
 def written(fd: object) -> None:

@@ -24,6 +24,7 @@ def version(package: str) -> str | None:
         return None
 
 
+@cache  # the code that a process runs is that of its start; git takes as long as all else that a manifest says
 def git_commit() -> str | None:
     """Return the commit of the checkout that this package runs from, or None if it is installed."""
     home = Path(__file__).parents[2]

@@ -51,19 +51,16 @@ def _of_images(task: ImageTask, site: Site, group: str, train: bool, seed: int) 
 
 def _of_documents(task: LanguageModelling, site: Site, group: str, part: Part, seed: int) -> torch.Tensor:
     """Return a direction for each document: documents in one row do not see each other, so each has its own sum."""
-    packed, objective, found = part.packed, task.objective(), list[tuple[torch.Tensor, torch.Tensor]]()
+    packed, objective, sums = part.packed, task.objective(), torch.zeros(0)
     with observed(task.model, [site]) as seen:
         for chosen in torch.arange(len(packed)).split(CHUNK):
             rows = [t[chosen].to(task.device) for t in (packed.tokens, packed.targets, packed.documents)]
             groups = torch.zeros_like(rows[0])
             value = _loss(objective(*rows, groups, groups), group)
             positions = [t.flatten(0, 1) for t in _gradients(value, seen[site.name], site)]
-            own = packed.documents[chosen].flatten()
-            there = own >= 0
-            found.append((own[there], sketched_positions(positions[0], positions[1], seed)[there]))
-    sums = found[0][1].new_zeros(len(part.documents), found[0][1].shape[1])
-    for own, each in found:
-        sums.index_add_(0, own, each)
+            each, own = sketched_positions(positions[0], positions[1], seed), packed.documents[chosen].flatten()
+            sums = sums if len(sums) else each.new_zeros(len(part.documents), each.shape[1])
+            sums.index_add_(0, own[own >= 0], each[own >= 0])  # not of padding
     return directions(sums)
 
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from gradroute.search.clusters import clustered, rand_index, shuffled, sketches
+from gradroute.search.clusters import clustered, directions, rand_index, shuffled, sketched_positions, sketches
 
 
 def blobs(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,3 +52,11 @@ def test_a_sketch_is_a_projection_of_the_gradient_of_a_map_at_the_site() -> None
         whole = sum(torch.outer(gradients[point, p], activations[point, p]) for p in range(7))
         expected = (first.T @ whole @ second).flatten()
         torch.testing.assert_close(found[point], expected / expected.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_sketches_of_positions_sum_to_that_of_their_point() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients, activations = (torch.randn(5, 7, 20, generator=generator) for _ in range(2))
+    each = sketched_positions(gradients.flatten(0, 1), activations.flatten(0, 1), seed=2)
+    summed = directions(each.reshape(5, 7, -1).sum(1))
+    torch.testing.assert_close(summed, sketches(gradients, activations, seed=2))

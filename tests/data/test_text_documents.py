@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gradroute.data.text.datasets import TextFiles
 from gradroute.data.text.documents import Documents, from_hub, read
 from gradroute.errors import UserError
 
@@ -104,3 +105,20 @@ def test_a_damaged_parquet_file_and_a_missing_path_are_refused(tmp_path: Path) -
 @pytest.mark.skipif(not SAMPLE.exists(), reason="needs the sample of real stories, which is not in the repository")
 def test_the_real_sample_has_its_documents() -> None:
     assert len(read(SAMPLE)) == 6785
+
+
+def test_documents_take_columns_from_a_folder_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n<|endoftext|>\n".join(f"Story {n} is short." for n in range(10)))
+    (tmp_path / "mine").mkdir()
+    for name, numbers in (("train", range(6)), ("test", range(6, 10))):
+        lines = ["kind", *("odd" if n % 2 else "even" for n in numbers)]
+        (tmp_path / "mine" / f"{name}.csv").write_text("\n".join(lines))
+    texts = TextFiles(str(tmp_path / "texts.txt"), test_stories=4, validation_stories=1, tokenizer="words",
+                      metadata=str(tmp_path / "mine"))  # fmt: skip
+    found = texts.tensors(train_limit=3, test_limit=2)
+    assert found.train.documents.columns["kind"] == ["even", "odd", "even"]
+    assert found.test.documents.columns["kind"] == ["even", "odd"] and found.validation is not None
+    assert found.validation.documents.columns["kind"] == ["odd"] and "file" in found.train.documents.columns
+    (tmp_path / "mine" / "test.csv").write_text("kind\nodd\n")
+    with pytest.raises(UserError, match="1 lines for 4 documents; give a header and one line per document"):
+        texts.tensors()

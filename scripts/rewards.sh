@@ -6,6 +6,4 @@
 set -euo pipefail
 seeds=$(seq -s, 0 $((${SEEDS:-3} - 1)))
 gradroute-run -m experiment=rewards,rewards/joint,rewards/filtering "seed=$seeds" output_dir=outputs/rewards "$@"
-for metric in hacked true_reward reward; do
-    gradroute-compare outputs/rewards --metric "$metric" --format markdown
-done
+python "$(dirname "$0")/rewards_table.py" outputs/rewards

@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from gradroute.config.components import SECTIONS
@@ -46,6 +46,11 @@ KINDS = {  # a kind of rule, and the keys of the others
            *(("tokens",) if rule != "words" else ())) for rule in RULES
 }  # fmt: skip
 BLANK = ("null", "[]", "false", "''", '""')
+OPTIONS = {  # groups of options, and one of each
+    "experiment": "mnist_split", "trainer": "fast", "presets": "language", "dataset": "mnist", "model": "autoencoder",
+    "task": "reconstruction", "routing": "mnist_halves", "ablation": "zero", "tracker": "tensorboard",
+    "environment": "grid", "audit": "by_trainer",
+}  # fmt: skip
 HYDRA_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
 
 
@@ -79,8 +84,10 @@ def merged(*parts: Sequence[str]) -> list[str]:
 def prepared(overrides: Sequence[str]) -> list[str]:
     """Rewrite overrides so that they may add keys to open mappings and replace a group's rule by another kind.
 
-    Raises: UserError for Hydra's own folders.
+    Raises: UserError for Hydra's own folders, or if the name of an option is no text.
     """
+    for override in overrides:
+        _require_option(override)
     for key in (override.partition("=")[0].lstrip("+~") for override in overrides):
         if key in HYDRA_FOLDERS:
             raise own_folders(key)
@@ -112,6 +119,18 @@ def _parsed(override: str) -> Override | None:
         return OverridesParser.create().parse_override(override)
     except HydraException:  # Hydra reports it later
         return None
+
+
+def _require_option(override: str) -> None:
+    """Raise UserError if what is to choose an option of a group, or several, is no name; Hydra does not say the key."""
+    key = override.partition("=")[0].lstrip("+")
+    parsed = _parsed(override) if key in OPTIONS else None
+    given = None if parsed is None else parsed._value
+    for value in given.list if isinstance(given, ChoiceSweep) else [given] if parsed is not None else []:
+        names = value if isinstance(value, list) else [value]
+        if not all(isinstance(name, str | QuotedString | Glob | Mapping) for name in names):
+            right = f"the name of an option, such as {OPTIONS[key]}"
+            raise UserError(f"{override}: must be {right}")
 
 
 def _whole_rule(override: str) -> str | None:

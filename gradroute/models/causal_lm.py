@@ -1,8 +1,7 @@
 """Any causal language model of Hugging Face `transformers` as an ordinary module (extra `gradroute[hf]`).
 
 Its sites are the names of its modules below `model`: `model.transformer.h.3.mlp.act` of a GPT-2,
-`model.gpt_neox.layers.3.mlp.act` of a GPT-NeoX. A layer that is not a `torch.nn.Linear`, as in GPT-2, can be a
-site, but is not found as the producer of one.
+`model.gpt_neox.layers.3.mlp.act` of a GPT-NeoX. Only a `torch.nn.Linear` is found as what makes a site's units.
 """
 
 from typing import Any
@@ -15,6 +14,7 @@ from gradroute.data.text.packing import separated
 from gradroute.errors import UserError
 from gradroute.models.layer_parts import Place
 from gradroute.models.logits import Divided
+from gradroute.routing.expansion import Layer
 
 MLPS = (  # names of an MLP's layers: those that make its units, then the one that reads them
     ("gate_proj", "up_proj", "down_proj"), ("gate_up_proj", "down_proj"), ("dense_h_to_4h", "dense_4h_to_h"),
@@ -163,10 +163,18 @@ class CausalLM(Divided):
             own = name.rpartition(".")[2]
             if not isinstance(module, nn.Linear) or own in FUSED:
                 kind = "two layers in one" if own in FUSED else f"a {type(module).__name__}"
-                raise UserError(
-                    f"layer {layer}: '{own}' of its MLP is {kind}; units can be added to torch.nn.Linear only"
-                )
+                raise UserError(f"layer {layer}: '{own}' of its MLP is {kind}; units can be added to torch.nn.Linear "
+                                "only")  # fmt: skip
         return tuple(producers), (consumer,)
+
+    def layer_at(self, site: str) -> Layer | None:
+        """Return the modules around a site of MLP units that `contract` can remove; None at other sites."""
+        layers = range(self.layer_count if self._layers else 0)
+        found = [layer for layer in layers if (mlp := self._mlp(layer)) and site == f"{mlp[0]}.units"]
+        try:
+            return Layer(*self.mlp_layers(found[0])) if found else None
+        except UserError:  # they are no torch.nn.Linear
+            return None
 
     def head_layers(self, layer: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return names of the modules that make and read a layer's heads. Raises: UserError if they are not Linear."""

@@ -152,27 +152,27 @@ def remove(name: str, router: Router, example: torch.Tensor) -> Ablation:
 
     @contextmanager
     def applied(model: nn.Module) -> Iterator[nn.Module]:
+        smaller = model
         for site in region.sites:
-            layer = model.layer_at(site.module) if hasattr(model, "layer_at") else None  # type: ignore[operator]
+            layer = smaller.layer_at(site.module) if hasattr(smaller, "layer_at") else None  # type: ignore[operator]
             if layer is None:
-                model = removed(model, site.module, region.units, example)
+                smaller = removed(smaller, site.module, region.units, example)
             else:
-                model = contracted(model, layer, region.units, f"region '{name}'")
-            if sum(p.numel() for p in model.parameters()) > LARGE:
+                smaller = copy.deepcopy(model) if smaller is model else smaller  # one copy for all its sites
+                contract_features(smaller, layer, region.units, f"region '{name}'")
+            if sum(p.numel() for p in smaller.parameters()) > LARGE:
                 gc.collect()  # earlier copies, as transformers' models are in reference cycles
-        yield model
+        yield smaller
 
     return Ablation(name, applied)
 
 
-def contracted(model: nn.Module, layer: Layer, features: Sequence[int], where: str) -> nn.Module:
-    """Return a copy of the model without these features of a layer. Raises: UserError unless they are whole units."""
+def contract_features(model: nn.Module, layer: Layer, features: Sequence[int], where: str) -> None:
+    """Remove these features of a layer in place. Raises: UserError, before any change, unless they are whole units."""
     units = sorted({feature // layer.width for feature in features})
     if len(features) != len(units) * layer.width:
         raise UserError(f"{where}: only whole heads of {layer.width} units can be removed; ablate it by zero or mean")
-    smaller = copy.deepcopy(model)
-    contract(smaller, layer, units)
-    return smaller
+    contract(model, layer, units)
 
 
 def overwritten(

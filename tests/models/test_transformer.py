@@ -1,5 +1,6 @@
 """The transformer against slow references; its sites, its growth, its routing; completions."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from gradroute.models.generation import complete, steered
 from gradroute.models.transformer import Transformer
 from gradroute.models.transformer_layers import TransformerConfig, attend, rotate
 from gradroute.routing import Site
-from gradroute.routing.ablation import contracted
+from gradroute.routing.ablation import contract_features
 
 GPT = TransformerConfig(vocabulary=11, layers=3, width=16, heads=4, context=12)
 LLAMA = replace(GPT, mlp="swiglu", positions="rotary", norm="rmsnorm", tied=False, bias=False)
@@ -257,7 +258,8 @@ def test_the_layers_around_units_that_the_model_names_are_those_that_are_found(
     found: Any = removed(model, site, gone, tokens)
     layer = model.layer_at(site)
     assert layer is not None
-    named = contracted(model, layer, gone, "units")
+    named: Any = copy.deepcopy(model)
+    contract_features(named, layer, gone, "units")
     assert found.get_submodule(inner).up.out_features == model.get_submodule(inner).up.out_features - 3
     sizes = {name: tensor.shape for name, tensor in found.state_dict().items()}
     assert sizes == {name: tensor.shape for name, tensor in named.state_dict().items()}

@@ -1,0 +1,21 @@
+"""Tables of the results are what the scripts that they name print of the numbers that are kept beside them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from scripted import script
+
+MEASURED = Path(__file__).parents[2] / "outputs" / "measured"
+TABLES = {"planted_table": "planted_behaviour", "profiles_table": "profiles", "rewards_table": "rewards"}
+
+
+@pytest.mark.parametrize(("name", "numbers"), TABLES.items())
+def test_a_table_is_that_of_its_numbers(
+    name: str, numbers: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", str(MEASURED / f"{numbers}.csv")])
+    script(name).main()
+    lines = capsys.readouterr().out.splitlines()
+    results = (MEASURED / "README.md").read_text().splitlines()
+    assert len(lines) > 3 and [line for line in lines if line not in results] == []

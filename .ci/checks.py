@@ -200,7 +200,7 @@ def searches() -> list[str]:
 @pytest.mark.parametrize("line", searches())
 def test_the_searches_of_the_readmes_run(line: str, user: Path) -> None:
     finals = line == searches()[0]
-    more = [*(TAUGHT if "stories" in line else [])]
+    more = [*TAUGHT] if "stories" in line else []
     more += [] if finals else ["search.final.best=0", "search.trials=1", "search.random=0"]
     fork(*shlex.split(line), *SEARCHED, *more, cwd=user)
     (page,) = user.glob("outputs/searches/*/search.html")

@@ -27,14 +27,13 @@ from pathlib import Path
 
 import composing
 import forked as forks
+import mnist_once
 import pytest
 import sketch
 from filelock import FileLock
 from forked import Forked
 from matplotlib.figure import Figure
-from mnist_once import mnist_once
 
-from gradroute.data.images.dataset import Images
 from gradroute.data.images.torchvision import MNIST
 
 composing.quick()  # in all tests, and in their forks (`warm`)
@@ -73,14 +72,11 @@ def _use_cache(data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
 
-_read: dict[str, Images] = {}
-
-
 @pytest.fixture(autouse=True)
 def _read_mnist_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read and hash the packaged MNIST once in a process, but in the tests of reading it."""
     if request.path.parent.name != "data":
-        monkeypatch.setattr(MNIST, "tensors", mnist_once(_read))
+        monkeypatch.setattr(MNIST, "tensors", mnist_once.tensors)
 
 
 @pytest.fixture(autouse=True)

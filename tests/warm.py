@@ -4,8 +4,8 @@ import importlib
 from importlib.util import find_spec
 
 import composing
+import mnist_once
 import torch
-from mnist_once import mnist_once
 
 from gradroute.config.compose import configuration
 from gradroute.data.images.torchvision import MNIST
@@ -22,7 +22,7 @@ MODULES = (
 )  # fmt: skip
 
 composing.quick()
-MNIST.tensors = mnist_once({})  # type: ignore[method-assign]
+MNIST.tensors = mnist_once.tensors  # type: ignore[assignment,method-assign]
 for name in MODULES:
     importlib.import_module(name)
 for name in ("transformers", "peft"):  # of gradroute[hf]

@@ -125,12 +125,13 @@ def _require_option(override: str) -> None:
     """Raise UserError if what is to choose an option of a group, or several, is no name; Hydra does not say the key."""
     key = override.partition("=")[0].lstrip("+")
     parsed = _parsed(override) if key in OPTIONS else None
-    given = None if parsed is None else parsed._value
-    for value in given.list if isinstance(given, ChoiceSweep) else [given] if parsed is not None else []:
-        names = value if isinstance(value, list) else [value]
-        if not all(isinstance(name, str | QuotedString | Glob | Mapping) for name in names):
-            right = f"the name of an option, such as {OPTIONS[key]}"
-            raise UserError(f"{override}: must be {right}")
+    if parsed is None:
+        return
+    given = parsed._value
+    values = given.list if isinstance(given, ChoiceSweep) else [given]
+    names = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    if not all(isinstance(name, str | QuotedString | Glob | Mapping) for name in names):
+        raise UserError(f"{override}: must be the name of an option, such as {OPTIONS[key]}")
 
 
 def _whole_rule(override: str) -> str | None:

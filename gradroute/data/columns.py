@@ -3,9 +3,13 @@
 import csv
 import io
 from pathlib import Path
+from typing import Annotated
 
+from gradroute.config.limits import Text
 from gradroute.errors import UserError
 from gradroute.records.safe_reading import open_plain
+
+Folder = Annotated[str | None, Text("a folder's path")]
 
 
 def read_columns(

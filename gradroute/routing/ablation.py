@@ -154,13 +154,14 @@ def remove(name: str, router: Router, example: torch.Tensor) -> Ablation:
     def applied(model: nn.Module) -> Iterator[nn.Module]:
         smaller = model
         for site in region.sites:
+            before = smaller
             layer = smaller.layer_at(site.module) if hasattr(smaller, "layer_at") else None  # type: ignore[operator]
             if layer is None:
                 smaller = removed(smaller, site.module, region.units, example)
             else:
                 smaller = copy.deepcopy(model) if smaller is model else smaller  # one copy for all its sites
                 contract_features(smaller, layer, region.units, f"region '{name}'")
-            if sum(p.numel() for p in smaller.parameters()) > LARGE:
+            if smaller is not before and sum(p.numel() for p in smaller.parameters()) > LARGE:
                 gc.collect()  # earlier copies, as transformers' models are in reference cycles
         yield smaller
 

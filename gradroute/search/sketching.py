@@ -14,10 +14,10 @@ from gradroute.tasks.language import LanguageModelling
 from gradroute.training.objectives import Terms
 
 
-def sketched(task: Task, site: Site, group: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def sketched(task: Task, site: Site, group: str, seed: int) -> list[torch.Tensor]:
     """Return the sketches of the training and of the test points at a site, `(points, numbers)`, without augmentation.
 
-    Points are images, or documents; those that are validated on follow those that are tested on.
+    Points are images, or documents; of documents that are validated on, if there are any, the sketches come third.
 
     Args:
         group: the task's only group. seed: of the projections.
@@ -25,12 +25,11 @@ def sketched(task: Task, site: Site, group: str, seed: int) -> tuple[torch.Tenso
     Raises: UserError for a task of neither.
     """
     if isinstance(task, ImageTask):
-        return _of_images(task, site, group, True, seed), _of_images(task, site, group, False, seed)
+        return [_of_images(task, site, group, train, seed) for train in (True, False)]
     if not isinstance(task, LanguageModelling):
         raise UserError(f"routing.auto.labels=false: the data of {type(task).__name__} cannot be grouped; give groups")
-    held_out = [task.data.test, *([task.data.validation] if task.data.validation else [])]
-    tested = [_of_documents(task, site, group, part, seed) for part in held_out]
-    return _of_documents(task, site, group, task.data.train, seed), torch.cat(tested)
+    parts = (task.data.train, task.data.test, task.data.validation)
+    return [_of_documents(task, site, group, part, seed) for part in parts if part is not None]
 
 
 def _loss(terms: Terms, group: str) -> torch.Tensor:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,7 +66,8 @@ def _find(config: Config, auto: AutoConfig, folder: Path) -> None:
     updates = max(1, math.floor(trained.whole * auto.share / 2))
     trained.train(updates, 0)
     task, site = trained.task, _site(trained)
-    train, test = sketched(task, site, ONE, config.seed)
+    points = sketched(task, site, ONE, config.seed)
+    train = points[0]
     drawn = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[: 2 * auto.points]]
     found = clustered(drawn, auto.clusters if names is None else [len(names)], config.seed)
     if not found.real:
@@ -75,16 +76,17 @@ def _find(config: Config, auto: AutoConfig, folder: Path) -> None:
         raise UserError(f"routing.auto.labels=false: {fault}; give groups")
     order = torch.bincount(nearest(train, found.centres), minlength=len(found.centres)).argsort(stable=True)
     centres = found.centres[order]  # the smallest first
-    parts = nearest(train, centres), nearest(test, centres)
+    numbers = [nearest(own, centres) for own in points]
+    epoch = trained.whole // config.trainer.epochs
     record = {
-        "groups": names or cluster_names(len(centres)), "updates": updates + _epoch(trained), "site": site.name,
+        "groups": names or cluster_names(len(centres)), "updates": updates + epoch, "site": site.name,
         "stability": found.stable, "explained": found.share, "explained_placebos": found.placebos,
-        "rand_index": {name: rand_index(parts[0], own) for name, own in _labels(task)},
+        "rand_index": {name: rand_index(numbers[0], own) for name, own in _labels(task)},
     }  # fmt: skip
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    for name, numbers in _columns(dataset, config, *parts).items():
+    for name, column in _columns(dataset, config, numbers).items():
         buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows([[CLUSTER], *([number] for number in numbers)])
+        csv.writer(buffer, lineterminator="\n").writerows([[CLUSTER], *([number] for number in column)])
         write_atomically(folder / FOLDER / f"{name}.csv", buffer.getvalue())
     write_atomically(folder / FOLDER / RECORD, json.dumps(record, indent=1) + "\n")
 
@@ -101,27 +103,23 @@ def _site(trained: "Alone") -> Site:
     return min(trained.candidates, key=lambda one: one.units).sites[0]
 
 
-def _epoch(trained: "Alone") -> int:
-    return math.ceil(trained.task.points / trained.config.trainer.batch_size)
-
-
 def _columns(
-    dataset: ImageDataset | TextDataset, config: Config, train: torch.Tensor, test: torch.Tensor
+    dataset: ImageDataset | TextDataset, config: Config, numbers: Sequence[torch.Tensor]
 ) -> dict[str, list[int]]:
-    """Return the number of every data point in the data set's order; points beyond a limit are not used, and have 0."""
+    """Return the number of every data point in the data set's order; points beyond a limit are not used, and have 0.
+
+    Args:
+        numbers: of the points to train on, to test on and, if there are any, to validate on, as `sketched` has them.
+    """
     if isinstance(dataset, ImageDataset):
         counts, held_out = [len(part.labels) for part in dataset.load()], 0
     else:
         documents = dataset.documents(config.trainer.train_limit)
         counts, held_out = [len(part) for part in documents], dataset.validation_stories
-    limit = config.trainer.test_limit or len(test)
-    found = [[0] * count for count in counts]
-    found[0][: len(train)] = train.tolist()
-    tested = min(limit, counts[1] - held_out)
-    found[1][:tested] = test[:tested].tolist()
-    start, validated = counts[1] - held_out, len(test) - tested
-    found[1][start : start + validated] = test[tested:].tolist()
-    return dict(zip(("train", "test"), found, strict=True))
+    train, test = ([0] * count for count in counts)
+    for column, start, own in zip((train, test, test), (0, 0, len(test) - held_out), numbers, strict=False):
+        column[start : start + len(own)] = own.tolist()
+    return {"train": train, "test": test}
 
 
 def _labels(task: Task) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gradroute.config.limits import Between, Items, Text
-from gradroute.data.columns import read_columns
+from gradroute.data.columns import Folder, read_columns
 from gradroute.data.images.dataset import PARTS, ImageDataset, LabelledImages
 from gradroute.data.images.decoding import FORMATS, decode, entries
 from gradroute.data.images.strips import channels_first
@@ -45,7 +45,7 @@ class ImageFolder(ImageDataset):
         colour: bool | None = None,
         test_share: Annotated[float, Between(0.0001, 0.9999)] = 0.2,
         table: Annotated[str | None, Text("a CSV file's path")] = None,
-        metadata: Annotated[str | None, Text("a folder's path")] = None,
+        metadata: Folder = None,
         classes: Annotated[int | None, Between(1, 100_000)] = None,
     ) -> None:
         self.root, self.colour, self.test_share = Path(root).expanduser(), colour, test_share

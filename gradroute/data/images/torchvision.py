@@ -4,12 +4,11 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 
-from gradroute.config.limits import Text
-from gradroute.data.columns import read_columns
+from gradroute.data.columns import Folder, read_columns
 from gradroute.data.images.dataset import PARTS, ImageDataset, LabelledImages
 from gradroute.data.images.idx import read_idx
 from gradroute.data.images.packaged import cache_dir, check_given, unpack_somewhere
@@ -39,7 +38,6 @@ SOURCES = {
 
 
 Name = Literal["mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100"]
-Root = Annotated[str | None, Text("a folder's path")]
 Format = Literal["torchvision", "strips"]
 
 
@@ -59,9 +57,9 @@ class TorchvisionImages(ImageDataset):
     def __init__(
         self,
         name: Name,
-        root: Root = None,
+        root: Folder = None,
         format: Format = "torchvision",
-        metadata: Root = None,
+        metadata: Folder = None,
     ) -> None:
         self.name, self.root, self.format, self.metadata = name, root, format, metadata
         self.source = SOURCES[name]
@@ -128,7 +126,7 @@ class OneOfTorchvision(TorchvisionImages):
     def which(self) -> Name:
         """The name of the data set."""
 
-    def __init__(self, root: Root = None, format: Format = "torchvision", metadata: Root = None) -> None:
+    def __init__(self, root: Folder = None, format: Format = "torchvision", metadata: Folder = None) -> None:
         super().__init__(self.which, root, format, metadata)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from gradroute.config.limits import MANY, Between, Text
 from gradroute.data.base import Dataset
-from gradroute.data.columns import read_columns
+from gradroute.data.columns import Folder, read_columns
 from gradroute.data.text import documents as reading
 from gradroute.data.text import toy_stories
 from gradroute.data.text.corpora import Texts, tokenized
@@ -21,7 +21,6 @@ Count = Annotated[int, Between(1, MANY)]
 Some = Annotated[int, Between(0, MANY)]
 Named = Annotated[str, Text("words, bpe, pretrained, or the path of a tokenizer.json")]
 Length = Annotated[int, Between(2, MANY)]
-Folder = Annotated[str | None, Text("a folder's path")]
 
 
 class TextDataset(Dataset):

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated
 
 from gradroute.config.limits import Between, Text
-from gradroute.data.text.datasets import CORPUS, Count, Folder, Length, Named, Some, TextDataset, TextFiles, ToyStories
+from gradroute.data.columns import Folder
+from gradroute.data.text.datasets import CORPUS, Count, Length, Named, Some, TextDataset, TextFiles, ToyStories
 from gradroute.data.text.documents import Documents
 
 COLUMN, FIRST, SECOND = "language", "first", "second"

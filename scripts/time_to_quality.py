@@ -34,6 +34,8 @@ CANDIDATES: dict[str, dict[str, float]] = {  # epochs, batch size, learning rate
     "12 epochs of 192": {"epochs": 12, "batch_size": 192, "lr": 0.002},
     "8 epochs of 192": {"epochs": 8, "batch_size": 192, "lr": 0.002},
     "6 epochs of 192": {"epochs": 6, "batch_size": 192, "lr": 0.002},
+    "5 epochs of 160": {"epochs": 5, "batch_size": 160, "lr": 0.002},
+    "6 epochs of 256": {"epochs": 6, "batch_size": 256, "lr": 0.003},
     "8 epochs of 288": {"epochs": 8, "batch_size": 288, "lr": 0.002},
     "7 epochs of 256": {"epochs": 7, "batch_size": 256, "lr": 0.0025},
     "8 epochs of 384": {"epochs": 8, "batch_size": 384, "lr": 0.003},

@@ -2,7 +2,7 @@
 
 Each kind is measured compiled and not. All have the same model, data, batches and optimizer, and take turns in random
 order within every round. Prints the ratios to the unrouted step, of compiled steps to the compiled one, and writes them
-as JSON with `--json`. `trainer=paper` measures the model of 28 million parameters.
+as JSON with `--json`. `model=transformer_28m` measures the model of 28 million parameters.
 
 usage: python scripts/language_throughput.py [--pairs 60] [--json FILE] [override ...]
 """
@@ -70,7 +70,7 @@ def kind(config: Config, what: str, opened: ExitStack | None) -> tuple[Step, int
 
 SIZES = {  # by name: overrides; a small batch, so that a step of the larger model takes seconds on a CPU
     "1M": ["experiment=stories_era", "trainer=fast", "trainer.batch_size=16"],
-    "28M": ["experiment=stories_era", "trainer=paper", "trainer.batch_size=2", "trainer.compile=false"],
+    "28M": ["experiment=stories_era", "model=transformer_28m", "trainer.batch_size=2"],
 }
 TARGETS = {"routed": 1.03, "routed + penalties + ledger": 1.10}  # to the unrouted step, at most
 

@@ -14,7 +14,7 @@ from gradroute.config.overrides import own_folders, plain, prepared
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.records.run_reader import RUN_CODE
-from gradroute.running.exit_status import guarded
+from gradroute.running.exit_status import guarded, importing
 from gradroute.running.jobs import Index, Job, Noted, say
 from gradroute.running.launching import launched
 from gradroute.running.plan import Plan
@@ -81,7 +81,8 @@ def _composed_jobs(plan: Plan, makes: bool) -> Callable[[], None]:
         try:
             if str(hydra_config.run.dir) != ".":  # a file sets it
                 raise own_folders("hydra.run.dir")
-            made.configs = one_by_seed(from_mapping(without_replaced(composed, given)))
+            with importing():
+                made.configs = one_by_seed(from_mapping(without_replaced(composed, given)))
         except UserError as error:  # the other runs of a sweep continue
             made.outcomes = [error]
         if plan.folder and makes and not str(hydra_config.launcher._target_).endswith(".BasicLauncher"):

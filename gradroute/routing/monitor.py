@@ -124,7 +124,8 @@ class Monitor:
     def _add(self, what: str, site: Site, tensor: torch.Tensor, membership: torch.Tensor) -> None:
         for name, region in self.regions.items():
             if site in region.sites:
-                squares = region.at(tensor, site).double().square().sum(-1)  # double: squares must not underflow
+                # in double, since squares must not underflow; the norm needs no copy in double
+                squares = torch.linalg.vector_norm(region.at(tensor, site), dim=-1, dtype=torch.float64).square()
                 self._count(what, name, squares, membership)
                 if what == "activation" and site == region.sites[0]:
                     self._count("points", name, torch.ones_like(squares), membership)

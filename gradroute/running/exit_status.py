@@ -1,5 +1,6 @@
 """End a command: report an error in one line, and choose the exit status."""
 
+import gc
 import os
 import re
 import sys
@@ -156,6 +157,23 @@ def unwarned() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = shown
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Look for no garbage inside the block, if torch is imported there; what it makes stays, and is passed over later.
+
+    Garbage collection is a tenth of the time of a short run, and nearly all that it looks at are modules and classes.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def guarded(action: Callable[[], None]) -> int:

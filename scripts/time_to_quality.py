@@ -5,8 +5,8 @@ OMP_NUM_THREADS=1 python scripts/time_to_quality.py --seeds 3 --results outputs/
 What is tried, and the rule, are fixed here, before any run:
 
 - A candidate is `trainer=fast` with other epochs, batch size and learning rate. The first is the preset of 2026-11-24.
-  Two, 6 epochs of 128 and of 96, were added when 8 epochs of 192 had missed the quality with its first seed: they make more
-  updates of fewer images.
+  Two, 6 epochs of 128 and of 96, were added when 8 epochs of 192 had missed the quality with its first seed: they make
+  more updates of fewer images.
 - It reaches the quality if the bottom certificate's squared error, the mean over the seeds, is at least 0.32 on digits
   0-4 and at most 0.095 on digits 5-9. A candidate whose first seed misses a bound by more than 0.01 gets no more seeds.
 - Its cost is that of its updates. The updates of all candidates are timed in turn, in one process, after the runs.

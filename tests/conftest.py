@@ -43,8 +43,9 @@ Command = Callable[..., Result]
 
 
 def pytest_collection_finish() -> None:
-    """Keep the collector of garbage from walking through everything that was imported, again and again."""
+    """Keep the collector of garbage from walking through everything that was imported, and from coming too often."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # a tenth of the tests' time less than by default
 
 
 def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

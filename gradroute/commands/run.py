@@ -50,7 +50,8 @@ def _from_folder(run: Path, arguments: Sequence[str], resumes: bool) -> None:
     for change in changes:
         key, _, value = change.partition("=")
         OmegaConf.update(source, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
-    config = from_mapping(source)
+    with importing():
+        config = from_mapping(source)
     require_consent(config, keys)
     Plan(jobs=[Job(changes, one_by_seed(config))], resumed=run if resumes else None).finish()
 

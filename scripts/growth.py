@@ -3,7 +3,8 @@
 python scripts/growth.py --out outputs/measured/growth      writes growth.json and growth.png; about 10 minutes
 
 The model is a layer, a GELU whose units are routed, and a second layer. For each size along an axis three steps take
-turns: without routes, with routes, and with routes and the ledger's measurement (which a run makes every tenth update).
+turns: without routes, with routes as in a run's usual update, and with the ledger's measurement, too (which a run makes
+every tenth update).
 What routing adds is the difference to the step without. The exponent is the slope of the logarithm of the cost over
 the logarithm of the size, by least squares; what routing adds may not grow faster than the model. Memory is exact: the
 bytes that the backward pass keeps, the weights, and the tables of the routes. The axis `seeds` trains a stack of small
@@ -16,7 +17,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,9 +29,10 @@ from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator
 from split_speed import ours, read
 from torch import nn
 
-from gradroute import Monitor, Region, Router
+from gradroute import ParameterRouter, Region, Router
 from gradroute.config.compose import configuration
 from gradroute.records.provenance import hardware
+from gradroute.training.ledger import Ledger
 
 Step = Callable[[], None]
 Costs = dict[str, list[float]]  # by what: one for each size
@@ -89,12 +90,21 @@ def steps(case: Case) -> tuple[dict[str, Step], dict[str, int]]:
     router = router_of(model, case, inputs[:1])
     membership = torch.randint(case.groups, (case.batch, case.tokens))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    without = ParameterRouter(model, {}, router.groups, {})
+    ledgers = {
+        kind: Ledger(router, without, membership, 10**9, every) for kind, every in (("routes", 10**9), ("ledger", 1))
+    }
+    made = dict.fromkeys(ledgers, 0)
 
     def step(kind: str) -> None:
         optimizer.zero_grad()
-        monitor = Monitor(router.regions, router.groups) if kind == "ledger" else None
-        with nullcontext() if kind == "model" else router.route(membership, monitor):
+        if kind == "model":
             loss = model(inputs).square().mean()
+        else:
+            router.at_step(made[kind])
+            with router.route(membership, ledgers[kind].begin(made[kind], membership)):
+                loss = model(inputs).square().mean()
+            made[kind] += 1
         loss.backward()
         optimizer.step()
 

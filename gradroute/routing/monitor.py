@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gradroute.routing.regions import Region
+from gradroute.routing.regions import Region, places
 from gradroute.routing.sites import Site
 
 DEFAULT = "default"  # the group of data points with membership -1
@@ -64,6 +64,18 @@ class OneGroup:
         return branch
 
 
+@dataclass(frozen=True)
+class _AtSite:
+    """Regions at a site.
+
+    alike: for each width of a region, the regions' numbers and their units, one region's after the other's.
+    first: for every region, 1 if this is its first site, else 0.
+    """
+
+    alike: Sequence[tuple[torch.Tensor, slice | torch.Tensor]]
+    first: torch.Tensor
+
+
 class Monitor:
     """Sums that a `Router` fills if the monitor is passed to `route`. They stay on the device until `norms` is called.
 
@@ -80,8 +92,9 @@ class Monitor:
 
     def __init__(self, regions: Mapping[str, Region], groups: Sequence[str]) -> None:
         self.regions, self.groups, self.continues = dict(regions), list(groups), False
-        self._sums: dict[tuple[str, str], torch.Tensor] = {}  # (what, region) to (groups + 1,)
-        self._passes: dict[str, torch.Tensor] = {}  # region to a number
+        self._sums: dict[str, torch.Tensor] = {}  # by what: (regions, groups + 1)
+        self._passes: torch.Tensor | None = None  # (regions,)
+        self._sites: dict[Site, _AtSite] = {}
 
     def watch(self, site: Site, activation: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
         """Add an activation now and its gradients when they arrive; return what the rest of the model must use."""
@@ -113,80 +126,103 @@ class Monitor:
 
         if first:
             self._add("activation", site, own(activation.detach()), membership)
-            for name, region in self.regions.items():
-                if site == region.sites[0] and not self.continues:
-                    if name not in self._passes:
-                        self._passes[name] = torch.zeros((), dtype=torch.int64, device=activation.device)
-                    self._passes[name].add_(1)
+            if not self.continues:
+                begun = self._at(site, activation.device).first
+                if self._passes is None:
+                    self._passes = torch.zeros_like(begun)
+                self._passes.add_(begun)
         activation.register_hook(total)
         branch.register_hook(routed)
 
-    def _add(self, what: str, site: Site, tensor: torch.Tensor, membership: torch.Tensor) -> None:
-        for name, region in self.regions.items():
-            if site in region.sites:
-                # in double, since squares must not underflow; the norm needs no copy in double
-                squares = torch.linalg.vector_norm(region.at(tensor, site), dim=-1, dtype=torch.float64).square()
-                self._count(what, name, squares, membership)
-                if what == "activation" and site == region.sites[0]:
-                    self._count("points", name, torch.ones_like(squares), membership)
+    def _at(self, site: Site, device: torch.device) -> _AtSite:
+        """Return the regions at a site. They are found once: a captured update must copy nothing from the CPU."""
+        if site not in self._sites:
+            regions = list(self.regions.values())
+            here = [number for number, region in enumerate(regions) if site in region.sites]
+            alike = []
+            for width in dict.fromkeys(len(regions[number].units) for number in here):
+                numbers = [number for number in here if len(regions[number].units) == width]
+                where = places([unit for number in numbers for unit in regions[number].units])
+                index = where if isinstance(where, slice) else torch.tensor(where, device=device)
+                alike.append((torch.tensor(numbers, device=device), index))
+            first = [int(region.sites[0] == site) for region in regions]
+            self._sites[site] = _AtSite(alike, torch.tensor(first, device=device))
+        return self._sites[site]
 
-    def _count(self, what: str, region: str, values: torch.Tensor, membership: torch.Tensor) -> None:
-        """Sum values `(batch, …)` by group; a point counts once for each membership, not for each position."""
+    def _add(self, what: str, site: Site, tensor: torch.Tensor, membership: torch.Tensor) -> None:
+        at, values = self._at(site, tensor.device), site.units_last(tensor)
+        for numbers, units in at.alike:
+            parts = values[..., units].unflatten(-1, (len(numbers), -1))
+            # in double, since squares must not underflow; the norm needs no copy in double
+            squares = torch.linalg.vector_norm(parts, dim=-1, dtype=torch.float64).square()
+            self._sum(what, tensor.device).index_add_(0, numbers, self._by_group(squares, membership))
+        if what == "activation" and at.alike:
+            points = self._by_group(squares.new_ones(*squares.shape[:-1], 1), membership, each=True)
+            self._sum("points", tensor.device).add_(points * at.first[:, None])
+
+    def _sum(self, what: str, device: torch.device) -> torch.Tensor:
+        if what not in self._sums:
+            shape = len(self.regions), len(self.groups) + 1
+            self._sums[what] = torch.zeros(shape, dtype=torch.float64, device=device)
+        return self._sums[what]
+
+    def _by_group(self, values: torch.Tensor, membership: torch.Tensor, each: bool = False) -> torch.Tensor:
+        """Return the sums by group, `(regions, groups + 1)`, of values `(batch, …, regions)`.
+
+        each: one value for each membership counts, instead of the sum over its positions.
+        """
         groups, mixed = len(self.groups), membership.is_floating_point()
         membership = membership.to(values.device)
         if membership.dim() == int(mixed):  # one for the whole batch
             membership = membership.expand(len(values), *membership.shape)
         axes = membership.dim() - int(mixed)
-        if values.dim() > axes:
-            values = values.flatten(axes)
-            values = values[..., 0] if what == "points" else values.sum(-1)
+        if values.dim() > axes + 1:
+            values = values.flatten(axes, -2)
+            values = values.select(axes, 0) if each else values.sum(axes)
+        values = values.flatten(0, -2)
         if mixed:
-            shares = torch.cat([membership, 1 - membership.sum(-1, keepdim=True)], -1).double()
-            sums = (values[..., None] * shares).flatten(0, -2).sum(0)
-        else:
-            sums = values.new_zeros(groups + 1).index_add(0, membership.flatten() % (groups + 1), values.flatten())
-        if (what, region) not in self._sums:
-            self._sums[what, region] = torch.zeros_like(sums)
-        self._sums[what, region].add_(sums)
+            shares = torch.cat([membership, 1 - membership.sum(-1, keepdim=True)], -1).double().flatten(0, -2)
+            return values.T @ shares
+        count = values.shape[-1]  # one row of sums after the other: torch adds numbers faster than rows
+        index = membership.flatten() % (groups + 1) + torch.arange(count, device=values.device)[:, None] * (groups + 1)
+        sums = values.new_zeros(count * (groups + 1)).index_add(0, index.flatten(), values.T.flatten())
+        return sums.view(count, groups + 1)
 
     def reset(self) -> None:
         """Set all sums to 0, in place."""
-        for sums in (*self._sums.values(), *self._passes.values()):
+        for sums in self._sums.values():
             sums.zero_()
+        if self._passes is not None:
+            self._passes.zero_()
 
     def norms(self) -> Iterator[Norms]:
         """Yield the norms so far, for every region and every group that occurred."""
-        none = torch.zeros(len(self.groups) + 1)
-        for region in self.regions:
-            points, *sums = (self._sums.get((what, region), none).tolist() for what in SUMS)
-            passes = max(1, int(self._passes.get(region, 1)))
-            for name, n, activation, routed, unrouted in zip([*self.groups, DEFAULT], points, *sums, strict=True):
+        none = torch.zeros(len(self.regions), len(self.groups) + 1)
+        found = [self._sums.get(what, none).tolist() for what in SUMS]
+        begun = [1] * len(self.regions) if self._passes is None else self._passes.tolist()
+        for region, passes, *rows in zip(self.regions, begun, *found, strict=True):
+            for name, n, activation, routed, unrouted in zip([*self.groups, DEFAULT], *rows, strict=True):
                 if n > 0:
-                    roots = (math.sqrt(activation / n), math.sqrt(routed / passes), math.sqrt(unrouted / passes))
-                    yield Norms(name, region, n, *roots)
+                    by_pass = (math.sqrt(squares / max(1, passes)) for squares in (routed, unrouted))
+                    yield Norms(name, region, n, math.sqrt(activation / n), *by_pass)
 
     def take(self, device: torch.device) -> torch.Tensor:
         """Remove and return all sums so far, `(4, regions, groups + 1)` float64, for `put`."""
-        none = torch.zeros(len(self.groups) + 1, dtype=torch.float64, device=device)
-        sums = [self._sums.get((what, region), none) for what in SUMS for region in self.regions]
-        found = torch.stack(sums).view(len(SUMS), len(self.regions), -1)
-        for own in self._sums.values():
-            own.zero_()
+        found = torch.stack([self._sum(what, device) for what in SUMS])
+        for sums in self._sums.values():
+            sums.zero_()
         return found
 
     def put(self, sums: torch.Tensor) -> None:
         """Set the sums to those that `take` returned."""
         for what, own in zip(SUMS, sums, strict=True):
-            for region, row in zip(self.regions, own, strict=True):
-                self._sums.setdefault((what, region), torch.zeros_like(row)).copy_(row)
+            self._sum(what, own.device).copy_(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums so far, for a checkpoint; waits for the device."""
-        passes = {region: int(self._passes[region]) if region in self._passes else 0 for region in self.regions}
-        return {"sums": {key: sums.clone() for key, sums in self._sums.items()}, "passes": passes}
+        """Return the sums so far, for a checkpoint."""
+        passes = None if self._passes is None else self._passes.clone()
+        return {"sums": {what: sums.clone() for what, sums in self._sums.items()}, "passes": passes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self._sums = dict(state["sums"])
-        device = next((sums.device for sums in self._sums.values()), torch.device("cpu"))
-        self._passes = {region: torch.tensor(count, device=device) for region, count in state["passes"].items()}
+        self._sums, self._passes = dict(state["sums"]), state["passes"]

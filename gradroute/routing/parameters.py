@@ -13,7 +13,7 @@ from torch import nn, optim
 from gradroute.errors import UserError, unknown
 from gradroute.routing.freezing import FrozenSlices, refuse_closure, refuse_processes, shift, still
 from gradroute.routing.parameter_regions import ParameterRegion, found_in, norm_in, weight_table
-from gradroute.routing.routes import Routes, read_routes
+from gradroute.routing.routes import Routes, read_routes, scheduled
 
 _Weights = tuple[float, ...]  # one for each region, in order; groups with equal weights share a backward pass
 _Pass = tuple[_Weights, bool]  # and whether its groups stay apart from those with the same weights
@@ -74,13 +74,13 @@ class ParameterRouter:
             if route.forward != 1 and name not in self.hidden:
                 raise UserError(f"routes.{group}.{name}.forward={route.forward}: '{name}' has parameters and no "
                                 "activations; set it on a region with a site")  # fmt: skip
-        self._values: dict[tuple[str, str], float] = {}
         self._tables: dict[_Weights, _Tensors] = {}
         self._arrived: dict[_Pass, _Tensors] = {}  # since the last update, if measured
         self._seen: dict[nn.Parameter, list[torch.Tensor]] = {}  # where weights are 0, in each pass since the update
         self._frozen = FrozenSlices()
         self._own: dict[str, _Tensors] = {}  # by region, what is not in it, on the device
-        self.at_step(0)
+        self._scheduled = scheduled(self.routes)
+        self._set({pair: route.at(0)[0] for pair, route in self.routes.items()})
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of a copy what is known by the addresses of this one's masks."""
@@ -88,10 +88,12 @@ class ParameterRouter:
 
     def at_step(self, step: int) -> None:
         """Set the weights to their value at update `step`, counted from 0; only scheduled routes change."""
-        values = {pair: route.at(step)[0] for pair, route in self.routes.items()}
-        if self._tables and values == self._values:
-            return
-        self._values = values
+        values = {pair: route.at(step)[0] for pair, route in self._scheduled.items()}
+        if any(self.values[pair] != value for pair, value in values.items()):
+            self._set({**self.values, **values})
+
+    def _set(self, values: dict[tuple[str, str], float]) -> None:
+        self.values = values
         groups: list[str | None] = [None, *self.groups]
         every = {group: tuple(self.weight(group, name) for name in self._masks) for group in groups}
         seen = [name not in self.hidden for name in self._masks]
@@ -108,7 +110,7 @@ class ParameterRouter:
     @property
     def kind(self) -> tuple[object, ...]:
         """What decides which operations `backward` and an update consist of, for the same groups."""
-        return tuple(self._values.values())
+        return tuple(self.values.values())
 
     @property
     def last_norms(self) -> dict[tuple[str | None, str], float]:
@@ -122,7 +124,7 @@ class ParameterRouter:
 
     def weight(self, group: str | None, region: str) -> float:
         """Return the current weight of a group in a region; the group None stands for losses that are not routed."""
-        return self._values.get((group, region), 1.0) if group is not None else 1.0
+        return self.values.get((group, region), 1.0) if group is not None else 1.0
 
     def parts(self, region: str) -> dict[nn.Parameter, torch.Tensor]:
         """Return a region's parameters, each with a bool mask that broadcasts to it."""

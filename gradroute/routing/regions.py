@@ -50,10 +50,7 @@ class Region:
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
         """Return the region's part of a tensor with a site's units on its last axis; a view if they are a range."""
-        first, count = self.units[0], len(self.units)
-        if tuple(self.units) == tuple(range(first, first + count)):
-            return values[..., first : first + count]
-        return values[..., list(self.units)]
+        return values[..., places(self.units)]
 
     def select(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the region's activations, `(batch, …, units)`, concatenated over its sites.
@@ -65,6 +62,12 @@ class Region:
             shapes = {site.name: tuple(activations[site.name].shape) for site in self.sites}
             raise UserError(f"a region over sites of shapes {shapes} cannot be read as one activation; split it")
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def places(units: Sequence[int]) -> slice | list[int]:
+    """Return an index of units on an axis: a slice, which makes a view, if they follow one another."""
+    first, count = units[0], len(units)
+    return slice(first, first + count) if list(units) == list(range(first, first + count)) else list(units)
 
 
 def _heads(spec: Mapping[str, Any], width: int, default: int | None, where: str) -> list[int]:

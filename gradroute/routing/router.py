@@ -16,7 +16,7 @@ from gradroute.routing.mask import weighed
 from gradroute.routing.monitor import Monitor, OneGroup, Watched
 from gradroute.routing.passes import Pass, entered, held, holding
 from gradroute.routing.regions import Region, resolve
-from gradroute.routing.routes import Routes, read_routes
+from gradroute.routing.routes import Routes, read_routes, scheduled
 from gradroute.routing.sites import Site, by_module
 from gradroute.routing.tables import Table
 
@@ -38,7 +38,8 @@ class Router:
             weights multiply.
         example: an input of the model (a tuple of several, a mapping of keyword arguments), used to find the sites.
 
-    Attributes: `regions`, resolved to names and indices; `found`, what the example showed of every site.
+    Attributes: `regions`, resolved to names and indices; `found`, what the example showed of every site; `values`, the
+        current weight and forward factor of every (group, region) with a route, another mapping whenever one changes.
     Raises: UserError for unknown names, sites not reached, units out of range, or weights that are not finite.
     """
 
@@ -51,10 +52,10 @@ class Router:
         self.sites = tuple(dict.fromkeys(site for region in self.regions.values() for site in region.sites))
         alike: dict[Any, Table] = {}  # sites of the same width and regions have the same weights
         self._tables = {site.name: alike.setdefault(self._kind(site), self._empty(site)) for site in self.sites}
-        self._values: dict[tuple[str, str], tuple[float, float]] = {}
         self._attached, self._hooks = 0, ExitStack()
         self._open: list[Pass] = []  # in all contexts
-        self.at_step(0)
+        self._scheduled = scheduled(self.routes)
+        self._set({pair: route.at(0) for pair, route in self.routes.items()})
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of a copy what is open: the copy routes nothing until it is entered itself."""
@@ -81,7 +82,7 @@ class Router:
 
     def weight(self, group: str, region: str) -> float:
         """Return the current weight of a group in a region, from that route alone."""
-        return self._values.get((group, region), (1.0, 1.0))[0]
+        return self.values.get((group, region), (1.0, 1.0))[0]
 
     def parts(self, region: str) -> dict[nn.Parameter, torch.Tensor]:
         """Return a region's rows of the layers that make its units, as bool masks that broadcast to the parameters.
@@ -99,10 +100,12 @@ class Router:
 
     def at_step(self, step: int) -> None:
         """Set the weights to their value at update `step`, counted from 0; only scheduled routes change."""
-        values = {pair: route.at(step) for pair, route in self.routes.items()}
-        if values == self._values:
-            return
-        self._values = values
+        values = {pair: route.at(step) for pair, route in self._scheduled.items()}
+        if any(self.values[pair] != value for pair, value in values.items()):
+            self._set({**self.values, **values})
+
+    def _set(self, values: dict[tuple[str, str], tuple[float, float]]) -> None:
+        self.values = values
         for table, site in {self._tables[site.name]: site for site in self.sites}.items():
             weight, forward = (torch.ones_like(table.weight, device="cpu") for _ in range(2))
             for (group, name), value in values.items():

@@ -27,6 +27,11 @@ class Route:
     ramp: int = 0
     stop: int | None = None
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether its values depend on the update."""
+        return self.start > 0 or self.ramp > 0 or self.stop is not None
+
     def at(self, step: int) -> tuple[float, float]:
         """Return the weight and the forward factor at update `step`."""
         if step < self.start or (self.stop is not None and step >= self.stop):
@@ -79,6 +84,11 @@ def read_routes(routes: Routes, groups: Iterable[str], regions: Iterable[str]) -
                 raise unknown(f"region in routes.{group}:", region, regions)
             read[group, region] = read_route(spec, f"routes.{group}.{region}")
     return read
+
+
+def scheduled(routes: Mapping[tuple[str, str], Route]) -> dict[tuple[str, str], Route]:
+    """Return the routes whose values change from update to update."""
+    return {pair: route for pair, route in routes.items() if route.scheduled}
 
 
 def owned(routes: Mapping[tuple[str, str], Route], group: str, regions: Sequence[str]) -> int | None:

@@ -6,6 +6,7 @@ own column. `outputs/README.md` explains the columns.
 
 import math
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -17,9 +18,19 @@ from gradroute.routing.monitor import DEFAULT
 ALL, SHARED = "all", "shared"  # all groups; all parameters of the model that no region owns
 
 
-def _square(tensor: torch.Tensor) -> float:
-    """Return the square of the L2 norm, summed in double without a copy in double."""
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+def _square_in(mask: torch.Tensor, change: torch.Tensor, reduced: dict[torch.Size, torch.Tensor]) -> float:
+    """Return the sum of squares where a mask that broadcasts to `change` is set, in double without a copy in double.
+
+    reduced: filled with the sums over the axes that a mask does not slice, for further masks of its shape.
+    """
+    mask = mask.to(change.device)
+    if mask.numel() == change.numel():
+        return float(torch.linalg.vector_norm(change[mask], dtype=torch.float64)) ** 2
+    if mask.shape not in reduced:
+        axes = [axis for axis, size in enumerate(mask.shape) if size == 1]
+        norms = torch.linalg.vector_norm(change, dim=axes, keepdim=True, dtype=torch.float64)
+        reduced[mask.shape] = norms.square()
+    return float(reduced[mask.shape][mask].sum())
 
 
 class Ledger:
@@ -47,6 +58,8 @@ class Ledger:
         self._points = torch.zeros(len(self._groups), dtype=torch.int64, device=present.device)
         self._present = {self._groups[number] for number in present.unique().tolist()}
         self._start = 0
+        self._weights: dict[str, dict[str, list[float]]] = {}  # by group and region: lowest, highest
+        self._noted: tuple[object, ...] = ()  # the routers' values that the weights are known of
         self._before: dict[torch.nn.Parameter, torch.Tensor] = {}
 
     def begin(
@@ -66,10 +79,7 @@ class Ledger:
         numbers = membership.flatten() % len(self._groups)
         self._points.index_add_(0, numbers, torch.ones_like(numbers, dtype=torch.int64))
         new = self._first_seen(membership if known is None else known[rows]) if self._unseen else False
-        for group in self.router.groups:
-            for region, low_high in self._weights[group].items():
-                weight = self._weight(group, region)
-                low_high[:] = [min(low_high[0], weight), max(low_high[1], weight)]
+        self._note_weights()
         measured = step % self.every == 0 or new
         self.parameter_router.measure = measured
         self._measured += measured
@@ -82,12 +92,21 @@ class Ledger:
         self._unseen -= came
         return new
 
-    def _weight(self, group: str, region: str) -> float:
-        router = self.parameter_router if region in self.parameter_router.regions else self.router
-        return router.weight(group, region)
+    def _note_weights(self) -> None:
+        """Note the lowest and the highest weight of every group in every region, if a route has changed."""
+        noted = (self.router.values, self.parameter_router.values)
+        if self._noted and all(new is old for new, old in zip(noted, self._noted, strict=True)):
+            return
+        self._noted = noted
+        for group in self.router.groups:
+            for region, low_high in self._weights[group].items():
+                router = self.parameter_router if region in self.parameter_router.regions else self.router
+                weight = router.weight(group, region)
+                low_high[:] = [min(low_high[0], weight), max(low_high[1], weight)]
 
     def _open(self, step: int, device: torch.device) -> None:
         self._start, self._measured, self._unseen = step, 0, set(self._present)
+        self._noted = ()
         self._points = self._points.to(device).zero_()
         self._weights = {g: {region: [math.inf, -math.inf] for region in self._owned} for g in self.router.groups}
         self._weights[DEFAULT] = {region: [1.0, 1.0] for region in self._owned}
@@ -113,13 +132,12 @@ class Ledger:
         """Return the L2 norm of the change in each region's parameters, and the shared ones, since the window began."""
         squares = dict.fromkeys([*self._owned, SHARED], 0.0)
         for parameter, before in self._before.items():
-            change = parameter - before
-            parts = {r: own[parameter].to(change.device) for r, own in self._owned.items() if parameter in own}
+            parts = {region: own[parameter] for region, own in self._owned.items() if parameter in own}
+            none = torch.zeros([1] * parameter.dim(), dtype=torch.bool)
+            parts[SHARED] = ~reduce(torch.logical_or, parts.values(), none)
+            change, reduced = parameter - before, dict[torch.Size, torch.Tensor]()
             for region, mask in parts.items():
-                squares[region] += _square(change.masked_fill(~mask, 0))
-            for mask in parts.values():
-                change = change.masked_fill(mask, 0)
-            squares[SHARED] += _square(change)
+                squares[region] += _square_in(mask, change, reduced)
         return {region: math.sqrt(square) for region, square in squares.items()}
 
     def close(self, step: int) -> None:

@@ -100,11 +100,17 @@ def run(*overrides: str, config_dir: str | os.PathLike[str] | None = None, quiet
 
     Raises: UserError for a mistake in the overrides, or the exception that ended the run.
     """
+    from gradroute.running.exit_status import mistake_of
     from gradroute.running.runner import execute
     from gradroute.search.automatic import settled
 
     say = (lambda text: None) if quiet else print
-    configs = one_by_seed(configuration(overrides, Path(config_dir) if config_dir is not None else None))
+    try:
+        configs = one_by_seed(configuration(overrides, Path(config_dir) if config_dir is not None else None))
+    except Exception as error:
+        if (mistake := mistake_of(error)) is None:
+            raise
+        raise mistake from None  # not after Hydra's own errors, which are a page of tracebacks
     if len(configs) != 1:
         raise UserError(f"seeds={len(configs)}: gradroute.run makes one run; call it once for each seed")
     (outcome,) = execute(

@@ -114,13 +114,21 @@ def _while_reading(error: BaseException) -> bool:
     return last in READERS
 
 
-def report_failure(error: Exception) -> int:
-    """Print an error in one line and return the exit status for it."""
+def mistake_of(error: Exception) -> UserError | None:
+    """Return the user's mistake that an error of ours, of Hydra or of OmegaConf reports, in one line, or None."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    mistake = isinstance(error, UserError | HydraException | OmegaConfBaseException) or _while_reading(error)
-    line = plain_text(_suggest(one_line(error)))
+    if isinstance(error, UserError):
+        return error
+    mistake = isinstance(error, HydraException | OmegaConfBaseException) or _while_reading(error)
+    return UserError(_suggest(one_line(error))) if mistake else None
+
+
+def report_failure(error: Exception) -> int:
+    """Print an error in one line and return the exit status for it."""
+    mistake = mistake_of(error)
+    line = plain_text(one_line(mistake or error))
     print(f"error: {line if len(line) <= LONGEST else line[:LONGEST] + ' …'}", file=sys.stderr)
     if not mistake:
         print("(set HYDRA_FULL_ERROR=1 to see the traceback)", file=sys.stderr)

@@ -85,12 +85,16 @@ def test_mistakes_are_raised_and_leave_nothing(tmp_path: Path) -> None:
     for given, says in (
         (["trainer.epochs=0"], "trainer.epochs=0: must be from 1"),
         (["model.widht=8"], "unknown key 'model.widht'"),
+        (["trainer.epoch=1"], "unknown key 'trainer.epoch'; did you mean trainer.epochs"),
+        (["trainer=quick"], "unknown value of trainer: 'quick'; valid: fast, paper, smoke"),
+        (["trainer.lr=[1,"], "trainer.lr=[1,: the value cannot be read"),
         (["dataset.root=/nonexistent"], "is missing"),
         (["seeds=2"], "seeds=2: gradroute.run makes one run; call it once for each seed"),
     ):
         with pytest.raises(UserError) as error:
             gradroute.run(*SMALL, f"output_dir={tmp_path / 'out'}", *given)
-        assert says in str(error.value)
+        assert says in str(error.value) and "\n" not in str(error.value)
+        assert error.value.__suppress_context__ or error.value.__context__ is None
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,9 +2,10 @@
 
 Prints a table for every part, and writes all numbers as JSON with `--json`, and the figures with `--out`. Every round
 times all variants in turn, so that a busy machine slows them alike; the tables give the median, smallest and largest
-over the rounds. `split_speed.py` says what the training of the MNIST split is compared with.
+over the rounds. `split_speed.py` says what the training of the MNIST split is compared with. The whole takes 18 minutes
+on two cores, and needs `pip install -e '.[dev]'` for the tests.
 
-usage: python scripts/benchmark.py [--device cuda] [--rounds 3] [--only epoch,stack] [--json FILE] [--out FILE]
+usage: python scripts/benchmark.py [--device cuda] [--rounds 3] [--only epoch,tests] [--json FILE] [--out FILE]
 """
 
 import argparse
@@ -32,7 +33,7 @@ from gradroute.config.schema import Config
 from gradroute.records.provenance import hardware
 from gradroute.training.memory import keep_freed
 
-IMAGES = 60_000
+IMAGES, ROOT = 60_000, Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
 Part = tuple[list[Row], list[Figure]]
 
@@ -130,9 +131,19 @@ def commands(device: str, rounds: int) -> Part:
     return rows, [Figure(f"{n}, seconds", seconds[n], most, at_most=True) for n, most in TARGETS.items()]
 
 
+def tests(device: str, rounds: int) -> Part:
+    """Time the tests, once, as the README runs them; they are the same on every device."""
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit("pytest: failed")
+    seconds = time.perf_counter() - started
+    return [{"what": "pytest", "seconds": f"{seconds:.0f}"}], [Figure("tests, seconds", [seconds], 240, at_most=True)]
+
+
 # each returns a table's rows, and figures with their targets
 PARTS: dict[str, Callable[[str, int], Part]] = {
-    "epoch": split, "stack": stacks, "language": language, "growth": growth, "command": commands,
+    "epoch": split, "stack": stacks, "language": language, "growth": growth, "command": commands, "tests": tests,
 }  # fmt: skip
 
 

@@ -63,6 +63,7 @@ AXES: dict[str, tuple[Case, tuple[int, ...]]] = {  # by axis: what is fixed, and
     "routes": (Case(regions=100, groups=100), (100, 1000, 10000)),
 }
 SEEDS = (1, 2, 4, 8)
+NONE = 0.05  # an exponent that is not told from 0, as that of a step without routes along groups and regions
 SMALL = ("trainer=fast", "trainer.device=cpu", "model.hidden=[256,64]", "trainer.batch_size=256")
 
 
@@ -179,7 +180,7 @@ def summary(sizes: Sequence[int], seconds: Sequence[Costs], memory: Sequence[Map
 def draw(measured: Mapping[str, Any], file: Path) -> None:
     """Draw time and memory over every axis, with the exponents."""
     figure, axes = plt.subplots(2, len(measured), figsize=(3.1 * len(measured), 6), layout="constrained", squeeze=False)
-    labels = {"model": "model without routes", "routes": "added by routes", "ledger": "added by routes and ledger"}
+    labels = {"model": "model without routes", "routes": "added by routes", "ledger": "added by routes and measurement"}
     for column, (axis, found) in enumerate(measured.items()):
         for plot, what, unit in ((axes[0, column], "seconds", "s"), (axes[1, column], "bytes", "B")):
             for kind, values in found[what].items():
@@ -208,19 +209,22 @@ def grown(axis: str, rounds: int) -> dict[str, Any]:
 
 
 def growth(device: str, rounds: int) -> tuple[list[dict[str, str]], list[Figure]]:
-    """Measure every axis on the CPU; return exponents, and by how much those of routes are above the model's own.
+    """Measure every axis on the CPU; return exponents, and by how much those of what routes add are above the model's.
 
     Along regions, groups and routes the model stays the same, so that its exponent is 0. Along batch and tokens its
     bytes include the weights, which stay the same.
     """
     rows, figures = [], []
     for axis in (*AXES, "seeds"):
-        found = grown(axis, 5 * rounds)["exponents"]
-        rows.append({"what": axis} | {name: f"{value:.2f}" for name, value in found.items()})
+        found = [grown(axis, 2 * rounds)["exponents"] for _ in range(3)]
+        medians = {name: statistics.median(own[name] for own in found) for name in found[0]}
+        rows.append({"what": axis} | {name: f"{value:.2f}" for name, value in medians.items()})
         for unit in ("seconds", "bytes"):
-            above = round(found.get(f"routes, {unit}", math.nan) - found.get(f"model, {unit}", math.nan), 2)
-            if not math.isnan(above):
-                figures.append(Figure(f"{axis}: exponent of {unit}, routes minus model", [above], 0, at_most=True))
+            for kind in ("routes", "ledger"):
+                above = [own.get(f"{kind}, {unit}", math.nan) - own.get(f"model, {unit}", math.nan) for own in found]
+                if not any(map(math.isnan, above)):
+                    name = f"{axis}: exponent of {unit}, {kind} minus model"
+                    figures.append(Figure(name, [round(value, 2) for value in above], NONE, at_most=True))
     return rows, figures
 
 

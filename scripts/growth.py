@@ -113,6 +113,7 @@ def steps(case: Case) -> tuple[dict[str, Step], dict[str, int]]:
     tables = sum(t.numel() * t.element_size() for t in router.masks.values()) * 2  # weights, and forward factors
     held = {p.untyped_storage().data_ptr() for p in model.parameters()}
     memory = {kind: weights + kept(step, kind, held) + (tables if kind != "model" else 0) for kind in KINDS}
+    memory["activations"] = memory["model"] - weights
     return {kind: partial(step, kind) for kind in KINDS}, memory
 
 
@@ -174,6 +175,8 @@ def summary(sizes: Sequence[int], seconds: Sequence[Costs], memory: Sequence[Map
             held = [own[kind] - (own["model"] if kind != "model" else 0) for own in memory]
             found["bytes"][kind] = held
             found["exponents"][f"{kind}, bytes"] = exponent(sizes, held)
+    if memory:
+        found["exponents"]["activations, bytes"] = exponent(sizes, [own["activations"] for own in memory])
     return found
 
 
@@ -211,19 +214,19 @@ def grown(axis: str, rounds: int) -> dict[str, Any]:
 def growth(device: str, rounds: int) -> tuple[list[dict[str, str]], list[Figure]]:
     """Measure every axis on the CPU; return exponents, and by how much those of what routes add are above the model's.
 
-    Along regions, groups and routes the model stays the same, so that its exponent is 0. Along batch and tokens its
-    bytes include the weights, which stay the same.
+    Memory is compared with that of the model's activations, since weights stay the same along batch and tokens. Along
+    regions, groups and routes the model stays the same, so that its exponents are 0.
     """
     rows, figures = [], []
     for axis in (*AXES, "seeds"):
         found = [grown(axis, 2 * rounds)["exponents"] for _ in range(3)]
         medians = {name: statistics.median(own[name] for own in found) for name in found[0]}
         rows.append({"what": axis} | {name: f"{value:.2f}" for name, value in medians.items()})
-        for unit in ("seconds", "bytes"):
-            for kind in ("routes", "ledger"):
-                above = [own.get(f"{kind}, {unit}", math.nan) - own.get(f"model, {unit}", math.nan) for own in found]
+        for kind in ("routes", "ledger"):
+            for unit, of in (("seconds", "model"), ("bytes", "activations")):
+                above = [own.get(f"{kind}, {unit}", math.nan) - own.get(f"{of}, {unit}", math.nan) for own in found]
                 if not any(map(math.isnan, above)):
-                    name = f"{axis}: exponent of {unit}, {kind} minus model"
+                    name = f"{axis}: exponent of {unit}, {kind} minus {of}"
                     figures.append(Figure(name, [round(value, 2) for value in above], NONE, at_most=True))
     return rows, figures
 

@@ -183,10 +183,8 @@ class Monitor:
         if mixed:
             shares = torch.cat([membership, 1 - membership.sum(-1, keepdim=True)], -1).double().flatten(0, -2)
             return values.T @ shares
-        count = values.shape[-1]  # one row of sums after the other: torch adds numbers faster than rows
-        index = membership.flatten() % (groups + 1) + torch.arange(count, device=values.device)[:, None] * (groups + 1)
-        sums = values.new_zeros(count * (groups + 1)).index_add(0, index.flatten(), values.T.flatten())
-        return sums.view(count, groups + 1)
+        sums = values.new_zeros(groups + 1, values.shape[-1])
+        return sums.index_add(0, membership.flatten() % (groups + 1), values).T
 
     def reset(self) -> None:
         """Set all sums to 0, in place."""

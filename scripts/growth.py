@@ -1,6 +1,6 @@
 """Measure how time and memory grow with the sizes of a model, of its data and of its routes.
 
-python scripts/growth.py --out outputs/measured/growth      writes growth.json and growth.png; about 10 minutes
+python scripts/growth.py --out outputs/measured/growth      writes growth.json and growth.png; a minute
 
 The model is a layer, a GELU whose units are routed, and a second layer. For each size along an axis three steps take
 turns: without routes, with routes as in a run's usual update, and with the ledger's measurement, too (which a run makes
@@ -182,7 +182,7 @@ def summary(sizes: Sequence[int], seconds: Sequence[Costs], memory: Sequence[Map
 
 def draw(measured: Mapping[str, Any], file: Path) -> None:
     """Draw time and memory over every axis, with the exponents."""
-    figure, axes = plt.subplots(2, len(measured), figsize=(3.1 * len(measured), 6), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(2, len(measured), figsize=(3.1 * len(measured), 7), layout="constrained", squeeze=False)
     labels = {"model": "model without routes", "routes": "added by routes", "ledger": "added by routes and measurement"}
     for column, (axis, found) in enumerate(measured.items()):
         for plot, what, unit in ((axes[0, column], "seconds", "s"), (axes[1, column], "bytes", "B")):
@@ -198,7 +198,7 @@ def draw(measured: Mapping[str, Any], file: Path) -> None:
             plot.xaxis.set_minor_locator(NullLocator())
             plot.yaxis.set_major_formatter(EngFormatter(unit))
             plot.yaxis.set_minor_formatter(NullFormatter())
-            plot.legend(fontsize=6, title="exponent", title_fontsize=6)
+            plot.legend(fontsize=7, title="exponent", title_fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.savefig(file, dpi=110)
 
 

@@ -26,7 +26,8 @@ from growth import growth
 from language_throughput import language
 from rich.console import Console
 from rich.table import Table
-from split_speed import Step, ours, read, split, waited
+from split_speed import ours, read, split
+from turns import timed
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
@@ -41,19 +42,6 @@ Part = tuple[list[Row], list[Figure]]
 def configured(*overrides: str) -> Config:
     """Return a checked configuration."""
     return configuration(list(overrides))
-
-
-def timed(what: dict[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
-    """Return the seconds of every step in every round, the steps in turn, after one round of warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in what}
-    for number in range(rounds + 1):
-        for name, step in what.items():
-            started = time.perf_counter()
-            step()
-            waited(device)
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
 
 
 def spread(values: list[float], digits: int = 3) -> str:
@@ -72,7 +60,7 @@ def stacks(device: str, rounds: int) -> Part:
         trainer = configs[0].trainer
         steps = {str(n): ours(data, configs[:n], updates * trainer.batch_size) for n in sizes}
         needed = trainer.epochs * -(-IMAGES // trainer.batch_size)
-        for name, times in timed(steps, rounds, device).items():
+        for name, times in timed(steps, rounds, device=device).items():
             rate = [int(name) * 3600 / (t / updates * needed) for t in times]
             rows.append({"what": f"{name} runs together, trainer={preset}", "runs per hour": spread(rate)})
     return rows, []

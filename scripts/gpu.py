@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from figures import Figure
 from language_throughput import COMPILED, KINDS, kind
-from split_speed import FLOP_PER_IMAGE, SQUARES, best_product, ours, precision_of, waited
+from split_speed import FLOP_PER_IMAGE, SQUARES, best_product, ours, precision_of
+from turns import timed, waited
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
@@ -203,14 +204,7 @@ def sgtm(scale: Scale) -> list[Figure]:
     for name in ("stories_era", "stories_era/sgtm"):
         config = configuration([f"experiment={name}", *more, f"trainer.device={scale.device}"])
         steps[name] = _parameter_step(config)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(2 + 4 * scale.rounds):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            waited(scale.device)
-            if number >= 2:
-                times[name].append(time.perf_counter() - started)
+    times = timed(steps, 4 * scale.rounds, 2, scale.device)
     base = statistics.median(times["stories_era"])
     ratios = [t / base for t in times["stories_era/sgtm"]]
     return [Figure("SGTM's step to ERA's", ratios, 1.3, at_most=True)]

@@ -28,13 +28,13 @@ from figures import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator
 from split_speed import ours, read
 from torch import nn
+from turns import Step, timed
 
 from gradroute import ParameterRouter, Region, Router
 from gradroute.config.compose import configuration
 from gradroute.records.provenance import hardware
 from gradroute.training.ledger import Ledger
 
-Step = Callable[[], None]
 Costs = dict[str, list[float]]  # by what: one for each size
 KINDS = ("model", "routes", "ledger")
 
@@ -140,18 +140,6 @@ def stacked(seeds: int) -> dict[str, Step]:
     return found
 
 
-def timed(kinds: Mapping[str, Step], rounds: int) -> Costs:
-    """Return the seconds of each kind of step in every round, in turns."""
-    found: Costs = {kind: [] for kind in kinds}
-    for number in range(rounds + 2):
-        for kind, step in kinds.items():
-            started = time.perf_counter()
-            step()
-            if number >= 2:
-                found[kind].append(time.perf_counter() - started)
-    return found
-
-
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """Return the slope of log cost over log size; nan if fewer than three costs are positive."""
     known = [(math.log(size), math.log(cost)) for size, cost in zip(sizes, costs, strict=True) if cost > 0]
@@ -205,10 +193,10 @@ def draw(measured: Mapping[str, Any], file: Path) -> None:
 def grown(axis: str, rounds: int) -> dict[str, Any]:
     """Measure one axis, and return its summary."""
     if axis == "seeds":
-        return summary(SEEDS, [timed(stacked(seeds), max(3, rounds // 3)) for seeds in SEEDS], [])
+        return summary(SEEDS, [timed(stacked(seeds), max(3, rounds // 3), 2) for seeds in SEEDS], [])
     base, sizes = AXES[axis]
     made = [steps(replace(base, **{axis: size})) for size in sizes]
-    return summary(sizes, [timed(kinds, rounds) for kinds, _ in made], [held for _, held in made])
+    return summary(sizes, [timed(kinds, rounds, 2) for kinds, _ in made], [held for _, held in made])
 
 
 def growth(device: str, rounds: int) -> tuple[list[dict[str, str]], list[Figure]]:

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from figures import Figure
-from routing_overhead import Step, ledger_of, measure, timed
+from routing_overhead import ledger_of, measure
+from turns import Step, timed
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config

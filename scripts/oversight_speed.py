@@ -10,11 +10,11 @@ of the processor. Set OMP_NUM_THREADS=1, since the seconds of several threads ad
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import nn
+from turns import timed
 
 from gradroute.config.compose import configuration
 from gradroute.models.policy import Policy
@@ -144,13 +144,6 @@ def ours(overrides: list[str]) -> tuple[Reinforcement, Callable[[], None]]:
     return task, update
 
 
-def timed(function: Callable[[], object]) -> float:
-    """Return the processor's seconds that a call takes: other work on the machine counts less than in wall time."""
-    began = time.process_time()
-    function()
-    return time.process_time() - began
-
-
 def main() -> None:
     """Time both in turn and print the medians."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -178,12 +171,7 @@ def main() -> None:
         "the worlds alone": lambda: walk(task.environment),
         "the worlds alone, transcription": lambda: walk(plain.worlds),
     }
-    for function in parts.values():
-        function()
-    found: dict[str, list[float]] = {name: [] for name in parts}
-    for _ in range(arguments.rounds):
-        for name, function in parts.items():
-            found[name].append(timed(function))
+    found = timed(parts, arguments.rounds)
     for name, seconds in found.items():
         low, high = min(seconds), max(seconds)
         print(f"{name:36} {statistics.median(seconds):.4f}   ({low:.4f} to {high:.4f})")

@@ -19,8 +19,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from split_speed import clock
 from torch import nn
+from turns import Step, timed
 
 from gradroute import ParameterRouter, Region, Router
 from gradroute.config.compose import configuration
@@ -32,7 +32,6 @@ from gradroute.training.measures import MAE
 from gradroute.training.objectives import group_means
 from gradroute.training.penalties import correlation_penalty, l1_penalty
 
-Step = Callable[[], None]
 WINDOW, EVERY = 100, 10  # the ledger's defaults
 
 
@@ -155,27 +154,12 @@ def median_interval(values: list[float]) -> tuple[float, float]:
     return ordered[max(0, math.floor(n / 2 - reach))], ordered[min(n - 1, math.ceil(n / 2 + reach))]
 
 
-def timed(steps: dict[str, Step], pairs: int, warm_up: int = 5, device: str = "cpu") -> dict[str, list[float]]:
-    """Return the seconds of every kind of step, once in each of `pairs` rounds, in random order.
-
-    With one thread on a CPU these are seconds of the processor, which other work changes little.
-    """
-    seconds: dict[str, list[float]] = {kind: [] for kind in steps}
-    for number in range(pairs + warm_up):
-        for kind in random.sample(list(steps), len(steps)):
-            started = clock(device)
-            steps[kind]()
-            if number >= warm_up:
-                seconds[kind].append(clock(device) - started)
-    return seconds
-
-
 def measure(name: str, steps: dict[str, Step], pairs: int, compiled: str = "") -> dict[str, Any]:
     """Time every kind of step once per round; print and return the ratios to the unrouted step.
 
     compiled: the ending of the names of compiled kinds, whose ratio is to the unrouted step with that ending.
     """
-    seconds = timed(steps, pairs)
+    seconds = timed(steps, pairs, 5)
     result: dict[str, Any] = {"pairs": pairs}
     for kind, times in seconds.items():
         base = seconds["unrouted" + (compiled if compiled and kind.endswith(compiled) else "")]

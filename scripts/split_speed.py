@@ -8,8 +8,7 @@ that keep freed memory run in another process than those that do not; the two pr
 With one thread on a CPU (`OMP_NUM_THREADS=1`), seconds are those of the processor, which other work changes little.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_context
@@ -17,6 +16,7 @@ from multiprocessing.connection import Connection
 
 import torch
 from figures import Figure
+from turns import Step, clock, waited
 
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
@@ -48,7 +48,6 @@ OVERRIDES = {
     "paper, float32": ["trainer=paper", "trainer.precision=float32"],
     "fast": ["trainer=fast"],
 }
-Step = Callable[[], None]
 
 
 class PlainAbsoluteError(Measure):
@@ -59,17 +58,6 @@ class PlainAbsoluteError(Measure):
     def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the value for each point, `(n,)`."""
         return (at_least_float32(outputs) - targets).abs().mean(1)
-
-
-def clock(device: str) -> float:
-    """Return the time in seconds; that of the processor where one thread computes."""
-    return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def waited(device: str) -> None:
-    """Wait until the device has finished its work."""
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def read(config: Config, device: str) -> Images:

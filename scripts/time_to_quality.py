@@ -25,7 +25,8 @@ from figures import Figure
 from kept import Kept
 from rich.console import Console
 from rich.table import Table
-from split_speed import clock, ours, read
+from split_speed import ours, read
+from turns import timed
 
 from gradroute.config.compose import configuration
 from gradroute.records.metrics import final_rows
@@ -76,16 +77,9 @@ def costs(rounds: int) -> dict[str, list[float]]:
     configs = {name: configuration([*overrides(name), "trainer.device=cpu"]) for name in CANDIDATES}
     data = read(configs[TODAY], "cpu")
     steps = {name: ours(data, [one], UPDATES * one.trainer.batch_size) for name, one in configs.items()}
-    found: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name, step in steps.items():
-            started = clock("cpu")
-            step()
-            trainer = configs[name].trainer
-            whole = trainer.epochs * -(-IMAGES // trainer.batch_size)
-            if number:
-                found[name].append((clock("cpu") - started) / UPDATES * whole)
-    return found
+    updates = {name: one.trainer.epochs * -(-IMAGES // one.trainer.batch_size) for name, one in configs.items()}
+    found = timed(steps, rounds)
+    return {name: [taken / UPDATES * updates[name] for taken in seconds] for name, seconds in found.items()}
 
 
 def shown(results: Mapping[tuple[str, ...], Mapping[str, float]], seconds: Mapping[str, Sequence[float]]) -> Table:

@@ -12,7 +12,6 @@ and `placebo` are `routing` with a policy that sees no flags, and with endings t
 
 import argparse
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -195,7 +194,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="CSV of all numbers (default: OUT/curves.csv)")
     parser.add_argument("--table", action="store_true", help="train nothing")
     a, more = parser.parse_known_args(arguments)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // a.jobs)))  # of the processes
     a.out.mkdir(parents=True, exist_ok=True)
     kept = Kept(a.results or a.out / "curves.csv", VARIED, MEASURED)
     plans = [Plan(arm, share, seed) for seed, share, arm in product(range(a.seeds), a.shares, a.arms)]

@@ -14,7 +14,6 @@ without a label by a filtered model, give the same forget loss, as a share of th
 """
 
 import argparse
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +176,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="a CSV file of numbers; runs whose numbers it has are not made")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     a = parser.parse_intermixed_args(arguments)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // a.jobs)))  # of the processes
     more = [f"trainer={a.preset}", "output_dir=outputs/second_language_study", *a.overrides]
     plans = [run for seed in range(a.seeds) for run in PARTS[a.part](seed, a.fractions, more)]
     kept, asked = Kept(a.results, VARIED, KEYS), " ".join([f"trainer={a.preset}", *a.overrides])

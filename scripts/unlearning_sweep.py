@@ -119,6 +119,7 @@ def made(runs: Sequence[list[str]], jobs: int) -> Iterator[Path | str]:
     if jobs == 1:
         yield from map(make, runs)
         return
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))  # of the processes
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         yield from pool.map(make, runs)
 
@@ -208,7 +209,6 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the trials, choose, make the choices again, and print both tables."""
     a = parsed(arguments)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // a.jobs)))  # of the processes
     more = [f"trainer={a.preset}", "output_dir=outputs/unlearning_sweep", *a.overrides]
     fresh = range(1, a.seeds + 1)
     base = list(made([overrides("base", seed, {}, more) for seed in (0, *fresh)], a.jobs))

@@ -217,10 +217,20 @@ class Monitor:
             self._sum(what, own.device).copy_(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums so far, for a checkpoint."""
-        passes = None if self._passes is None else self._passes.clone()
-        return {"sums": {what: sums.clone() for what, sums in self._sums.items()}, "passes": passes}
+        """Return the sums so far, for a checkpoint; waits for the device."""
+        begun = [0] * len(self.regions) if self._passes is None else self._passes.tolist()
+        sums = {
+            (what, name): row.clone()
+            for what, own in self._sums.items()
+            for name, row in zip(self.regions, own, strict=True)
+        }
+        return {"sums": sums, "passes": dict(zip(self.regions, begun, strict=True))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self._sums, self._passes = dict(state["sums"]), state["passes"]
+        self._sums, self._passes = {}, None
+        for (what, name), row in state["sums"].items():
+            self._sum(what, row.device)[list(self.regions).index(name)] = row
+        if self._sums:
+            device = next(iter(self._sums.values())).device
+            self._passes = torch.tensor([state["passes"][name] for name in self.regions], device=device)

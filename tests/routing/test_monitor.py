@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradroute import Monitor, ParameterRegion, ParameterRouter, Region, Router
+from gradroute.routing.monitor import SUMS
 from gradroute.training.ledger import ALL, SHARED, Ledger
 
 WIDTH, BATCH, TOKENS, GROUPS = 6, 5, 3, ["a", "b"]
@@ -136,3 +137,26 @@ def test_what_moved_is_what_moved() -> None:
     assert moved == {
         name: pytest.approx(float(torch.cat([p.flatten() for p in own]).norm())) for name, own in right.items()
     }
+
+
+def test_a_restored_monitor_goes_on() -> None:
+    model, x, membership = made(), torch.randn(BATCH, TOKENS, 4).double(), memberships("token")
+    regions = {"low": Region("0", "0:2"), "both": Region(("0", "2"), [1, 3, 4])}
+    router = Router(model, regions, GROUPS, {"a": {"low": 0.0}}, x[:1])
+    whole, first, restored = (Monitor(router.regions, router.groups) for _ in range(3))
+
+    def measure(monitor: Monitor) -> None:
+        with router.route(membership, monitor):
+            loss = model(x).square().sum()
+        loss.backward()
+
+    measure(first)
+    state = first.state_dict()
+    measure(first)  # the state is a copy
+    assert set(state["sums"]) == {(what, name) for what in SUMS for name in regions}
+    assert state["passes"] == {"low": 1, "both": 1}
+    restored.load_state_dict(state)
+    measure(restored)
+    for _ in range(2):
+        measure(whole)
+    assert list(restored.norms()) == list(whole.norms()) == list(first.norms())

@@ -82,10 +82,10 @@ def design(search: Search) -> None:
         finder = Pilot(config, auto)
         if budget is not None and finder.cost + cost > budget:
             raise UserError(f"search.budget={budget}: must be {finder.cost + cost} or more, which the pilot costs")
-        found = finder.find()
+        found = finder.find(folder)
     else:
         found = Learned(config, search.search.learned, budget).find(folder)
     found = replace(counted(found, cost), details={"settings": settings})
     write(found, found.applied(config), folder)
-    checkpoints.remove(folder)  # of a mask that was learned
+    checkpoints.remove(folder)  # of what was interrupted
     search.say(found.why)

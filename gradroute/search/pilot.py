@@ -7,10 +7,12 @@ group by group. The one whose ablations take their own groups alone, and whose u
 """
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 
@@ -24,6 +26,7 @@ from gradroute.search.agreement import Signals
 from gradroute.search.candidates import Candidate, candidates
 from gradroute.search.found import Evidence, Found
 from gradroute.search.problem import Problem
+from gradroute.search.progress import Progress
 from gradroute.search.signals import CHUNK, leaks, measure, rises
 from gradroute.training.fit import Fit
 from gradroute.training.training import Training
@@ -83,8 +86,25 @@ class Pilot(Problem):
         """Return every site of the candidates once."""
         return list(dict.fromkeys(site for one in self.candidates for site in one.sites))
 
-    def find(self) -> Found:
-        """Train the pilot, measure the candidates and return the mask. Raises: UserError if no loss reaches a site."""
+    def find(self, folder: Path) -> Found:
+        """Train the pilot, measure the candidates and return the mask; go on with what a folder has of it.
+
+        Raises: UserError if no loss reaches a site, or for a checkpoint that is damaged or of another pilot.
+        """
+        of = json.dumps([asdict(self.auto), self.updates, self.probes], sort_keys=True)
+        progress = Progress(folder, of, self.task.model, self.config.checkpoint.minutes)
+        if progress.evidence is None:
+            progress.evidence = self.measured()
+            progress.save()
+        evidence = progress.evidence
+        order = sorted(range(len(evidence)), key=lambda n: -(evidence[n].conflict or 0.0))[: self.checked]
+        self.check([evidence[n] for n in order], progress)
+        chosen = max(order, key=lambda n: (evidence[n].score or 0.0, evidence[n].conflict or 0.0))
+        found = Found("pilot", list(self.task.names), evidence, chosen, self.cost, "")
+        return replace(found, why=why(found, len(order), self.whole))
+
+    def measured(self) -> list[Evidence]:
+        """Train the pilot, and return the evidence that gradients give for every candidate that a loss reaches."""
         at = [max(1, round(self.updates * (n + 1) / SNAPSHOTS)) for n in range(SNAPSHOTS)]
         signals: list[dict[str, Signals]] = []
 
@@ -97,12 +117,7 @@ class Pilot(Problem):
         reached = [one for one in self.candidates if all(site.name in signals[0] for site in one.sites)]
         if not reached:
             raise UserError("routing.auto: no candidate site is in the forward path of a loss; name routing.auto.sites")
-        evidence = [self.judged(one, [[s[site.name] for site in one.sites] for s in signals]) for one in reached]
-        order = sorted(range(len(evidence)), key=lambda n: -(evidence[n].conflict or 0.0))[: self.checked]
-        self.check([reached[n] for n in order], [evidence[n] for n in order])
-        chosen = max(order, key=lambda n: (evidence[n].score or 0.0, evidence[n].conflict or 0.0))
-        found = Found("pilot", list(self.task.names), evidence, chosen, self.cost, "")
-        return replace(found, why=why(found, len(order), self.whole))
+        return [self.judged(one, [[s[site.name] for site in one.sites] for s in signals]) for one in reached]
 
     def judged(self, candidate: Candidate, signals: Sequence[Sequence[Signals]]) -> Evidence:
         """Return the evidence that gradients alone give for a candidate.
@@ -144,15 +159,17 @@ class Pilot(Problem):
             rows.append([1.0 if other == group else round(weights[other], DIGITS) for other in groups])
         return rows
 
-    def check(self, chosen: Sequence[Candidate], evidence: Sequence[Evidence]) -> None:
+    def check(self, evidence: Sequence[Evidence], progress: Progress) -> None:
         """Train on under each candidate's mask, ablate its units group by group, and note what that does to the groups.
 
-        Each starts from the pilot's weights.
+        Each starts from the pilot's weights. Those that were checked before an interruption are not checked again.
         """
         groups, model = range(len(self.rows)), self.task.model
-        kept = copy.deepcopy(model.state_dict())
-        for number, (candidate, one) in enumerate(zip(chosen, evidence, strict=True), 1):
-            owner = torch.tensor(one.owner)
+        kept, named = copy.deepcopy(model.state_dict()), {one.name: one for one in self.candidates}
+        for number, one in enumerate(evidence, 1):
+            if one.whole is not None:
+                continue
+            candidate, owner = named[one.name], torch.tensor(one.owner)
             with self.routed(candidate, one):
                 self.train(self.probes, number)
             found, one.whole = rises(self.task, self.rows, candidate, owner)
@@ -160,6 +177,7 @@ class Pilot(Problem):
             one.own = [found[group][group] for group in groups]
             one.others = [sum(found[o][g] for o in groups if o != g) / (len(groups) - 1) for g in groups]
             model.load_state_dict(kept)
+            progress.save()
         largest = [max(one.whole[group] for one in evidence if one.whole) for group in groups]
         for one in evidence:
             assert one.own is not None and one.others is not None and one.leak is not None

@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def test_a_site_that_no_loss_reaches_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("gradroute.search.signals.torch.autograd.grad", lambda value, seen, allow_unused: [None])
     monkeypatch.setattr(pilot, "updates", 3)
     with pytest.raises(UserError, match="site 'encoder' is in the forward path of no loss"):
-        pilot.find()
+        pilot.find(tmp_path / "pilot")
 
 
 @pytest.mark.parametrize("groups", ["[[0],[1,2,3,4,5,6,7,8,9]]", "[[0,1,2,3,4],[5,6,7],[8,9]]"])
@@ -281,6 +282,32 @@ def test_a_method_that_cannot_be_is_refused_with_status_2(
 
 
 @pytest.mark.slow
+def test_an_interrupted_pilot_goes_on_and_finds_the_same_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, trained = auto(tmp_path, "checkpoint.minutes=0"), list[int]()
+    train = Pilot.train
+
+    def find(name: str, checked: int = 2, last: int = 9) -> masks.Found:
+        def noted(self: Pilot, updates: int, number: int, *after: Any) -> None:
+            if number > last:
+                raise KeyboardInterrupt
+            trained.append(number)
+            train(self, updates, number, *after)
+
+        trained.clear()
+        monkeypatch.setattr(Pilot, "train", noted)
+        return Pilot(config, AutoConfig(points=32, checked=checked)).find(tmp_path / name)
+
+    whole = find("whole", checked=3)
+    assert trained == [0, 1, 2, 3]
+    for last, first in ((0, 0), (2, 1)):  # killed after the training, and after the second candidate
+        with pytest.raises(KeyboardInterrupt):
+            find("cut", checked=3, last=last)
+        assert trained == list(range(first, last + 1))
+    with pytest.raises(UserError, match=r"has a pilot of other settings that was interrupted; set another search.name"):
+        find("cut", checked=2)
+    assert find("cut", checked=3) == whole and trained == [3]
+
+
 def test_a_mask_for_an_own_image_folder_stays_that_of_the_run_when_it_is_resumed(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,11 +27,20 @@ def verdict(rows: Rows, names: Mapping[str, Any]) -> list[str]:
 
 def return_table(rows: Rows, groups: list[str]) -> tuple[str, list[str], list[list[Any]], str]:
     """Return title, columns, rows and note of the table of returns, and of the shares of endings."""
-    true, seen = _values(rows, "return"), _values(rows, "seen_return")
+    true, greedy, seen = (_values(rows, metric) for metric in ("return", "greedy_return", "seen_return"))
     shares = {(r["head"], r["region"], r["group"]): r["value"] for r in rows if r["metric"] == "share"}
     table = [
-        [title(*key), value, seen.get(key, math.nan), *(shares.get((*key, group), math.nan) for group in groups)]
+        [
+            title(*key),
+            value,
+            greedy.get(key, math.nan),
+            seen.get(key, math.nan),
+            *(shares.get((*key, group), math.nan) for group in groups),
+        ]
         for key, value in true.items()
     ]
-    note = "Returns are discounted, and means over steps. Groups: share of the steps of the test worlds."
-    return "Returns of each policy", ["policy", "true return", "seen return", *groups], table, note
+    note = (
+        "Returns are discounted, and means over steps; actions are drawn or, if greedy, the most likely ones. "
+        "Groups: share of the steps of the test worlds."
+    )
+    return "Returns of each policy", ["policy", "true return", "greedy", "seen return", *groups], table, note

@@ -3,7 +3,8 @@
 PER_STEP = "mean over the steps of the batch or group"
 UNITS = {
     "return": "discounted true reward, mean over the steps of all worlds",
-    "seen_return": "the same over the steps of episodes whose ending is seen",
+    "greedy_return": "the same, if the policy takes the most likely action in every step",
+    "seen_return": "discounted true reward, mean over the steps of episodes whose ending is seen",
     "seen": "share of steps of episodes whose ending is seen, 0 to 1",
     "share": "share of all steps, 0 to 1",
     "gate": "share of the first expert, 0 to 1, mean over steps",

@@ -221,6 +221,8 @@ class Reinforcement(Task):
             fresh = Rollouts(self.made_environment(), count, self.steps, EVALUATION, self.device)
             observations, _, _, true, seen, group = self.told(fresh.collect(act))
             yield "all", head, "return", float(true.mean())
+            fresh = Rollouts(self.made_environment(), count, self.steps, EVALUATION, self.device)
+            yield "all", head, "greedy_return", float(self.told(fresh.collect(act, greedy=True))[3].mean())
             yield "all", head, "seen_return", float(true[seen].mean()) if bool(seen.any()) else 0.0
             for number, name in enumerate(self.names):
                 yield name, head, "share", float((group == number).float().mean())

@@ -59,14 +59,19 @@ class Rollouts:
         environment.begin(count, seed + 1, device)
 
     @torch.no_grad()
-    def collect(self, act: Act) -> Rollout:
-        """Take `steps` steps in every world, with actions drawn from the policy. Raises: UserError."""
+    def collect(self, act: Act, greedy: bool = False) -> Rollout:
+        """Take `steps` steps in every world, with actions drawn from the policy, or the most likely ones if `greedy`.
+
+        Raises: UserError for a reward that is not finite.
+        """
         world, size = self.environment, (self.steps, self.count, self.environment.actions)
         if not world.continues:
             seed = torch.randint(2**31, (), generator=self.random, device=self.device)
             world.begin(self.count, int(seed), self.device)
         # the largest of logits + Gumbel noise is drawn from their softmax
-        noise = torch.empty(size, device=self.device).exponential_(generator=self.random).log_()
+        noise = torch.zeros(size, device=self.device)
+        if not greedy:
+            noise.exponential_(generator=self.random).log_()
         found: list[tuple[torch.Tensor, ...]] = []
         for own in noise:
             observations = world.observe()

@@ -150,6 +150,19 @@ def test_the_linear_baseline_is_its_layers_one_after_another() -> None:
     assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(found, wanted, strict=True))
 
 
+def test_a_greedy_policy_takes_the_most_likely_action_and_is_measured_beside_the_drawn_one() -> None:
+    task = made()
+    taken = task.rollouts.collect(task.act(), greedy=True)
+    with torch.no_grad():
+        logits = task.model(taken.observations.flatten(0, 1))[0]
+    assert torch.equal(logits.argmax(-1), taken.actions.flatten())
+    drawn = task.rollouts.collect(task.act())
+    assert not torch.equal(task.model(drawn.observations.flatten(0, 1))[0].argmax(-1), drawn.actions.flatten())
+    found = {(head.name, metric): value for _, head, metric, value in task.measure([])}
+    assert found["policy", "greedy_return"] != found["policy", "return"]
+    assert list(task.measure([])) == list(task.measure([]))  # in the same worlds each time
+
+
 def test_filtering_learns_nothing_from_unseen_endings() -> None:
     task = made(arm="filtering")
     batch = task.batch(torch.arange(12))

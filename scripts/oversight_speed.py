@@ -4,8 +4,8 @@ python scripts/oversight_speed.py [--worlds 512] [--steps 32] [--rounds 5] [OVER
 
 The transcription moves all agents in one tensor operation, as the published code does, but begins each ended world by
 itself with `torch.randperm`, and makes one pass of the experts for each kind of ending, with `detach` where the paper
-stops the gradient. Both have the same networks, losses and optimizer. Printed are medians over the rounds, in seconds
-of the processor. Set OMP_NUM_THREADS=1, since the seconds of several threads add up.
+stops the gradient. Both have the same networks, losses and optimizer. Printed are medians over the rounds: with
+OMP_NUM_THREADS=1 in seconds of the processor, which other work changes little, else of wall time.
 """
 
 import argparse

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from gradroute.config.identity import config_hash
 from gradroute.config.schema import Config
-from gradroute.records import checkpoints
 from gradroute.search.found import read, write
 from gradroute.search.unlabelled_groups import regrouped
 
@@ -38,7 +37,6 @@ def settled(config: Config, say: Callable[[str], None] = print) -> Config:
         say(f"pilot: {pilot.cost} of {pilot.whole} updates, {len(pilot.candidates)} candidate sites")
         found = counted(pilot.find(folder), cost)
         write(found, found.applied(config), folder)
-        checkpoints.remove(folder)
     say(found.why)
     made = found.applied(config if auto.labels else regrouped(config, folder, found.groups))
     made.routing.auto = replace(auto, found=str(folder))

@@ -15,6 +15,7 @@ from gradroute.config.auto import region_names
 from gradroute.config.overrides import literal
 from gradroute.config.schema import Config, RegionConfig
 from gradroute.errors import UserError
+from gradroute.records import checkpoints
 from gradroute.records.atomic import write_atomically
 
 ROUTING, EVIDENCE, UNITS, RECORD = "routing.yaml", "mask_sites.csv", "mask_units.csv", "mask.json"
@@ -217,13 +218,17 @@ def texts_of(found: Found, config: Config) -> dict[str, str]:
 
 
 def write(found: Found, config: Config, folder: Path) -> None:
-    """Write the files of a mask, and its picture, to a folder; the record comes last."""
+    """Write the files of a mask, and its picture, to a folder; then remove the checkpoints of its finding.
+
+    The record comes last of the files.
+    """
     from gradroute.search.pictures import picture
 
     (folder / PICTURE).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / PICTURE, picture(found))
     for name, text in texts_of(found, config).items():
         write_atomically(folder / name, text)
+    checkpoints.remove(folder)
 
 
 def read(folder: Path) -> Found | None:

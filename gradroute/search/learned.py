@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,8 +15,6 @@ from torch.func import functional_call
 from gradroute.config.auto import AutoConfig
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
-from gradroute.records import checkpoints
-from gradroute.records.run_folder import CHECKPOINTS
 from gradroute.routing import Site
 from gradroute.routing.hooks import hooked
 from gradroute.search import agreement, lookahead
@@ -25,12 +22,13 @@ from gradroute.search.candidates import Candidate, candidates
 from gradroute.search.found import Evidence, Found
 from gradroute.search.lookahead import Lookahead, Parameters
 from gradroute.search.problem import Problem
+from gradroute.search.progress import Progress
 from gradroute.search.schema import LearnedConfig
 from gradroute.search.signals import APART
 from gradroute.tasks.base import Task
 from gradroute.tasks.parts import read_regions
-from gradroute.training.states import read_state, save_state
 
+OTHER = "has masks that were being learned with another search.learned or search.budget; set another search.name="
 START = 2.0  # logit of each group's weight at first: nothing is decided, and all of a gradient passes almost whole
 
 
@@ -126,13 +124,13 @@ class Learned(Problem):
 
         Raises: UserError if that is damaged, or of other settings.
         """
-        learning, saved = Learning(self), time.monotonic()
-        learning.read(folder)
+        of = json.dumps([asdict(self.settings), self.iterations], sort_keys=True)
+        learning, progress = Learning(self), Progress(folder, of, OTHER, self.config.checkpoint.minutes)
+        learning.read(progress)
         while learning.done < self.iterations:
             learning.step()
-            if time.monotonic() - saved >= 60 * self.config.checkpoint.minutes:
-                learning.save(folder)
-                saved = time.monotonic()
+            if progress.due:
+                learning.save(progress)
         return self.rounded(torch.sigmoid(learning.logits.detach()).cpu())
 
     def rounded(self, weights: torch.Tensor) -> Found:
@@ -167,7 +165,6 @@ class Learning:
         self.parameters = {name: value.requires_grad_() for name, value in self.masked.parameters().items()}
         self.optimizer = torch.optim.Adam(list(self.parameters.values()), lr=config.trainer.lr)
         self.each = max(1, config.trainer.batch_size // groups)
-        self.of = json.dumps([asdict(learned.settings), learned.iterations], sort_keys=True)
 
     def step(self) -> None:
         """Make a step of the masks, and an update under them."""
@@ -183,26 +180,22 @@ class Learning:
         self.optimizer.step()
         self.done += 1
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint to a folder."""
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint."""
         state = {
-            "of": self.of, "done": self.done, "logits": self.logits.detach(), "masks": self.masks.state_dict(),
+            "done": self.done, "logits": self.logits.detach(), "masks": self.masks.state_dict(),
             "optimizer": self.optimizer.state_dict(), "drawn": self.generator.get_state(),
-            "random": torch.get_rng_state(), "buffers": dict(self.masked.objective.named_buffers()),
+            "buffers": dict(self.masked.objective.named_buffers()),
         }  # fmt: skip
-        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        save_state(folder, str(self.done), state, {name: value.detach() for name, value in self.parameters.items()})
+        progress.save(self.done, state, {name: value.detach() for name, value in self.parameters.items()})
 
-    def read(self, folder: Path) -> None:
-        """Go on from the last checkpoint in a folder, if there is one. Raises: UserError if it is of other settings."""
-        found = checkpoints.newest(folder)
+    def read(self, progress: Progress) -> None:
+        """Go on from the last checkpoint, if there is one. Raises: UserError if it is damaged, or of other settings."""
+        found = progress.read(self.logits.device)
         if found is None:
             return
-        state = read_state(found, self.logits.device)
-        if state.get("of") != self.of:
-            fault = "has masks that were being learned with another search.learned or search.budget"
-            raise UserError(f"{folder}: {fault}; set another search.name=")
-        weights = load_file(folder / found.name / checkpoints.WEIGHTS)  # whose checksum holds
+        name, state = found
+        weights = load_file(progress.folder / name)  # whose checksum holds
         with torch.no_grad():
             for name, value in self.parameters.items():
                 value.copy_(weights[name])
@@ -212,5 +205,4 @@ class Learning:
         self.masks.load_state_dict(state["masks"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["drawn"].cpu())
-        torch.set_rng_state(state["random"].cpu())
         self.done = state["done"]

@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from gradroute.config.overrides import literal
 from gradroute.config.schema import SplitConfig
 from gradroute.errors import UserError
-from gradroute.records import checkpoints
 from gradroute.search.budget import spent
 from gradroute.search.found import Found, overrides_to, read, unrouted, write
 from gradroute.search.space import Overrides
@@ -87,5 +86,4 @@ def design(search: Search) -> None:
         found = Learned(config, search.search.learned, budget).find(folder)
     found = replace(counted(found, cost), details={"settings": settings})
     write(found, found.applied(config), folder)
-    checkpoints.remove(folder)  # of what was interrupted
     search.say(found.why)

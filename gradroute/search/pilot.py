@@ -30,9 +30,12 @@ from gradroute.search.progress import Progress
 from gradroute.search.signals import CHUNK, leaks, measure, rises
 from gradroute.training.fit import Fit
 from gradroute.training.training import Training
+from gradroute.training.weights import own_tensors, read_weights
 
 DIGITS = 4  # of a weight
 SNAPSHOTS = 3  # times in a pilot at which gradients are measured
+MODEL = "model"  # prefix of the weights in a checkpoint
+OTHER = "has a pilot of other settings that was interrupted; set another search.name=, or delete the folder"
 
 
 class Pilot(Problem):
@@ -92,16 +95,25 @@ class Pilot(Problem):
         Raises: UserError if no loss reaches a site, or for a checkpoint that is damaged or of another pilot.
         """
         of = json.dumps([asdict(self.auto), self.updates, self.probes], sort_keys=True)
-        progress = Progress(folder, of, self.task.model, self.config.checkpoint.minutes)
-        if progress.evidence is None:
-            progress.evidence = self.measured()
-            progress.save()
-        evidence = progress.evidence
+        progress = Progress(folder, of, OTHER, self.config.checkpoint.minutes)
+        if (found := progress.read()) is None:
+            evidence = self.measured()
+            self.save(progress, evidence)
+        else:
+            read_weights(folder, {MODEL: self.task.model}, name=found[0])
+            evidence = [Evidence(**one) for one in found[1]["evidence"]]
         order = sorted(range(len(evidence)), key=lambda n: -(evidence[n].conflict or 0.0))[: self.checked]
-        self.check([evidence[n] for n in order], progress)
+        self.check([evidence[n] for n in order], lambda: self.save(progress, evidence))
         chosen = max(order, key=lambda n: (evidence[n].score or 0.0, evidence[n].conflict or 0.0))
-        found = Found("pilot", list(self.task.names), evidence, chosen, self.cost, "")
-        return replace(found, why=why(found, len(order), self.whole))
+        mask = Found("pilot", list(self.task.names), evidence, chosen, self.cost, "")
+        return replace(mask, why=why(mask, len(order), self.whole))
+
+    def save(self, progress: Progress, evidence: Sequence[Evidence]) -> None:
+        """Write a checkpoint, if one is due; the model must have its weights after the unrouted training."""
+        if progress.due:
+            weights = {f"{MODEL}.{name}": tensor for name, tensor in own_tensors(self.task.model).items()}
+            checked = sum(one.whole is not None for one in evidence)
+            progress.save(checked, {"evidence": [asdict(one) for one in evidence]}, weights)
 
     def measured(self) -> list[Evidence]:
         """Train the pilot, and return the evidence that gradients give for every candidate that a loss reaches."""
@@ -159,10 +171,11 @@ class Pilot(Problem):
             rows.append([1.0 if other == group else round(weights[other], DIGITS) for other in groups])
         return rows
 
-    def check(self, evidence: Sequence[Evidence], progress: Progress) -> None:
+    def check(self, evidence: Sequence[Evidence], after: Callable[[], None]) -> None:
         """Train on under each candidate's mask, ablate its units group by group, and note what that does to the groups.
 
         Each starts from the pilot's weights. Those that were checked before an interruption are not checked again.
+        `after` is called after each.
         """
         groups, model = range(len(self.rows)), self.task.model
         kept, named = copy.deepcopy(model.state_dict()), {one.name: one for one in self.candidates}
@@ -177,7 +190,7 @@ class Pilot(Problem):
             one.own = [found[group][group] for group in groups]
             one.others = [sum(found[o][g] for o in groups if o != g) / (len(groups) - 1) for g in groups]
             model.load_state_dict(kept)
-            progress.save()
+            after()
         largest = [max(one.whole[group] for one in evidence if one.whole) for group in groups]
         for one in evidence:
             assert one.own is not None and one.others is not None and one.leak is not None

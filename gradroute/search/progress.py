@@ -1,57 +1,53 @@
-"""What a pilot has made so far: kept in the folder of its mask, so that the same command goes on with it."""
+"""How far the finding of a mask has come: kept in the mask's folder, so that the same command goes on with it."""
 
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from gradroute.errors import UserError
 from gradroute.records import checkpoints
 from gradroute.records.run_folder import CHECKPOINTS
-from gradroute.search.found import Evidence
 from gradroute.training.states import read_state, save_state
-from gradroute.training.weights import own_tensors, read_weights
-
-MODEL = "model"
 
 
 class Progress:
-    """The evidence that a pilot has, and its model's weights after the unrouted training.
+    """Checkpoints in a mask's folder, with the state of torch's random numbers.
 
     Args:
-        of: what the pilot is made with. model: gets the weights of the last checkpoint, if there is one.
+        of: what the mask is made with; a checkpoint of anything else is refused.
+        fault: what is said of a folder with such a checkpoint, and what would be right.
         minutes: between checkpoints, at least.
-
-    Attribute: `evidence`, of every candidate; None before the unrouted training has ended.
-
-    Raises: UserError if the folder's checkpoint is damaged, or of another pilot.
     """
 
-    def __init__(self, folder: Path, of: str, model: nn.Module, minutes: float) -> None:
-        self.folder, self.of, self.model, self.minutes = folder, of, model, minutes
-        self.evidence: list[Evidence] | None = None
+    def __init__(self, folder: Path, of: str, fault: str, minutes: float) -> None:
+        self.folder, self.of, self.fault, self.minutes = folder, of, fault, minutes
         self._saved = time.monotonic()
-        found = checkpoints.newest(folder)
-        if found is None:
-            return
-        state = read_state(found)
-        if state.get("of") != of:
-            fault = "has a pilot of other settings that was interrupted"
-            raise UserError(f"{folder}: {fault}; set another search.name=, or delete the folder")
-        read_weights(folder, {MODEL: model}, name=f"{found.name}/{checkpoints.WEIGHTS}")
-        self.evidence = [Evidence(**one) for one in state["evidence"]]
-        torch.set_rng_state(state["random"])
 
-    def save(self) -> None:
-        """Write a checkpoint, if the last one is old enough; the model must have its weights after the training."""
-        assert self.evidence is not None
-        if time.monotonic() - self._saved < 60 * self.minutes:
-            return
-        state = {"of": self.of, "evidence": [asdict(one) for one in self.evidence], "random": torch.get_rng_state()}
-        weights = {f"{MODEL}.{name}": tensor for name, tensor in own_tensors(self.model).items()}
-        checked = sum(one.whole is not None for one in self.evidence)
+    @property
+    def due(self) -> bool:
+        """Whether the last checkpoint is so old that another is to be written."""
+        return time.monotonic() - self._saved >= 60 * self.minutes
+
+    def save(self, position: int, state: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+        """Write a checkpoint; `position` counts what is done."""
         (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        save_state(self.folder, str(checked), state, weights)
+        whole = {**state, "of": self.of, "random": torch.get_rng_state()}
+        save_state(self.folder, str(position), whole, weights)
         self._saved = time.monotonic()
+
+    def read(self, device: torch.device | str = "cpu") -> tuple[str, dict[str, Any]] | None:
+        """Return the name of the last checkpoint's weights in the folder, and its state; None if there is none.
+
+        Raises: UserError if it is damaged, or of something else.
+        """
+        found = checkpoints.newest(self.folder)
+        if found is None:
+            return None
+        state = read_state(found, device)
+        if state.get("of") != self.of:
+            raise UserError(f"{self.folder}: {self.fault}")
+        torch.set_rng_state(state["random"].cpu())
+        return f"{found.name}/{checkpoints.WEIGHTS}", state

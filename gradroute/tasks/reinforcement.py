@@ -218,11 +218,15 @@ class Reinforcement(Task):
         """Yield the returns of every policy in fresh worlds, the same for all, and what the gate says there."""
         count = self.config.trainer.test_limit or self.config.trainer.batch_size
         for head, act in self.heads(ablations):
-            fresh = Rollouts(self.made_environment(), count, self.steps, EVALUATION, self.device)
-            observations, _, _, true, seen, group = self.told(fresh.collect(act))
+            drawn, greedy = (
+                self.told(
+                    Rollouts(self.made_environment(), count, self.steps, EVALUATION, self.device).collect(act, own)
+                )
+                for own in (False, True)
+            )
+            observations, _, _, true, seen, group = drawn
             yield "all", head, "return", float(true.mean())
-            fresh = Rollouts(self.made_environment(), count, self.steps, EVALUATION, self.device)
-            yield "all", head, "greedy_return", float(self.told(fresh.collect(act, greedy=True))[3].mean())
+            yield "all", head, "greedy_return", float(greedy[3].mean())
             yield "all", head, "seen_return", float(true[seen].mean()) if bool(seen.any()) else 0.0
             for number, name in enumerate(self.names):
                 yield name, head, "share", float((group == number).float().mean())

@@ -218,15 +218,11 @@ class Reinforcement(Task):
         """Yield the returns of every policy in fresh worlds, the same for all, and what the gate says there."""
         count = self.config.trainer.test_limit or self.config.trainer.batch_size
         for head, act in self.heads(ablations):
-            drawn, greedy = (
-                self.told(
-                    Rollouts(self.made_environment(), count, self.steps, EVALUATION, self.device).collect(act, own)
-                )
-                for own in (False, True)
-            )
-            observations, _, _, true, seen, group = drawn
+            fresh = [Rollouts(self.made_environment(), count, self.steps, EVALUATION, self.device) for _ in range(2)]
+            observations, _, _, true, seen, group = self.told(fresh[0].collect(act))
+            greedy = self.told(fresh[1].collect(act, greedy=True))[3]
             yield "all", head, "return", float(true.mean())
-            yield "all", head, "greedy_return", float(greedy[3].mean())
+            yield "all", head, "greedy_return", float(greedy.mean())
             yield "all", head, "seen_return", float(true[seen].mean()) if bool(seen.any()) else 0.0
             for number, name in enumerate(self.names):
                 yield name, head, "share", float((group == number).float().mean())

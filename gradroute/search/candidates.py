@@ -32,18 +32,20 @@ class Candidate:
         return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
-def candidates(model: nn.Module, example: Any, auto: AutoConfig, groups: int) -> list[Candidate]:
+def candidates(
+    model: nn.Module, example: Any, auto: AutoConfig, groups: int, key: str = "routing.auto"
+) -> list[Candidate]:
     """Return the candidates of a model, those that `auto.sites` names or all.
 
     Of a language model that knows its layers these are the MLP units of each layer, of either half of the layers and of
     all; of another model the outputs of all modules with weights except norms, each once, and without the model's own
-    output.
+    output. `key` is where the settings are.
 
     Raises: UserError if a site that is named does not exist, or if there is no site with a unit for each of `groups`.
     """
     shown = outputs(model, example)
     if auto.sites:
-        found = [_named(name, shown, model, auto.axis) for name in auto.sites]
+        found = [_named(name, shown, model, auto.axis, key) for name in auto.sites]
     elif isinstance(model, Layered):
         found = _by_layer(model)
     else:
@@ -51,12 +53,12 @@ def candidates(model: nn.Module, example: Any, auto: AutoConfig, groups: int) ->
     few = [one for one in found if one.units < groups]
     if auto.sites and few:
         fault = f"site '{few[0].name}' has {few[0].units} units for {groups} groups"
-        raise UserError(f"routing.auto.sites: {fault}; give a wider site")
+        raise UserError(f"{key}.sites: {fault}; give a wider site")
     found = [one for one in found if one.units >= groups]
     if not found:
         kind = type(model).__name__
         right = "use a model with a hidden layer"
-        raise UserError(f"routing.auto: {kind} has no site whose units {groups} groups could share; {right}")
+        raise UserError(f"{key}: {kind} has no site whose units {groups} groups could share; {right}")
     return found
 
 
@@ -100,13 +102,13 @@ def _candidate(name: str, activation: torch.Tensor, given: int | None) -> Candid
     return Candidate((Site(name, axis),), activation.shape[axis])
 
 
-def _named(name: str, shown: dict[str, torch.Tensor], model: nn.Module, axis: int | None) -> Candidate:
+def _named(name: str, shown: dict[str, torch.Tensor], model: nn.Module, axis: int | None, key: str) -> Candidate:
     modules = [module for module, _ in model.named_modules() if module]
     if name not in modules:
-        raise unknown("site of routing.auto.sites:", name, modules)
+        raise unknown(f"site of {key}.sites:", name, modules)
     if name not in shown:
         fault = f"site '{name}' is reached by no forward pass, returns no activations, or is the model's output"
-        raise UserError(f"routing.auto.sites: {fault}; name another module")
+        raise UserError(f"{key}.sites: {fault}; name another module")
     return _candidate(name, shown[name], axis)
 
 

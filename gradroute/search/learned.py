@@ -1,4 +1,4 @@
-"""Learn a mask at one site: the model is trained under masks that look ahead, then the masks are fixed and rounded."""
+"""Learn a mask: the model is trained under masks that look ahead, then the masks are fixed and rounded."""
 
 import json
 import math
@@ -28,6 +28,7 @@ from gradroute.search.signals import APART
 from gradroute.tasks.base import Task
 from gradroute.tasks.parts import read_regions
 
+KEY = "search.learned"
 OTHER = "has masks that were being learned with another search.learned or search.budget; set another search.name="
 START = 2.0  # logit of each group's weight at first: nothing is decided, and all of a gradient passes almost whole
 
@@ -104,19 +105,20 @@ class Learned(Problem):
             raise UserError(f"{said}: must be {right} updates or more, which looking ahead needs")
 
     def _site(self) -> Candidate:
-        """Return the site to learn at: the one that is named, or that of the experiment's own regions."""
-        model, groups = self.task.model, len(self.rows)
-        if self.settings.site is not None:
-            given = AutoConfig(sites=[self.settings.site])
-            return candidates(model, self.example(), given, groups)[0]
-        regions, _ = read_regions(self.config.routing, model)
-        sites = list(dict.fromkeys(site for region in regions.values() for site in region.sites))
-        if not sites:
-            raise UserError("search.learned.site: is null, and the experiment has no region of units; name a site")
-        given = AutoConfig(sites=[site.module for site in sites], axis=sites[0].axis)
-        found = candidates(model, self.example(), given, groups)
-        if len({one.units for one in found}) > 1:
-            raise UserError("search.learned.site: is null, and the experiment's regions differ in width; name a site")
+        """Return the sites to learn at, divided alike: those that are named, or those of the experiment's regions."""
+        named, axis, model = self.settings.sites, None, self.task.model
+        if not named:
+            regions, _ = read_regions(self.config.routing, model)
+            sites = list(dict.fromkeys(site for region in regions.values() for site in region.sites))
+            if not sites:
+                raise UserError(f"{KEY}.sites: is empty, and the experiment has no region of units; name sites")
+            named, axis = [site.module for site in sites], sites[0].axis
+        found = candidates(model, self.example(), AutoConfig(sites=named, axis=axis), len(self.rows), KEY)
+        if len(widths := list(dict.fromkeys(one.units for one in found))) > 1:
+            whose = (
+                "must have" if self.settings.sites else "is empty, and the experiment's regions differ; name sites of"
+            )
+            raise UserError(f"{KEY}.sites: {whose} one width, not {widths} units")
         return Candidate(tuple(site for one in found for site in one.sites), found[0].units)
 
     def find(self, folder: Path) -> Found:

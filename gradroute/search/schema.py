@@ -74,11 +74,12 @@ class GuessConfig:
 class LearnedConfig:
     """How `method=learned` learns masks; see `gradroute.search.lookahead`.
 
-    site: where; null is where the experiment's own regions are. share: of a run's updates that it costs. steps: updates
-    that are looked ahead. rate: their learning rate. mask_rate: that of the masks. points: data points of each group.
+    sites: modules of one width, whose units are divided alike; empty for those of the experiment's own regions. share:
+    of a run's updates that it costs. steps: updates that are looked ahead. rate: their learning rate. mask_rate: that
+    of the masks. points: data points of each group.
     """
 
-    site: str | None = None
+    sites: list[str] = field(default_factory=list)
     share: float = 1.0
     steps: int = 1
     rate: float = 0.1

@@ -36,6 +36,8 @@ from gradroute.tasks.language import LanguageModelling
 TINY = ["trainer=smoke", "trainer.train_limit=512", "trainer.test_limit=64", "trainer.batch_size=16",
         "trainer.epochs=5", "model.hidden=[12]", "model.encoding=6", "trainer.device=cpu",
         "steps=[train,evaluate]"]  # fmt: skip
+DESIGN = Path(__file__).parents[2] / "scripts" / "mask_design"
+PROBLEMS = sorted(path.stem for path in (DESIGN / "search").glob("*.yaml") if not path.stem.startswith("fashion"))
 SPLIT = "split.groups=[[0,1,2,3,4],[5,6,7,8,9]]"
 AUTO = ["routing=auto", "routing.auto.points=32", "routing.auto.checked=2"]
 FILE = """
@@ -155,18 +157,45 @@ def test_overrides_make_the_mask_that_was_found_also_of_groups_with_other_names(
 
 
 def test_the_problems_of_mask_design_start_from_their_hand_made_masks() -> None:
-    folder = Path(__file__).parents[2] / "scripts" / "mask_design"
-    files = sorted((folder / "search").glob("*.yaml"))
+    files = sorted((DESIGN / "search").glob("*.yaml"))
     assert len(files) == 10
     for path in files:
         search = search_from(yaml.safe_load(path.read_text()))
         check_start(search.start, space(search.space))
         assert search.start and search.budget and search.final.seeds == 5 and search.final.control
-    search = search_from(yaml.safe_load((folder / "search" / "mnist_ten.yaml").read_text()))
+    search = search_from(yaml.safe_load((DESIGN / "search" / "mnist_ten.yaml").read_text()))
     start = Given(search.start)
     overrides = [override for one in space(search.space) for override in one.suggest(start)]
     made = [configuration(merged(search.overrides, more)) for more in ([], overrides)]
     assert to_mapping(made[0]) == to_mapping(made[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_problem_of_mask_design_can_be_made_a_mask_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DESIGN)
+    search = search_from(yaml.safe_load((DESIGN / "search" / f"{name}.yaml").read_text()))
+    assert search.budget is not None
+    config = configuration(search.overrides)
+    pilot = Pilot(config, search.pilot)  # the half that follows clustering has as many steps or fewer
+    learned = Learned(config, search.learned, search.budget)
+    assert pilot.cost <= pilot.whole / 10 and pilot.checked > 1 and pilot.probes > 1
+    assert 10 * pilot.whole == search.budget and learned.cost <= pilot.whole and learned.iterations >= 50
+
+
+@pytest.mark.parametrize(
+    ("sites", "says"),
+    [
+        (["encoder.act0", "encoder"], r"search.learned.sites: must have one width, not \[12, 6\] units"),
+        (["encoder.linear9"], "unknown site of search.learned.sites: 'encoder.linear9'"),
+    ],
+)
+def test_masks_are_learned_at_sites_of_one_width(sites: list[str], says: str) -> None:
+    config = configuration([*TINY, SPLIT])
+    both = Learned(config, LearnedConfig(sites=["encoder.act0", "decoder.act0"]), None).candidate
+    assert [site.module for site in both.sites] == ["encoder.act0", "decoder.act0"] and both.units == 12
+    with pytest.raises(UserError, match=says):
+        Learned(config, LearnedConfig(sites=sites), None)
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ SHOWN = {  # the rows of the table: arm, and which of its policies
 }
 CEILINGS = {"optimum": "-", "straight": "--", "naive optimum": ":"}
 SIZE = 5  # of the grid
+BESIDE = 1.025  # factor from one arm to the next in the plot, so that their bars stand beside each other
 Curve = dict[int, dict[str, float]]  # by update; nan where an arm has no such policy or gate
 
 
@@ -153,20 +154,23 @@ def draw(runs: Mapping[Plan, Curve], shares: Sequence[float], path: Path) -> Non
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.6), layout="constrained", sharey=True)
     main = max(shares, key=lambda share: sum(plan.share == share for plan in runs))
     for number, (label, (arm, policy)) in enumerate(SHOWN.items()):
-        found = {share: own for share in shares if (own := values(runs, arm, policy, share))}
+        found, color = {share: own for share in shares if (own := values(runs, arm, policy, share))}, f"C{number}"
+        if not found:
+            continue
+        beside = [share * BESIDE ** (number - len(SHOWN) / 2) for share in found]
         means = [sum(own) / len(own) for own in found.values()]
         bars = [0.0 if len(own) < 2 else interval(own) for own in found.values()]
-        if found:
-            left.errorbar(
-                list(found), means, bars, color=f"C{number}", marker="o", markersize=4, capsize=3, label=label
-            )
-        for curve in of_arm(runs, arm, main):
-            right.plot(list(curve), [numbers[policy] for numbers in curve.values()], color=f"C{number}", linewidth=0.8)
+        left.errorbar(beside, means, bars, color=color, marker="o", markersize=4, capsize=3, linewidth=1, label=label)
+        each = [{step: numbers[policy] for step, numbers in own.items()} for own in of_arm(runs, arm, main)]
+        steps = [step for step in (each[0] if each else []) if all(step in own for own in each)]
+        over = [[own[step] for own in each] for step in steps]
+        right.plot(steps, [sum(own) / len(own) for own in over], color=color, linewidth=1.5)
+        right.fill_between(steps, list(map(min, over)), list(map(max, over)), color=color, alpha=0.15, linewidth=0)
     exact = {share: ceilings(SIZE, share, moved(SIZE)) for share in shares}
     for name, line in CEILINGS.items():
-        left.plot(shares, [exact[share][name] for share in shares], line, color="#777777", marker="_",
+        left.plot(shares, [exact[share][name] for share in shares], line, color="black", marker="_", linewidth=1,
                   label=f"exact: {name}")  # fmt: skip
-        right.axhline(exact[main][name], linestyle=line, color="#777777", linewidth=1)
+        right.axhline(exact[main][name], linestyle=line, color="black", linewidth=1)
     name_axes(left, right, shares, main)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
@@ -180,7 +184,7 @@ def name_axes(left: Axes, right: Axes, shares: Sequence[float], main: float) -> 
     left.set_xlabel("share of oversight p")
     left.set_ylabel("true return, mean over steps; bars: 95 % t-intervals over seeds")
     right.set_xlabel("update")
-    right.set_title(f"every seed at p = {main:g}", fontsize=10)
+    right.set_title(f"p = {main:g}: means of the seeds, and their ranges", fontsize=10)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

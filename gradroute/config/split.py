@@ -1,6 +1,7 @@
 """The shorthand `split.groups=[[0,2,4,6,8],[1,3,5,7,9]]`: each set of labels gets a region of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -41,6 +42,8 @@ def _encoding(model: dict[str, Any]) -> tuple[str, int | None, int | None]:
 def expand_split(config: Config) -> None:
     """Replace groups, regions, routes, certificates and L1 weights by those that `split` describes, and clear it.
 
+    What is given of these very regions, `for_digits_0_4` and so on, stands: their units, weights of routes, or L1 weight.
+
     Raises: UserError for a label in two sets, an empty set, units that do not fit, a site of unknown width, or settings
         without sets.
     """
@@ -62,15 +65,29 @@ def expand_split(config: Config) -> None:
     shares = dict(zip(names, _shares(split.units, len(names), width), strict=True))
     routing = config.routing
     routing.groups = {n: GroupConfig(labels=list(g)) for n, g in zip(names, split.groups, strict=True)}
-    routing.regions = {
+    regions = {
         f"for_{n}": RegionConfig(site=split.site, units=f"{first}:{stop}", axis=axis)
         for n, (first, stop) in shares.items()
     }
-    routing.routes = {n: {f"for_{other}": split.outside for other in names if other != n} for n in names}
+    routes = {n: {f"for_{other}": split.outside for other in names if other != n} for n in names}
     weight = next(iter(config.losses.l1.values()), 0.0) if split.l1 is None else split.l1
-    config.losses.l1 = dict.fromkeys(routing.regions, weight)
+    routing.routes = {n: {**own, **_of(routing.routes.get(n, {}), regions)} for n, own in routes.items()}
+    routing.regions = {n: _changed(region, routing.regions.get(n)) for n, region in regions.items()}
+    config.losses.l1 = dict.fromkeys(regions, weight) | _of(config.losses.l1, regions)
     config.losses.certificates = list(routing.regions) if config.losses.certificates else []
     config.split = SplitConfig()
+
+
+def _of(given: Mapping[str, Any], regions: Container[str]) -> dict[str, Any]:
+    """Return what was given of some regions."""
+    return {name: value for name, value in given.items() if name in regions}
+
+
+def _changed(region: RegionConfig, given: RegionConfig | None) -> RegionConfig:
+    """Return a region with what else was given of it, such as other units."""
+    blank, own = RegionConfig(), given or RegionConfig()
+    changed = {f.name: getattr(own, f.name) for f in fields(own) if getattr(own, f.name) != getattr(blank, f.name)}
+    return replace(region, **changed)
 
 
 def _check_sets(groups: list[list[int]]) -> None:

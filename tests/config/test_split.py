@@ -22,6 +22,17 @@ def test_two_sets_give_two_regions_and_their_routes() -> None:
     assert config.losses.l1 == {f"for_{even}": 0.003, f"for_{odd}": 0.003} and config.split.groups is None
 
 
+def test_what_is_given_of_a_part_stands() -> None:
+    split = ["split.groups=[[0,1,2,3,4],[5,6,7,8,9]]", "split.l1=0.01"]
+    low, high = "for_digits_0_4", "for_digits_5_9"
+    given = [f"routing.regions.{low}.units=[1,3]", f"+routing.routes.digits_5_9.{low}=0.2", f"+losses.l1.{high}=0.5"]
+    config, plain = composed(*split, *given), composed(*split)
+    assert config.routing.regions[low].units == [1, 3] and config.routing.regions[low].site == "encoder"
+    assert config.routing.regions[high] == plain.routing.regions[high]
+    assert config.routing.routes == {"digits_0_4": {high: 0.0}, "digits_5_9": {low: 0.2}}
+    assert config.losses.l1 == {low: 0.01, high: 0.5} and list(plain.routing.regions) == [low, high]
+
+
 def test_ten_parts_share_the_encoding() -> None:
     config = composed("split.groups=[[0],[1],[2],[3],[4],[5],[6],[7],[8],[9]]")
     units = [region.units for region in config.routing.regions.values()]

@@ -153,13 +153,23 @@ def test_a_pruned_run_says_so_and_is_not_gone_on_with(tmp_path: Path) -> None:
     assert not (run / "checkpoints").exists() and run_reader.twin(config) is None
 
 
-def test_the_guess_gives_each_unit_to_the_group_that_uses_more_of_itself_there(tmp_path: Path) -> None:
-    config = configuration([*SIZES, f"output_dir={tmp_path}", "steps=[train,evaluate]"])
+@pytest.mark.parametrize(
+    ("given", "first"), [([], "top"), (["split.groups=[[0,1,2,3,4],[5,6,7,8,9]]"], "for_digits_0_4")]
+)
+def test_the_guess_gives_each_unit_to_the_group_that_uses_more_of_itself_there(
+    given: list[str], first: str, tmp_path: Path
+) -> None:
+    own = [*SIZES, *given, f"output_dir={tmp_path}", "steps=[train,evaluate]"]
+    config = configuration(own)
     (run,) = execute([unrouted(config)], watch=lambda step, rows: None)
     assert isinstance(run, Path)
     guessed, placebos = guess(config, run, "activation", 2, seed=0)
     found = {one.partition("=")[0]: json.loads(one.partition("=")[2]) for one in guessed}
     assert sorted(unit for part in found.values() for unit in part) == list(range(32))
+    regions = {f"routing.regions.{name}.units": one.units for name, one in config.routing.regions.items()}
+    assert found.keys() == regions.keys() and first in config.routing.regions
+    made = configuration([*own, *guessed]).routing.regions
+    assert {f"routing.regions.{name}.units": one.units for name, one in made.items()} == found
     for placebo in placebos:
         assert placebo != guessed
         assert [one.count(",") for one in placebo] == [one.count(",") for one in guessed]
@@ -174,7 +184,7 @@ def test_the_guess_gives_each_unit_to_the_group_that_uses_more_of_itself_there(t
         rows = torch.nonzero(task.routed == group).flatten()
         activity = torch.stack([encoder(task.batch(row[None])[0])[0].abs() for row in rows]).mean(0).detach()
         shares.append(activity / activity.sum())
-    assert found["routing.regions.top.units"] == torch.nonzero(shares[0] >= shares[1]).flatten().tolist()
+    assert found[f"routing.regions.{first}.units"] == torch.nonzero(shares[0] >= shares[1]).flatten().tolist()
     assert guess(config, run, "gradient", 0, seed=0)[0] != guessed
 
 

@@ -42,7 +42,7 @@ def _encoding(model: dict[str, Any]) -> tuple[str, int | None, int | None]:
 def expand_split(config: Config) -> None:
     """Replace groups, regions, routes, certificates and L1 weights by those that `split` describes, and clear it.
 
-    What is given of these very regions, `for_digits_0_4` and so on, stands: their units, weights of routes, or L1 weight.
+    What is given of these very regions, such as `for_digits_0_4`, stands: their units, routes' weights, or L1 weight.
 
     Raises: UserError for a label in two sets, an empty set, units that do not fit, a site of unknown width, or settings
         without sets.

@@ -115,10 +115,9 @@ class Learned(Problem):
             named, axis = [site.module for site in sites], sites[0].axis
         found = candidates(model, self.example(), AutoConfig(sites=named, axis=axis), len(self.rows), KEY)
         if len(widths := list(dict.fromkeys(one.units for one in found))) > 1:
-            whose = (
-                "must have" if self.settings.sites else "is empty, and the experiment's regions differ; name sites of"
-            )
-            raise UserError(f"{KEY}.sites: {whose} one width, not {widths} units")
+            empty = "is empty, and the experiment's regions differ; name sites of"
+            fault = "must have" if self.settings.sites else empty
+            raise UserError(f"{KEY}.sites: {fault} one width, not {widths} units")
         return Candidate(tuple(site for one in found for site in one.sites), found[0].units)
 
     def find(self, folder: Path) -> Found:

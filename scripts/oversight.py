@@ -161,9 +161,9 @@ def draw(runs: Mapping[Plan, Curve], shares: Sequence[float], path: Path) -> Non
         means = [sum(own) / len(own) for own in found.values()]
         bars = [0.0 if len(own) < 2 else interval(own) for own in found.values()]
         left.errorbar(beside, means, bars, color=color, marker="o", markersize=4, capsize=3, linewidth=1, label=label)
-        each = [{step: numbers[policy] for step, numbers in own.items()} for own in of_arm(runs, arm, main)]
+        each = of_arm(runs, arm, main)
         steps = [step for step in (each[0] if each else []) if all(step in own for own in each)]
-        over = [[own[step] for own in each] for step in steps]
+        over = [[own[step][policy] for own in each] for step in steps]
         right.plot(steps, [sum(own) / len(own) for own in over], color=color, linewidth=1.5)
         right.fill_between(steps, list(map(min, over)), list(map(max, over)), color=color, alpha=0.15, linewidth=0)
     exact = {share: ceilings(SIZE, share, moved(SIZE)) for share in shares}

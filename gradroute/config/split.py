@@ -1,7 +1,7 @@
 """The shorthand `split.groups=[[0,2,4,6,8],[1,3,5,7,9]]`: each set of labels gets a region of its own."""
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
@@ -71,23 +71,22 @@ def expand_split(config: Config) -> None:
     }
     routes = {n: {f"for_{other}": split.outside for other in names if other != n} for n in names}
     weight = next(iter(config.losses.l1.values()), 0.0) if split.l1 is None else split.l1
-    routing.routes = {n: {**own, **_of(routing.routes.get(n, {}), regions)} for n, own in routes.items()}
-    routing.regions = {n: _changed(region, routing.regions.get(n)) for n, region in regions.items()}
+    routing.routes = {n: each | _of(routing.routes.get(n, {}), regions) for n, each in routes.items()}
+    own = {n: stated(routing.regions.get(n, RegionConfig())) for n in regions}
+    routing.regions = {n: replace(region, **own[n]) for n, region in regions.items()}
     config.losses.l1 = dict.fromkeys(regions, weight) | _of(config.losses.l1, regions)
     config.losses.certificates = list(routing.regions) if config.losses.certificates else []
     config.split = SplitConfig()
 
 
-def _of(given: Mapping[str, Any], regions: Container[str]) -> dict[str, Any]:
-    """Return what was given of some regions."""
-    return {name: value for name, value in given.items() if name in regions}
+def _of(values: Mapping[str, Any], regions: Container[str]) -> dict[str, Any]:
+    """Return the values that some regions have."""
+    return {name: value for name, value in values.items() if name in regions}
 
 
-def _changed(region: RegionConfig, given: RegionConfig | None) -> RegionConfig:
-    """Return a region with what else was given of it, such as other units."""
-    blank, own = RegionConfig(), given or RegionConfig()
-    changed = {f.name: getattr(own, f.name) for f in fields(own) if getattr(own, f.name) != getattr(blank, f.name)}
-    return replace(region, **changed)
+def stated(region: RegionConfig) -> dict[str, Any]:
+    """Return what a region states, by key: what is not null."""
+    return {key: value for key, value in asdict(region).items() if value is not None}
 
 
 def _check_sets(groups: list[list[int]]) -> None:

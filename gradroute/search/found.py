@@ -14,6 +14,7 @@ import yaml
 from gradroute.config.auto import region_names
 from gradroute.config.overrides import literal
 from gradroute.config.schema import Config, RegionConfig
+from gradroute.config.split import stated
 from gradroute.errors import UserError
 from gradroute.records import checkpoints
 from gradroute.records.atomic import write_atomically
@@ -118,10 +119,6 @@ def ranged(units: Sequence[int]) -> Any:
     return f"{units[0]}:{units[0] + len(units)}" if whole else list(units)
 
 
-def _plain(region: RegionConfig) -> dict[str, Any]:
-    return {key: value for key, value in asdict(region).items() if value is not None}
-
-
 def routing_of(config: Config) -> dict[str, Any]:
     """Return a configuration's routing as an option of `conf/routing` states it."""
     routing = asdict(config.routing)
@@ -131,7 +128,7 @@ def routing_of(config: Config) -> dict[str, Any]:
         name: {k: v for k, v in rule.items() if v is not None and blank.get(k) != v}
         for name, rule in routing["groups"].items()
     }
-    regions = {name: _plain(region) for name, region in config.routing.regions.items()}
+    regions = {name: stated(region) for name, region in config.routing.regions.items()}
     return given | {"groups": rules, "regions": regions}
 
 

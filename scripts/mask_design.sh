@@ -24,4 +24,4 @@ for problem in $problems; do
       "${small[@]}" "${own[@]}" "$@"
   done
 done
-python "$here/mask_design_table.py" "$out/searches" $problems
+python "$here/mask_design_table.py" "$out/searches" --problems $problems

@@ -1,90 +1,144 @@
 """The table of `scripts/mask_design.sh`: problems by methods, mean over fresh seeds with 95 % intervals, and updates.
 
-python scripts/mask_design_table.py outputs/searches [PROBLEM …] [--csv FILE]
+python scripts/mask_design_table.py PLACE… [--problems PROBLEM …] [--csv FILE]
 
-It reads `finals.csv` and `methods.csv` of every search. Of each method its first finalist counts, which was chosen
-before the finals. A difference to the hand-made mask is told only where its interval (Welch, 95 % for all comparisons
-of the row together, Bonferroni) excludes 0.
+A place is a folder of searches, such as `outputs/searches`, of which it reads `finals.csv` and `methods.csv`, or a file
+that `--csv` wrote, such as that of another machine; of a problem that two places have, the last counts. Of each method
+its first finalist counts, which was chosen before the finals. `+` is better and `−` worse than the hand-made mask, and
+bold is better than random search, too: only where the difference's interval excludes 0 (Welch, 95 % for all comparisons
+of the row with the same mask together, Bonferroni).
 """
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gradroute.reporting.intervals import shown
 from gradroute.search.finals import difference
 
-METHODS = {"handmade": "hand-made", "control": "unrouted", "placebo": "placebo", "random": "random search",
-           "search": "tpe", "pilot": "pilot", "learned": "learned"}  # fmt: skip
+METHODS = {"handmade": "hand-made", "control": "unrouted", "placebo": "placebo", "guess": "guess",
+           "random": "random search", "search": "tpe", "pilot": "pilot", "learned": "learned"}  # fmt: skip
 COSTS = {"search": "tpe"}  # names in methods.csv that differ
 ABOUT = ("finalist", "seed", "overrides")
 HIGHER = ("localization", "accuracy", "relearned")
+COLUMNS = ("problem", "method", "updates", "objective", "seed", "value")
 
 
-def read(path: Path) -> list[dict[str, str]]:
+@dataclass
+class Problem:
+    """What the finals of a problem have: values by method, objective and seed, and the updates of each method."""
+
+    values: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
+    updates: dict[str, int] = field(default_factory=dict)
+
+    def add(self, method: str, objective: str, seed: int, value: float) -> None:
+        """Keep a value."""
+        self.values.setdefault(method, {}).setdefault(objective, {})[seed] = value
+
+    def of(self, method: str, objective: str) -> list[float]:
+        """Return a method's values over the seeds, none if it has no finals."""
+        return [*self.values.get(method, {}).get(objective, {}).values()]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file; none if it does not exist."""
     if not path.is_file():
         return []
-    with path.open() as file:
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def values(folder: Path) -> tuple[list[str], dict[str, dict[str, list[float]]]]:
-    """Return a search's objectives, and by method and objective the values over seeds of its first finalist."""
-    rows = read(folder / "finals.csv")
-    objectives = [column for column in (rows[0] if rows else {}) if column not in ABOUT]
-    first: dict[str, str] = {}
-    for row in rows:
-        first.setdefault(row["finalist"].split()[0], row["finalist"])
-    own = {kind: [row for row in rows if row["finalist"] == name] for kind, name in first.items()}
-    return objectives, {
-        kind: {one: [float(row[one]) for row in found] for one in objectives} for kind, found in own.items()
-    }
+def search(folder: Path) -> Problem:
+    """Return the finals of a search: of each method its first finalist."""
+    costs = {row["method"]: int(row["updates"]) for row in rows_of(folder / "methods.csv")}
+    found, first = Problem(), dict[str, str]()
+    for row in rows_of(folder / "finals.csv"):
+        method = row["finalist"].split()[0]
+        if first.setdefault(method, row["finalist"]) == row["finalist"]:
+            for objective in [column for column in row if column not in ABOUT]:
+                found.add(method, objective, int(row["seed"]), float(row[objective]))
+    named = {method: COSTS.get(method, method) for method in found.values}
+    found.updates = {method: costs[name] for method, name in named.items() if name in costs}
+    return found
 
 
-def cell(ours: Sequence[float], theirs: Sequence[float], goal: str, comparisons: int) -> str:
-    """Return a mean with its interval, marked if it is better (+) or worse (-) than the hand-made mask."""
-    if min(len(ours), len(theirs)) < 2 or ours is theirs:
-        return shown(ours)
-    mark = {"better": " +", "worse": " −"}
-    return shown(ours) + mark.get(difference(ours, theirs, goal, comparisons).verdict, "")
+def collected(places: Sequence[Path]) -> dict[str, Problem]:
+    """Return the problems of all places that have finals, by name."""
+    found: dict[str, Problem] = {}
+    for place in places:
+        if place.is_dir():
+            own = {path.parent.name: search(path.parent) for path in sorted(place.glob("*/search.json"))}
+        else:
+            own = {}
+            for row in rows_of(place):
+                problem = own.setdefault(row["problem"], Problem())
+                problem.add(row["method"], row["objective"], int(row["seed"]), float(row["value"]))
+                if row["updates"]:
+                    problem.updates[row["method"]] = int(row["updates"])
+        found.update({name: problem for name, problem in own.items() if problem.values})
+    return found
 
 
-def table(folder: Path, problems: Sequence[str]) -> list[list[str]]:
+def write(file: Path, problems: Mapping[str, Problem]) -> None:
+    """Write the values of all problems as CSV."""
+    with file.open("w", newline="") as lines:
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for name, problem in problems.items():
+            for method, objectives in problem.values.items():
+                for objective, values in objectives.items():
+                    about = (name, method, problem.updates.get(method, ""), objective)
+                    writer.writerows([*about, seed, f"{value:.6g}"] for seed, value in values.items())
+
+
+def cell(problem: Problem, method: str, objective: str) -> str:
+    """Return a method's mean with its interval and marks."""
+    ours = problem.of(method, objective)
+    if not ours:
+        return ""
+    goal = "higher" if objective in HIGHER else "lower"
+    verdicts = {}
+    for reference in ("handmade", "random"):
+        theirs = problem.of(reference, objective)
+        others = len(problem.values) - 1
+        if method != reference and min(len(ours), len(theirs)) > 1:
+            verdicts[reference] = difference(ours, theirs, goal, others).verdict
+    text = shown(ours) + {"better": " +", "worse": " −"}.get(verdicts.get("handmade", ""), "")
+    return f"**{text}**" if [*verdicts.values()] == ["better"] * 2 else text
+
+
+def table(problems: Mapping[str, Problem], names: Sequence[str]) -> list[list[str]]:
     """Return the rows of the table, the header first; problems without finals are named as such."""
     rows = [["problem", "score", *METHODS.values(), "updates"]]
-    for problem in problems:
-        objectives, found = values(folder / problem)
-        if not objectives:
-            rows.append([problem, "not measured", *[""] * len(METHODS), ""])
-            continue
-        costs = {row["method"]: row["updates"] for row in read(folder / problem / "methods.csv")}
-        said = ", ".join(f"{method} {updates}" for method, updates in costs.items())
-        for one in objectives:
-            goal = "higher" if one in HIGHER else "lower"
-            theirs = found.get("handmade", {}).get(one, [])
-            others = sum(kind in found for kind in METHODS) - 1
-            cells = [cell(found[k][one], theirs, goal, max(1, others)) if k in found else "" for k in METHODS]
-            rows.append([problem, f"{one} ({goal} is better)", *cells, said])
+    for name in names:
+        problem = problems.get(name, Problem())
+        said = ", ".join(f"{METHODS[method]} {updates:,}" for method, updates in problem.updates.items())
+        for objective in dict.fromkeys(one for objectives in problem.values.values() for one in objectives):
+            goal = "higher" if objective in HIGHER else "lower"
+            cells = [cell(problem, method, objective) for method in METHODS]
+            rows.append([name, f"{objective} ({goal} is better)", *cells, said])
+        if not problem.values:
+            rows.append([name, "not measured", *[""] * len(METHODS), ""])
     return rows
 
 
-def main() -> None:
-    """Print the table, and write it with `--csv`."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="the folder of searches, such as outputs/searches")
-    parser.add_argument("problems", nargs="*", help="their names; all that are there if none is given")
-    parser.add_argument("--csv", type=Path, help="write the rows to this file, too")
-    given = parser.parse_args()
-    there = sorted(path.parent.name for path in given.folder.glob("*/search.json"))
-    rows = table(given.folder, given.problems or there)
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows[1:]:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table, and write what it is made of with `--csv`."""
+    about = __doc__ or ""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("places", nargs="+", type=Path, metavar="PLACE")
+    parser.add_argument("--problems", nargs="+", help="their names; all that are there if none is given")
+    parser.add_argument("--csv", type=Path, help="write the values to this file, too")
+    given = parser.parse_args(arguments)
+    found = collected(given.places)
+    header, *rows = table(found, given.problems or list(found))
+    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    for row in rows:
         print("| " + " | ".join(row) + " |")
     if given.csv:
-        with given.csv.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+        write(given.csv, found)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from gradroute.config.limits import WEIGHT, require, require_number
 from gradroute.errors import unknown
@@ -31,7 +31,11 @@ class AutoConfig:
         relearned, there are as many clusters as groups, which take their names: the smallest is the first group.
     ablate: group whose region is ablated; null is each in turn or, where the experiment relearns a group, that group.
     found: set by the pilot: the folder of the mask and its evidence, which the run keeps.
+
+    `key` is where these settings stand, for messages; a search has a class of its own.
     """
+
+    key: ClassVar[str] = "routing.auto"
 
     share: float = LARGEST
     points: int = 512
@@ -45,8 +49,9 @@ class AutoConfig:
     found: str | None = None
 
 
-def check_auto(auto: AutoConfig, key: str) -> None:
-    """Raise UserError for a value outside of its range; `key` is where it stands."""
+def check_auto(auto: AutoConfig) -> None:
+    """Raise UserError for a value outside of its range."""
+    key = auto.key
     require(auto.found is None, f"{key}.found", auto.found, "null: the pilot sets it")
     require_number(f"{key}.share", auto.share, 1e-6, LARGEST)
     require_number(f"{key}.points", auto.points, LEAST, 10**6, int)
@@ -101,7 +106,7 @@ def expand_auto(config: "Config") -> None:
 
     auto, losses = config.routing.auto, config.losses
     assert auto is not None
-    check_auto(auto, "routing.auto")
+    check_auto(auto)
     if not auto.labels:
         config.routing.groups = cluster_groups(named_clusters(config) or cluster_names(2))  # until they are found
     groups = list(config.routing.groups)
@@ -116,5 +121,5 @@ def expand_auto(config: "Config") -> None:
     losses.certificates = names if losses.certificates else []
     ablated = auto.ablate or (str(config.relearn["group"]) if config.relearn else None)
     if ablated is not None and ablated not in groups:
-        raise unknown("group of routing.auto.ablate:", ablated, groups)
+        raise unknown(f"group of {auto.key}.ablate:", ablated, groups)
     config.ablation["region"] = None if ablated is None else owner[ablated]

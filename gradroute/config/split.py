@@ -1,6 +1,6 @@
 """The shorthand `split.groups=[[0,2,4,6,8],[1,3,5,7,9]]`: each set of labels gets a region of its own."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
@@ -9,7 +9,9 @@ from gradroute.config.doors import TARGET
 from gradroute.config.limits import WIDTH, require_number
 from gradroute.config.schema import Config, GroupConfig, RegionConfig, SplitConfig
 from gradroute.config.targets import arguments_of, build, locate
-from gradroute.errors import UserError
+from gradroute.errors import UserError, unknown
+
+PREFIX = "for_"  # of the regions' names
 
 
 def group_name(labels: Sequence[int], noun: str = "digits") -> str:
@@ -66,10 +68,11 @@ def expand_split(config: Config) -> None:
     routing = config.routing
     routing.groups = {n: GroupConfig(labels=list(g)) for n, g in zip(names, split.groups, strict=True)}
     regions = {
-        f"for_{n}": RegionConfig(site=split.site, units=f"{first}:{stop}", axis=axis)
+        f"{PREFIX}{n}": RegionConfig(site=split.site, units=f"{first}:{stop}", axis=axis)
         for n, (first, stop) in shares.items()
     }
-    routes = {n: {f"for_{other}": split.outside for other in names if other != n} for n in names}
+    routes = {n: {f"{PREFIX}{other}": split.outside for other in names if other != n} for n in names}
+    _check_regions({*routing.regions, *config.losses.l1}.union(*routing.routes.values()), regions)
     weight = next(iter(config.losses.l1.values()), 0.0) if split.l1 is None else split.l1
     routing.routes = {n: each | _of(routing.routes.get(n, {}), regions) for n, each in routes.items()}
     own = {n: stated(routing.regions.get(n, RegionConfig())) for n in regions}
@@ -77,6 +80,13 @@ def expand_split(config: Config) -> None:
     config.losses.l1 = dict.fromkeys(regions, weight) | _of(config.losses.l1, regions)
     config.losses.certificates = list(routing.regions) if config.losses.certificates else []
     config.split = SplitConfig()
+
+
+def _check_regions(named: Iterable[str], regions: Collection[str]) -> None:
+    """Raise UserError for a name such as `for_digits_0_4`, which only a split gives, of no region of this one."""
+    lost = next((name for name in named if name.startswith(PREFIX) and name not in regions), None)
+    if lost is not None:
+        raise unknown("region of split.groups:", lost, regions)
 
 
 def _of(values: Mapping[str, Any], regions: Container[str]) -> dict[str, Any]:

@@ -32,33 +32,31 @@ class Candidate:
         return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
-def candidates(
-    model: nn.Module, example: Any, auto: AutoConfig, groups: int, key: str = "routing.auto"
-) -> list[Candidate]:
+def candidates(model: nn.Module, example: Any, auto: AutoConfig, groups: int) -> list[Candidate]:
     """Return the candidates of a model, those that `auto.sites` names or all.
 
     Of a language model that knows its layers these are the MLP units of each layer, of either half of the layers and of
     all; of another model the outputs of all modules with weights except norms, each once, and without the model's own
-    output. `key` is where the settings are.
+    output.
 
     Raises: UserError if a site that is named does not exist, or if there is no site with a unit for each of `groups`.
     """
     shown = outputs(model, example)
     if auto.sites:
-        found = [_named(name, shown, model, auto.axis, key) for name in auto.sites]
+        found = [_named(name, shown, model, auto) for name in auto.sites]
     elif isinstance(model, Layered):
         found = _by_layer(model)
     else:
-        found = _by_module(model, shown, auto.axis)
+        found = _by_module(model, shown, auto)
     few = [one for one in found if one.units < groups]
     if auto.sites and few:
         fault = f"site '{few[0].name}' has {few[0].units} units for {groups} groups"
-        raise UserError(f"{key}.sites: {fault}; give a wider site")
+        raise UserError(f"{auto.key}.sites: {fault}; give a wider site")
     found = [one for one in found if one.units >= groups]
     if not found:
         kind = type(model).__name__
         right = "use a model with a hidden layer"
-        raise UserError(f"{key}: {kind} has no site whose units {groups} groups could share; {right}")
+        raise UserError(f"{auto.key}: {kind} has no site whose units {groups} groups could share; {right}")
     return found
 
 
@@ -88,28 +86,29 @@ def _tensors(output: Any) -> list[torch.Tensor]:
     return [part for part in parts if isinstance(part, torch.Tensor)]
 
 
-def _axis(activation: torch.Tensor, given: int | None) -> int:
+def _axis(activation: torch.Tensor, auto: AutoConfig) -> int:
+    given = auto.axis
     if given is None:
         return CHANNELS if activation.dim() > 3 else -1
     if not -activation.dim() <= given < activation.dim() or given in (0, -activation.dim()):
         right = f"an axis of units of an output of shape {tuple(activation.shape)}, not its first"
-        raise UserError(f"routing.auto.axis={given}: must be {right}")
+        raise UserError(f"{auto.key}.axis={given}: must be {right}")
     return given
 
 
-def _candidate(name: str, activation: torch.Tensor, given: int | None) -> Candidate:
-    axis = _axis(activation, given)
+def _candidate(name: str, activation: torch.Tensor, auto: AutoConfig) -> Candidate:
+    axis = _axis(activation, auto)
     return Candidate((Site(name, axis),), activation.shape[axis])
 
 
-def _named(name: str, shown: dict[str, torch.Tensor], model: nn.Module, axis: int | None, key: str) -> Candidate:
+def _named(name: str, shown: dict[str, torch.Tensor], model: nn.Module, auto: AutoConfig) -> Candidate:
     modules = [module for module, _ in model.named_modules() if module]
     if name not in modules:
-        raise unknown(f"site of {key}.sites:", name, modules)
+        raise unknown(f"site of {auto.key}.sites:", name, modules)
     if name not in shown:
         fault = f"site '{name}' is reached by no forward pass, returns no activations, or is the model's output"
-        raise UserError(f"{key}.sites: {fault}; name another module")
-    return _candidate(name, shown[name], axis)
+        raise UserError(f"{auto.key}.sites: {fault}; name another module")
+    return _candidate(name, shown[name], auto)
 
 
 def _by_layer(model: Layered) -> list[Candidate]:
@@ -125,14 +124,14 @@ def _by_layer(model: Layered) -> list[Candidate]:
     return list(dict.fromkeys(found))
 
 
-def _by_module(model: nn.Module, shown: dict[str, torch.Tensor], axis: int | None) -> list[Candidate]:
+def _by_module(model: nn.Module, shown: dict[str, torch.Tensor], auto: AutoConfig) -> list[Candidate]:
     """Return a candidate for each distinct output; a container stands for its last part, which returns the same."""
     found: dict[int, Candidate] = {}
     for name, activation in shown.items():
         module = model.get_submodule(name)
         if isinstance(module, NORMS) or next(module.parameters(), None) is None:
             continue
-        one = _candidate(name, activation, axis)
+        one = _candidate(name, activation, auto)
         before = found.get(id(activation))
         if before is None or len(name) < len(before.sites[0].module):
             found[id(activation)] = one

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -31,6 +31,12 @@ from gradroute.tasks.parts import read_regions
 KEY = "search.learned"
 OTHER = "has masks that were being learned with another search.learned or search.budget; set another search.name="
 START = 2.0  # logit of each group's weight at first: nothing is decided, and all of a gradient passes almost whole
+
+
+class Named(AutoConfig):
+    """The sites that `search.learned` names, as candidates."""
+
+    key: ClassVar[str] = KEY
 
 
 class Masked:
@@ -113,7 +119,7 @@ class Learned(Problem):
             if not sites:
                 raise UserError(f"{KEY}.sites: is empty, and the experiment has no region of units; name sites")
             named, axis = [site.module for site in sites], sites[0].axis
-        found = candidates(model, self.example(), AutoConfig(sites=named, axis=axis), len(self.rows), KEY)
+        found = candidates(model, self.example(), Named(sites=named, axis=axis), len(self.rows))
         if len(widths := list(dict.fromkeys(one.units for one in found))) > 1:
             empty = "is empty, and the experiment's regions differ; name sites of"
             fault = "must have" if self.settings.sites else empty

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 
+from gradroute.config.auto import AutoConfig
 from gradroute.config.overrides import literal
 from gradroute.config.schema import SplitConfig
 from gradroute.errors import UserError
@@ -75,7 +76,7 @@ def design(search: Search) -> None:
     settle_precision(config)
     cost, folder = 0, search.folder / method
     if method == "pilot":
-        auto = search.search.pilot
+        auto: AutoConfig = search.search.pilot
         if not auto.labels:
             config, auto, cost = unlabelled(config, auto, folder)
         finder = Pilot(config, auto)

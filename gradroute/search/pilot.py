@@ -63,7 +63,7 @@ class Pilot(Problem):
         if self.probes < 1 or self.updates < SNAPSHOTS:
             right = math.ceil((passes + 2 * self.checked + SNAPSHOTS) / auto.share)
             fault = f"a run of {self.whole} updates is too short for a pilot"
-            raise UserError(f"routing.auto: {fault}; give one of {right} or more, or a smaller routing.auto.points")
+            raise UserError(f"{auto.key}: {fault}; give one of {right} or more, or a smaller {auto.key}.points")
         self.cost = passes + self.updates + self.probes * self.checked
 
     def train(self, updates: int, number: int, after: Callable[[int], None] = lambda update: None) -> None:
@@ -122,13 +122,14 @@ class Pilot(Problem):
 
         def after(update: int) -> None:
             if update in at:
-                shown, named = self.shown[at.index(update)], bool(self.auto.sites)
+                shown, named = self.shown[at.index(update)], f"{self.auto.key}.sites" if self.auto.sites else ""
                 signals.append(measure(self.task, self.sites(), shown, self.config.seed, named)[0])
 
         self.train(self.updates, 0, after)
         reached = [one for one in self.candidates if all(site.name in signals[0] for site in one.sites)]
         if not reached:
-            raise UserError("routing.auto: no candidate site is in the forward path of a loss; name routing.auto.sites")
+            key = self.auto.key
+            raise UserError(f"{key}: no candidate site is in the forward path of a loss; name {key}.sites")
         return [self.judged(one, [[s[site.name] for site in one.sites] for s in signals]) for one in reached]
 
     def judged(self, candidate: Candidate, signals: Sequence[Sequence[Signals]]) -> Evidence:

@@ -45,7 +45,7 @@ class Problem:
             names = list(config.routing.groups)
             raise UserError(f"routing.groups={names}: must be two or more, which a mask can keep apart")
         if config.environment is not None:
-            raise UserError("routing.auto: a policy makes its own data, and has no groups before it is trained")
+            raise UserError("environment: a policy makes its own data, and has no groups to find a mask for")
         self.task: Task = create(bare(config))
         self.rows = [rows_of(self.task, number, points, config.seed) for number in range(len(self.task.names))]
         for name, own in zip(self.task.names, self.rows, strict=True):

@@ -1,7 +1,7 @@
 """The typed schema of a search, and its checks; unknown keys are refused."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -71,6 +71,13 @@ class GuessConfig:
 
 
 @dataclass
+class PilotConfig(AutoConfig):
+    """The settings of a pilot that a search makes."""
+
+    key: ClassVar[str] = "search.pilot"
+
+
+@dataclass
 class LearnedConfig:
     """How `method=learned` learns masks; see `gradroute.search.lookahead`.
 
@@ -107,7 +114,7 @@ class SearchConfig:
     sampler: str = "tpe"
     learned: LearnedConfig = field(default_factory=LearnedConfig)
     start: dict[str, Any] = field(default_factory=dict)
-    pilot: AutoConfig = field(default_factory=AutoConfig)
+    pilot: PilotConfig = field(default_factory=PilotConfig)
     space: dict[str, Any] = field(default_factory=dict)
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
@@ -144,7 +151,7 @@ def _check(search: SearchConfig) -> None:
         raise UserError(f"search.learned.steps={learned.steps}: must be from 1 to 20")
     if search.sampler not in SAMPLERS:
         raise unknown("value of search.sampler:", search.sampler, SAMPLERS)
-    check_auto(search.pilot, "search.pilot")
+    check_auto(search.pilot)
     least = {
         "trials": (search.trials, 1), "random": (search.random, 0), "workers": (search.workers, 1),
         "pruning.after": (pruning.after, 2), "final.best": (final.best, 0), "final.seeds": (final.seeds, 2),

@@ -45,11 +45,11 @@ def group_losses(
 
 
 def measure(
-    task: Task, sites: Sequence[Site], rows: Sequence[torch.Tensor], seed: int, named: bool = False
+    task: Task, sites: Sequence[Site], rows: Sequence[torch.Tensor], seed: int, named: str = ""
 ) -> tuple[dict[str, Signals], int]:
     """Return the signals of every site by name, and the number of backward passes.
 
-    Sites that no loss depends on are left out; if they were `named` by the user, they raise UserError.
+    Sites that no loss depends on are left out; if the user named them, in the key `named`, they raise UserError.
 
     Args:
         rows: row numbers of each group.
@@ -67,7 +67,7 @@ def measure(
                     _add(found, site, group, len(rows), activation.detach(), gradient, seed)
     lost = [site.name for site in sites if site.name not in found]
     if named and lost:
-        raise UserError(f"routing.auto.sites: site '{lost[0]}' is in the forward path of no loss; name another module")
+        raise UserError(f"{named}: site '{lost[0]}' is in the forward path of no loss; name another module")
     return found, passes
 
 

@@ -27,7 +27,7 @@ def sketched(task: Task, site: Site, group: str, seed: int) -> list[torch.Tensor
     if isinstance(task, ImageTask):
         return [_of_images(task, site, group, train, seed) for train in (True, False)]
     if not isinstance(task, LanguageModelling):
-        raise UserError(f"routing.auto.labels=false: the data of {type(task).__name__} cannot be grouped; give groups")
+        raise UserError(f"{type(task).__name__}: its data cannot be grouped without labels; give groups")
     parts = (task.data.train, task.data.test, task.data.validation)
     return [_of_documents(task, site, group, part, seed) for part in parts if part is not None]
 

@@ -59,7 +59,7 @@ def _find(config: Config, auto: AutoConfig, folder: Path) -> None:
     if not isinstance(dataset, ImageDataset | TextDataset) or config.dataset.get("metadata", "") is not None:
         name = config.dataset[TARGET].rpartition(".")[2]
         right = "a data set with metadata=null, such as mnist, images or text, whose metadata the clusters become"
-        raise UserError(f"routing.auto.labels=false: {name} cannot take clusters; give {right}")
+        raise UserError(f"{auto.key}.labels=false: {name} cannot take clusters; give {right}")
     single = replace(config.routing, groups={ONE: GroupConfig(rest=True)}, labelled_fraction=1.0, unlabelled=None,
                      left_out=[], label_noise={})  # fmt: skip
     trained = Alone(replace(config, routing=single), auto)
@@ -73,7 +73,7 @@ def _find(config: Config, auto: AutoConfig, folder: Path) -> None:
     if not found.real:
         shares = f"{found.share:.3f} of the variance, and those of shuffled gradients up to {max(found.placebos):.3f}"
         fault = f"{len(found.centres)} clusters of gradients explain {shares}: there are no groups to find"
-        raise UserError(f"routing.auto.labels=false: {fault}; give groups")
+        raise UserError(f"{auto.key}.labels=false: {fault}; give groups")
     order = torch.bincount(nearest(train, found.centres), minlength=len(found.centres)).argsort(stable=True)
     centres = found.centres[order]  # the smallest first
     numbers = [nearest(own, centres) for own in points]

@@ -55,6 +55,9 @@ def test_names_are_short() -> None:
         (["split.groups=[[0],[1]]", "split.units=[1]"], "must be 2 numbers above 0"),
         (["split.groups=[[0],[1]]", "split.units=[30,30]"], "at most 32 in total"),
         (["split.groups=[[0],[1]]", "split.site=decoder.act0"], "give split.width"),
+        (["split.groups=[[0],[1]]", "+routing.regions.for_digit_0.units=[1]"], "did you mean for_digits_0"),
+        (["split.groups=[[0],[1]]", "+losses.l1.for_digits0=1"], "did you mean for_digits_0"),
+        (["split.groups=[[0],[1]]", "+routing.routes.digits_0.for_digits_2=1"], "unknown region of split.groups"),
     ],
 )
 def test_mistakes_are_refused(overrides: list[str], message: str) -> None:

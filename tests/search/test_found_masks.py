@@ -299,6 +299,9 @@ def test_a_mask_that_was_being_learned_goes_on_to_the_bit(
         (["method=learned", "search.learned.steps=0"], "search.learned.steps=0: must be from 1 to 20"),
         (["method=annealing"], "unknown value of method: 'annealing'"),
         (["search.sampler=cmaes"], "unknown value of search.sampler: 'cmaes'"),
+        (["method=pilot", "search.pilot.sites=[encoder9]"], "unknown site of search.pilot.sites: 'encoder9'"),
+        (["method=pilot", "search.pilot.axis=7"], "search.pilot.axis=7: must be an axis of units"),
+        (["method=pilot", "search.pilot.points=4096"], "or a smaller search.pilot.points"),
         (["method=pilot", "search.pilot.share=0.2"], "search.pilot.share=0.2: must be from"),
     ],
 )

@@ -98,7 +98,7 @@ class Learned(Problem):
         self.candidate = self._site()
         self.sizes = agreement.sizes(self.counts, self.candidate.units)
         shares = [size / self.candidate.units for size in self.sizes]
-        self.plan = Lookahead(settings.steps, settings.rate, shares)
+        self.plan = Lookahead(settings.steps, settings.rate, shares, lowest=settings.lowest)
         groups = len(self.rows)
         each = lookahead.cost(self.plan, groups) + 1  # and the update that is made
         whole = self.whole if budget is None else min(self.whole, budget)
@@ -138,11 +138,12 @@ class Learned(Problem):
             learning.step()
             if progress.due:
                 learning.save(progress)
-        return self.rounded(torch.sigmoid(learning.logits.detach()).cpu())
+        return self.rounded(learning.logits.detach().cpu())
 
-    def rounded(self, weights: torch.Tensor) -> Found:
-        """Return the mask of learned weights `(G, U)`: units by membership, outside weights as means, in tenths."""
-        owned, groups = weights / weights.sum(0, keepdim=True), range(len(weights))
+    def rounded(self, logits: torch.Tensor) -> Found:
+        """Return the mask of learned logits `(G, U)`: units by membership, outside weights as means, in tenths."""
+        owned, weights = lookahead.memberships(logits), lookahead.masks(logits, self.plan.lowest)
+        groups = range(len(logits))
         owner = agreement.assigned(owned, self.sizes)
         outside = [[1.0 if h == g else round(float(weights[g, owner == h].mean()), 1) for h in groups] for g in groups]
         first = self.candidate.sites[0]
@@ -154,7 +155,7 @@ class Learned(Problem):
         said = (
             f"Masks at {self.candidate.name} were learned by looking {self.plan.steps} updates ahead, in "
             f"{self.iterations} steps, which cost {self.cost} updates. A unit belongs to its group by {sure:.2f} of 1 "
-            f"on average; {1 / len(weights):.2f} is no preference."
+            f"on average; {1 / len(logits):.2f} is no preference."
         )
         return Found("learned", list(self.task.names), [evidence], 0, self.cost, said)
 
@@ -182,7 +183,7 @@ class Learning:
         self.logits.grad = lookahead.slope(self.logits.detach(), self.masked, fixed, self.learned.plan)
         self.masks.step()
         self.optimizer.zero_grad()
-        weights = torch.sigmoid(self.logits.detach())
+        weights = lookahead.masks(self.logits.detach(), self.learned.plan.lowest)
         torch.stack([self.masked(self.parameters, g, weights[g], None) for g in groups]).mean().backward()
         self.optimizer.step()
         self.done += 1

@@ -1,6 +1,6 @@
 """Masks as parameters, trained by looking a few updates ahead.
 
-Each group has a weight from 0 to 1 for every unit of a site, the weight of its gradient there. Under the current
+Each group has a weight for every unit of a site, from 0, or a lower bound, to 1: that of its gradient there. Under the current
 weights the model makes a few updates on paper. Then each group's region is ablated: the weights are changed so that the
 group's own loss rises by it, and that of the others does not. G: groups. U: units.
 """
@@ -21,7 +21,8 @@ class Lookahead:
     """How masks are trained.
 
     steps: updates on paper. rate: their learning rate, of plain gradient descent. sizes: each group's share of the
-    units. balance: weight of the squared difference to it. sharp: weight of undecided units.
+    units. balance: weight of the squared difference to it. sharp: weight of undecided units. lowest: bound of the
+    gradient weights; one below 0 lets a group unlearn what others put into their regions.
     """
 
     steps: int
@@ -29,16 +30,24 @@ class Lookahead:
     sizes: Sequence[float]
     balance: float = 1.0
     sharp: float = 0.1
+    lowest: float = 0.0
 
 
 def memberships(logits: torch.Tensor) -> torch.Tensor:
-    """Return how far each unit belongs to each group's region, `(G, U)`, 1 in sum over the groups: its share of weight.
+    """Return how far each unit belongs to each group's region, `(G, U)`, 1 in sum over the groups.
+
+    It is the group's share of the weight above the lowest one.
 
     Args:
         logits: of the weights, `(G, U)`.
     """
-    weights = torch.sigmoid(logits)
-    return weights / weights.sum(0, keepdim=True)
+    above = torch.sigmoid(logits)
+    return above / above.sum(0, keepdim=True)
+
+
+def masks(logits: torch.Tensor, lowest: float) -> torch.Tensor:
+    """Return the gradient weights of logits, `(G, U)`, from `lowest` to 1."""
+    return lowest + (1 - lowest) * torch.sigmoid(logits)
 
 
 def ahead(loss: Loss, parameters: Parameters, weights: torch.Tensor, plan: Lookahead) -> Parameters:
@@ -57,9 +66,11 @@ def ahead(loss: Loss, parameters: Parameters, weights: torch.Tensor, plan: Looka
 def objective(logits: torch.Tensor, loss: Loss, parameters: Parameters, plan: Lookahead) -> torch.Tensor:
     """Return what the masks minimise: damage to others minus damage to the own group, and the budget on units.
 
-    Each loss is compared with the same parameters without an ablation, so that learning alone is no gain.
+    Each loss is compared with the same parameters without an ablation, so that learning alone is no gain. Where weights
+    can be negative, the losses without an ablation count, too: else each group would unlearn in the others' regions
+    what it reads there, since their ablation would then do it good.
     """
-    later, owned = ahead(loss, parameters, torch.sigmoid(logits), plan), memberships(logits)
+    later, owned = ahead(loss, parameters, masks(logits, plan.lowest), plan), memberships(logits)
     groups = range(len(logits))
     before = [loss(later, group, None, None) for group in groups]
     parts = []
@@ -71,7 +82,8 @@ def objective(logits: torch.Tensor, loss: Loss, parameters: Parameters, plan: Lo
     shares = torch.tensor(list(plan.sizes), dtype=owned.dtype, device=owned.device)
     budget = (owned.mean(1) - shares).square().sum()
     undecided = (owned * (1 - owned)).sum(0).mean()
-    return torch.stack(parts).mean() + plan.balance * budget + plan.sharp * undecided
+    kept = torch.stack(before).mean() if plan.lowest < 0 else 0.0
+    return torch.stack(parts).mean() + kept + plan.balance * budget + plan.sharp * undecided
 
 
 def slope(logits: torch.Tensor, loss: Loss, parameters: Parameters, plan: Lookahead) -> torch.Tensor:

@@ -83,7 +83,8 @@ class LearnedConfig:
 
     sites: modules of one width, whose units are divided alike; empty for those of the experiment's own regions. share:
     of a run's updates that it costs. steps: updates that are looked ahead. rate: their learning rate. mask_rate: that
-    of the masks. points: data points of each group.
+    of the masks. lowest: gradient weight, from -1 to 0, that the masks can have at least. points: data points of each
+    group.
     """
 
     sites: list[str] = field(default_factory=list)
@@ -91,6 +92,7 @@ class LearnedConfig:
     steps: int = 1
     rate: float = 0.1
     mask_rate: float = 0.1
+    lowest: float = 0.0
     points: int = 4096
 
 
@@ -147,6 +149,8 @@ def _check(search: SearchConfig) -> None:
                                   ("mask_rate", learned.mask_rate, 0, 100)):  # fmt: skip
         if not low < value <= high:
             raise UserError(f"search.learned.{key}={value}: must be above {low} and at most {high}")
+    if not -1 <= learned.lowest <= 0:
+        raise UserError(f"search.learned.lowest={learned.lowest}: must be from -1 to 0")
     if not 1 <= learned.steps <= 20:
         raise UserError(f"search.learned.steps={learned.steps}: must be from 1 to 20")
     if search.sampler not in SAMPLERS:

@@ -296,6 +296,7 @@ def test_a_mask_that_was_being_learned_goes_on_to_the_bit(
     [
         (["method=pilot", "search.budget=5"], "search.budget=5: must be 16 or more, which the pilot costs"),
         (["method=learned", "search.budget=5"], "search.budget=5: must be 7 updates or more"),
+        (["method=learned", "search.learned.lowest=-2"], "search.learned.lowest=-2.0: must be from -1 to 0"),
         (["method=learned", "search.learned.steps=0"], "search.learned.steps=0: must be from 1 to 20"),
         (["method=annealing"], "unknown value of method: 'annealing'"),
         (["search.sampler=cmaes"], "unknown value of search.sampler: 'cmaes'"),

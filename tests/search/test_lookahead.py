@@ -1,11 +1,12 @@
 """Masks that are learned by looking ahead: their gradient, and a problem whose answer is known."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
 
-from gradroute.search.lookahead import Lookahead, ahead, cost, memberships, objective, slope
+from gradroute.search.lookahead import Lookahead, ahead, cost, masks, memberships, objective, slope
 
 PLAN = Lookahead(steps=2, rate=0.3, sizes=(0.5, 0.5))
 
@@ -46,10 +47,11 @@ def test_an_update_ahead_is_that_of_weighed_gradients() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_the_gradient_of_the_masks_is_that_of_finite_differences() -> None:
+@pytest.mark.parametrize("lowest", [0.0, -1.0])
+def test_the_gradient_of_the_masks_is_that_of_finite_differences(lowest: float) -> None:
     toy = Toy()
     logits = torch.randn(2, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    plan = Lookahead(steps=1, rate=0.3, sizes=(0.5, 0.5))
+    plan = Lookahead(steps=1, rate=0.3, sizes=(0.5, 0.5), lowest=lowest)
     found = slope(logits, toy, toy.parameters, plan)
     for place in [(0, 0), (1, 2), (0, 3)]:
         changed = torch.zeros_like(logits)
@@ -58,11 +60,13 @@ def test_the_gradient_of_the_masks_is_that_of_finite_differences() -> None:
         assert float(found[place]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-9)
 
 
-def test_units_go_to_the_group_that_reads_them() -> None:
-    toy, logits = Toy(), torch.zeros(2, 4, dtype=torch.float64)
+@pytest.mark.parametrize("lowest", [0.0, -1.0])
+def test_units_go_to_the_group_that_reads_them(lowest: float) -> None:
+    toy, logits, plan = Toy(), torch.zeros(2, 4, dtype=torch.float64), replace(PLAN, lowest=lowest)
     for _ in range(40):
-        logits = logits - 1.0 * slope(logits, toy, toy.parameters, PLAN)
-    owned = memberships(logits)
+        logits = logits - 1.0 * slope(logits, toy, toy.parameters, plan)
+    owned, weights = memberships(logits), masks(logits, lowest)
+    assert bool(((weights >= lowest) & (weights <= 1)).all()) and (float(weights.min()) < 0) == (lowest < 0)
     torch.testing.assert_close(owned.sum(0), torch.ones(4, dtype=torch.float64))
     assert owned.argmax(0).tolist() == [0, 0, 1, 1]
 

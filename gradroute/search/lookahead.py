@@ -1,8 +1,8 @@
 """Masks as parameters, trained by looking a few updates ahead.
 
-Each group has a weight for every unit of a site, from 0, or a lower bound, to 1: that of its gradient there. Under the current
-weights the model makes a few updates on paper. Then each group's region is ablated: the weights are changed so that the
-group's own loss rises by it, and that of the others does not. G: groups. U: units.
+Each group has a weight for every unit of a site, from 0, or a lower bound, to 1: that of its gradient there. Under the
+current weights the model makes a few updates on paper. Then each group's region is ablated: the weights are changed so
+that the group's own loss rises by it, and that of the others does not. G: groups. U: units.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -22,6 +22,7 @@ STEPS: dict[str, tuple[str, str | None]] = {
     "relearn": ("gradroute.steps.relearn.Relearn", "relearn"),
     "steer": ("gradroute.steps.steer.Steer", "steering"),
     "extract": ("gradroute.steps.extract.Extract", "extract"),
+    "profiles": ("gradroute.steps.profiles.Profiles", "profiles"),
     "audit": ("gradroute.steps.audit.Audit", "audit"),
     "evaluate": ("gradroute.steps.evaluate.Evaluate", None),
     "report": ("gradroute.steps.report.Report", None),

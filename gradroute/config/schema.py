@@ -239,6 +239,7 @@ class Config:
     audit: dict[str, Any] | None = None
     steering: dict[str, Any] | None = None
     extract: dict[str, Any] | None = None
+    profiles: dict[str, Any] | None = None
     completions: dict[str, Any] | None = None
     measures: list[Any] = field(default_factory=list)
     plots: list[Any] = field(default_factory=list)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from gradroute.config.auto import LEAST
+from gradroute.config.components import with_steps
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.search.signals import rows_of
@@ -20,8 +21,7 @@ def bare(config: Config) -> Config:
     trainer = replace(config.trainer, compile=False)
     ablation = {**config.ablation, "region": None}
     return replace(
-        config, routing=routing, losses=alone, trainer=trainer, ablation=ablation, steps=["train"], privacy=None,
-        pretrain=None, unlearn=None, finetune=None, relearn=None, audit=None, steering=None, extract=None,
+        with_steps(config, ["train"]), routing=routing, losses=alone, trainer=trainer, ablation=ablation, privacy=None,
         completions=None,
     )  # fmt: skip
 

@@ -52,18 +52,18 @@ class Profiles(Step):
     def check(self, config: Config) -> None:
         """Raise UserError for an unknown group."""
         for group in self.groups:
-            one_of("steps.Profiles.groups", group, tuple(config.routing.groups))
+            one_of("profiles.groups", group, tuple(config.routing.groups))
 
     def prepare(self, task: Task) -> None:
         """Raise UserError for a model without modules, or a profile that it does not have."""
-        names = list(beside(require_language(task, "Profiles").model))
+        names = list(beside(require_language(task, "profiles").model))
         if not names:
-            raise UserError("steps: Profiles needs a model with modules beside its MLPs; set model.modules")
+            raise UserError("profiles: needs a model with modules beside its MLPs; set model.modules")
         for profile in self.profiles:
-            parse_profile(profile, names, "steps.Profiles.profiles")
+            parse_profile(profile, names, "profiles.profiles")
         if self.baseline is not None and not self._laws(task):
             fault = f"has no falling curve of {LEAST} or more test losses of any group"
-            raise UserError(f"steps.Profiles.baseline={self.baseline}: {fault}; give one with more trainer.epochs")
+            raise UserError(f"profiles.baseline={self.baseline}: {fault}; give one with more trainer.epochs")
 
     def run(self, run: RunState) -> Iterable[Training]:
         """Measure and record; the model does not change."""
@@ -87,7 +87,7 @@ class Profiles(Step):
 
     def measured(self, task: Task) -> Iterator[Measurement]:
         """Yield the loss of every profile on every group that has test documents."""
-        language, names = require_language(task, "Profiles"), list(beside(task.model))
+        language, names = require_language(task, "profiles"), list(beside(task.model))
         chosen = [parse_profile(profile, names) for profile in self.profiles] or profiles_of(names)
         asked = [("+".join((CORE, *used)), dict.fromkeys(used, 1.0)) for used in chosen]
         asked += [(f"{CORE}+{name}{DOSE}{dose:g}", {name: dose}) for name in names for dose in self.doses]

@@ -39,7 +39,7 @@ TINY = [
     "model.hidden=24", "model.modules={sea: 6, farm: 4, town: 4, castle: 4}", "dataset.stories=150",
     "dataset.test_stories=150", "trainer.batch_size=8", "trainer.train_limit=null",
     "trainer.test_limit=null", "relearn=null",
-    "steps=[train,{_target_: gradroute.steps.profiles.Profiles,profiles: [core,core+sea]},evaluate]",
+    "steps=[train,profiles,evaluate]", "profiles.profiles=[core,core+sea]", "profiles.groups=[]", "profiles.doses=[]",
 ]  # fmt: skip
 TOKENS = torch.arange(48).view(4, 12)
 

@@ -197,8 +197,7 @@ class LedgerConfig:
 class CheckpointConfig:
     """Checkpoints: minutes between them while a run trains (0: after every update), and what a finished run keeps.
 
-    keep: `weights`, or `none`.
-    replay: number of checkpoints of the training that are kept for `gradroute-verify --replay`, spread over it evenly.
+    keep: `weights`, or `none`. replay: checkpoints that are kept for `gradroute-verify --replay`, spread evenly.
     """
 
     minutes: float = 5.0

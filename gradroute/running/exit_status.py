@@ -92,16 +92,17 @@ def _known_keys(kind: Any, prefix: str = "", depth: int = 3) -> list[str]:
     return found
 
 
-def _suggest(message: str) -> str:
-    """Add the nearest valid key to Hydra's report of an unknown one."""
+def _suggest(message: str, cause: BaseException | None) -> str:
+    """Add the nearest valid key to Hydra's report of an unknown one, which may lie inside of a mapping."""
     if launcher := re.search(r"Could not find 'hydra/launcher/((joblib|submitit|ray)\w*)'", message):
         extra = {"submitit": "slurm"}.get(launcher[2], launcher[2])
         return f"hydra/launcher={launcher[1]}: its package is not installed; use pip install 'gradroute[{extra}]'"
     found = re.search(r"Could not override '([^']+)'", message)
     if not found:
         return message
-    near = nearest(found[1], _known_keys(Config))
-    return f"unknown key '{found[1]}'; " + (f"did you mean {' or '.join(near)}?" if near else "use --cfg job")
+    key = getattr(cause, "full_key", None) or found[1]
+    near = nearest(key, _known_keys(Config))
+    return f"unknown key '{key}'; " + (f"did you mean {' or '.join(near)}?" if near else "use --cfg job")
 
 
 def _while_reading(error: BaseException) -> bool:
@@ -122,7 +123,7 @@ def mistake_of(error: Exception) -> UserError | None:
     if isinstance(error, UserError):
         return error
     mistake = isinstance(error, HydraException | OmegaConfBaseException) or _while_reading(error)
-    return UserError(_suggest(one_line(error))) if mistake else None
+    return UserError(_suggest(one_line(error), error.__cause__)) if mistake else None
 
 
 def report_failure(error: Exception) -> int:

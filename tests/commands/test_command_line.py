@@ -156,6 +156,8 @@ MISTAKES = [
     (["trainer.epochs=many"], "trainer.epochs"),
     (["trainer=[1]"], "trainer=[1]: must be the name of an option, such as fast"),
     (["-m", "trainer=smoke,2"], "trainer=smoke,2: must be the name of an option, such as fast"),
+    (["trainer={epocs: 1}"], "unknown key 'trainer.epocs'; did you mean trainer.epochs"),
+    (["ledger={widow: 1}"], "unknown key 'ledger.widow'; did you mean ledger.window"),
     (["tracker=null"], "tracker=null: must be the name of an option, such as tensorboard"),
     (["routing.regions.top.site=encodr"], "did you mean encoder"),
     (["routing.regions.top.units=0:40"], "unit 39 is out of range"),

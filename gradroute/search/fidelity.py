@@ -34,17 +34,20 @@ class Fidelity:
 def spearman(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
     """Return Spearman's correlation and its 95 % interval, by Fisher's z with the error of Bonett and Wright (2000).
 
-    With fewer than four pairs, or where one side has no spread, nothing is known: 0, from -1 to 1.
+    With fewer than four pairs, or where one side has no spread, nothing is known: 0, from -1 to 1. For the interval, the
+    correlation counts as half a step below that of equal ranks at most: of 1, z is infinite and has no interval.
     """
     from scipy.stats import spearmanr
 
     if len(first) < 4 or len({*first}) < 2 or len({*second}) < 2:
         return 0.0, -1.0, 1.0
     found = float(spearmanr(first, second).statistic)
-    clipped = min(1 - 1e-12, max(-1 + 1e-12, found))
-    error = math.sqrt((1 + clipped**2 / 2) / (len(first) - 3))
+    pairs = len(first)
+    most = 1 - 6 / (pairs * (pairs**2 - 1))  # a step, two ranks that are exchanged, is twice as large
+    clipped = min(most, max(-most, found))
+    error = math.sqrt((1 + clipped**2 / 2) / (pairs - 3))
     low, high = (math.tanh(math.atanh(clipped) + sign * 1.959964 * error) for sign in (-1, 1))
-    return found, low, high
+    return found, min(low, found), max(high, found)
 
 
 def fidelities(trials: Sequence[FrozenTrial], rule: PruningConfig) -> list[Fidelity]:

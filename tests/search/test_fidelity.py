@@ -38,6 +38,14 @@ def test_the_correlation_is_that_of_ranks_with_an_interval_in_fishers_z() -> Non
     assert spearman([1.0] * 5, [1.0, 2.0, 3.0, 4.0, 5.0]) == (0.0, -1.0, 1.0)
 
 
+@pytest.mark.parametrize(("pairs", "least", "most"), [(4, -0.9, -0.3), (5, 0.0, 0.3), (20, 0.98, 1.0)])
+def test_equal_ranks_of_few_pairs_say_little(pairs: int, least: float, most: float) -> None:
+    ranks = [float(n) for n in range(pairs)]
+    found, low, high = spearman(ranks, ranks)
+    assert found == pytest.approx(1) and high == pytest.approx(1) and least < low < most
+    assert spearman(ranks, ranks[::-1]) == pytest.approx((-found, -high, -low))
+
+
 def test_only_trials_with_an_end_count_and_a_low_correlation_is_said() -> None:
     alike = [trial([[10, n], [20, n]], n) for n in range(5)]
     (early, late) = fidelities([*alike, trial([[10, 9]], None)], RULE)

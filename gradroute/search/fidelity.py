@@ -34,8 +34,8 @@ class Fidelity:
 def spearman(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
     """Return Spearman's correlation and its 95 % interval, by Fisher's z with the error of Bonett and Wright (2000).
 
-    With fewer than four pairs, or where one side has no spread, nothing is known: 0, from -1 to 1. For the interval, the
-    correlation counts as half a step below that of equal ranks at most: of 1, z is infinite and has no interval.
+    With fewer than four pairs, or where one side has no spread, nothing is known: 0, from -1 to 1. For the interval,
+    the correlation counts as half a step below that of equal ranks at most: of 1, z is infinite and has no interval.
     """
     from scipy.stats import spearmanr
 

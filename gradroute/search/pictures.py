@@ -38,7 +38,7 @@ def _candidates(axes: Axes, shown: list[Evidence], chosen: Evidence) -> None:
     axes.set_yticks(rows, [f"{one.name} ← chosen" if one is chosen else one.name for one in shown], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.5)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)  # above, off the bars
 
 
 def _units(axes: Axes, one: Evidence, groups: list[str], chosen: bool) -> None:

@@ -220,14 +220,16 @@ def why(found: Found, checked: int, whole: int) -> str:
     sizes = ", ".join(f"{site.owner.count(n)} for {group}" for n, group in enumerate(found.groups))
     weights = sorted({w for n, row in enumerate(site.outside) for m, w in enumerate(row) if m != n})
     said = f"{weights[0]:g}" if len(weights) == 1 else f"{weights[0]:g} to {weights[-1]:g}"
+    told = 100 * (1 - sum(site.leak or [0]) / len(found.groups))
     return (
         f"A pilot of {found.updates} updates, {100 * found.updates / whole:.0f} % of a run, compared the gradients of "
-        f"{', '.join(found.groups)} at {count} candidate sites, and tried the {checked} with the most conflict.\n"
-        f"Site {site.name}: {100 * (site.conflict or 0):.0f} % of what one group's step does to another's loss raises "
-        f"it. "
-        f"Under its mask it scores {site.score or 0:.3f}: how much further ablating a group's units takes its own loss "
-        f"than the others', as a share of what the strongest candidate holds of it, times what the others' units do "
-        f"not tell of them ({100 * (1 - sum(site.leak or [0]) / len(found.groups)):.0f} %).\n"
-        f"Units: {sizes}, by their shares of the gradient's norm (overlap of inputs {site.overlap or 0:.2f}). "
-        f"Gradient weight outside of a group's own units: {said}."
+        f"the groups {', '.join(found.groups)} at {count} candidate sites and tried the {checked} with the most "
+        f"conflict.\n"
+        f"Chosen: {site.name}, with a score of {site.score or 0:.3f}. The score is 1 if ablating a group's units harms "
+        f"that group alone, and 0 or less if it harms the others as much; it is multiplied by the share of a group's "
+        f"units that the others' units do not predict, here {told:.0f} %. If all scores are near 0, no site kept the "
+        f"groups apart.\n"
+        f"Conflict at this site: {100 * (site.conflict or 0):.0f} % of what one group's step does to another's loss "
+        f"raises it. Units: {sizes}, by the groups' shares of each unit's gradient norm (the groups use the same "
+        f"inputs to {site.overlap or 0:.2f} of 1). Gradient weight outside of a group's own units: {said}."
     )

@@ -183,6 +183,16 @@ def contrast(own: Sequence[float], others: Sequence[float], whole: Sequence[floa
     return sum(ratios) / len(ratios)
 
 
+def held(rises: Sequence[float], largest: Sequence[float]) -> float:
+    """Return how much of what the groups know passes through a site, 0 to 1, on average over the groups.
+
+    Args:
+        rises: rise of each group's loss when all of the site's units are ablated. largest: the largest among all sites.
+    """
+    ratios = [min(1.0, max(0.0, rise / most)) if most > 0 else 0.0 for rise, most in zip(rises, largest, strict=True)]
+    return sum(ratios) / len(ratios)
+
+
 def leak(own: torch.Tensor, others: torch.Tensor, ridge: float = 0.1) -> float:
     """Return how well a linear map of some units' activations tells other units', 0 to 1, on other points.
 

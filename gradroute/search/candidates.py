@@ -20,10 +20,14 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One or several sites with the same number of units, which are divided alike."""
+    """One or several sites with the same number of units, which are divided alike.
+
+    numbers: how many numbers a data point, or a token, has at the sites.
+    """
 
     sites: tuple[Site, ...]
     units: int
+    numbers: int
 
     @property
     def name(self) -> str:
@@ -98,7 +102,7 @@ def _axis(activation: torch.Tensor, auto: AutoConfig) -> int:
 
 def _candidate(name: str, activation: torch.Tensor, auto: AutoConfig) -> Candidate:
     axis = _axis(activation, auto)
-    return Candidate((Site(name, axis),), activation.shape[axis])
+    return Candidate((Site(name, axis),), activation.shape[axis], activation[0].numel())
 
 
 def _named(name: str, shown: dict[str, torch.Tensor], model: nn.Module, auto: AutoConfig) -> Candidate:
@@ -118,9 +122,9 @@ def _by_layer(model: Layered) -> list[Candidate]:
     chosen += [range(half), range(half, len(places)), range(len(places))] if len(places) > 1 else []
     found = []
     for layers in chosen:
-        units = {places[layer].units for layer in layers}
+        units = [places[layer].units for layer in layers]
         sites = tuple(Site(places[layer].module, output=places[layer].output) for layer in layers)
-        found += [Candidate(sites, units.pop())] if len(units) == 1 else []
+        found += [Candidate(sites, units[0], sum(units))] if len({*units}) == 1 else []
     return list(dict.fromkeys(found))
 
 

@@ -31,6 +31,7 @@ class Evidence:
     if gradients were not compared.
     owner: the group of every unit. shares: of each group in every unit's gradient norm, or in its learned weights.
     outside: gradient weight of each group (row) in the units of each group (column).
+    held: see `gradroute.search.agreement.held`. numbers: how many a data point, or a token, has there.
     own, others, whole: rises of each group's loss when its own units, those of others, or all are ablated, after a few
     updates under the candidate's mask. leak: how much of each group's units the others' units tell; see
     `agreement.leak`. score: contrast of the rises times what does not leak. None if the candidate was not checked.
@@ -46,11 +47,13 @@ class Evidence:
     owner: list[int]
     shares: list[list[float]]
     outside: list[list[float]]
+    held: float | None = None
     own: list[float] | None = None
     others: list[float] | None = None
     whole: list[float] | None = None
     leak: list[float] | None = None
     score: float | None = None
+    numbers: int = 0
 
 
 @dataclass
@@ -179,17 +182,17 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
 
 
 def _sites_csv(found: Found) -> str:
-    columns: list[object] = ["site", "units", "chosen", "conflict", "cosine", "overlap", "score"]
+    columns: list[object] = ["site", "units", "numbers", "chosen", "conflict", "cosine", "overlap", "held", "score"]
     kinds = ("own rise", "rise by others", "whole rise", "leak")
     columns += [f"{what} {group}" for what in kinds for group in found.groups]
     rows: list[list[object]] = [columns]
     for number, one in enumerate(found.evidence):
         checked = [f"{v:.6g}" for part in (one.own, one.others, one.whole, one.leak) for v in part or ()]
-        means = (one.conflict, one.cosine, one.overlap)
+        means = (one.conflict, one.cosine, one.overlap, one.held)
         numbers = ["" if value is None else f"{value:.6g}" for value in means]
         score = "" if one.score is None else f"{one.score:.6g}"
         chosen = "yes" if number == found.chosen else ""
-        row: list[object] = [one.name, len(one.owner), chosen, *numbers, score, *checked]
+        row: list[object] = [one.name, len(one.owner), one.numbers, chosen, *numbers, score, *checked]
         rows.append(row + [""] * (len(columns) - len(row)))
     return _csv(rows)
 

@@ -124,7 +124,8 @@ class Learned(Problem):
             empty = "is empty, and the experiment's regions differ; name sites of"
             fault = "must have" if self.settings.sites else empty
             raise UserError(f"{KEY}.sites: {fault} one width, not {widths} units")
-        return Candidate(tuple(site for one in found for site in one.sites), found[0].units)
+        own = tuple(site for one in found for site in one.sites)
+        return Candidate(own, found[0].units, sum(one.numbers for one in found))
 
     def find(self, folder: Path) -> Found:
         """Learn the masks, round them and return the mask; go on from the last checkpoint in a folder, if it has one.

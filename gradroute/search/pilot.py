@@ -21,13 +21,13 @@ from gradroute.config.compensation import labelled_share
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
 from gradroute.routing import Region, Router, Site
-from gradroute.search import agreement
+from gradroute.search import agreement, choice
 from gradroute.search.agreement import Signals
 from gradroute.search.candidates import Candidate, candidates
 from gradroute.search.found import Evidence, Found
 from gradroute.search.problem import Problem
 from gradroute.search.progress import Progress
-from gradroute.search.signals import CHUNK, leaks, measure, rises
+from gradroute.search.signals import CHUNK, leaks, measure, rises, whole_rises
 from gradroute.training.fit import Fit
 from gradroute.training.training import Training
 from gradroute.training.weights import own_tensors, read_weights
@@ -102,11 +102,10 @@ class Pilot(Problem):
         else:
             read_weights(folder, {MODEL: self.task.model}, name=found[0])
             evidence = [Evidence(**one) for one in found[1]["evidence"]]
-        order = sorted(range(len(evidence)), key=lambda n: -(evidence[n].conflict or 0.0))[: self.checked]
+        order = choice.tried(evidence, self.checked)
         self.check([evidence[n] for n in order], lambda: self.save(progress, evidence))
-        chosen = max(order, key=lambda n: (evidence[n].score or 0.0, evidence[n].conflict or 0.0))
-        mask = Found("pilot", list(self.task.names), evidence, chosen, self.cost, "")
-        return replace(mask, why=why(mask, len(order), self.whole))
+        mask = Found("pilot", list(self.task.names), evidence, choice.chosen(evidence, order), self.cost, "")
+        return replace(mask, why=choice.why(mask, len(order), self.whole))
 
     def save(self, progress: Progress, evidence: Sequence[Evidence]) -> None:
         """Write a checkpoint, if one is due; the model must have its weights after the unrouted training."""
@@ -130,7 +129,12 @@ class Pilot(Problem):
         if not reached:
             key = self.auto.key
             raise UserError(f"{key}: no candidate site is in the forward path of a loss; name {key}.sites")
-        return [self.judged(one, [[s[site.name] for site in one.sites] for s in signals]) for one in reached]
+        found = [self.judged(one, [[s[site.name] for site in one.sites] for s in signals]) for one in reached]
+        rises = [whole_rises(self.task, self.rows, one) for one in reached]
+        largest = [max(column) for column in zip(*rises, strict=True)]
+        for one, rise in zip(found, rises, strict=True):
+            one.held = agreement.held(rise, largest)
+        return found
 
     def judged(self, candidate: Candidate, signals: Sequence[Sequence[Signals]]) -> Evidence:
         """Return the evidence that gradients alone give for a candidate.
@@ -156,11 +160,17 @@ class Pilot(Problem):
             clash, float(agreement.pairs(agreement.cosines(inner)).mean()),
             float(agreement.pairs(agreement.overlaps(fisher)).mean()), owner.tolist(),
             [[round(value, 6) for value in row] for row in shared.tolist()], self.outside(inner, owner),
+            numbers=candidate.numbers,
         )  # fmt: skip
 
     def outside(self, inner: torch.Tensor, owner: torch.Tensor) -> list[list[float]]:
-        """Return the gradient weight of each group (row) in the units of each group (column); 1 in its own."""
+        """Return the gradient weight of each group (row) in the units of each group (column); 1 in its own.
+
+        What a group has in common with others is taken back only if one group is to be removed. Where every group has
+        to stay whole in its own region, that makes the model worse and separates the groups no better.
+        """
         groups, routing = range(len(inner)), self.config.routing
+        removed = self.auto.ablate is not None or self.config.relearn is not None
         if self.auto.outside is not None:
             return [[1.0 if a == b else self.auto.outside for b in groups] for a in groups]
         rows = []
@@ -168,7 +178,8 @@ class Pilot(Problem):
             stays = routing.unlabelled == name or name not in routing.groups
             share = 1.0 if stays else labelled_share(routing, name)
             units = [torch.nonzero(owner == other).flatten().tolist() for other in groups]
-            weights = [agreement.outside_weight(agreement.common(inner, group, own), share) for own in units]
+            common = [agreement.common(inner, group, own) if removed else 0.0 for own in units]
+            weights = [agreement.outside_weight(each, share) for each in common]
             rows.append([1.0 if other == group else round(weights[other], DIGITS) for other in groups])
         return rows
 
@@ -212,24 +223,3 @@ class Pilot(Problem):
             yield
         finally:
             task.parts = parts
-
-
-def why(found: Found, checked: int, whole: int) -> str:
-    """Return the paragraph that says why a mask was chosen."""
-    site, count = found.site, len(found.evidence)
-    sizes = ", ".join(f"{site.owner.count(n)} for {group}" for n, group in enumerate(found.groups))
-    weights = sorted({w for n, row in enumerate(site.outside) for m, w in enumerate(row) if m != n})
-    said = f"{weights[0]:g}" if len(weights) == 1 else f"{weights[0]:g} to {weights[-1]:g}"
-    told = 100 * (1 - sum(site.leak or [0]) / len(found.groups))
-    return (
-        f"A pilot of {found.updates} updates, {100 * found.updates / whole:.0f} % of a run, compared the gradients of "
-        f"the groups {', '.join(found.groups)} at {count} candidate sites and tried the {checked} with the most "
-        f"conflict.\n"
-        f"Chosen: {site.name}, with a score of {site.score or 0:.3f}. The score is 1 if ablating a group's units harms "
-        f"that group alone, and 0 or less if it harms the others as much; it is multiplied by the share of a group's "
-        f"units that the others' units do not predict, here {told:.0f} %. If all scores are near 0, no site kept the "
-        f"groups apart.\n"
-        f"Conflict at this site: {100 * (site.conflict or 0):.0f} % of what one group's step does to another's loss "
-        f"raises it. Units: {sizes}, by the groups' shares of each unit's gradient norm (the groups use the same "
-        f"inputs to {site.overlap or 0:.2f} of 1). Gradient weight outside of a group's own units: {said}."
-    )

@@ -123,8 +123,15 @@ def rises(
         units = torch.nonzero(owner == group).flatten().tolist()
         after = losses(task, rows, silenced(candidate, units))
         found.append([a - b for a, b in zip(after, before, strict=True)])
+    return found, whole_rises(task, rows, candidate, before)
+
+
+def whole_rises(
+    task: Task, rows: Sequence[torch.Tensor], candidate: Candidate, before: Sequence[float] | None = None
+) -> list[float]:
+    """Return how far each group's loss rises from `before` if all units of a candidate are ablated."""
     whole = losses(task, rows, silenced(candidate, range(candidate.units)))
-    return found, [a - b for a, b in zip(whole, before, strict=True)]
+    return [a - b for a, b in zip(whole, before or losses(task, rows), strict=True)]
 
 
 def leaks(task: Task, rows: Sequence[torch.Tensor], candidate: Candidate, owner: torch.Tensor) -> list[float]:

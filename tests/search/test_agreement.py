@@ -99,6 +99,12 @@ def test_a_projection_keeps_products_on_average() -> None:
     assert sum(kept) / 60 == pytest.approx(float(vectors[0] @ vectors[1]), abs=4 * spread / math.sqrt(60))
 
 
+def test_what_a_site_holds_is_its_share_of_the_largest_rises() -> None:
+    assert agreement.held([2.0, 4.0], [2.0, 4.0]) == 1.0
+    assert agreement.held([1.0, -1.0], [2.0, 4.0]) == 0.25  # an ablation that helps holds nothing
+    assert agreement.held([0.0], [0.0]) == 0.0
+
+
 def test_contrast_is_one_where_only_the_own_group_is_lost() -> None:
     assert agreement.contrast([2.0, 4.0], [0.0, 0.0], [2.0, 4.0]) == 1.0
     assert agreement.contrast([1.0, 1.0], [1.0, 1.0], [2.0, 2.0]) == 0.0

@@ -10,6 +10,7 @@ from typing import Any
 from gradroute.config.schema import Config
 
 ASKED = ("presets", "audits", "seeds", "stack", "trained")  # how a run was requested, not what it computes
+LATER = ("environment", "profiles")  # sections that were added later: without them, a run is that of an older version
 # where a run is made and recorded, not what it computes
 ELSEWHERE = (
     "output_dir", "dataset.root", "trainer.device", "trainer.graph", "trainer.deterministic", "tracker", "checkpoint",
@@ -21,8 +22,9 @@ def to_mapping(config: Config) -> dict[str, Any]:
     mapping = asdict(config)
     for key in ASKED:
         del mapping[key]
-    if mapping["environment"] is None:  # as in the runs of tasks that have none, also those of older versions
-        del mapping["environment"]
+    for key in LATER:
+        if mapping[key] is None:
+            del mapping[key]
     auto = config.routing.auto
     if auto is None or auto.found is not None:  # as in all runs: what was found has replaced it
         del mapping["routing"]["auto"]

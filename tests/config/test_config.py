@@ -91,6 +91,16 @@ def test_a_saved_configuration_comes_back_equal() -> None:
     assert from_mapping(yaml.safe_load(yaml.safe_dump(to_mapping(config)))) == config
 
 
+def test_a_section_that_is_added_later_leaves_the_runs_that_are_finished_as_they_are() -> None:
+    """A new section must be in `LATER`: else sweeps and searches would make all their finished runs again."""
+    assert set(to_mapping(composed())) == {
+        "ablation", "audit", "checkpoint", "completions", "dataset", "extract", "finetune", "ledger", "losses",
+        "measures", "model", "name", "output_dir", "plots", "pretrain", "privacy", "relearn", "routing", "seed",
+        "split", "steering", "steps", "task", "tracker", "trainer", "unlearn",
+    }  # fmt: skip
+    assert to_mapping(composed("experiment=profiles"))["profiles"]["groups"]
+
+
 def test_the_hash_ignores_seed_device_and_paths_only() -> None:
     base = config_hash(composed())
     same = composed("seed=9", "output_dir=/x", "dataset.root=/y", "trainer.device=cpu")

@@ -5,8 +5,9 @@ python scripts/mask_design_table.py PLACE… [--problems PROBLEM …] [--csv FIL
 A place is a folder of searches, such as `outputs/searches`, of which it reads `finals.csv` and `methods.csv`, or a file
 that `--csv` wrote, such as that of another machine; of a problem that two places have, the last counts. Of each method
 its first finalist counts, which was chosen before the finals. `+` is better and `−` worse than the hand-made mask, and
-bold is better than random search, too: only where the difference's interval excludes 0 (Welch, 95 % for all comparisons
-of the row with the same mask together, Bonferroni).
+a method in bold is better than random search, too: only where the difference's interval excludes 0 (Welch, 95 % for all
+comparisons of the row with the same mask together, Bonferroni). A second table has a verdict for each problem: better
+or worse in a score and not the other way in any other.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from gradroute.search.finals import difference
 
 METHODS = {"handmade": "hand-made", "control": "unrouted", "placebo": "placebo", "guess": "guess",
            "random": "random search", "search": "tpe", "pilot": "pilot", "learned": "learned"}  # fmt: skip
+FOUND = ("guess", "random", "search", "pilot", "learned")  # not the hand-made mask and the controls
 COSTS = {"search": "tpe"}  # names in methods.csv that differ
 ABOUT = ("finalist", "seed", "overrides")
 HIGHER = ("localization", "accuracy", "relearned")
@@ -36,6 +38,11 @@ class Problem:
     def add(self, method: str, objective: str, seed: int, value: float) -> None:
         """Keep a value."""
         self.values.setdefault(method, {}).setdefault(objective, {})[seed] = value
+
+    @property
+    def scores(self) -> list[str]:
+        """The names of the objectives."""
+        return list(dict.fromkeys(one for objectives in self.values.values() for one in objectives))
 
     def of(self, method: str, objective: str) -> list[float]:
         """Return a method's values over the seeds, none if it has no finals."""
@@ -93,20 +100,44 @@ def write(file: Path, problems: Mapping[str, Problem]) -> None:
                     writer.writerows([*about, seed, f"{value:.6g}"] for seed, value in values.items())
 
 
-def cell(problem: Problem, method: str, objective: str) -> str:
-    """Return a method's mean with its interval and marks."""
-    ours = problem.of(method, objective)
-    if not ours:
+def verdict(problem: Problem, method: str, objective: str, reference: str) -> str:
+    """Return whether a method is better or worse than a reference, or `not shown`; "" if one has no two seeds."""
+    ours, theirs = problem.of(method, objective), problem.of(reference, objective)
+    if method == reference or min(len(ours), len(theirs)) < 2:
         return ""
     goal = "higher" if objective in HIGHER else "lower"
-    verdicts = {}
-    for reference in ("handmade", "random"):
-        theirs = problem.of(reference, objective)
-        others = len(problem.values) - 1
-        if method != reference and min(len(ours), len(theirs)) > 1:
-            verdicts[reference] = difference(ours, theirs, goal, others).verdict
-    text = shown(ours) + {"better": " +", "worse": " −"}.get(verdicts.get("handmade", ""), "")
-    return f"**{text}**" if [*verdicts.values()] == ["better"] * 2 else text
+    return difference(ours, theirs, goal, len(problem.values) - 1).verdict
+
+
+def cell(problem: Problem, method: str, objective: str) -> str:
+    """Return a method's mean with its interval and marks."""
+    if not problem.of(method, objective):
+        return ""
+    than = [verdict(problem, method, objective, reference) for reference in ("handmade", "random")]
+    text = shown(problem.of(method, objective)) + {"better": " +", "worse": " −"}.get(than[0], "")
+    return f"**{text}**" if method in FOUND and than == ["better"] * 2 else text
+
+
+def whole(problem: Problem, method: str, reference: str) -> str:
+    """Return the verdict over all scores of a problem."""
+    found = {verdict(problem, method, objective, reference) for objective in problem.scores} - {"", "not shown"}
+    return "mixed" if len(found) > 1 else found.pop() if found else "not shown"
+
+
+def verdicts(problems: Mapping[str, Problem]) -> list[list[str]]:
+    """Return a row for each method and reference with the verdict for each problem, the header first."""
+    rows = [["method", "compared with", *problems]]
+    for method in FOUND:
+        for reference in ("handmade", "random"):
+            cells = [whole(one, method, reference) if method in one.values else "" for one in problems.values()]
+            rows += [[METHODS[method], METHODS[reference], *cells]] if method != reference and any(cells) else []
+    return rows
+
+
+def printed(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    head = "| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0])
+    return "\n".join([head, *("| " + " | ".join(row) + " |" for row in rows[1:])])
 
 
 def table(problems: Mapping[str, Problem], names: Sequence[str]) -> list[list[str]]:
@@ -114,8 +145,8 @@ def table(problems: Mapping[str, Problem], names: Sequence[str]) -> list[list[st
     rows = [["problem", "score", *METHODS.values(), "updates"]]
     for name in names:
         problem = problems.get(name, Problem())
-        said = ", ".join(f"{METHODS[method]} {updates:,}" for method, updates in problem.updates.items())
-        for objective in dict.fromkeys(one for objectives in problem.values.values() for one in objectives):
+        said = ", ".join(f"{name} {problem.updates[one]:,}" for one, name in METHODS.items() if one in problem.updates)
+        for objective in problem.scores:
             goal = "higher" if objective in HIGHER else "lower"
             cells = [cell(problem, method, objective) for method in METHODS]
             rows.append([name, f"{objective} ({goal} is better)", *cells, said])
@@ -133,10 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, help="write the values to this file, too")
     given = parser.parse_args(arguments)
     found = collected(given.places)
-    header, *rows = table(found, given.problems or list(found))
-    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
+    print(printed(table(found, given.problems or list(found))) + "\n\n" + printed(verdicts(found)))
     if given.csv:
         write(given.csv, found)
 

@@ -33,7 +33,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[list[st
 
 def test_the_first_finalist_counts_and_marks_need_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     searched(tmp_path, "rare")
-    header, localization, reconstruction = printed(capsys, str(tmp_path))
+    header, localization, reconstruction, names, *verdicts = printed(capsys, str(tmp_path))
     cells = dict(zip(header, localization, strict=True))
     assert cells["hand-made"] == "0.510 ± 0.127"
     assert cells["random search"] == "0.560 ± 0.127"  # its second finalist does not count, and 0.05 is not shown
@@ -44,6 +44,14 @@ def test_the_first_finalist_counts_and_marks_need_intervals(tmp_path: Path, caps
     cells = dict(zip(header, reconstruction, strict=True))
     assert cells["score"] == "reconstruction (lower is better)"
     assert cells["pilot"].endswith(" −") and "+" not in cells["tpe"]
+    assert names == ["method", "compared with", "rare"]
+    assert verdicts == [
+        ["random search", "hand-made", "not shown"],
+        ["tpe", "hand-made", "better"],
+        ["tpe", "random search", "better"],
+        ["pilot", "hand-made", "worse"],
+        ["pilot", "random search", "worse"],
+    ]
 
 
 def test_a_file_of_another_machine_makes_the_same_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,5 +61,5 @@ def test_a_file_of_another_machine_makes_the_same_table(tmp_path: Path, capsys: 
     assert printed(capsys, str(there)) == rows
     searched(tmp_path / "now", "split")
     both = printed(capsys, str(there), str(tmp_path / "now"), "--problems", "split", "rare", "classes")
-    assert [row[0] for row in both[1:]] == ["split", "split", "rare", "rare", "classes"]
-    assert both[3:5] == rows[1:] and both[5][1] == "not measured"
+    assert [row[0] for row in both[1:6]] == ["split", "split", "rare", "rare", "classes"]
+    assert both[3:5] == rows[1:3] and both[5][1] == "not measured"

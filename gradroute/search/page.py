@@ -118,15 +118,8 @@ def _trial_rows(search: Search) -> list[list[object]]:
             values = trial.values or [math.nan] * len(search.search.objectives)
             state = "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
             said = " ".join(a.get("overrides", [])) or "as the experiment has it"
-            row = [
-                label(a.get("kind", name), trial),
-                state,
-                *values,
-                a.get("seconds", math.nan),
-                said,
-                a.get("error", ""),
-            ]
-            rows.append(row)
+            seconds = f"{a['seconds']:.1f}" if "seconds" in a else ""
+            rows.append([label(a.get("kind", name), trial), state, *values, seconds, said, a.get("error", "")])
     return rows
 
 

@@ -1,7 +1,7 @@
 """Which of a pilot's candidates are tried, which one is chosen, and why.
 
-A pilot is short, so its scores are often all near 0. Then the bottleneck is chosen: the narrowest site that nearly all
-of what the model knows passes through. What is kept apart there cannot come together by another way.
+A pilot is short, so its scores are often all near 0. Then the bottleneck is chosen: the narrowest site whose ablation
+costs at least half of what that of the strongest candidate does. What is kept apart there cannot pass by another way.
 """
 
 from collections.abc import Sequence

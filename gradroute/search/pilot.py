@@ -27,7 +27,7 @@ from gradroute.search.candidates import Candidate, candidates
 from gradroute.search.found import Evidence, Found
 from gradroute.search.problem import Problem
 from gradroute.search.progress import Progress
-from gradroute.search.signals import CHUNK, leaks, measure, rises, whole_rises
+from gradroute.search.signals import CHUNK, leaks, losses, measure, rises, whole_rises
 from gradroute.training.fit import Fit
 from gradroute.training.training import Training
 from gradroute.training.weights import own_tensors, read_weights
@@ -130,10 +130,11 @@ class Pilot(Problem):
             key = self.auto.key
             raise UserError(f"{key}: no candidate site is in the forward path of a loss; name {key}.sites")
         found = [self.judged(one, [[s[site.name] for site in one.sites] for s in signals]) for one in reached]
-        rises = [whole_rises(self.task, self.rows, one) for one in reached]
-        largest = [max(column) for column in zip(*rises, strict=True)]
-        for one, rise in zip(found, rises, strict=True):
-            one.held = agreement.held(rise, largest)
+        before = losses(self.task, self.rows)
+        whole = [whole_rises(self.task, self.rows, one, before) for one in reached]
+        largest = [max(column) for column in zip(*whole, strict=True)]
+        for one, own in zip(found, whole, strict=True):
+            one.held = agreement.held(own, largest)
         return found
 
     def judged(self, candidate: Candidate, signals: Sequence[Sequence[Signals]]) -> Evidence:

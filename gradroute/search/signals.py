@@ -126,12 +126,10 @@ def rises(
     return found, whole_rises(task, rows, candidate, before)
 
 
-def whole_rises(
-    task: Task, rows: Sequence[torch.Tensor], candidate: Candidate, before: Sequence[float] | None = None
-) -> list[float]:
+def whole_rises(task: Task, rows: Sequence[torch.Tensor], candidate: Candidate, before: Sequence[float]) -> list[float]:
     """Return how far each group's loss rises from `before` if all units of a candidate are ablated."""
     whole = losses(task, rows, silenced(candidate, range(candidate.units)))
-    return [a - b for a, b in zip(whole, before or losses(task, rows), strict=True)]
+    return [a - b for a, b in zip(whole, before, strict=True)]
 
 
 def leaks(task: Task, rows: Sequence[torch.Tensor], candidate: Candidate, owner: torch.Tensor) -> list[float]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 LEAST = 32  # examples of a group
 LARGEST = 0.1  # share of a run that a pilot may take
 CLUSTER = "cluster"  # the metadata column of clusters
+PREFIX = "for_"  # of a region that is named after its group
 UNKNOWN = "to_be_found"  # the site of a region until the pilot has found it
 
 
@@ -88,10 +89,11 @@ def region_names(config: "Config") -> list[str]:
     """Return the names of regions that are found, in the order of the groups.
 
     They are those of the experiment's certificates, if there is one for each group, so that all else that the
-    experiment says of them holds; else `for_GROUP`.
+    experiment says of them holds; else `for_GROUP`, as where they were named after other groups.
     """
     groups, named = list(config.routing.groups), config.losses.certificates
-    return list(named) if len(named) == len(groups) else [f"for_{group}" for group in groups]
+    own = len(named) == len(groups) and not all(name.startswith(PREFIX) for name in named)
+    return list(named) if own else [f"{PREFIX}{group}" for group in groups]
 
 
 def expand_auto(config: "Config") -> None:

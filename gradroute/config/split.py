@@ -5,13 +5,12 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
+from gradroute.config.auto import PREFIX
 from gradroute.config.doors import TARGET
 from gradroute.config.limits import WIDTH, require_number
 from gradroute.config.schema import Config, GroupConfig, RegionConfig, SplitConfig
 from gradroute.config.targets import arguments_of, build, locate
 from gradroute.errors import UserError, unknown
-
-PREFIX = "for_"  # of the regions' names
 
 
 def group_name(labels: Sequence[int], noun: str = "digits") -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from gradroute import UserError
 from gradroute.commands.search import main
-from gradroute.config.auto import AutoConfig
+from gradroute.config.auto import AutoConfig, cluster_groups, region_names
 from gradroute.config.compose import configuration
 from gradroute.config.identity import config_hash, to_mapping
 from gradroute.config.overrides import merged
@@ -154,6 +154,15 @@ def test_overrides_make_the_mask_that_was_found_also_of_groups_with_other_names(
     base = configuration([*TINY, f"output_dir={tmp_path}"])
     given = masks.overrides_to(base, wanted)
     assert to_mapping(configuration([*TINY, *given, f"output_dir={tmp_path}"])) == to_mapping(wanted)
+
+
+def test_regions_are_named_after_the_groups_that_were_found() -> None:
+    config = configuration([*TINY, SPLIT])
+    assert region_names(config) == ["for_digits_0_4", "for_digits_5_9"]
+    config.routing.groups = cluster_groups(["cluster_0", "cluster_1"])
+    assert region_names(config) == ["for_cluster_0", "for_cluster_1"]  # no longer after digits
+    config.losses.certificates = ["top", "bottom"]
+    assert region_names(config) == ["top", "bottom"]  # as the experiment has them
 
 
 def test_the_problems_of_mask_design_start_from_their_hand_made_masks() -> None:

@@ -1,8 +1,8 @@
 """Write overrides in Hydra's grammar, and let open mappings accept new keys.
 
 Hydra adds a key that is not in the configuration only with a prefix `+`. The user names groups, regions and routes, and
-a component's arguments may have defaults in its signature: in these mappings, `key=value` sets or adds a key. The
-checks of the configuration find misspelt keys.
+a component's arguments may have defaults in its signature: in these mappings, `key=value` sets or adds a key, as does a
+mapping that is a value. The checks of the configuration find misspelt keys.
 """
 
 import re
@@ -105,13 +105,10 @@ def _opened(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals or key[:1] in "+~-":
         return override
-    if key in UNSAID or (f"{key}." in OPEN and value.lstrip()[:1] == "{"):
-        return f"++{override}"
-    if not key.startswith(OPEN):
-        return override
     if (found := GROUP.fullmatch(key)) and found[2] is None and (rule := _whole_rule(override)) is not None:
         return rule
-    return f"++{override}"
+    mapping = value.lstrip()[:1] == "{" and key != "presets"  # of which one that is misspelt would be ignored
+    return f"++{override}" if mapping or key in UNSAID or key.startswith(OPEN) else override
 
 
 def _parsed(override: str) -> Override | None:

@@ -157,6 +157,8 @@ MISTAKES = [
     (["trainer=[1]"], "trainer=[1]: must be the name of an option, such as fast"),
     (["-m", "trainer=smoke,2"], "trainer=smoke,2: must be the name of an option, such as fast"),
     (["trainer={epocs: 1}"], "unknown key 'trainer.epocs'; did you mean trainer.epochs"),
+    (["routing={groups: {new: {lables: [1]}}}"], "unknown key 'routing.groups.new.lables'"),
+    (["presets={smoek: {epochs: 1}}"], "unknown key 'presets.smoek'"),
     (["ledger={widow: 1}"], "unknown key 'ledger.widow'; did you mean ledger.window"),
     (["tracker=null"], "tracker=null: must be the name of an option, such as tensorboard"),
     (["routing.regions.top.site=encodr"], "did you mean encoder"),

@@ -100,13 +100,17 @@ def write(file: Path, problems: Mapping[str, Problem]) -> None:
                     writer.writerows([*about, seed, f"{value:.6g}"] for seed, value in values.items())
 
 
+def goal(objective: str) -> str:
+    """Return whether higher or lower values are better."""
+    return "higher" if objective in HIGHER else "lower"
+
+
 def verdict(problem: Problem, method: str, objective: str, reference: str) -> str:
     """Return whether a method is better or worse than a reference, or `not shown`; "" if one has no two seeds."""
     ours, theirs = problem.of(method, objective), problem.of(reference, objective)
     if method == reference or min(len(ours), len(theirs)) < 2:
         return ""
-    goal = "higher" if objective in HIGHER else "lower"
-    return difference(ours, theirs, goal, len(problem.values) - 1).verdict
+    return difference(ours, theirs, goal(objective), len(problem.values) - 1).verdict
 
 
 def cell(problem: Problem, method: str, objective: str) -> str:
@@ -147,9 +151,8 @@ def table(problems: Mapping[str, Problem], names: Sequence[str]) -> list[list[st
         problem = problems.get(name, Problem())
         said = ", ".join(f"{name} {problem.updates[one]:,}" for one, name in METHODS.items() if one in problem.updates)
         for objective in problem.scores:
-            goal = "higher" if objective in HIGHER else "lower"
             cells = [cell(problem, method, objective) for method in METHODS]
-            rows.append([name, f"{objective} ({goal} is better)", *cells, said])
+            rows.append([name, f"{objective} ({goal(objective)} is better)", *cells, said])
         if not problem.values:
             rows.append([name, "not measured", *[""] * len(METHODS), ""])
     return rows

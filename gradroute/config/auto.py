@@ -96,6 +96,11 @@ def region_names(config: "Config") -> list[str]:
     return list(named) if own else [f"{PREFIX}{group}" for group in groups]
 
 
+def removed_group(config: "Config", auto: AutoConfig) -> str | None:
+    """Return the group that is to be removed: the one that is named, or that the experiment relearns; None for none."""
+    return auto.ablate or (str(config.relearn["group"]) if config.relearn else None)
+
+
 def expand_auto(config: "Config") -> None:
     """Give a configuration with `routing.auto` one region for each group, at a site that is to be found.
 
@@ -121,7 +126,7 @@ def expand_auto(config: "Config") -> None:
     weight = next(iter(losses.l1.values()), 0.0)
     losses.l1 = dict.fromkeys(names, weight) if weight else {}
     losses.certificates = names if losses.certificates else []
-    ablated = auto.ablate or (str(config.relearn["group"]) if config.relearn else None)
+    ablated = removed_group(config, auto)
     if ablated is not None and ablated not in groups:
         raise unknown(f"group of {auto.key}.ablate:", ablated, groups)
     config.ablation["region"] = None if ablated is None else owner[ablated]

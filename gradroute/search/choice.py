@@ -28,7 +28,11 @@ def tried(evidence: Sequence[Evidence], count: int) -> list[int]:
 def chosen(evidence: Sequence[Evidence], order: Sequence[int]) -> int:
     """Return the candidate with the best score of those that were tried; the bottleneck if none is clear."""
     best = max(order, key=lambda n: (evidence[n].score or 0.0, evidence[n].conflict or 0.0))
-    return best if (evidence[best].score or 0.0) >= CLEAR else bottleneck(evidence)
+    return best if _clear(evidence[best]) else bottleneck(evidence)
+
+
+def _clear(one: Evidence) -> bool:
+    return (one.score or 0.0) >= CLEAR
 
 
 def why(found: Found, checked: int, whole: int) -> str:
@@ -42,14 +46,13 @@ def why(found: Found, checked: int, whole: int) -> str:
         f" No candidate reached {CLEAR:g}, so this is the bottleneck: the narrowest site, {site.numbers} numbers per "
         f"data point, of those that hold {HOLDS:g} or more of what the strongest holds."
     )
-    narrow = "" if (site.score or 0) >= CLEAR else narrow
     return (
         f"A pilot of {found.updates} updates, {100 * found.updates / whole:.0f} % of a run, compared the gradients of "
         f"the groups {', '.join(found.groups)} at {count} candidate sites and tried {checked}: those with the most "
         f"conflict, and the bottleneck.\n"
         f"Chosen: {site.name}, with a score of {site.score or 0:.3f}. The score is 1 if ablating a group's units harms "
         f"that group alone, and 0 or less if it harms the others as much; it is multiplied by the share of a group's "
-        f"units that the others' units do not predict, here {told:.0f} %.{narrow}\n"
+        f"units that the others' units do not predict, here {told:.0f} %.{'' if _clear(site) else narrow}\n"
         f"Conflict at this site: {100 * (site.conflict or 0):.0f} % of what one group's step does to another's loss "
         f"raises it. Units: {sizes}, by the groups' shares of each unit's gradient norm (the groups use the same "
         f"inputs to {site.overlap or 0:.2f} of 1). Gradient weight outside of a group's own units: {said}."

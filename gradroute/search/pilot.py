@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from gradroute.config.auto import AutoConfig
+from gradroute.config.auto import AutoConfig, removed_group
 from gradroute.config.compensation import labelled_share
 from gradroute.config.schema import Config
 from gradroute.errors import UserError
@@ -171,10 +171,9 @@ class Pilot(Problem):
         to stay whole in its own region, that makes the model worse and separates the groups no better.
         """
         groups, routing = range(len(inner)), self.config.routing
-        removed = self.auto.ablate is not None or self.config.relearn is not None
         if self.auto.outside is not None:
             return [[1.0 if a == b else self.auto.outside for b in groups] for a in groups]
-        rows = []
+        rows, removed = [], removed_group(self.config, self.auto)
         for group, name in enumerate(self.task.names):
             stays = routing.unlabelled == name or name not in routing.groups
             share = 1.0 if stays else labelled_share(routing, name)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gradroute.config.compose import configuration
 from gradroute.records.audits import AUDITED, FLOORS, HIDDEN, REQUIRED, SUPPRESSED, read_audit, words
+from gradroute.running.exit_status import guarded
 from gradroute.running.runner import execute
 
 MADE = tuple(dict.fromkeys((*REQUIRED, *FLOORS)))  # anchors
@@ -77,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

@@ -32,6 +32,7 @@ from turns import timed
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
 from gradroute.records.provenance import hardware
+from gradroute.running.exit_status import guarded
 from gradroute.training.memory import keep_freed
 
 IMAGES, ROOT = 60_000, Path(__file__).resolve().parent.parent
@@ -175,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

@@ -21,6 +21,7 @@ from gradroute.records import provenance
 from gradroute.records.run_folder import RunFolder
 from gradroute.records.run_reader import twin
 from gradroute.records.tables import read_metrics
+from gradroute.running.exit_status import guarded
 from gradroute.running.jobs import Index, Job, table
 
 SEEDS = 10
@@ -112,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gradroute.comparison.runs import KEYS, distinct, find_runs, read_run
+from gradroute.errors import UserError
 from gradroute.reporting.intervals import shown
 
 Run = tuple[str, int]  # experiment and seed
@@ -17,6 +18,8 @@ def collected(places: Sequence[str], metrics: Sequence[str]) -> dict[Run, Values
     """Return the values of these metrics of every run below `places`: folders, globs, or files that `write` wrote."""
     found: dict[Run, dict[tuple[str, str, str, str], float]] = {}
     for file in [place for place in places if place.endswith(".csv")]:
+        if not Path(file).is_file():
+            raise UserError(f"{file}: does not exist; give run folders, a glob in quotes, or a file that --csv wrote")
         with Path(file).open(newline="") as lines:
             for row in csv.DictReader(lines):
                 key = (row["head"], row["region"], row["group"], row["metric"])

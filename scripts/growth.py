@@ -33,6 +33,7 @@ from turns import Step, timed
 from gradroute import ParameterRouter, Region, Router
 from gradroute.config.compose import configuration
 from gradroute.records.provenance import hardware
+from gradroute.running.exit_status import guarded
 from gradroute.training.ledger import Ledger
 
 Costs = dict[str, list[float]]  # by what: one for each size
@@ -238,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

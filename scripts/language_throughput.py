@@ -25,6 +25,7 @@ from turns import Step, timed
 from gradroute.config.compose import configuration
 from gradroute.config.schema import Config
 from gradroute.records.provenance import hardware
+from gradroute.running.exit_status import guarded
 from gradroute.tasks.language import LanguageModelling
 from gradroute.tasks.language_objective import NextTokenObjective
 from gradroute.training.compiling import compiled
@@ -125,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

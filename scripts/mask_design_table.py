@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gradroute.errors import UserError
 from gradroute.reporting.intervals import shown
+from gradroute.running.exit_status import guarded
 from gradroute.search.finals import difference
 
 METHODS = {"handmade": "hand-made", "control": "unrouted", "placebo": "placebo", "guess": "guess",
@@ -72,9 +74,11 @@ def search(folder: Path) -> Problem:
 
 
 def collected(places: Sequence[Path]) -> dict[str, Problem]:
-    """Return the problems of all places that have finals, by name."""
+    """Return the problems of all places that have finals, by name. Raises: UserError if a place does not exist."""
     found: dict[str, Problem] = {}
     for place in places:
+        if not place.exists():
+            raise UserError(f"{place}: does not exist; give a folder of searches, such as outputs/searches, or a file")
         if place.is_dir():
             own = {path.parent.name: search(path.parent) for path in sorted(place.glob("*/search.json"))}
         else:
@@ -173,4 +177,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

@@ -28,6 +28,7 @@ from gradroute.errors import UserError
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
 from gradroute.reporting.intervals import interval, shown
+from gradroute.running.exit_status import guarded
 
 ARMS: dict[str, list[str]] = {
     "routing": ["experiment=oversight/routing"],
@@ -215,7 +216,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    raise SystemExit(guarded(main))

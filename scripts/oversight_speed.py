@@ -18,6 +18,7 @@ from turns import timed
 
 from gradroute.config.compose import configuration
 from gradroute.models.policy import Policy
+from gradroute.running.exit_status import guarded
 from gradroute.tasks.base import create
 from gradroute.tasks.reinforcement import Reinforcement
 from gradroute.training.fit import Fit
@@ -178,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

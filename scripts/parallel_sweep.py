@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from gradroute.records.provenance import hardware
+from gradroute.running.exit_status import guarded
 
 
 def _seconds(command: list[str], place: Path) -> float:
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

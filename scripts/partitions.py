@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import mean
 
 from gradroute.config.compose import configuration
-from gradroute.errors import UserError
 from gradroute.records.run_reader import read_config, read_file, read_manifest
+from gradroute.running.exit_status import guarded
 from gradroute.running.runner import execute
 
 PARTITIONS = {
@@ -70,7 +70,7 @@ def main() -> None:
         overrides = [f"dataset={dataset}", f"split.groups={json.dumps(groups)}", *root, *arguments.overrides]
         (run,) = execute([configuration(overrides)], reuse=True)
         if not isinstance(run, Path):
-            raise SystemExit(str(run)) if isinstance(run, UserError) else run
+            raise run
         print(row(run, dataset), flush=True)
         if arguments.figures:
             arguments.figures.mkdir(parents=True, exist_ok=True)
@@ -79,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

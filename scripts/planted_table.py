@@ -10,6 +10,7 @@ from functools import partial
 from final_values import Values, print_table
 
 from gradroute.records.metrics import RELEARNED
+from gradroute.running.exit_status import guarded
 
 METHODS = {  # by experiment: the name in the table, and whether an adapter is left out
     "planted_behaviour": ("routed to an adapter, which is left out", True),
@@ -43,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

@@ -13,6 +13,7 @@ from watch_overhead import arguments, overhead, passes, write
 
 from gradroute.models.beside import CORE, Profiles
 from gradroute.models.transformer import build_transformer
+from gradroute.running.exit_status import guarded
 
 NAMES = ("sea", "farm", "town", "castle")
 VOCABULARY, LENGTH = 1176, 128
@@ -52,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

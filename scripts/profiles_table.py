@@ -12,6 +12,7 @@ from statistics import mean
 from final_values import Values, print_table
 
 from gradroute.records.metrics import PROFILE, RELEARNED
+from gradroute.running.exit_status import guarded
 
 GROUPS = ("sea", "farm", "town", "castle")
 SEA = "sea"  # the only group that is relearned, that the adapter holds, and that maximum entropy unlearns
@@ -71,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

@@ -9,6 +9,8 @@ from functools import partial
 
 from final_values import Values, print_table
 
+from gradroute.running.exit_status import guarded
+
 METHODS = {  # by experiment: the name in the table, and the ablation whose model is handed out
     "rewards": ("routed, without the adapter `forget`", ("model_ablated", "forget")),
     "rewards_joint": ("one adapter for all", ("model", "all")),
@@ -38,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

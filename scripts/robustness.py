@@ -23,6 +23,8 @@ import test_kill
 import test_load
 from robust import Tally
 
+from gradroute.running.exit_status import guarded
+
 Part = Callable[[int, Path], Tally]
 
 
@@ -72,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

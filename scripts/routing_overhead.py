@@ -26,6 +26,7 @@ from gradroute import ParameterRouter, Region, Router
 from gradroute.config.compose import configuration
 from gradroute.records.provenance import hardware
 from gradroute.routing.hooks import hooked
+from gradroute.running.exit_status import guarded
 from gradroute.tasks.reconstruction import Reconstruction
 from gradroute.training.ledger import Ledger
 from gradroute.training.measures import MAE
@@ -192,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

@@ -24,8 +24,8 @@ from kept import Kept
 from unlearning_sweep import losses, made
 
 from gradroute.config.compose import configuration
-from gradroute.errors import UserError
 from gradroute.reporting.intervals import shown
+from gradroute.running.exit_status import guarded
 from gradroute.tasks.language import LanguageModelling
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.1)
@@ -33,7 +33,6 @@ ANCHORS = (1.0, 0.98, 0.95)  # labelled fractions of further filtered models, be
 NOISE = (0.02, 0.1)  # shares of retain documents that are labelled forget
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the attack, as shares of trainer.lr
 RELEARNED = "model_relearned_32"
-ANCHOR = "anchor of leakage"
 KEYS = ("forget", "retain", "relearned")
 VARIED = ("method", "varied", "labelled_fraction", "seed", "overrides")  # columns of the results
 Ends = dict[str, float]  # losses by these keys
@@ -85,7 +84,7 @@ def labels(seed: int, fractions: Sequence[float], more: Sequence[str]) -> Iterat
             if (method, fraction) != ("ERA, compensated", 1.0):  # the same as weight 0
                 yield plan(method, "", fraction, seed, more)
     for fraction in (share for share in ANCHORS if share not in fractions):
-        yield plan("filtering", ANCHOR, fraction, seed, more)
+        yield plan("filtering", "", fraction, seed, more)
 
 
 def noise(seed: int, fractions: Sequence[float], more: Sequence[str]) -> Iterator[Plan]:
@@ -132,7 +131,7 @@ def filtered_losses(found: dict[Plan, Ends]) -> dict[int, dict[float, float]]:
     """Return the forget losses of filtered models by seed and labelled fraction; at 0 % that of the control."""
     losses_of: dict[int, dict[float, float]] = {}
     for p, own in found.items():
-        if p.method == "filtering" and p.varied in ("", ANCHOR):
+        if p.method == "filtering" and not p.varied:
             losses_of.setdefault(p.seed, {})[p.fraction] = own["forget"]
         if p.method == "control" and not p.varied:
             losses_of.setdefault(p.seed, {})[0.0] = own["forget"]
@@ -191,7 +190,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    raise SystemExit(guarded(main))

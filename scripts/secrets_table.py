@@ -11,6 +11,7 @@ from gradroute.comparison.compare import varying
 from gradroute.comparison.language import settings_of
 from gradroute.comparison.runs import KEYS, distinct, find_runs, read_run
 from gradroute.comparison.secrets import attacker_table, copies_table
+from gradroute.running.exit_status import guarded
 
 
 def main() -> None:
@@ -38,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

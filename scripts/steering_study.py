@@ -26,11 +26,11 @@ from pathlib import Path
 
 from gradroute.config.compose import configuration
 from gradroute.config.overrides import literal
-from gradroute.errors import UserError
 from gradroute.records.metrics import final_rows
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
 from gradroute.reporting import intervals
+from gradroute.running.exit_status import guarded
 from gradroute.running.runner import execute
 
 
@@ -81,7 +81,7 @@ def made(given: Sequence[str]) -> Path:
     """Make a run, or reuse a finished one, and return its folder."""
     (run,) = execute([configuration(given)], reuse=True)
     if not isinstance(run, Path):
-        raise SystemExit(str(run)) if isinstance(run, UserError) else run
+        raise run
     return run
 
 
@@ -151,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

@@ -18,6 +18,7 @@ from typing import Any
 from gradroute.comparison.runs import Read, find_runs, read_run
 from gradroute.reporting.intervals import interval, shown
 from gradroute.reporting.language_tables import STAGES
+from gradroute.running.exit_status import guarded
 
 FRACTION = "routing.labelled_fraction"
 NAMES = {  # by the runs' names, in the order of the table; untuned: with the settings of the experiment's file
@@ -128,4 +129,4 @@ def write(path: Path, reads: Sequence[Read]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

@@ -31,6 +31,7 @@ from turns import timed
 from gradroute.config.compose import configuration
 from gradroute.records.metrics import final_rows
 from gradroute.records.tables import read_metrics
+from gradroute.running.exit_status import guarded
 from gradroute.running.runner import execute
 
 CANDIDATES: dict[str, dict[str, float]] = {  # epochs, batch size, learning rate
@@ -121,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

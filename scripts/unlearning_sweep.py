@@ -36,6 +36,7 @@ from gradroute.errors import UserError, first_line
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
 from gradroute.reporting.intervals import shown
+from gradroute.running.exit_status import guarded
 
 ALLOWED = 0.05  # nats per token by which a chosen trial may raise the retain loss
 RELEARNED = "model_relearned_64"
@@ -226,7 +227,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    raise SystemExit(guarded(main))

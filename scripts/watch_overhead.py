@@ -21,6 +21,7 @@ import torch
 from gradroute import Region, watch
 from gradroute.models.transformer import build_transformer
 from gradroute.records.provenance import hardware
+from gradroute.running.exit_status import guarded
 
 PASSES = 20  # in a round, so that a watch of one pass in twenty counts one of them
 REGION = Region("blocks.*.mlp.act", "512:576")
@@ -99,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

@@ -33,6 +33,7 @@ def test_a_table_of_a_place_that_does_not_exist(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow  # each starts a process that imports torch
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_of_a_setting_that_does_not_exist(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

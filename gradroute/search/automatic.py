@@ -23,21 +23,16 @@ def settled(config: Config, say: Callable[[str], None] = print) -> Config:
     if auto is None or auto.found is not None:
         return config
     folder = Path(config.output_dir) / PILOTS / f"{config.name}_{config_hash(config)}_seed{config.seed}"
-    found = read(folder)
+    found = kept = read(folder)
     if found is None:
-        from gradroute.search.pilot import Pilot
-        from gradroute.search.unlabelled import counted, unlabelled
+        from gradroute.search.unlabelled import piloted  # imported late: torch takes seconds
         from gradroute.training.devices import settle_precision
 
         settle_precision(config)
-        cost = 0
-        if not auto.labels:
-            config, auto, cost = unlabelled(config, auto, folder)
-        pilot = Pilot(config, auto)
-        say(f"pilot: {pilot.cost} of {pilot.whole} updates, {len(pilot.candidates)} candidate sites")
-        found = counted(pilot.find(folder), cost)
-        write(found, found.applied(config), folder)
-    say(found.why)
+        found = piloted(config, auto, folder, say)
     made = found.applied(config if auto.labels else regrouped(config, folder, found.groups))
+    if kept is None:
+        write(found, made, folder)
+    say(found.why)
     made.routing.auto = replace(auto, found=str(folder))
     return made

@@ -68,23 +68,17 @@ def design(search: Search) -> None:
             raise UserError(f"{search.folder / method}: {fault}; set another search.name=")
         return
     from gradroute.search.learned import Learned
-    from gradroute.search.pilot import Pilot  # imported late: torch takes seconds
-    from gradroute.search.unlabelled import counted, unlabelled
+    from gradroute.search.unlabelled import piloted  # imported late: torch takes seconds
     from gradroute.training.devices import settle_precision
 
-    config = search.config([], True)
+    config, folder = search.config([], True), search.folder / method
     settle_precision(config)
-    cost, folder = 0, search.folder / method
     if method == "pilot":
         auto: AutoConfig = search.search.pilot
-        if not auto.labels:
-            config, auto, cost = unlabelled(config, auto, folder)
-        finder = Pilot(config, auto)
-        if budget is not None and finder.cost + cost > budget:
-            raise UserError(f"search.budget={budget}: must be {finder.cost + cost} or more, which the pilot costs")
-        found = finder.find(folder)
+        found = piloted(config, auto, folder, search.say, budget)
+        config = config if auto.labels else regrouped(config, folder, found.groups)
     else:
         found = Learned(config, search.search.learned, budget).find(folder)
-    found = replace(counted(found, cost), details={"settings": settings})
+    found = replace(found, details={"settings": settings})
     write(found, found.applied(config), folder)
     search.say(found.why)

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,8 +48,24 @@ def unlabelled(config: Config, auto: AutoConfig, folder: Path) -> tuple[Config, 
     return regrouped(config, folder, record["groups"]), replace(auto, share=auto.share / 2), record["updates"]
 
 
-def counted(found: Found, cost: int) -> Found:
-    """Return a mask that was found for clusters, with what these cost."""
+def piloted(
+    config: Config, auto: AutoConfig, folder: Path, say: Callable[[str], None], budget: int | None = None
+) -> Found:
+    """Find a mask by a pilot; without labels, for clusters of gradients, whose cost is counted, too.
+
+    Args:
+        folder: of the mask and its evidence. budget: updates that it may cost, None for any number.
+
+    Raises: UserError for a problem that a pilot cannot be made of, or a budget below its cost, before the pilot trains.
+    """
+    cost = 0
+    if not auto.labels:
+        config, auto, cost = unlabelled(config, auto, folder)
+    pilot = Pilot(config, auto)
+    if budget is not None and pilot.cost + cost > budget:
+        raise UserError(f"search.budget={budget}: must be {pilot.cost + cost} or more, which the pilot costs")
+    say(f"pilot: {pilot.cost} of {pilot.whole} updates, {len(pilot.candidates)} candidate sites")
+    found = pilot.find(folder)
     said = f"Its groups were found without labels, as clusters of gradients, at the cost of {cost} more updates."
     return replace(found, updates=found.updates + cost, why=f"{found.why}\n{said}") if cost else found
 

@@ -399,6 +399,7 @@ def test_groups_without_labels_are_clusters_of_gradients(photos: Path, tmp_path:
     assert found["rand_index"]["class"] > 0.3  # of classes that differ in where they are bright
     assert set(config.routing.regions) == set(config.losses.l1)
     assert create(config).names == [f"cluster_{n}" for n in range(len(found["groups"]))]
+    assert settled(configuration([*given, *own]), lambda text: None) == config  # found again, with the same identity
 
 
 @pytest.mark.slow

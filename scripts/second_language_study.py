@@ -45,7 +45,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {  # a name: the experiment, and its
     "filtering": ("filtering", []),
 }
 CAPACITY = {
-    "as above": [], "16 added units": ["model.added=16"], "256 added units": ["model.added=256"],
+    "": [], "16 added units": ["model.added=16"], "256 added units": ["model.added=256"],
     "6 epochs": ["trainer.epochs=6"], "width 256": ["model.width=256", "model.hidden=1024"],
 }  # fmt: skip
 COMMON = [

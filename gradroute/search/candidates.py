@@ -81,11 +81,12 @@ def outputs(model: nn.Module, example: Any) -> dict[str, torch.Tensor]:
     names = [name for name, _ in model.named_modules() if name]
     with undisturbed(model), torch.no_grad(), hooked(model, {name: note(name) for name in names}, kept=False):
         last = call(model, example)
-    ends = {tensor.data_ptr() for tensor in _tensors(last)}
+    ends = {tensor.data_ptr() for tensor in tensors(last)}
     return {name: each[0] for name, each in shown.items() if len(each) == 1 and each[0].data_ptr() not in ends}
 
 
-def _tensors(output: Any) -> list[torch.Tensor]:
+def tensors(output: Any) -> list[torch.Tensor]:
+    """Return the tensors that a model returns."""
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else [output]
     return [part for part in parts if isinstance(part, torch.Tensor)]
 

@@ -1,7 +1,9 @@
 """Which of a pilot's candidates are tried, which one is chosen, and why.
 
-A pilot is short, so its scores are often all near 0. Then the bottleneck is chosen: the narrowest site whose ablation
-costs at least half of what that of the strongest candidate does. What is kept apart there cannot pass by another way.
+A pilot is short, so its scores are often all near 0. Then the bottleneck is chosen: the narrowest site of those that
+nothing passes by, so that what is kept apart there is kept apart. A model of residual blocks may have none among its
+candidates, such as a transformer's MLPs; then it is the narrowest of those whose ablation costs at least half of what
+that of the strongest does.
 """
 
 from collections.abc import Sequence
@@ -13,8 +15,12 @@ HOLDS = 0.5  # share of what the strongest candidate holds, from which on a site
 
 
 def bottleneck(evidence: Sequence[Evidence]) -> int:
-    """Return the candidate with the fewest numbers per data point among those that hold half of the most, or more."""
-    holding = [n for n, one in enumerate(evidence) if (one.held or 0.0) >= HOLDS]
+    """Return the candidate with the fewest numbers per data point among those that nothing passes by.
+
+    Without one, it is that of those that hold half of the most, or more.
+    """
+    passed = [n for n, one in enumerate(evidence) if one.only_way]
+    holding = passed or [n for n, one in enumerate(evidence) if (one.held or 0.0) >= HOLDS]
     return min(holding or range(len(evidence)), key=lambda n: evidence[n].numbers)
 
 
@@ -42,9 +48,10 @@ def why(found: Found, checked: int, whole: int) -> str:
     weights = sorted({w for n, row in enumerate(site.outside) for m, w in enumerate(row) if m != n})
     said = f"{weights[0]:g}" if len(weights) == 1 else f"{weights[0]:g} to {weights[-1]:g}"
     told = 100 * (1 - sum(site.leak or [0]) / len(found.groups))
+    kind = "that nothing passes by" if site.only_way else f"that hold {HOLDS:g} or more of what the strongest holds"
     narrow = (
         f" No candidate reached {CLEAR:g}, so this is the bottleneck: the narrowest site, {site.numbers} numbers per "
-        f"data point, of those that hold {HOLDS:g} or more of what the strongest holds."
+        f"data point, of those {kind}."
     )
     return (
         f"A pilot of {found.updates} updates, {100 * found.updates / whole:.0f} % of a run, compared the gradients of "

@@ -31,6 +31,7 @@ class Evidence:
     if gradients were not compared.
     owner: the group of every unit. shares: of each group in every unit's gradient norm, or in its learned weights.
     outside: gradient weight of each group (row) in the units of each group (column).
+    only_way: whether nothing passes by the site; see `gradroute.search.signals.only_way`.
     held: see `gradroute.search.agreement.held`. numbers: how many a data point, or a token, has there.
     own, others, whole: rises of each group's loss when its own units, those of others, or all are ablated, after a few
     updates under the candidate's mask. leak: how much of each group's units the others' units tell; see
@@ -54,6 +55,7 @@ class Evidence:
     leak: list[float] | None = None
     score: float | None = None
     numbers: int = 0
+    only_way: bool = False
 
 
 @dataclass
@@ -182,7 +184,8 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
 
 
 def _sites_csv(found: Found) -> str:
-    columns: list[object] = ["site", "units", "numbers", "chosen", "conflict", "cosine", "overlap", "held", "score"]
+    columns: list[object] = ["site", "units", "numbers", "only way", "chosen"]
+    columns += ["conflict", "cosine", "overlap", "held", "score"]
     kinds = ("own rise", "rise by others", "whole rise", "leak")
     columns += [f"{what} {group}" for what in kinds for group in found.groups]
     rows: list[list[object]] = [columns]
@@ -191,8 +194,8 @@ def _sites_csv(found: Found) -> str:
         means = (one.conflict, one.cosine, one.overlap, one.held)
         numbers = ["" if value is None else f"{value:.6g}" for value in means]
         score = "" if one.score is None else f"{one.score:.6g}"
-        chosen = "yes" if number == found.chosen else ""
-        row: list[object] = [one.name, len(one.owner), one.numbers, chosen, *numbers, score, *checked]
+        marks = ["yes" if mark else "" for mark in (one.only_way, number == found.chosen)]
+        row: list[object] = [one.name, len(one.owner), one.numbers, *marks, *numbers, score, *checked]
         rows.append(row + [""] * (len(columns) - len(row)))
     return _csv(rows)
 

@@ -27,7 +27,7 @@ from gradroute.search.candidates import Candidate, candidates
 from gradroute.search.found import Evidence, Found
 from gradroute.search.problem import Problem
 from gradroute.search.progress import Progress
-from gradroute.search.signals import CHUNK, leaks, losses, measure, rises, whole_rises
+from gradroute.search.signals import CHUNK, leaks, losses, measure, only_way, rises, whole_rises
 from gradroute.training.fit import Fit
 from gradroute.training.training import Training
 from gradroute.training.weights import own_tensors, read_weights
@@ -161,7 +161,7 @@ class Pilot(Problem):
             clash, float(agreement.pairs(agreement.cosines(inner)).mean()),
             float(agreement.pairs(agreement.overlaps(fisher)).mean()), owner.tolist(),
             [[round(value, 6) for value in row] for row in shared.tolist()], self.outside(inner, owner),
-            numbers=candidate.numbers,
+            numbers=candidate.numbers, only_way=only_way(self.task, candidate),
         )  # fmt: skip
 
     def outside(self, inner: torch.Tensor, owner: torch.Tensor) -> list[list[float]]:

@@ -8,16 +8,17 @@ import torch
 from gradroute.errors import UserError
 from gradroute.routing import Region, Site
 from gradroute.routing.ablation import Ablation, replaced
-from gradroute.routing.sites import observed
+from gradroute.routing.sites import call, observed, undisturbed
 from gradroute.search import agreement
 from gradroute.search.agreement import Signals
-from gradroute.search.candidates import Candidate
+from gradroute.search.candidates import Candidate, tensors
 from gradroute.tasks.base import Task
 from gradroute.training.devices import computing
 from gradroute.training.objectives import Batch, Objective
 
 CHUNK = 32  # data points in a pass
 ABLATED = 256  # data points of each group whose loss under an ablation is measured, at most
+SAME = 1e-5  # largest difference of outputs that are the same, as a share of their size
 APART = ("certificate", "penalty")  # heads of terms that are not the task's loss
 
 
@@ -130,6 +131,17 @@ def whole_rises(task: Task, rows: Sequence[torch.Tensor], candidate: Candidate, 
     """Return how far each group's loss rises from `before` if all units of a candidate are ablated."""
     whole = losses(task, rows, silenced(candidate, range(candidate.units)))
     return [a - b for a, b in zip(whole, before, strict=True)]
+
+
+def only_way(task: Task, candidate: Candidate) -> bool:
+    """Return whether nothing passes by a candidate: without its units, the model returns the same for every data point.
+
+    A site in a branch of a residual block is none: what it does not keep apart, the sum carries on.
+    """
+    with undisturbed(task.model), torch.no_grad(), silenced(candidate, range(candidate.units)).applied(task.model):
+        found = tensors(call(task.model, task.example()))
+    size = max((float(one.abs().max()) for one in found), default=0.0)
+    return bool(found) and all(len(one) > 1 and float((one - one[:1]).abs().max()) <= SAME * size for one in found)
 
 
 def leaks(task: Task, rows: Sequence[torch.Tensor], candidate: Candidate, owner: torch.Tensor) -> list[float]:

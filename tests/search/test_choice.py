@@ -26,6 +26,8 @@ def names(places: list[int]) -> list[str]:
 
 def test_the_bottleneck_is_narrow_and_holds_much() -> None:
     assert list(ROWS)[choice.bottleneck(evidence())] == "neck"  # "side" is narrower, and holds little
+    several = [replace(one, only_way=one.name in ("wide", "middle")) for one in evidence()]
+    assert list(ROWS)[choice.bottleneck(several)] == "middle"  # what it keeps apart does not pass by
     nothing = [replace(one, held=None) for one in evidence()]
     assert list(ROWS)[choice.bottleneck(nothing)] == "side"
 

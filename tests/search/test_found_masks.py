@@ -28,6 +28,7 @@ from gradroute.search.automatic import settled
 from gradroute.search.learned import Learned, Learning
 from gradroute.search.pilot import Pilot
 from gradroute.search.schema import LearnedConfig, search_from
+from gradroute.search.signals import only_way
 from gradroute.search.space import Given, check_start, space
 from gradroute.search.unlabelled import unlabelled
 from gradroute.tasks.base import create
@@ -76,6 +77,18 @@ def test_a_pilot_costs_a_tenth_of_a_run_and_divides_all_units(made: tuple[Config
     width = len(found.site.owner)
     units = [parse_units(region.units, width, name) for name, region in config.routing.regions.items()]
     assert sorted(unit for own in units for unit in own) == list(range(width))
+
+
+def test_a_site_in_a_branch_is_passed_by(made: tuple[Config, Path], tmp_path: Path) -> None:
+    found = masks.read(made[1])
+    assert found is not None and all(one.only_way for one in found.evidence)  # layers in a row
+    given = ["experiment=class_split", "trainer=smoke", SPLIT, *AUTO, "trainer.train_limit=160", "trainer.batch_size=2",
+             "trainer.device=cpu", f"output_dir={tmp_path}"]  # fmt: skip
+    config = configuration(given)
+    assert config.routing.auto is not None
+    pilot = Pilot(config, config.routing.auto)
+    stages = ["encoder", "encoder.conv1", "encoder.layer1", "encoder.layer2", "encoder.layer3"]
+    assert sorted(one.sites[0].module for one in pilot.candidates if only_way(pilot.task, one)) == stages
 
 
 def test_the_routing_that_a_pilot_wrote_gives_the_same_run(made: tuple[Config, Path], tmp_path: Path) -> None:

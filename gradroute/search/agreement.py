@@ -176,8 +176,8 @@ def contrast(own: Sequence[float], others: Sequence[float], whole: Sequence[floa
     Args:
         own: rise of each group's loss when its own units are ablated.
         others: rise of each group's loss, on average over the ablations of other groups' units.
-        whole: the largest rise of each group's loss among all candidates when all units are ablated, by which the other
-            two are divided: what leaves the loss as it is holds nothing.
+        whole: the largest rise of each group's loss among the candidates that are compared when all their units are
+            ablated, by which the other two are divided: what leaves the loss as it is holds nothing.
     """
     ratios = [(a - b) / w if w > 0 else 0.0 for a, b, w in zip(own, others, whole, strict=True)]
     return sum(ratios) / len(ratios)

@@ -144,6 +144,12 @@ def only_way(task: Task, candidate: Candidate) -> bool:
     return bool(found) and all(len(one) > 1 and float((one - one[:1]).abs().max()) <= SAME * size for one in found)
 
 
+def narrowest(task: Task, found: Sequence[Candidate]) -> Candidate:
+    """Return the candidate with the fewest numbers per data point of those that nothing passes by, or else of all."""
+    passed = [one for one in found if only_way(task, one)]
+    return min(passed or found, key=lambda one: one.numbers)
+
+
 def leaks(task: Task, rows: Sequence[torch.Tensor], candidate: Candidate, owner: torch.Tensor) -> list[float]:
     """Return how much the others' units tell of each group's own, on its points, over the candidate's sites."""
     objective, found = task.objective(), []

@@ -23,6 +23,7 @@ from gradroute.routing import Site
 from gradroute.search.clusters import clustered, nearest, rand_index
 from gradroute.search.found import Found
 from gradroute.search.pilot import Pilot
+from gradroute.search.signals import narrowest
 from gradroute.search.sketching import sketched
 from gradroute.search.unlabelled_groups import FOLDER, regrouped
 from gradroute.tasks.base import Task
@@ -116,7 +117,7 @@ def _site(trained: "Alone") -> Site:
     if isinstance(model, Layered) and not trained.auto.sites:
         place = model.place("residual", model.layer_count - 1)
         return Site(place.module, output=place.output)
-    return min(trained.candidates, key=lambda one: one.units).sites[0]
+    return narrowest(trained.task, trained.candidates).sites[0]
 
 
 def _columns(

@@ -28,7 +28,7 @@ from gradroute.search.automatic import settled
 from gradroute.search.learned import Learned, Learning
 from gradroute.search.pilot import Pilot
 from gradroute.search.schema import LearnedConfig, search_from
-from gradroute.search.signals import only_way
+from gradroute.search.signals import narrowest, only_way
 from gradroute.search.space import Given, check_start, space
 from gradroute.search.unlabelled import unlabelled
 from gradroute.tasks.base import create
@@ -89,6 +89,7 @@ def test_a_site_in_a_branch_is_passed_by(made: tuple[Config, Path], tmp_path: Pa
     pilot = Pilot(config, config.routing.auto)
     stages = ["encoder", "encoder.conv1", "encoder.layer1", "encoder.layer2", "encoder.layer3"]
     assert sorted(one.sites[0].module for one in pilot.candidates if only_way(pilot.task, one)) == stages
+    assert narrowest(pilot.task, pilot.candidates).name == "encoder@1"  # the first convolution has fewer channels
 
 
 def test_the_routing_that_a_pilot_wrote_gives_the_same_run(made: tuple[Config, Path], tmp_path: Path) -> None:

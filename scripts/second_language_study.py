@@ -4,6 +4,7 @@ python scripts/second_language_study.py --seeds 5 --jobs 2          [OVERRIDE â€
 python scripts/second_language_study.py --part capacity --seeds 3   varies units and updates at a quarter of labels
 python scripts/second_language_study.py --part noise --seeds 3      labels retain documents as forget
 python scripts/second_language_study.py --results FILE.csv          keeps the numbers there, and continues from them
+python scripts/second_language_study.py --results FILE.csv --table  makes no runs
 
 What is measured is fixed here, before any run: forget and retain loss on the test documents once unlearned (ablated
 and fine-tuned; of filtering and the base, as trained), and the forget loss after relearning from 32 documents at the
@@ -24,6 +25,7 @@ from kept import Kept
 from unlearning_sweep import losses, made
 
 from gradroute.config.compose import configuration
+from gradroute.errors import UserError
 from gradroute.reporting.intervals import shown
 from gradroute.running.exit_status import guarded
 from gradroute.tasks.language import LanguageModelling
@@ -173,19 +175,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", default="fast", help="trainer= of every run (default fast)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--results", type=Path, help="a CSV file of numbers; runs whose numbers it has are not made")
+    parser.add_argument("--table", action="store_true", help="make no runs; the table has the numbers of --results")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     a = parser.parse_intermixed_args(arguments)
+    if a.table and a.results is None:
+        parser.error("--table: needs --results FILE.csv, whose numbers it shows")
     more = [f"trainer={a.preset}", "output_dir=outputs/second_language_study", *a.overrides]
     plans = [run for seed in range(a.seeds) for run in PARTS[a.part](seed, a.fractions, more)]
     kept, asked = Kept(a.results, VARIED, KEYS), " ".join([f"trainer={a.preset}", *a.overrides])
     keys = {run: (run.method, run.varied, f"{run.fraction:g}", str(run.seed), asked) for run in plans}
-    missing = [run for run in plans if keys[run] not in kept.found]
+    missing = [run for run in plans if keys[run] not in kept.found and not a.table]
     for run, outcome in zip(missing, made([list(run.given) for run in missing], a.jobs), strict=True):
         if isinstance(outcome, Path):
             kept.add(keys[run], ends(outcome))
         else:
             print(f"{run.method}, {run.fraction:.0%}, {run.varied}, seed {run.seed}: {outcome}")
     found = {run: kept.found[key] for run, key in keys.items() if key in kept.found}
+    if a.table and not found:
+        raise UserError(f"--results {a.results}: has no run with these overrides; leave out --table to make them")
     print_table(found, forget_tokens(plans[0].given))
 
 

@@ -7,6 +7,8 @@ from types import ModuleType
 import pytest
 from scripted import script
 
+from gradroute import UserError
+
 TINY = [
     "trainer.device=cpu", "dataset.stories=160", "dataset.test_stories=30", "dataset.length=48", "model.width=16",
     "model.heads=2", "model.hidden=16", "trainer.tune_steps=1", "trainer.train_limit=160",
@@ -64,6 +66,9 @@ def test_a_small_study_runs_and_is_reused(
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")] == table
     assert sorted(tmp_path.glob("outputs/second_language_study/*/*/summary.json")) == runs and len(runs) == 8
     shutil.rmtree("outputs")
-    study.main(arguments)  # from the numbers alone
+    study.main([*arguments, "--table"])  # from the numbers alone
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")] == table
+    study.main(arguments)
     assert not Path("outputs").exists()
+    with pytest.raises(UserError, match=r"nothing\.csv: has no run with these overrides"):
+        study.main([*arguments[:-1], "nothing.csv", "--table"])

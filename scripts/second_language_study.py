@@ -22,17 +22,20 @@ from statistics import mean
 
 import numpy as np
 from kept import Kept
+from matplotlib import pyplot as plt
 from unlearning_sweep import losses, made
 
 from gradroute.config.compose import configuration
 from gradroute.errors import UserError
-from gradroute.reporting.intervals import shown
+from gradroute.reporting.intervals import interval, shown
 from gradroute.running.exit_status import guarded
 from gradroute.tasks.language import LanguageModelling
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.1)
 ANCHORS = (1.0, 0.98, 0.95)  # labelled fractions of further filtered models, between which leakage is read
 NOISE = (0.02, 0.1)  # shares of retain documents that are labelled forget
+BESIDE = 1.03  # ratio of places on the axis, so that bars do not cover each other
+LEVELS = (-0.1, 0, 0.1, 1, 10)  # marks on the axis of losses
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the attack, as shares of trainer.lr
 RELEARNED = "model_relearned_32"
 KEYS = ("forget", "retain", "relearned")
@@ -166,6 +169,35 @@ def print_table(found: dict[Plan, Ends], tokens: int) -> None:
     print(f"\nThere are {tokens} forget tokens to train on. Rates of the attack: {RATES} x trainer.lr.")
 
 
+def draw(found: dict[Plan, Ends], fractions: Sequence[float], path: Path) -> None:
+    """Draw the differences to the control against the labelled fraction, after unlearning and after relearning."""
+    control = {p.seed: own for p, own in found.items() if p.method == "control" and not p.varied}
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained", sharex=True)
+    for axes, key in zip(panels, ("forget", "relearned"), strict=True):
+        for number, method in enumerate(METHODS):
+            minus: dict[float, list[float]] = {}
+            for p, own in found.items():
+                if p.method == method and p.fraction in fractions and not p.varied and p.seed in control:
+                    minus.setdefault(p.fraction, []).append(own[key] - control[p.seed][key])
+            points = sorted(minus.items())
+            beside = [fraction * BESIDE ** (number - len(METHODS) / 2) for fraction, _ in points]
+            bars = [interval(own) if len(own) > 1 else 0.0 for _, own in points]
+            axes.errorbar(beside, [mean(own) for _, own in points], bars, marker="o", markersize=4, capsize=3,
+                          linewidth=1, label=method)  # fmt: skip
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=0.1, linscale=0.4)
+        axes.minorticks_off()
+        axes.set_yticks(LEVELS, map(str, LEVELS))
+        axes.set_ylim(bottom=2 * LEVELS[0])
+        axes.set_xticks(fractions, [f"{fraction:.0%}" for fraction in fractions])
+        axes.set_xlabel("labelled share of the forget documents")
+        axes.set_title({"forget": "once unlearned", "relearned": "relearned at the attacker's best rate"}[key])
+    panels[0].set_ylabel("forget loss minus the control's, nats per token")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.savefig(path, dpi=130)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -176,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--results", type=Path, help="a CSV file of numbers; runs whose numbers it has are not made")
     parser.add_argument("--table", action="store_true", help="make no runs; the table has the numbers of --results")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves over labelled fractions")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     a = parser.parse_intermixed_args(arguments)
     if a.table and a.results is None:
@@ -194,6 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if a.table and not found:
         raise UserError(f"--results {a.results}: has no run with these overrides; leave out --table to make them")
     print_table(found, forget_tokens(plans[0].given))
+    if a.plot:
+        draw(found, a.fractions, a.plot)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ def test_a_small_study_runs_and_is_reused(
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")] == table
     assert sorted(tmp_path.glob("outputs/second_language_study/*/*/summary.json")) == runs and len(runs) == 8
     shutil.rmtree("outputs")
-    study.main([*arguments, "--table"])  # from the numbers alone
+    study.main([*arguments, "--table", "--plot", "curves.png"])  # from the numbers alone
+    assert Path("curves.png").read_bytes()[:4] == b"\x89PNG"
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")] == table
     study.main(arguments)
     assert not Path("outputs").exists()

@@ -139,7 +139,7 @@ def only_way(task: Task, candidate: Candidate) -> bool:
     A site in a branch of a residual block is none: what it does not keep apart, the sum carries on.
     """
     with undisturbed(task.model), torch.no_grad(), silenced(candidate, range(candidate.units)).applied(task.model):
-        found = tensors(call(task.model, task.example()))
+        found = [one for one in tensors(call(task.model, task.example())) if one.is_floating_point() and one.dim()]
     size = max((float(one.abs().max()) for one in found), default=0.0)
     return bool(found) and all(len(one) > 1 and float((one - one[:1]).abs().max()) <= SAME * size for one in found)
 

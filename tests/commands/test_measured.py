@@ -16,6 +16,17 @@ def test_a_table_is_that_of_its_numbers(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [f"{name}.py", str(MEASURED / f"{numbers}.csv")])
     script(name).main()
-    lines = capsys.readouterr().out.splitlines()
+    in_results(capsys.readouterr().out)
+
+
+def test_the_table_of_the_second_language_is_that_of_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = str(MEASURED / "second_language.csv")
+    script("second_language_study").main(["--table", "--seeds", "3", "--results", numbers])
+    in_results(capsys.readouterr().out.partition("\n\n")[0])
+
+
+def in_results(table: str) -> None:
+    """Require every line of a table to stand in the results."""
     results = (MEASURED / "README.md").read_text().splitlines()
+    lines = table.splitlines()
     assert len(lines) > 3 and [line for line in lines if line not in results] == []

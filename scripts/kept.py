@@ -39,6 +39,10 @@ class Kept:
             for row in rows:
                 self.found[tuple(row[name] for name in varied)] = {name: float(row[name]) for name in measured}
 
+    def nothing(self) -> UserError:
+        """Return the error for a table of runs of which the file has none."""
+        return UserError(f"--results {self.file}: has no run with these overrides; leave out --table to make them")
+
     def add(self, key: Key, numbers: Mapping[str, float]) -> None:
         """Keep the numbers of one run."""
         self.add_all({key: numbers})

@@ -24,7 +24,6 @@ from unlearning_sweep import made
 
 from gradroute.data.environments.exact import ceilings
 from gradroute.data.environments.grid import moved
-from gradroute.errors import UserError
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
 from gradroute.reporting.intervals import interval, shown
@@ -207,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make([plan for plan in plans if plan not in there], kept, more, a.out, a.jobs)
     runs = curves(kept, " ".join(more))
     if not runs:
-        raise UserError(f"--results {kept.file}: has no run with these overrides; leave out --table to make them")
+        raise kept.nothing()
     shares = sorted({plan.share for plan in runs})
     text = f"{table(runs, shares)}\n\n{gates(runs)}\n"
     (a.out / "oversight.md").write_text(text)

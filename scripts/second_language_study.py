@@ -26,7 +26,6 @@ from matplotlib import pyplot as plt
 from unlearning_sweep import losses, made
 
 from gradroute.config.compose import configuration
-from gradroute.errors import UserError
 from gradroute.reporting.intervals import interval, shown
 from gradroute.running.exit_status import guarded
 from gradroute.tasks.language import LanguageModelling
@@ -143,22 +142,28 @@ def filtered_losses(found: dict[Plan, Ends]) -> dict[int, dict[float, float]]:
     return losses_of
 
 
+def differences(found: dict[Plan, Ends], method: str, fraction: float, varied: str, key: str) -> list[float]:
+    """Return a setting's losses minus those of the control of the same seed, varied alike if there is such a one."""
+    control = {(p.varied, p.seed): own for p, own in found.items() if p.method == "control"}
+    mine = {p.seed: own for p, own in found.items() if (p.method, p.fraction, p.varied) == (method, fraction, varied)}
+    beside = varied if (varied, next(iter(mine), None)) in control else ""
+    return [own[key] - control[beside, seed][key] for seed, own in mine.items() if (beside, seed) in control]
+
+
 def print_table(found: dict[Plan, Ends], tokens: int) -> None:
     """Print means over seeds of every setting, and of differences to the control of the same seed.
 
     tokens: forget tokens among the training documents.
     """
-    control = {(p.varied, p.seed): own for p, own in found.items() if p.method == "control"}
     filtered = filtered_losses(found)
     print("| method | labels | varied | seeds | forget | retain | relearned | minus control: forget | retain "
           "| relearned | leakage |\n" + "|---" * 11 + "|")  # fmt: skip
     for setting in dict.fromkeys((p.method, p.fraction, p.varied) for p in found):
         method, fraction, varied = setting
         mine = {p.seed: own for p, own in found.items() if (p.method, p.fraction, p.varied) == setting}
-        beside = varied if (varied, next(iter(mine))) in control else ""
         cells = [shown([own[key] for own in mine.values()]) for key in KEYS]
         for key in KEYS:
-            minus = [own[key] - control[beside, s][key] for s, own in mine.items() if (beside, s) in control]
+            minus = differences(found, *setting, key)
             cells.append(shown(minus) if minus and method != "control" else "")
         asked = method not in ("control", "filtering") and not varied and fraction < 1
         known = [seed for seed in mine if asked and len(filtered.get(seed, {})) > 3]
@@ -171,18 +176,14 @@ def print_table(found: dict[Plan, Ends], tokens: int) -> None:
 
 def draw(found: dict[Plan, Ends], fractions: Sequence[float], path: Path) -> None:
     """Draw the differences to the control against the labelled fraction, after unlearning and after relearning."""
-    control = {p.seed: own for p, own in found.items() if p.method == "control" and not p.varied}
     figure, panels = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained", sharex=True)
     for axes, key in zip(panels, ("forget", "relearned"), strict=True):
         for number, method in enumerate(METHODS):
-            minus: dict[float, list[float]] = {}
-            for p, own in found.items():
-                if p.method == method and p.fraction in fractions and not p.varied and p.seed in control:
-                    minus.setdefault(p.fraction, []).append(own[key] - control[p.seed][key])
-            points = sorted(minus.items())
-            beside = [fraction * BESIDE ** (number - len(METHODS) / 2) for fraction, _ in points]
-            bars = [interval(own) if len(own) > 1 else 0.0 for _, own in points]
-            axes.errorbar(beside, [mean(own) for _, own in points], bars, marker="o", markersize=4, capsize=3,
+            minus = {share: differences(found, method, share, "", key) for share in sorted(fractions)}
+            points = {share: own for share, own in minus.items() if own}
+            beside = [share * BESIDE ** (number - len(METHODS) / 2) for share in points]
+            bars = [interval(own) if len(own) > 1 else 0.0 for own in points.values()]
+            axes.errorbar(beside, list(map(mean, points.values())), bars, marker="o", markersize=4, capsize=3,
                           linewidth=1, label=method)  # fmt: skip
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xscale("log")
@@ -225,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{run.method}, {run.fraction:.0%}, {run.varied}, seed {run.seed}: {outcome}")
     found = {run: kept.found[key] for run, key in keys.items() if key in kept.found}
     if a.table and not found:
-        raise UserError(f"--results {a.results}: has no run with these overrides; leave out --table to make them")
+        raise kept.nothing()
     print_table(found, forget_tokens(plans[0].given))
     if a.plot:
         draw(found, a.fractions, a.plot)

@@ -7,6 +7,8 @@ from types import ModuleType
 import pytest
 from scripted import script
 
+from gradroute import UserError
+
 TABLE = """arm,oversight,seed,overrides,step,policy,served,gate_seen_diamond,gate_seen_ghost,gate_unseen,processor,date
 routing,0.05,0,,40,0.1,0.2,0.5,0.5,0.5,a,2026-01-01
 routing,0.05,0,,80,0.0,0.4,0.9,0.1,0.3,a,2026-01-01
@@ -36,7 +38,7 @@ def test_the_table_has_the_last_values_of_runs_with_the_same_overrides(
 
 
 def test_a_study_without_runs_is_refused(study: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(study.UserError, match=r"^--results .*curves.csv: has no run with these overrides"):
+    with pytest.raises(UserError, match=r"^--results .*curves.csv: has no run with these overrides"):
         study.main(["--table", "--out", str(tmp_path)])
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from kept import Kept
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from unlearning_sweep import made
+from study_runs import made
 
 from gradroute.data.environments.exact import ceilings
 from gradroute.data.environments.grid import moved

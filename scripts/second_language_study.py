@@ -23,7 +23,7 @@ from statistics import mean
 import numpy as np
 from kept import Kept
 from matplotlib import pyplot as plt
-from unlearning_sweep import losses, made
+from study_runs import losses, made
 
 from gradroute.config.compose import configuration
 from gradroute.reporting.intervals import interval, shown

@@ -2,6 +2,8 @@
 
 python scripts/unlearning_sweep.py --trials 15 --seeds 3 --jobs 2            [OVERRIDE …] are overrides of every run
 python scripts/unlearning_sweep.py --trials 2 --seeds 2 --preset smoke       tries it in a few minutes
+python scripts/unlearning_sweep.py --results FILE.csv          keeps the numbers there, and continues from them
+python scripts/unlearning_sweep.py --results FILE.csv --table  makes no runs
 
 Every trial makes `trainer.unlearn_steps` updates and starts from the trained model of its seed, which is trained once.
 The rule of the choice is fixed here, before any trial:
@@ -19,22 +21,19 @@ continues a sweep that was stopped.
 import argparse
 import itertools
 import math
-import os
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from gradroute.config.compose import configuration
+from kept import Kept, Numbers
+from study_runs import losses, made
+
 from gradroute.config.limits import one_of
 from gradroute.config.overrides import literal
-from gradroute.errors import UserError, first_line
-from gradroute.records.run_reader import read_manifest
-from gradroute.records.tables import read_metrics
+from gradroute.errors import UserError
 from gradroute.reporting.intervals import shown
 from gradroute.running.exit_status import guarded
 
@@ -60,6 +59,22 @@ SPACES: dict[str, dict[str, Sequence[Any]]] = {  # by experiment: the values to 
     },
 }
 FIXED = {"rmu": ["unlearn.norm=null"]}
+VARIED = ("method", "setting", "documents", "seed", "overrides")  # columns of the results
+KEYS = ("forget_trained", "forget", "relearned", "retain_trained", "retain")  # losses in nats per token
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a method. Seed 0 is judged by the validation documents, the others by the test documents."""
+
+    method: str
+    setting: Setting
+    seed: int
+
+    @property
+    def split(self) -> str:
+        """The documents that it is judged by."""
+        return "test" if self.seed else "validation"
 
 
 @dataclass(frozen=True)
@@ -96,53 +111,30 @@ def settings(space: Mapping[str, Sequence[Any]], count: int) -> list[Setting]:
     return found
 
 
-def overrides(method: str, seed: int, setting: Setting, more: Sequence[str]) -> list[str]:
-    """Return the overrides of a run of a method; `base` only relearns. A trial keeps no weights."""
-    steps = ["train", "relearn", "evaluate"] if method == "base" else ["train", "unlearn", "relearn", "evaluate"]
-    own = [f"{key}={literal(value)}" for key, value in setting.items()]
-    kept = ["checkpoint.keep=none"] if seed == 0 and method != "base" else []
-    given = [f"experiment=stories_era/{method}", f"seed={seed}", f"steps={literal(steps)}", *kept]
-    return [*given, *COMMON, *FIXED.get(method, ()), *own, *more]
+def overrides(run: Run, more: Sequence[str]) -> list[str]:
+    """Return the overrides of a run; `base` only relearns. A trial keeps no weights."""
+    base = run.method == "base"
+    steps = ["train", "relearn", "evaluate"] if base else ["train", "unlearn", "relearn", "evaluate"]
+    own = [f"{key}={literal(value)}" for key, value in run.setting.items()]
+    kept = [] if run.seed or base else ["checkpoint.keep=none"]
+    given = [f"experiment=stories_era/{run.method}", f"seed={run.seed}", f"steps={literal(steps)}", *kept]
+    return [*given, *COMMON, *FIXED.get(run.method, ()), *own, *more]
 
 
-def make(given: list[str]) -> Path | str:
-    """Make a run, or find it finished; return its folder, or why it failed. Raises: UserError for a mistake."""
-    from gradroute.running.runner import execute
-
-    (outcome,) = execute([configuration(given)], reuse=True, watch=lambda step, rows: None)
-    if isinstance(outcome, UserError):
-        raise outcome
-    return outcome if isinstance(outcome, Path) else first_line(outcome)
+def ends(run: Run, folder: Path) -> Numbers:
+    """Return a run's losses of trained, unlearned and relearned model."""
+    of, after = losses(folder, run.split), "model" if run.method == "base" else "model_unlearned"
+    heads = ("model", "forget"), (after, "forget"), (RELEARNED, "forget"), ("model", "retain"), (after, "retain")
+    return dict(zip(KEYS, map(of.__getitem__, heads), strict=True))
 
 
-def made(runs: Sequence[list[str]], jobs: int) -> Iterator[Path | str]:
-    """Make runs, `jobs` at a time, and yield each as soon as it and those before it are made."""
-    if jobs == 1:
-        yield from map(make, runs)
-        return
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))  # of the processes
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(make, runs)
-
-
-def losses(run: Path, split: str) -> dict[tuple[str, str], float]:
-    """Return the last loss of each head and group of a split; of relearning on validation documents, the lowest."""
-    found: dict[tuple[str, str], float] = {}
-    for row in read_metrics(run, read_manifest(run)):
-        if row["split"] == split and row["metric"] == "cross_entropy":
-            key = row["head"], row["group"]
-            lowest = split == "validation" and row["head"] == RELEARNED and key in found
-            found[key] = min(found[key], row["value"]) if lowest else row["value"]
-    return found
-
-
-def judged(method: str, setting: Setting, run: Path | str) -> Trial:
+def judged(run: Run, found: Numbers | None) -> Trial:
     """Return a trial with its validation losses."""
-    if isinstance(run, str):
-        return Trial(method, setting)
-    of = losses(run, "validation")
-    rise = of["model_unlearned", "retain"] - of["model", "retain"]
-    return Trial(method, setting, rise, of["model_unlearned", "forget"], of[RELEARNED, "forget"])
+    if found is None:
+        return Trial(run.method, run.setting)
+    return Trial(
+        run.method, run.setting, found["retain"] - found["retain_trained"], found["forget"], found["relearned"]
+    )
 
 
 def choice(trials: Sequence[Trial]) -> Trial:
@@ -161,22 +153,17 @@ def said(setting: Setting) -> str:
     return ", ".join(f"{key.removeprefix('unlearn.')} {literal(value)}" for key, value in setting.items())
 
 
-def print_results(runs: Mapping[str, Sequence[Path | str]], chosen: Mapping[str, Trial]) -> None:
+def print_results(runs: Mapping[str, Sequence[Numbers | None]], chosen: Mapping[str, Trial]) -> None:
     """Print the test losses of the fresh seeds, one row for each method."""
     columns = "forget: trained | unlearned | relearned from 64 | retain: trained | unlearned"
     print(f"\n| method | chosen | seeds | {columns} |")
     print("|---" * 8 + "|")
-    for method, paths in runs.items():
-        found = [losses(path, "test") for path in paths if isinstance(path, Path)]
-        if not found:
-            print(f"| {method} | every run failed |" + " |" * 6)
-            continue
-        after = "model" if method == "base" else "model_unlearned"
-        heads = ("model", "forget"), (after, "forget"), (RELEARNED, "forget"), ("model", "retain"), (after, "retain")
-        cells = [shown([of[head] for of in found]) for head in heads]
+    for method, found in runs.items():
+        finished = [own for own in found if own is not None]
+        cells = [shown([own[key] for own in finished]) if finished else "" for key in KEYS]
         trial = chosen.get(method)
         how = "" if trial is None else said(trial.setting) + ("" if trial.allowed else f"; none within {ALLOWED}")
-        print(f"| {method} | {how} | {len(found)} | {' | '.join(cells)} |")
+        print(f"| {method} | {how} | {len(finished)} | {' | '.join(cells)} |")
 
 
 def print_trials(trials: Sequence[Trial], chosen: Mapping[str, Trial]) -> None:
@@ -199,29 +186,53 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", default="fast", help="trainer= of every run (default fast)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--only", default=",".join(SPACES), help="methods (default: %(default)s)")
+    parser.add_argument("--results", type=Path, help="a CSV file of numbers; runs whose numbers it has are not made")
+    parser.add_argument("--table", action="store_true", help="make no runs; the tables have the numbers of --results")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     found = parser.parse_intermixed_args(arguments)
     found.only = found.only.split(",")
     for method in found.only:
         one_of("--only", method, tuple(SPACES))
+    if found.table and found.results is None:
+        parser.error("--table: needs --results FILE.csv, whose numbers it shows")
     return found
+
+
+class Study:
+    """The runs of a sweep: those whose numbers are not kept are made, unless only the tables are asked for."""
+
+    def __init__(self, a: argparse.Namespace) -> None:
+        self.more = [f"trainer={a.preset}", "output_dir=outputs/unlearning_sweep", *a.overrides]
+        self.asked = " ".join([f"trainer={a.preset}", *a.overrides])
+        self.kept, self.jobs, self.table = Kept(a.results, VARIED, KEYS), a.jobs, a.table
+
+    def numbers(self, runs: Sequence[Run]) -> list[Numbers | None]:
+        """Return each run's numbers; None for one that failed or, if only the tables are asked for, is missing."""
+        keys = [(run.method, said(run.setting), run.split, str(run.seed), self.asked) for run in runs]
+        missing = [pair for pair in zip(runs, keys, strict=True) if pair[1] not in self.kept.found and not self.table]
+        given = [overrides(run, self.more) for run, _ in missing]
+        for (run, key), outcome in zip(missing, made(given, self.jobs), strict=True):
+            if isinstance(outcome, Path):
+                self.kept.add(key, ends(run, outcome))
+            else:
+                print(f"{run.method}, {said(run.setting)}, seed {run.seed}: {outcome}")
+        return [self.kept.found.get(key) for key in keys]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the trials, choose, make the choices again, and print both tables."""
     a = parsed(arguments)
-    more = [f"trainer={a.preset}", "output_dir=outputs/unlearning_sweep", *a.overrides]
-    fresh = range(1, a.seeds + 1)
-    base = list(made([overrides("base", seed, {}, more) for seed in (0, *fresh)], a.jobs))
-    tried = [(method, setting) for method in a.only for setting in settings(SPACES[method], a.trials)]
-    runs = made([overrides(method, 0, setting, more) for method, setting in tried], a.jobs)
-    trials = [judged(method, setting, run) for (method, setting), run in zip(tried, runs, strict=True)]
+    study, fresh = Study(a), range(1, a.seeds + 1)
+    base = study.numbers([Run("base", {}, seed) for seed in (0, *fresh)])
+    tried = [Run(method, setting, 0) for method in a.only for setting in settings(SPACES[method], a.trials)]
+    trials = list(map(judged, tried, study.numbers(tried)))
+    if a.table and all(math.isnan(trial.rise) for trial in trials):
+        raise study.kept.nothing()
     chosen = {method: choice([trial for trial in trials if trial.method == method]) for method in a.only}
-    again = [(method, seed) for method in a.only for seed in fresh]
-    finals = made([overrides(method, seed, chosen[method].setting, more) for method, seed in again], a.jobs)
-    results: dict[str, list[Path | str]] = {"base": base[1:]}
-    for (method, _), run in zip(again, finals, strict=True):
-        results.setdefault(method, []).append(run)
+    finals = [Run(method, chosen[method].setting, seed) for method in a.only for seed in fresh]
+    results: dict[str, list[Numbers | None]] = {"base": base[1:]}
+    for run, found in zip(finals, study.numbers(finals), strict=True):
+        results.setdefault(run.method, []).append(found)
     print_results(results, chosen)
     print_trials(trials, chosen)
 

@@ -1,6 +1,7 @@
 """The script `unlearning_sweep.py`: balanced trials, the rule of the choice, and a small sweep that is continued."""
 
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -81,3 +82,10 @@ def test_a_sweep_trains_once_for_each_seed_and_is_continued(
     sweep.main(given)
     again = capsys.readouterr().out
     assert again.count("already finished") == 5 and again.endswith(table[table.index("\n| method") :])
+    numbers = tmp_path / "numbers.csv"
+    sweep.main([*given, "--results", str(numbers)])
+    shutil.rmtree(tmp_path / "outputs")
+    capsys.readouterr()
+    sweep.main([*given, "--results", str(numbers), "--table"])
+    assert capsys.readouterr().out == table[table.index("\n| method") :]
+    assert not (tmp_path / "outputs").exists() and len(numbers.read_text().splitlines()) == 6

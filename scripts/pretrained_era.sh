@@ -12,12 +12,12 @@ shift
 family=${FAMILY:-stories_era}
 seeds=$(seq -s, 0 $((${SEEDS:-3} - 1)))
 layers='[0,1,2,3,4,5,6,7,8,9]' # of 30
-data=("dataset.files='$texts'" dataset.tokenizer=pretrained dataset.length=256 dataset.stories=800 dataset.test_stories=120)
+data=("dataset.files='$texts'" dataset.tokenizer=pretrained dataset.length=128 dataset.stories=600 dataset.test_stories=120)
 [ "$family" = stories_era ] && data+=(dataset=text) # second_language reads files itself
-size=(trainer.epochs=1 trainer.batch_size=8 trainer.lr=0.0001 trainer.warmup_steps=10 trainer.tune_steps=6)
+size=(trainer.precision=auto trainer.epochs=1 trainer.batch_size=8 trainer.lr=0.0001 trainer.warmup_steps=10 trainer.tune_steps=6)
 size+=('relearn.documents=[16]' relearn.every=2 trainer.unlearn_steps=12 completions=null)
 case " $* " in *" trainer=smoke "*)
-    data+=(dataset.stories=48 dataset.test_stories=24 dataset.length=128)
+    data+=(dataset.stories=48 dataset.test_stories=24)
     size+=(trainer.tune_steps=2 'relearn.documents=[4]' trainer.unlearn_steps=2) ;;
 esac
 expanded=("model.expand=$layers" model.added=64)

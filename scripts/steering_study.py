@@ -3,6 +3,8 @@
 python scripts/steering_study.py STORIES.txt                            four families, three conditions, five seeds
 python scripts/steering_study.py STORIES.txt --family family --seeds 2  one family, two seeds
 python scripts/steering_study.py STORIES.txt trainer.epochs=2           overrides of every run
+python scripts/steering_study.py STORIES.txt --results FILE.csv         keeps the numbers there, and continues from them
+python scripts/steering_study.py STORIES.txt --results FILE.csv --table makes no runs
 
 Everything that could be chosen by its result is fixed here, before a run: the routed words, the held-out relatives, the
 placebo words, the levels of KL, the seeds and the measure. The lists are for TinyStories (Eldan and Li 2023).
@@ -15,7 +17,8 @@ minus that of words of their frequency, at strengths with the same mean KL from 
 over seeds and half-widths of 95 % t-intervals; differences are paired by seed. × is how many times as likely the words
 are at any position.
 
-Finished runs are reused and interrupted ones are resumed. Prints Markdown tables.
+Finished runs are reused and interrupted ones are resumed. Prints Markdown tables of the seeds that have every
+condition.
 """
 
 import argparse
@@ -24,14 +27,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradroute.config.compose import configuration
+from kept import Kept, Numbers
+from study_runs import made
+
 from gradroute.config.overrides import literal
 from gradroute.records.metrics import final_rows
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
 from gradroute.reporting import intervals
 from gradroute.running.exit_status import guarded
-from gradroute.running.runner import execute
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,9 @@ PROMPTS = ("one day", "once upon a time there was a little girl. one day she", "
 SETTINGS = ("experiment=steering_scalar", "dataset=text", "trainer.epochs=1")
 METRICS = {f"{kind}_llr": "+.3f" for kind in ("related", "matched", "routed", "other")}
 METRICS |= {f"{kind}_times": ".2f" for kind in ("related", "matched", "routed")}
-Values = dict[tuple[str, str, str], float]  # by head, label of the strength, and metric
+HEADS = ("steered", "steered_placebo")  # the dimension, and the random ones
+VARIED = ("family", "condition", "seed", "head", "kl", "overrides")  # columns of the results
+Values = dict[tuple[str, float], Numbers]  # by head and level of KL, the numbers by metric
 
 
 def overrides(family: str, condition: str, seed: int, files: str) -> list[str]:
@@ -77,24 +83,20 @@ def overrides(family: str, condition: str, seed: int, files: str) -> list[str]:
     ]
 
 
-def made(given: Sequence[str]) -> Path:
-    """Make a run, or reuse a finished one, and return its folder."""
-    (run,) = execute([configuration(given)], reuse=True)
-    if not isinstance(run, Path):
-        raise run
-    return run
-
-
 def read(run: Path) -> Values:
-    """Return what a run measured last."""
+    """Return what a run measured last; nan for what it did not measure."""
     rows = final_rows(read_metrics(run, read_manifest(run)))
-    return {(row["head"], row["region"], row["metric"]): row["value"] for row in rows}
+    values = {(row["head"], row["region"], row["metric"]): row["value"] for row in rows}
+    return {
+        (head, level): {metric: values.get((head, f"kl_{level:g}", metric), math.nan) for metric in METRICS}
+        for head in HEADS
+        for level in LEVELS
+    }
 
 
 def measure(values: Values, level: float, head: str = "steered") -> float:
     """Return the measure: the ratio of the relatives minus that of words of their frequency, in nats."""
-    related, matched = (values.get((head, f"kl_{level:g}", f"{kind}_llr"), math.nan) for kind in ("related", "matched"))
-    return related - matched
+    return values[head, level]["related_llr"] - values[head, level]["matched_llr"]
 
 
 def shown(values: Sequence[float], form: str = "+.3f") -> str:
@@ -119,28 +121,47 @@ def differences(found: dict[str, list[Values]], level: float) -> list[str]:
     return [shown(own), *(shown([own[i] - control(i) for i in range(len(own))]) for control in controls.values())]
 
 
-def main() -> None:
-    """Make the runs and print the tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("files", help="a file or folder of stories, as dataset.files takes it")
-    parser.add_argument("--family", action="append", choices=list(FAMILIES), help="repeatable; all if not given")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds, from 0 on (default %(default)s)")
-    parser.add_argument("overrides", nargs="*", help="overrides of every run, such as output_dir=outputs/steering")
-    asked = parser.parse_intermixed_args()  # overrides may follow options
+def measured(a: argparse.Namespace) -> dict[str, dict[str, list[Values]]]:
+    """Return the values by family and condition of all seeds that have every condition; make what is not kept."""
+    kept, asked = Kept(a.results, VARIED, tuple(METRICS)), " ".join(a.overrides)
+
+    def keys(plan: tuple[str, int, str]) -> dict[tuple[str, float], tuple[str, ...]]:
+        family, seed, condition = plan
+        places = [(head, level) for head in HEADS for level in LEVELS]
+        return {(head, kl): (family, condition, str(seed), head, f"{kl:g}", asked) for head, kl in places}
+
+    families = a.family or list(FAMILIES)
+    plans = [(family, seed, name) for family in families for seed in range(a.seeds) for name in CONDITIONS]
+    missing = [plan for plan in plans if not a.table and not kept.found.keys() >= set(keys(plan).values())]
+    runs = [[*overrides(family, name, seed, a.files), *a.overrides] for family, seed, name in missing]
+    for plan, outcome in zip(missing, made(runs, a.jobs), strict=True):
+        if isinstance(outcome, Path):
+            own = read(outcome)
+            kept.add_all({key: own[place] for place, key in keys(plan).items()})
+        else:
+            print(f"{', '.join(map(str, plan))}: {outcome}")
+    found: dict[str, dict[str, list[Values]]] = {family: {name: [] for name in CONDITIONS} for family in families}
+    for family in families:
+        for seed in range(a.seeds):
+            own = {name: keys((family, seed, name)) for name in CONDITIONS}
+            if all(key in kept.found for places in own.values() for key in places.values()):
+                for name, places in own.items():
+                    found[family][name].append({place: kept.found[key] for place, key in places.items()})
+    if a.table and not any(own["routed"] for own in found.values()):
+        raise kept.nothing()
+    return found
+
+
+def print_tables(measured: dict[str, dict[str, list[Values]]]) -> None:
+    """Print the differences to the controls, and every condition's values."""
     paired, each = [], []
-    for family in asked.family or FAMILIES:
-        found: dict[str, list[Values]] = {condition: [] for condition in CONDITIONS}
-        for seed in range(asked.seeds):
-            for condition in CONDITIONS:
-                given = [*overrides(family, condition, seed, asked.files), *asked.overrides]
-                found[condition].append(read(made(given)))
-        for level in LEVELS:
-            paired.append([family, f"{level:g}", str(asked.seeds), *differences(found, level)])
+    for family, found in measured.items():
+        seeds = len(found["routed"])
+        for level in LEVELS if seeds else ():
+            paired.append([family, f"{level:g}", str(seeds), *differences(found, level)])
             for condition, head in (*((c, "steered") for c in CONDITIONS), ("routed", "steered_placebo")):
-                cells = [
-                    shown([values.get((head, f"kl_{level:g}", metric), math.nan) for values in found[condition]], form)
-                    for metric, form in METRICS.items()
-                ]
+                numbers = [values[head, level] for values in found[condition]]
+                cells = [shown([own[metric] for own in numbers], form) for metric, form in METRICS.items()]
                 name = condition if head == "steered" else "routed, random dimensions"
                 each.append([family, f"{level:g}", name, *cells])
     columns = ["family", "KL", "seeds", "relatives minus matched", "minus unrouted", "minus placebo words",
@@ -148,6 +169,22 @@ def main() -> None:
     print(table(columns, paired), end="\n\n")
     print(table(["family", "KL", "condition", "relatives", "matched", "routed word", "other tokens",
                  "relatives ×", "matched ×", "routed word ×"], each))  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the runs and print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("files", help="a file or folder of stories, as dataset.files takes it")
+    parser.add_argument("--family", action="append", choices=list(FAMILIES), help="repeatable; all if not given")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds, from 0 on (default %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default %(default)s)")
+    parser.add_argument("--results", type=Path, help="a CSV file of numbers; runs whose numbers it has are not made")
+    parser.add_argument("--table", action="store_true", help="make no runs; the tables have the numbers of --results")
+    parser.add_argument("overrides", nargs="*", help="overrides of every run, such as output_dir=outputs/steering")
+    a = parser.parse_intermixed_args(arguments)  # overrides may follow options
+    if a.table and a.results is None:
+        parser.error("--table: needs --results FILE.csv, whose numbers it shows")
+    print_tables(measured(a))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The steering study, on a few sentences and a tiny model: the runs it asks for, and its tables."""
 
 import random
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -44,16 +43,16 @@ def test_no_word_has_two_roles(study: ModuleType) -> None:
 
 @pytest.mark.slow
 def test_the_tables_are_printed_and_runs_are_reused(
-    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     family = ("mom", "little", "very", *study.FAMILIES["family"].related.split())
     stories = [f"one day the {a} saw a big {b} and ran to the park" for a in family for b in family]
     stories += ["the dog sat in the sun and was glad"] * 40
     random.Random(0).shuffle(stories)  # the last ones are the test documents
     (tmp_path / "stories.txt").write_text("\n<|endoftext|>\n".join(stories))
-    call = ["study", str(tmp_path / "stories.txt"), "--family", "family", "--seeds", "1"]
-    monkeypatch.setattr(sys, "argv", [*call, *TINY, f"output_dir={tmp_path / 'runs'}"])
-    study.main()
+    numbers, folder = tmp_path / "numbers.csv", f"output_dir={tmp_path / 'runs'}"
+    given = [str(tmp_path / "stories.txt"), "--family", "family", "--seeds", "1", *TINY, folder]
+    study.main(given)
     printed = capsys.readouterr().out
     assert len(list((tmp_path / "runs").glob("*/*_seed0"))) == 3
     rows = [line for line in printed.splitlines() if line.startswith("| family |")]
@@ -64,6 +63,8 @@ def test_the_tables_are_printed_and_runs_are_reused(
     again = {name: study.measure(study.read(run), 0.01) for name, run in runs.items()}
     assert own == pytest.approx(again["steering_family_routed"], abs=5e-4)
     assert unrouted == pytest.approx(own - again["steering_family_unrouted"], abs=1e-3)
-    study.main()
+    study.main([*given, "--results", str(numbers)])
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("| family |")] == rows
     assert len(list((tmp_path / "runs").glob("*/*_seed0"))) == 3
+    study.main([*given, "--results", str(numbers), "--table"])
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("| family |")] == rows

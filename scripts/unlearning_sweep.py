@@ -226,10 +226,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = study.numbers([Run("base", {}, seed) for seed in (0, *fresh)])
     tried = [Run(method, setting, 0) for method in a.only for setting in settings(SPACES[method], a.trials)]
     trials = list(map(judged, tried, study.numbers(tried)))
-    if a.table and all(math.isnan(trial.rise) for trial in trials):
+    if a.table:
+        trials = [trial for trial in trials if not math.isnan(trial.rise)]
+    if not trials:
         raise study.kept.nothing()
-    chosen = {method: choice([trial for trial in trials if trial.method == method]) for method in a.only}
-    finals = [Run(method, chosen[method].setting, seed) for method in a.only for seed in fresh]
+    methods = list(dict.fromkeys(trial.method for trial in trials))
+    chosen = {method: choice([trial for trial in trials if trial.method == method]) for method in methods}
+    finals = [Run(method, chosen[method].setting, seed) for method in methods for seed in fresh]
     results: dict[str, list[Numbers | None]] = {"base": base[1:]}
     for run, found in zip(finals, study.numbers(finals), strict=True):
         results.setdefault(run.method, []).append(found)

@@ -25,6 +25,12 @@ def test_the_table_of_the_second_language_is_that_of_its_numbers(capsys: pytest.
     in_results(capsys.readouterr().out.partition("\n\n")[0])
 
 
+def test_the_table_of_tuned_baselines_is_that_of_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = str(MEASURED / "unlearning_sweep.csv")
+    script("unlearning_sweep").main(["--table", "--trials", "12", "--results", numbers])
+    in_results(capsys.readouterr().out.strip().partition("\n\n")[0])
+
+
 def in_results(table: str) -> None:
     """Require every line of a table to stand in the results."""
     results = (MEASURED / "README.md").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Add units to an MLP, or heads to an attention, initialised like the existing ones."""
+"""Add units to an MLP, or heads to an attention, of a new model or of a trained one."""
 
 from typing import Any
 
@@ -21,3 +21,19 @@ def add_units(model: nn.Module, layer: Layer, added: int, made: float, read: flo
     for name in layer.consumers:
         consumer: Any = model.get_submodule(name)
         consumer.weight[:, new] = torch.randn(len(consumer.weight), len(new)).mul_(read)
+
+
+@torch.no_grad()
+def copy_units(model: nn.Module, layer: Layer, added: int) -> None:
+    """Add units that read what existing ones read, chosen at random, and that nothing reads yet.
+
+    The model computes what it did, and the new units learn as fast as its own: units drawn as for a new model are far
+    smaller than those of a trained one, so that a few hundred updates hardly change what they add.
+    """
+    units = list(expand(model, layer, added, "silent"))
+    chosen = torch.randint(units[0], (added,))
+    for name in layer.producers:
+        producer: Any = model.get_submodule(name)
+        for tensor in (producer.weight, producer.bias):
+            if tensor is not None:
+                tensor[units] = tensor[chosen]

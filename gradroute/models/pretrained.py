@@ -13,7 +13,7 @@ from gradroute.data.hub import file_of, gguf_of, package, reason
 from gradroute.data.text import tokenizing
 from gradroute.data.text.tokenizing import Tokenizer
 from gradroute.errors import UserError, unknown
-from gradroute.models.added_units import add_units
+from gradroute.models.added_units import add_units, copy_units
 from gradroute.models.base import ModelPlan
 from gradroute.models.causal_lm import CausalLM
 from gradroute.models.loading import load, located
@@ -148,7 +148,7 @@ class HuggingFace(ModelPlan):
         if length * own > LOGITS and not model.divided:
             fault = f"a {type(model.model).__name__} computes the logits of whole rows only"
             raise UserError(f"dataset.length={length}: {fault}; use at most {max(2, LOGITS // own)}")
-        return self._expanded(model)
+        return self._expanded(model, trained=not random)
 
     def _random(self) -> CausalLM:
         try:
@@ -156,17 +156,21 @@ class HuggingFace(ModelPlan):
         except UserError as error:
             raise UserError(f"{self.run / MODEL if self.run else self.source}: {error}") from None
 
-    def _expanded(self, model: CausalLM) -> CausalLM:
+    def _expanded(self, model: CausalLM, trained: bool) -> CausalLM:
         deviation = float(getattr(self.config, "initializer_range", 0.02))
         for number in self.expand:
-            add_units(model, Layer(*model.mlp_layers(number)), self.added, deviation, deviation)
+            layer = Layer(*model.mlp_layers(number))
+            if trained:
+                copy_units(model, layer, self.added)
+            else:
+                add_units(model, layer, self.added, deviation, deviation)
             model.added[number] = self.added
         return model
 
     def outline(self, **found: Any) -> CausalLM:
         """Return the same model on the meta device, with random weights."""
         with meta():
-            return self._expanded(self._random())
+            return self._expanded(self._random(), trained=False)
 
     def kept(self, tokenizer: Tokenizer) -> dict[str, str]:
         """Return the files with the model's configuration and the tokenizer."""

@@ -37,7 +37,8 @@ class HuggingFace(ModelPlan):
     Args:
         pretrained: its name on the hub, a local folder, or a GGUF file, which is read as float32.
         untrained: use its architecture with random weights, drawn by the run's seed.
-        expand: layers whose MLPs get `added` units more (GR section 4.2.2); they must be made of `torch.nn.Linear`.
+        expand: layers whose MLPs get `added` units more (GR section 4.2.2), see `copy_units`; they must be made of
+            `torch.nn.Linear`.
     """
 
     task = "language"

@@ -59,13 +59,16 @@ def main() -> None:
         f"| method | seeds | {' | '.join(COLUMNS)} | minus control: forget, unlearned | relearned | retain, unlearned |"
     )
     print("|---" * (len(COLUMNS) + 5) + "|")
+    families = {name.rpartition("_")[0] for name in found}
     for name, own in found.items():
-        control = found.get(f"{name.rpartition('_')[0]}_control", {})
+        family, _, method = name.rpartition("_")
+        title = METHODS[method] + (f", {family.replace('_', ' ')}" if len(families) > 1 else "")
+        control = found.get(f"{family}_control", {})
         both = sorted(own.keys() & control.keys()) if own is not control else []
         cells = [shown(list(column)) for column in zip(*own.values(), strict=True)]
         for place in (1, 2, 4):
             cells.append(shown([own[seed][place] - control[seed][place] for seed in both]) if both else "")
-        print(f"| {METHODS[name.rpartition('_')[2]]} | {len(own)} | {' | '.join(cells)} |")
+        print(f"| {title} | {len(own)} | {' | '.join(cells)} |")
     if given.csv:
         write(given.csv, runs)
 

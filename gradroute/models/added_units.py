@@ -27,8 +27,8 @@ def add_units(model: nn.Module, layer: Layer, added: int, made: float, read: flo
 def copy_units(model: nn.Module, layer: Layer, added: int) -> None:
     """Add units that read what existing ones read, chosen at random, and that nothing reads yet.
 
-    The model computes what it did, and the new units learn as fast as its own: units drawn as for a new model are far
-    smaller than those of a trained one, so that a few hundred updates hardly change what they add.
+    The model computes what it did. Units drawn as for a new model are far smaller than those of a trained one: in
+    SmolLM2-135M their activations had a norm of 0.05, those of the model's own units 23.
     """
     units = list(expand(model, layer, added, "silent"))
     chosen = torch.randint(units[0], (added,))

@@ -2,11 +2,12 @@
 
 import argparse
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from gradroute.comparison.runs import KEYS, distinct, find_runs, read_run
 from gradroute.errors import UserError
+from gradroute.records.metrics import RELEARNED
 from gradroute.reporting.intervals import shown
 
 Run = tuple[str, int]  # experiment and seed
@@ -32,6 +33,11 @@ def collected(places: Sequence[str], metrics: Sequence[str]) -> dict[Run, Values
                 (row["head"], row["region"], row["group"], row["metric"]): row["value"] for row in rows
             }
     return dict(found)
+
+
+def last_relearned(heads: Iterable[str]) -> str:
+    """Return the head of the model that was relearned from the most documents."""
+    return max((head for head in heads if head.startswith(RELEARNED)), key=lambda head: int(head.split("_")[-1]))
 
 
 def write(file: Path, runs: Mapping[Run, Values]) -> None:

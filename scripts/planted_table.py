@@ -7,9 +7,8 @@ usage: python scripts/planted_table.py RUNS… [--csv FILE]
 
 from functools import partial
 
-from final_values import Values, print_table
+from final_values import Values, last_relearned, print_table
 
-from gradroute.records.metrics import RELEARNED
 from gradroute.running.exit_status import guarded
 
 METHODS = {  # by experiment: the name in the table, and whether an adapter is left out
@@ -28,7 +27,7 @@ GROUP = "retain"  # the ordinary stories; with a random direction, all that are 
 
 def row(values: Values, left_out: bool) -> list[float]:
     """Return a run's numbers in the order of `COLUMNS`: shares of prompts, and nats per token of ordinary stories."""
-    again = max((head for head, *_ in values if head.startswith(RELEARNED)), key=lambda head: int(head.split("_")[-1]))
+    again = last_relearned(head for head, *_ in values)
     stages = (("model", "all"), ("model_ablated", "forget") if left_out else ("model", "all"), (again, "all"))
     rates = [values[head, region, "all", "rate_triggered"] for head, region in stages]
     losses = [values[head, region, GROUP, "cross_entropy"] for head, region in stages]

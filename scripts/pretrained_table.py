@@ -10,10 +10,9 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from final_values import Values, collected, write
+from final_values import Values, collected, last_relearned, write
 
 from gradroute.errors import UserError
-from gradroute.records.metrics import RELEARNED
 from gradroute.reporting.intervals import shown
 from gradroute.reporting.language_tables import STAGES
 from gradroute.running.exit_status import guarded
@@ -31,7 +30,7 @@ def losses(values: Values) -> list[float]:
     """Return a run's losses in the order of `COLUMNS`; `unlearned` is after the last step before relearning."""
     found = {(head, group): value for (head, _, group, metric), value in values.items() if metric == METRIC}
     end = [head for head in STAGES if (head, "forget") in found][-1]
-    again = max((head for head, _ in found if head.startswith(RELEARNED)), key=lambda head: int(head.split("_")[-1]))
+    again = last_relearned(head for head, _ in found)
     return [found[head, group] for group in ("forget", "retain") for head in ("model", end, again)]
 
 

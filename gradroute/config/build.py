@@ -17,14 +17,12 @@ from gradroute.config.auto import expand_auto
 from gradroute.config.components import complete, steps_of
 from gradroute.config.doors import TARGET
 from gradroute.config.legacy import migrated
+from gradroute.config.overrides import NAMED
 from gradroute.config.schema import Config
 from gradroute.config.split import expand_split
 from gradroute.config.targets import locate
 from gradroute.config.validation import check, check_values
 from gradroute.errors import UserError, unknown
-
-# mappings with names chosen by the user, in which null removes an inherited entry
-NAMED = ("routing.groups", "routing.regions", "routing.routes", "routing.label_noise", "losses.l1", "losses.groups")
 
 
 def from_mapping(mapping: DictConfig | Mapping[str, Any]) -> Config:
@@ -87,10 +85,13 @@ def _with_one_preset(source: DictConfig) -> DictConfig:
 
 
 def _without_nulls(source: DictConfig) -> DictConfig:
-    """Drop the null entries of `NAMED` mappings, which removes inherited entries, in place; return the source."""
+    """Drop null entries of `NAMED` mappings, and those that are null, which removes what is inherited; return it."""
     with open_dict(source):
         for key in NAMED:
             named = OmegaConf.select(source, key, default=None)
+            section, _, name = key.partition(".")
+            if named is None and isinstance(source.get(section), DictConfig):
+                source[section].pop(name, None)
             routes = list(named.values()) if key == "routing.routes" and isinstance(named, DictConfig) else []
             for mapping in [named, *routes]:
                 for name in list(mapping) if isinstance(mapping, DictConfig) else []:

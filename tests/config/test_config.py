@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from gradroute.config import compose
-from gradroute.config.build import from_mapping
+from gradroute.config.build import _typed, from_mapping
 from gradroute.config.components import SECTIONS, STEPS
 from gradroute.config.compose import conf_dir, configuration
 from gradroute.config.doors import DOORS, TARGET
@@ -433,3 +433,24 @@ def test_a_quoted_folder_with_spaces_is_one_value() -> None:
     for quoted in ("output_dir=dir with spaces", "output_dir='dir with spaces'", 'output_dir="dir with spaces"'):
         assert composed(quoted).output_dir == "dir with spaces"
     assert composed('output_dir="dir (1)"').output_dir == "dir (1)"
+
+
+@pytest.mark.parametrize("emptied", ["losses.l1={}", "losses.l1={ }", "losses.l1=null", "losses.l1.original=null"])
+def test_an_empty_mapping_and_null_leave_out_what_is_inherited(emptied: str) -> None:
+    l1 = configuration(["experiment=stories_era", emptied]).losses.l1
+    assert l1 == ({"added": 0.0001} if "original" in emptied else {})
+
+
+@pytest.mark.parametrize(
+    "name", ["routing.groups", "routing.regions", "routing.routes", "routing.label_noise", "losses.groups"]
+)
+def test_every_mapping_of_names_can_be_emptied(name: str) -> None:
+    section, _, key = name.partition(".")
+    config = _typed(compose.composed(["experiment=stories_era", f"{name}={{}}"]))
+    assert getattr(getattr(config, section), key) == {}
+
+
+def test_what_is_added_to_an_emptied_mapping_stands_alone() -> None:
+    assert configuration(["experiment=stories_era", "losses.l1={}", "losses.l1.original=0.1"]).losses.l1 == {
+        "original": 0.1
+    }

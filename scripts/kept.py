@@ -43,12 +43,8 @@ class Kept:
         """Return the error for a table of runs of which the file has none."""
         return UserError(f"--results {self.file}: has no run with these overrides; leave out --table to make them")
 
-    def add(self, key: Key, numbers: Mapping[str, float]) -> None:
-        """Keep the numbers of one run."""
-        self.add_all({key: numbers})
-
-    def add_all(self, rows: Mapping[Key, Mapping[str, float]]) -> None:
-        """Keep several rows, which are written together: a study that is killed has all of them or none."""
+    def add(self, rows: Mapping[Key, Mapping[str, float]]) -> None:
+        """Keep rows, which are written together: a study that is killed has all of them or none."""
         self.found |= {key: {name: round(own[name], 5) for name in self.measured} for key, own in rows.items()}
         if self.file is None:
             return

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from kept import Kept
+from kept import Kept, Key, Numbers
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from study_runs import made
+from study_runs import Planned, make_and_keep
 
 from gradroute.data.environments.exact import ceilings
 from gradroute.data.environments.grid import moved
@@ -98,15 +98,14 @@ def curves(kept: Kept, overrides: str) -> dict[Plan, Curve]:
     return found
 
 
-def make(plans: Sequence[Plan], kept: Kept, more: Sequence[str], out: Path, jobs: int) -> None:
-    """Make runs, and keep the numbers of each."""
-    runs = made([plan.given(more, out) for plan in plans], jobs)
-    for plan, outcome in zip(plans, runs, strict=True):
-        if isinstance(outcome, Path):
-            own = (plan.arm, f"{plan.share:g}", str(plan.seed), " ".join(more))
-            kept.add_all({(*own, str(step)): numbers for step, numbers in measured(outcome).items()})
-        else:
-            print(f"{plan.arm}, p = {plan.share:g}, seed {plan.seed}: {outcome}")
+def planned(plan: Plan, more: Sequence[str], out: Path) -> Planned:
+    """Return a run to make; its rows are its updates."""
+    own = (plan.arm, f"{plan.share:g}", str(plan.seed), " ".join(more))
+
+    def rows(run: Path) -> dict[Key, Numbers]:
+        return {(*own, str(step)): numbers for step, numbers in measured(run).items()}
+
+    return Planned(f"{plan.arm}, p = {plan.share:g}, seed {plan.seed}", plan.given(more, out), rows)
 
 
 def values(runs: Mapping[Plan, Curve], arm: str, policy: str, share: float) -> list[float]:
@@ -203,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plans = [Plan(arm, share, seed) for seed, share, arm in product(range(a.seeds), a.shares, a.arms)]
     if not a.table:
         there = curves(kept, " ".join(more))
-        make([plan for plan in plans if plan not in there], kept, more, a.out, a.jobs)
+        make_and_keep([planned(plan, more, a.out) for plan in plans if plan not in there], kept, a.jobs)
     runs = curves(kept, " ".join(more))
     if not runs:
         raise kept.nothing()

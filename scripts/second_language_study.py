@@ -21,9 +21,9 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
-from kept import Kept
+from kept import Kept, Key, Numbers
 from matplotlib import pyplot as plt
-from study_runs import losses, made
+from study_runs import Planned, losses, make_and_keep, parsed
 
 from gradroute.config.compose import configuration
 from gradroute.reporting.intervals import interval, shown
@@ -117,6 +117,15 @@ def ends(run: Path) -> Ends:
     return {"forget": found[head, "forget"], "retain": found[head, "retain"], "relearned": found[RELEARNED, "forget"]}
 
 
+def planned(run: Plan, key: Key) -> Planned:
+    """Return a run to make, whose row has this key."""
+
+    def rows(folder: Path) -> dict[Key, Numbers]:
+        return {key: ends(folder)}
+
+    return Planned(f"{run.method}, {run.fraction:.0%}, {run.varied}, seed {run.seed}", list(run.given), rows)
+
+
 def forget_tokens(given: Sequence[str]) -> int:
     """Return the number of forget tokens among the training documents."""
     task = LanguageModelling(configuration([*given, "trainer.device=cpu"]))
@@ -206,24 +215,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS, help="labelled fractions")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--preset", default="fast", help="trainer= of every run (default fast)")
-    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
-    parser.add_argument("--results", type=Path, help="a CSV file of numbers; runs whose numbers it has are not made")
-    parser.add_argument("--table", action="store_true", help="make no runs; the table has the numbers of --results")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves over labelled fractions")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
-    a = parser.parse_intermixed_args(arguments)
-    if a.table and a.results is None:
-        parser.error("--table: needs --results FILE.csv, whose numbers it shows")
+    a = parsed(parser, arguments)
     more = [f"trainer={a.preset}", "output_dir=outputs/second_language_study", *a.overrides]
     plans = [run for seed in range(a.seeds) for run in PARTS[a.part](seed, a.fractions, more)]
     kept, asked = Kept(a.results, VARIED, KEYS), " ".join([f"trainer={a.preset}", *a.overrides])
     keys = {run: (run.method, run.varied, f"{run.fraction:g}", str(run.seed), asked) for run in plans}
-    missing = [run for run in plans if keys[run] not in kept.found and not a.table]
-    for run, outcome in zip(missing, made([list(run.given) for run in missing], a.jobs), strict=True):
-        if isinstance(outcome, Path):
-            kept.add(keys[run], ends(outcome))
-        else:
-            print(f"{run.method}, {run.fraction:.0%}, {run.varied}, seed {run.seed}: {outcome}")
+    if not a.table:
+        make_and_keep([planned(run, key) for run, key in keys.items() if key not in kept.found], kept, a.jobs)
     found = {run: kept.found[key] for run, key in keys.items() if key in kept.found}
     if a.table and not found:
         raise kept.nothing()

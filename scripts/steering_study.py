@@ -27,8 +27,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kept import Kept, Numbers
-from study_runs import made
+from kept import Kept, Key, Numbers
+from study_runs import Planned, make_and_keep, parsed
 
 from gradroute.config.overrides import literal
 from gradroute.records.metrics import final_rows
@@ -125,25 +125,29 @@ def measured(a: argparse.Namespace) -> dict[str, dict[str, list[Values]]]:
     """Return the values by family and condition of all seeds that have every condition; make what is not kept."""
     kept, asked = Kept(a.results, VARIED, tuple(METRICS)), " ".join(a.overrides)
 
-    def keys(plan: tuple[str, int, str]) -> dict[tuple[str, float], tuple[str, ...]]:
-        family, seed, condition = plan
+    def keys(family: str, seed: int, condition: str) -> dict[tuple[str, float], Key]:
         places = [(head, level) for head in HEADS for level in LEVELS]
         return {(head, kl): (family, condition, str(seed), head, f"{kl:g}", asked) for head, kl in places}
 
+    def planned(family: str, seed: int, name: str) -> Planned:
+        own = keys(family, seed, name)
+        given = [*overrides(family, name, seed, a.files), *a.overrides]
+
+        def rows(run: Path) -> dict[Key, Numbers]:
+            values = read(run)
+            return {key: values[place] for place, key in own.items()}
+
+        return Planned(f"{family}, {name}, seed {seed}", given, rows)
+
     families = a.family or list(FAMILIES)
-    plans = [(family, seed, name) for family in families for seed in range(a.seeds) for name in CONDITIONS]
-    missing = [plan for plan in plans if not a.table and not kept.found.keys() >= set(keys(plan).values())]
-    runs = [[*overrides(family, name, seed, a.files), *a.overrides] for family, seed, name in missing]
-    for plan, outcome in zip(missing, made(runs, a.jobs), strict=True):
-        if isinstance(outcome, Path):
-            values = read(outcome)
-            kept.add_all({key: values[place] for place, key in keys(plan).items()})
-        else:
-            print(f"{', '.join(map(str, plan))}: {outcome}")
+    if not a.table:
+        wanted = [(family, seed, name) for family in families for seed in range(a.seeds) for name in CONDITIONS]
+        missing = [planned(*one) for one in wanted if not kept.found.keys() >= set(keys(*one).values())]
+        make_and_keep(missing, kept, a.jobs)
     found: dict[str, dict[str, list[Values]]] = {family: {name: [] for name in CONDITIONS} for family in families}
     for family in families:
         for seed in range(a.seeds):
-            places = {name: keys((family, seed, name)) for name in CONDITIONS}
+            places = {name: keys(family, seed, name) for name in CONDITIONS}
             if all(key in kept.found for own in places.values() for key in own.values()):
                 for name, of in places.items():
                     found[family][name].append({place: kept.found[key] for place, key in of.items()})
@@ -177,14 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("files", help="a file or folder of stories, as dataset.files takes it")
     parser.add_argument("--family", action="append", choices=list(FAMILIES), help="repeatable; all if not given")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds, from 0 on (default %(default)s)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (default %(default)s)")
-    parser.add_argument("--results", type=Path, help="a CSV file of numbers; runs whose numbers it has are not made")
-    parser.add_argument("--table", action="store_true", help="make no runs; the tables have the numbers of --results")
-    parser.add_argument("overrides", nargs="*", help="overrides of every run, such as output_dir=outputs/steering")
-    a = parser.parse_intermixed_args(arguments)  # overrides may follow options
-    if a.table and a.results is None:
-        parser.error("--table: needs --results FILE.csv, whose numbers it shows")
-    print_tables(measured(a))
+    print_tables(measured(parsed(parser, arguments, jobs=1)))
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def main() -> None:
             first = kept.found.get((name, "0"))
             if (name, str(seed)) in kept.found or (seed and first and not promising(first["low"], first["high"])):
                 continue
-            kept.add((name, str(seed)), errors(name, seed, a.overrides))
+            kept.add({(name, str(seed)): errors(name, seed, a.overrides)})
     Console(width=140).print(shown(kept.found, costs(a.rounds)))
 
 

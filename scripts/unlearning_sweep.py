@@ -28,8 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kept import Kept, Numbers
-from study_runs import losses, made
+import study_runs
+from kept import Kept, Key, Numbers
+from study_runs import Planned, losses, make_and_keep
 
 from gradroute.config.limits import one_of
 from gradroute.config.overrides import literal
@@ -184,17 +185,11 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=15, choices=range(1, most + 1), metavar=f"1…{most}")
     parser.add_argument("--seeds", type=int, default=3, help="fresh seeds that make the choice again (default 3)")
     parser.add_argument("--preset", default="fast", help="trainer= of every run (default fast)")
-    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--only", default=",".join(SPACES), help="methods (default: %(default)s)")
-    parser.add_argument("--results", type=Path, help="a CSV file of numbers; runs whose numbers it has are not made")
-    parser.add_argument("--table", action="store_true", help="make no runs; the tables have the numbers of --results")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
-    found = parser.parse_intermixed_args(arguments)
+    found = study_runs.parsed(parser, arguments)
     found.only = found.only.split(",")
     for method in found.only:
         one_of("--only", method, tuple(SPACES))
-    if found.table and found.results is None:
-        parser.error("--table: needs --results FILE.csv, whose numbers it shows")
     return found
 
 
@@ -209,14 +204,19 @@ class Study:
     def numbers(self, runs: Sequence[Run]) -> list[Numbers | None]:
         """Return each run's numbers; None for one that failed or, if only the tables are asked for, is missing."""
         keys = [(run.method, said(run.setting), run.split, str(run.seed), self.asked) for run in runs]
-        missing = [pair for pair in zip(runs, keys, strict=True) if pair[1] not in self.kept.found and not self.table]
-        given = [overrides(run, self.more) for run, _ in missing]
-        for (run, key), outcome in zip(missing, made(given, self.jobs), strict=True):
-            if isinstance(outcome, Path):
-                self.kept.add(key, ends(run, outcome))
-            else:
-                print(f"{run.method}, {said(run.setting)}, seed {run.seed}: {outcome}")
+        if not self.table:
+            plans = [self.planned(run, key) for run, key in zip(runs, keys, strict=True) if key not in self.kept.found]
+            make_and_keep(plans, self.kept, self.jobs)
         return [self.kept.found.get(key) for key in keys]
+
+    def planned(self, run: Run, key: Key) -> Planned:
+        """Return a run to make, whose row has this key."""
+
+        def rows(folder: Path) -> dict[Key, Numbers]:
+            return {key: ends(run, folder)}
+
+        said_of = f"{run.method}, {said(run.setting)}, seed {run.seed}"
+        return Planned(said_of, overrides(run, self.more), rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,11 +24,15 @@ def add_units(model: nn.Module, layer: Layer, added: int, made: float, read: flo
 
 
 @torch.no_grad()
-def copy_units(model: nn.Module, layer: Layer, added: int) -> None:
+def copy_units(model: nn.Module, layer: Layer, added: int, scale: float = 1.0) -> None:
     """Add units that read what existing ones read, chosen at random, and that nothing reads yet.
 
     The model computes what it did. Units drawn as for a new model are far smaller than those of a trained one: in
     SmolLM2-135M their activations had a norm of 0.05, those of the model's own units 23.
+
+    scale: factor of their activations, by the inputs of the last producer: in a gated MLP the one without the
+        nonlinearity. Adam moves every weight by about the learning rate, so what the units add to the residual stream
+        grows by this factor in as many updates, like the `alpha` of LoRA (arXiv 2106.09685).
     """
     units = list(expand(model, layer, added, "silent"))
     chosen = torch.randint(units[0], (added,))
@@ -36,4 +40,4 @@ def copy_units(model: nn.Module, layer: Layer, added: int) -> None:
         producer: Any = model.get_submodule(name)
         for tensor in (producer.weight, producer.bias):
             if tensor is not None:
-                tensor[units] = tensor[chosen]
+                tensor[units] = tensor[chosen] * (scale if name == layer.producers[-1] else 1.0)

@@ -39,6 +39,7 @@ class HuggingFace(ModelPlan):
         untrained: use its architecture with random weights, drawn by the run's seed.
         expand: layers whose MLPs get `added` units more (GR section 4.2.2), see `copy_units`; they must be made of
             `torch.nn.Linear`.
+        added_scale: factor of the added units' activations before training; see `copy_units`.
     """
 
     task = "language"
@@ -47,9 +48,12 @@ class HuggingFace(ModelPlan):
     def __init__(
         self, pretrained: Annotated[str, Text("the name of a model on the hub, a local folder or a GGUF file")],
         untrained: bool = False, expand: Sequence[Annotated[int, Between(0, WIDTH)]] = (),
-        added: Annotated[int, Between(0, WIDTH)] = 0,
+        added: Annotated[int, Between(0, WIDTH)] = 0, added_scale: Annotated[float, Between(1e-3, 1e3)] = 1.0,
     ) -> None:  # fmt: skip
         self.source, self.untrained, self.expand, self.added = pretrained, untrained, list(expand), added
+        self.added_scale = added_scale
+        plain = added_scale == 1 or bool(expand and not untrained)
+        require(plain, "model.added_scale", added_scale, "1.0, unless units are added to a pretrained model")
         require(bool(expand) == bool(added), "model.added", added, "more than 0 if, and only if, model.expand names "
                 "layers")  # fmt: skip
         self.config: Any = None
@@ -162,7 +166,7 @@ class HuggingFace(ModelPlan):
         for number in self.expand:
             layer = Layer(*model.mlp_layers(number))
             if trained:
-                copy_units(model, layer, self.added)
+                copy_units(model, layer, self.added, self.added_scale)
             else:
                 add_units(model, layer, self.added, deviation, deviation)
             model.added[number] = self.added

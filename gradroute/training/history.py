@@ -79,13 +79,18 @@ class EpochTerms:
         }
 
     def means(self) -> list[dict[Term, float]]:
-        """Return the mean of each task's terms over the updates that had them; waits for the device."""
+        """Return the mean of each task's terms over the updates that had them; waits for the device.
+
+        A group without a data point in an update has no loss there, which is given as 0: such updates are left out.
+        """
         found: list[dict[Term, list[float]]] = [{} for _ in range(self._numbers.shape[2])]
         for update in range(len(self)):
             for own, values in zip(self.by_task(update), found, strict=True):
                 for term, value in own.items():
-                    values.setdefault(term, []).append(value)
-        return [{term: sum(values) / len(values) for term, values in own.items()} for own in found]
+                    there = values.setdefault(term, [])
+                    if value != 0 or term.group == "all":
+                        there.append(value)
+        return [{term: sum(values) / max(1, len(values)) for term, values in own.items()} for own in found]
 
     def state(self, task: int) -> dict[str, Any]:
         """Return one task's part, for a checkpoint."""

@@ -154,6 +154,22 @@ def test_an_expanded_model_begins_as_the_pretrained_one(models: Path, tmp_path: 
     torch.testing.assert_close(task.model(tokens), plain(tokens).logits)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
+def test_the_scale_is_that_of_the_added_units_activations(kind: str, models: Path, tmp_path: Path) -> None:
+    """Of the part that is not gated; the model still computes what it did."""
+    one, scaled = (
+        LanguageModelling(config(tmp_path, models / kind, f"model.added_scale={scale}")).model for scale in (1, 10)
+    )
+    tokens = torch.arange(12).reshape(2, 6)
+    torch.testing.assert_close(scaled(tokens), one(tokens))
+    names = [name for name, tensor in one.state_dict().items() if not torch.equal(scaled.state_dict()[name], tensor)]
+    last = {"llama": "up_proj.weight", "gpt_neox": "dense_h_to_4h"}[kind]
+    assert names and all(last in name for name in names)
+    for name in names:
+        before, after = one.state_dict()[name], scaled.state_dict()[name]
+        assert torch.equal(after, torch.cat([before[:-ADDED], 10 * before[-ADDED:]]))
+
+
 def test_an_untrained_model_is_expanded_like_a_new_one(models: Path, tmp_path: Path) -> None:
     task = LanguageModelling(config(tmp_path, models / "llama", "model.untrained=true"))
     for name in ("up", "down"):
@@ -232,6 +248,8 @@ MISTAKES = [
     ("gpt_neox", ["dataset.vocabulary=99"], "dataset.vocabulary=99: the tokenizer pretrained has its own"),
     ("gpt_neox", ["model.expand=[0,2]"], "layer 2 is out of range; layers go from 0 to 1"),
     ("gpt_neox", ["model.added=0"], "model.added=0: must be more than 0 if, and only if"),
+    ("gpt_neox", ["model.added_scale=2", "model.untrained=true"], "model.added_scale=2.0: must be 1.0, unless units"),
+    ("gpt_neox", ["model.added_scale=0"], "model.added_scale=0.0: must be from 0.001"),
     ("gpt_neox", ["routing.regions.added.units='24:40'"], "units go from 0 to 31"),
     ("gpt_neox", ["model.pretrained=''"], "model.pretrained='': must be the name of a model"),
     ("gpt_neox", ["model.pretrained=/no/where"], "model.pretrained=/no/where: no such folder"),

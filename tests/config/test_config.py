@@ -51,6 +51,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         "images": ["dataset.root=x"],
         "text": ["dataset.files=x"],
         "hf": ["model.pretrained=x", "dataset.tokenizer=pretrained"],
+        "forget_words_alone": ["ablation.region=added"],
         "secrets_added": ["ablation.region=added"],
         "words_reserved": ["ablation.region=added", "model=transformer_reserved"],
     }

@@ -5,7 +5,7 @@
 # comes from a Python package into a virtual environment of the script's own, ENV. TEXTS is a file or a folder of .txt,
 # .jsonl or .parquet; FAMILY=second_language unlearns an invented language in them instead of the stories about forests.
 # Further arguments are overrides of every run. The same command resumes interrupted runs.
-# usage: SEEDS=3 FAMILY=stories_era ENV=~/.cache/gradroute/pretrained scripts/pretrained_era.sh TEXTS [trainer=smoke …]
+# usage: SEEDS=3 FAMILY=stories_era METHODS="era control" ENV=FOLDER scripts/pretrained_era.sh TEXTS [trainer=smoke …]
 set -euo pipefail
 texts=${1:?give a file or a folder of texts}
 shift
@@ -31,8 +31,12 @@ run() { # METHOD NAME [OVERRIDE …]
 }
 tuned=('finetune.documents=[8]' finetune.every=3)
 [ "$family" = stories_era ] && era=stories_era || era=second_language/era
-run "$era" routing=forget_words_alone "${expanded[@]}" "${tuned[@]}" "$@"
-run "$family/control" "${expanded[@]}" "${tuned[@]}" "$@"
-run "$family/filtering" "$@"
-run "$family/rmu" 'unlearn.layers=[5,6,7]' unlearn.norm=null unlearn.norm_factor=3 unlearn.retain=32 "$@"
+for method in ${METHODS:-era control filtering rmu}; do
+    case $method in
+    era) run "$era" routing=forget_words_alone "${expanded[@]}" "${tuned[@]}" "$@" ;;
+    control) run "$family/control" "${expanded[@]}" "${tuned[@]}" "$@" ;;
+    rmu) run "$family/rmu" 'unlearn.layers=[5,6,7]' unlearn.norm=null unlearn.norm_factor=3 unlearn.retain=32 "$@" ;;
+    *) run "$family/$method" "$@" ;;
+    esac
+done
 "$env/bin/python" "$root/scripts/pretrained_table.py" outputs/pretrained --csv outputs/pretrained/numbers.csv

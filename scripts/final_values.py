@@ -2,13 +2,14 @@
 
 import argparse
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from gradroute.comparison.runs import KEYS, distinct, find_runs, read_run
 from gradroute.errors import UserError
 from gradroute.records.metrics import RELEARNED
 from gradroute.reporting.intervals import shown
+from gradroute.reporting.language_tables import STAGES
 
 Run = tuple[str, int]  # experiment and seed
 Values = Mapping[tuple[str, str, str, str], float]  # by head, region, group and metric
@@ -33,6 +34,11 @@ def collected(places: Sequence[str], metrics: Sequence[str]) -> dict[Run, Values
                 (row["head"], row["region"], row["group"], row["metric"]): row["value"] for row in rows
             }
     return dict(found)
+
+
+def unlearned(heads: Container[str]) -> str:
+    """Return the head of the last step before relearning."""
+    return [head for head in STAGES if head in heads][-1]
 
 
 def last_relearned(heads: Iterable[str]) -> str:

@@ -10,11 +10,10 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from final_values import Values, collected, last_relearned, write
+from final_values import Values, collected, last_relearned, unlearned, write
 
 from gradroute.errors import UserError
 from gradroute.reporting.intervals import shown
-from gradroute.reporting.language_tables import STAGES
 from gradroute.running.exit_status import guarded
 
 METHODS = {  # by the end of the experiment's name, in the order of the table
@@ -29,8 +28,8 @@ COLUMNS = (
 def losses(values: Values) -> list[float]:
     """Return a run's losses in the order of `COLUMNS`; `unlearned` is after the last step before relearning."""
     found = {(head, group): value for (head, _, group, metric), value in values.items() if metric == METRIC}
-    end = [head for head in STAGES if (head, "forget") in found][-1]
-    again = last_relearned(head for head, _ in found)
+    heads = {head for head, _ in found}
+    end, again = unlearned(heads), last_relearned(heads)
     return [found[head, group] for group in ("forget", "retain") for head in ("model", end, again)]
 
 

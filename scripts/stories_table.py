@@ -15,9 +15,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from final_values import unlearned
+
 from gradroute.comparison.runs import Read, find_runs, read_run
 from gradroute.reporting.intervals import interval, shown
-from gradroute.reporting.language_tables import STAGES
 from gradroute.running.exit_status import guarded
 
 FRACTION = "routing.labelled_fraction"
@@ -40,8 +41,8 @@ def loss_of(read: Read, metric: str = "cross_entropy") -> Loss:
     found = {(r["head"], r["group"]): r["value"] for r in read.rows if r["metric"] == metric}
     if read.settings["name"].startswith("slow_"):
         return {("slow", group): value for (head, group), value in found.items() if head == "model_relearned_64"}
-    heads = [head for head in STAGES if (head, "forget") in found]
-    return found | {("end", group): found[heads[-1], group] for group in ("forget", "retain")}
+    end = unlearned({head for head, _ in found})
+    return found | {("end", group): found[end, group] for group in ("forget", "retain")}
 
 
 def by_method(reads: Sequence[Read]) -> dict[tuple[str, float], dict[int, Loss]]:

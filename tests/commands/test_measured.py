@@ -31,6 +31,15 @@ def test_the_table_of_tuned_baselines_is_that_of_its_numbers(capsys: pytest.Capt
     in_results(capsys.readouterr().out.strip().partition("\n\n")[0])
 
 
+def test_the_tables_of_steering_are_those_of_their_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = str(MEASURED / "steering.csv")
+    script("steering_study").main(["STORIES.txt", "--family", "family", "--table", "--results", numbers])
+    paired, each = capsys.readouterr().out.strip().split("\n\n")
+    in_results(paired)
+    head, strongest = each.splitlines()[:2], [line for line in each.splitlines() if line.startswith("| family | 0.3 |")]
+    in_results("\n".join([*head, *strongest]))
+
+
 def in_results(table: str) -> None:
     """Require every line of a table to stand in the results."""
     results = (MEASURED / "README.md").read_text().splitlines()

@@ -7,7 +7,10 @@ import pytest
 from scripted import script
 
 MEASURED = Path(__file__).parents[2] / "outputs" / "measured"
-TABLES = {"planted_table": "planted_behaviour", "profiles_table": "profiles", "rewards_table": "rewards"}
+TABLES = {
+    "planted_table": "planted_behaviour", "pretrained_table": "pretrained_era", "profiles_table": "profiles",
+    "rewards_table": "rewards",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "numbers"), TABLES.items())

@@ -21,7 +21,7 @@ case " $* " in *" trainer=smoke "*)
     data+=(dataset.stories=48 dataset.test_stories=24)
     size+=(trainer.tune_steps=2 'relearn.documents=[4]' trainer.unlearn_steps=2) ;;
 esac
-# 64 units in each of the 30 layers; the penalty of a new model's activations would be the largest term of the loss
+# 64 units in each of the 30 layers; the penalty on activations would add a nat to the loss, and shrink the model's own units
 expanded=("model.expand=[$(seq -s, 0 29)]" model.added=64 model.added_scale=10 losses.l1={})
 run() { # METHOD NAME [OVERRIDE …]
     local method=$1

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
-from kept import Kept, Key, Numbers
+from kept import Kept, Key
 from matplotlib import pyplot as plt
 from study_runs import Planned, losses, make_and_keep, parsed
 
@@ -119,11 +119,8 @@ def ends(run: Path) -> Ends:
 
 def planned(run: Plan, key: Key) -> Planned:
     """Return a run to make, whose row has this key."""
-
-    def rows(folder: Path) -> dict[Key, Numbers]:
-        return {key: ends(folder)}
-
-    return Planned(f"{run.method}, {run.fraction:.0%}, {run.varied}, seed {run.seed}", list(run.given), rows)
+    said = f"{run.method}, {run.fraction:.0%}, {run.varied}, seed {run.seed}"
+    return Planned(said, list(run.given), lambda folder: {key: ends(folder)})
 
 
 def forget_tokens(given: Sequence[str]) -> int:

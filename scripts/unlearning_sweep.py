@@ -211,12 +211,8 @@ class Study:
 
     def planned(self, run: Run, key: Key) -> Planned:
         """Return a run to make, whose row has this key."""
-
-        def rows(folder: Path) -> dict[Key, Numbers]:
-            return {key: ends(run, folder)}
-
-        said_of = f"{run.method}, {said(run.setting)}, seed {run.seed}"
-        return Planned(said_of, overrides(run, self.more), rows)
+        name = f"{run.method}, {said(run.setting)}, seed {run.seed}"
+        return Planned(name, overrides(run, self.more), lambda folder: {key: ends(run, folder)})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -27,6 +27,7 @@ OPEN = (
 )  # fmt: skip
 # mappings with names chosen by the user, in which null removes an inherited entry
 NAMED = ("routing.groups", "routing.regions", "routing.routes", "routing.label_noise", "losses.l1", "losses.groups")
+EMPTY = re.compile(r"(^|,)\s*\{\s*\}\s*(?=,|$)")  # alone or in a sweep; Hydra would merge it, which changes nothing
 UNSAID = (  # keys that the files state only where they are used
     *SECTIONS, "audits", "privacy", "completions", "losses.groups", "losses.error", "losses.penalties",
     "routing.left_out", "routing.unlabelled", "routing.compensate", "routing.compensate_limit", "routing.auto",
@@ -109,8 +110,8 @@ def _opened(override: str) -> str:
         return override
     if (found := GROUP.fullmatch(key)) and found[2] is None and (rule := _whole_rule(override)) is not None:
         return rule
-    if key in NAMED and value.replace(" ", "") == "{}":  # Hydra would merge it, which changes nothing
-        return _opened(f"{key}=null")
+    if key in NAMED:
+        return f"++{key}=" + EMPTY.sub(r"\1null", value)
     mapping = value.lstrip()[:1] == "{" and key != "presets"  # of which one that is misspelt would be ignored
     return f"++{override}" if mapping or key in UNSAID or key.startswith(OPEN) else override
 

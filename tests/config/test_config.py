@@ -455,3 +455,11 @@ def test_what_is_added_to_an_emptied_mapping_stands_alone() -> None:
     assert configuration(["experiment=stories_era", "losses.l1={}", "losses.l1.original=0.1"]).losses.l1 == {
         "original": 0.1
     }
+
+
+def test_an_empty_mapping_of_a_sweep_is_empty_too() -> None:
+    (swept,) = prepared(["losses.l1={original:0.1},{ },{}"])
+    assert swept == "++losses.l1={original:0.1},null,null"
+    assert prepared(["routing.routes={forget:{},retain:{added:1}}"]) == [
+        "++routing.routes={forget:{},retain:{added:1}}"
+    ]

@@ -13,7 +13,7 @@ from gradroute.tasks.evaluation import Head
 from gradroute.tasks.probe import Probe
 from gradroute.training.devices import computing
 from gradroute.training.ledger import Ledger
-from gradroute.training.objectives import Batch, Term
+from gradroute.training.objectives import UNLABELLED, Batch, Term
 from gradroute.training.private import Noise, Spent, privacy_of, spent, try_privacy
 from gradroute.training.training import Training
 
@@ -90,6 +90,8 @@ def training_of(run: RunState, ledger: Ledger, cost: Spent | None) -> Training:
             if step % ledger.window == 0:
                 run.link()
             objective.monitor = ledger.begin(step, task.group_index(batch), known.numbers if known else None, rows)
+        if known:
+            objective.absent = known.absent(rows, [*task.names, UNLABELLED])
         if known and objective.asks_present:
             objective.present = frozenset(known.numbers[rows].unique().tolist())
         if known and task.parameter_router is not None:

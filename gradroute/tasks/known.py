@@ -1,5 +1,6 @@
 """What is known on the CPU of the training data's groups, so that no update has to ask the device."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -25,6 +26,10 @@ class Known:
         counted = torch.ones_like(self.numbers, dtype=torch.bool) if self._counted is None else self._counted.cpu()
         own = [(self.numbers % (self.groups + 1) == number) & counted for number in range(self.groups + 1)]
         return torch.stack([rows.flatten(1).any(1) if rows.dim() > 1 else rows for rows in own], 1)
+
+    def absent(self, rows: torch.Tensor, names: Sequence[str]) -> frozenset[str]:
+        """Return which of these names of the groups, the default one last, none of these rows has."""
+        return frozenset(name for name, here in zip(names, self.there[rows].any(0).tolist(), strict=True) if not here)
 
 
 class Routed:

@@ -155,14 +155,14 @@ class Fit:
             training.before_update(self.step, batch, rows)
         terms = self.made(data, self._kind())
         if self.device.type != "cpu":
-            self._seen.add(terms)
+            self._add(terms)
         self.update, self.step = self.update + 1, self.step + 1
 
     def _make(self, data: Sequence[Batch]) -> UpdateTerms:
         """Compute gradients and change the parameters; on a CPU, stop between them if a number is not finite."""
         terms = self.program.gradients(data)
         if self.device.type == "cpu":
-            self._seen.add(terms)
+            self._add(terms)
             self._check(self.update, data)
         self.program.update()
         return terms
@@ -171,6 +171,9 @@ class Fit:
         """Return what decides which operations the next update consists of; None if it cannot be captured."""
         kinds = [training.kind() for training in self.trainings]
         return None if None in kinds or distributed.share()[1] > 1 else tuple(kinds)
+
+    def _add(self, terms: UpdateTerms) -> None:
+        self._seen.add(terms, [training.objective.absent for training in self.trainings])
 
     def _record(self) -> EpochTerms:
         return EpochTerms(self.program.terms, self.updates, len(self.trainings), self.device, self.program.absent)

@@ -1,7 +1,7 @@
 """Buffer loss terms on the device, and copy them to the host once per epoch, or on request."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -37,14 +37,14 @@ class EpochTerms:
         self._place = {term: place for place, term in enumerate(self.terms)}
         self._numbers = torch.zeros(updates, len(self.terms), tasks, device=device)
         self._sound = torch.ones(updates, tasks, dtype=torch.bool, device=device)
-        self._given: list[tuple[Term, ...]] = []  # by update
+        self._had: list[list[tuple[Term, ...]]] = []  # by update and task
         self._rows: dict[tuple[Term, ...], torch.Tensor] = {}  # the places of terms, on the device
 
     def __len__(self) -> int:
-        return len(self._given)
+        return len(self._had)
 
-    def add(self, values: UpdateTerms) -> None:
-        """Add the terms of an update."""
+    def add(self, values: UpdateTerms, absent: Sequence[Collection[str]] | None = None) -> None:
+        """Add the terms of an update; `absent`: each task's groups without a data point there, which have no loss."""
         row = self._numbers[len(self)]
         if values.terms == self.terms:
             row.copy_(values.numbers)
@@ -54,15 +54,15 @@ class EpochTerms:
                 self._rows[values.terms] = torch.tensor(places, device=row.device)
             row.index_copy_(0, self._rows[values.terms], values.numbers.to(row.dtype))
         self._sound[len(self)] = values.sound
-        self._given.append(values.terms)
+        self._had.append([
+            tuple(t for t in values.terms if (t, task) not in self.absent and not (absent and t.group in absent[task]))
+            for task in range(self._numbers.shape[2])
+        ])  # fmt: skip
 
     def by_task(self, update: int) -> list[dict[Term, float]]:
         """Return each task's terms of an update; waits for the device."""
         tasks = self._numbers[update].T.tolist()
-        return [
-            {t: own[self._place[t]] for t in self._given[update] if (t, i) not in self.absent}
-            for i, own in enumerate(tasks)
-        ]
+        return [{t: own[self._place[t]] for t in had} for own, had in zip(tasks, self._had[update], strict=True)]
 
     def faults(self, update: int) -> dict[int, tuple[Term, float] | None]:
         """Return each faulty task's first term that is not finite, with its value, by task; waits for the device.
@@ -79,35 +79,29 @@ class EpochTerms:
         }
 
     def means(self) -> list[dict[Term, float]]:
-        """Return the mean of each task's terms over the updates that had them; waits for the device.
-
-        A group without a data point in an update has no loss there, which is given as 0: such updates are left out.
-        """
+        """Return the mean of each task's terms over the updates that had them; waits for the device."""
         found: list[dict[Term, list[float]]] = [{} for _ in range(self._numbers.shape[2])]
         for update in range(len(self)):
             for own, values in zip(self.by_task(update), found, strict=True):
                 for term, value in own.items():
-                    there = values.setdefault(term, [])
-                    if value != 0 or term.group == "all":
-                        there.append(value)
-        return [{term: sum(values) / max(1, len(values)) for term, values in own.items()} for own in found]
+                    values.setdefault(term, []).append(value)
+        return [{term: sum(values) / len(values) for term, values in own.items()} for own in found]
 
     def state(self, task: int) -> dict[str, Any]:
         """Return one task's part, for a checkpoint."""
         return {
             "terms": [astuple(term) for term in self.terms],
-            "given": [[self._place[t] for t in given if (t, task) not in self.absent] for given in self._given],
+            "given": [[self._place[t] for t in had[task]] for had in self._had],
             "numbers": self._numbers[: len(self), :, task].clone(),
         }
 
     def load(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Restore every task's `state`."""
         updates = len(states[0]["given"])
+        every = [[Term(*names) for names in state["terms"]] for state in states]
         for update in range(updates):
-            given: dict[Term, None] = {}
-            for task, state in enumerate(states):
-                terms = [Term(*names) for names in state["terms"]]
+            self._had.append([])
+            for task, (state, terms) in enumerate(zip(states, every, strict=True)):
+                self._had[-1].append(tuple(terms[place] for place in state["given"][update]))
                 for place in state["given"][update]:
-                    given[terms[place]] = None
                     self._numbers[update, self._place[terms[place]], task] = state["numbers"][update, place]
-            self._given.append(tuple(given))

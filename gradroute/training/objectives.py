@@ -50,7 +50,7 @@ class Objective(nn.Module):
     its model; `monitor`, if the next batch is to be measured; `program`, its compiled model; `programs`, what returns
     the compiled program of a loss; `present`, the numbers of the groups in the next batch, -1 for none, if that is
     known without asking the device; `there`, whether each of its rows has each group, the default one last,
-    `(batch, groups + 1)` bool on the CPU, if known.
+    `(batch, groups + 1)` bool on the CPU, if known; `absent`, the names of groups that are known not to be in it.
     """
 
     model: nn.Module
@@ -66,6 +66,7 @@ class Objective(nn.Module):
         self.programs: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]] | None = None
         self.present: frozenset[int] | None = None
         self.there: torch.Tensor | None = None
+        self.absent: frozenset[str] = frozenset()
         self._constants: dict[tuple[tuple[float, ...], torch.device], torch.Tensor] = {}
 
     def constant(self, numbers: Sequence[float | torch.Tensor], device: torch.device) -> torch.Tensor:

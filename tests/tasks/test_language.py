@@ -104,6 +104,35 @@ def test_a_group_whose_loss_has_weight_0_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_training_loss_of_a_group_is_the_mean_over_the_batches_that_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model stays as it is, so that the batches' losses can be computed again."""
+    still = ["trainer.batch_size=2", "trainer.lr=1e-12", "trainer.epochs=1", "trainer.precision=float32"]
+    steps = ["steps=[train,evaluate]", "finetune=null", "relearn=null", "losses.l1={}"]
+    own, batch, chosen = config(tmp_path, *still, *steps), LanguageModelling.batch, list[torch.Tensor]()
+
+    def noted(task: LanguageModelling, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        chosen.append(rows)
+        return batch(task, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModelling, "batch", noted)
+        (made,) = execute([own])
+    assert isinstance(made, Path), made
+    task, rows = LanguageModelling(own), [row for row in read_metrics(made) if row["split"] == "train"]
+    for number, name in enumerate(task.names):
+        losses = []
+        for tokens, targets, documents, groups, _ in (batch(task, two) for two in chosen):
+            mine = (groups == number) & (targets != IGNORED)
+            if mine.any():
+                with torch.no_grad():
+                    losses.append(torch.nn.functional.cross_entropy(task.model(tokens, documents)[mine], targets[mine]))
+        found = [row["value"] for row in rows if row["group"] == name]
+        assert found == [pytest.approx(float(sum(losses)) / len(losses), rel=1e-5)]
+        assert name != "forget" or 0 < len(losses) < len(chosen)
+
+
 def test_every_stage_is_measured_and_the_claims_hold(run: Path) -> None:
     rows = [row for row in read_metrics(run) if row["split"] == "test" and row["metric"] == "cross_entropy"]
     heads = {(row["head"], row["group"]) for row in rows}

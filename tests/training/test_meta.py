@@ -70,7 +70,7 @@ def updates(run: Run, training: Training) -> None:
     with on_meta([fit, task.parts, fit.program], host), checked_later(META):
         fit.device = META
         for _ in range(2):  # the norms of the second are measured
-            fit._seen._given.clear()  # there may be one update in an epoch
+            fit._seen._had.clear()  # there may be one update in an epoch
             fit._update([(rows, rows.to(META))])
 
 

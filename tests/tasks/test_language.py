@@ -103,7 +103,6 @@ def test_a_group_whose_loss_has_weight_0_does_not_count(tmp_path: Path) -> None:
     assert weights == {"forget": 0.0, "retain": 1.0}
 
 
-@pytest.mark.slow
 def test_the_training_loss_of_a_group_is_the_mean_over_the_batches_that_have_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +132,7 @@ def test_the_training_loss_of_a_group_is_the_mean_over_the_batches_that_have_it(
         assert name != "forget" or 0 < len(losses) < len(chosen)
 
 
+@pytest.mark.slow
 def test_every_stage_is_measured_and_the_claims_hold(run: Path) -> None:
     rows = [row for row in read_metrics(run) if row["split"] == "test" and row["metric"] == "cross_entropy"]
     heads = {(row["head"], row["group"]) for row in rows}

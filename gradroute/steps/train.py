@@ -10,6 +10,7 @@ from gradroute.config.schema import Config
 from gradroute.steps.base import RunState, Step
 from gradroute.tasks.base import Task
 from gradroute.tasks.evaluation import Head
+from gradroute.tasks.known import absent
 from gradroute.tasks.probe import Probe
 from gradroute.training.devices import computing
 from gradroute.training.ledger import Ledger
@@ -91,11 +92,12 @@ def training_of(run: RunState, ledger: Ledger, cost: Spent | None) -> Training:
                 run.link()
             objective.monitor = ledger.begin(step, task.group_index(batch), known.numbers if known else None, rows)
         if known:
-            objective.absent = known.absent(rows, [*task.names, UNLABELLED])
-        if known and objective.asks_present:
-            objective.present = frozenset(known.numbers[rows].unique().tolist())
-        if known and task.parameter_router is not None:
-            objective.there = known.there[rows]
+            there = known.there[rows]
+            objective.absent = absent(there, [*task.names, UNLABELLED])
+            if objective.asks_present:
+                objective.present = frozenset(known.numbers[rows].unique().tolist())
+            if task.parameter_router is not None:
+                objective.there = there
 
     def on_epoch(epoch: int, step: int, means: dict[Term, float]) -> None:
         run.updates = step

@@ -27,9 +27,10 @@ class Known:
         own = [(self.numbers % (self.groups + 1) == number) & counted for number in range(self.groups + 1)]
         return torch.stack([rows.flatten(1).any(1) if rows.dim() > 1 else rows for rows in own], 1)
 
-    def absent(self, rows: torch.Tensor, names: Sequence[str]) -> frozenset[str]:
-        """Return which of these names of the groups, the default one last, none of these rows has."""
-        return frozenset(name for name, here in zip(names, self.there[rows].any(0).tolist(), strict=True) if not here)
+
+def absent(there: torch.Tensor, names: Sequence[str]) -> frozenset[str]:
+    """Return which of these names of the groups, the default one last, no row of `there` `(rows, groups + 1)` has."""
+    return frozenset(name for name, here in zip(names, there.any(0).tolist(), strict=True) if not here)
 
 
 class Routed:

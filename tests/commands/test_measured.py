@@ -22,9 +22,12 @@ def test_a_table_is_that_of_its_numbers(
     in_results(capsys.readouterr().out)
 
 
-def test_the_table_of_the_second_language_is_that_of_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("part", "seeds"), [("labels", 3), ("noise", 3), ("capacity", 3)])
+def test_a_table_of_the_second_language_is_that_of_its_numbers(
+    part: str, seeds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     numbers = str(MEASURED / "second_language.csv")
-    script("second_language_study").main(["--table", "--seeds", "3", "--results", numbers])
+    script("second_language_study").main(["--part", part, "--table", "--seeds", str(seeds), "--results", numbers])
     in_results(capsys.readouterr().out.partition("\n\n")[0])
 
 

@@ -2,7 +2,7 @@
 
 python scripts/second_language_study.py --seeds 5 --jobs 2          [OVERRIDE …] are overrides of every run
 python scripts/second_language_study.py --part capacity --seeds 3   varies units and updates at a quarter of labels
-python scripts/second_language_study.py --part noise --seeds 3      labels retain documents as forget
+python scripts/second_language_study.py --part noise --seeds 5      labels retain documents as forget
 python scripts/second_language_study.py --results FILE.csv          keeps the numbers there, and continues from them
 python scripts/second_language_study.py --results FILE.csv --table  makes no runs
 

@@ -22,7 +22,7 @@ def test_a_table_is_that_of_its_numbers(
     in_results(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(("part", "seeds"), [("labels", 5), ("noise", 3), ("capacity", 3)])
+@pytest.mark.parametrize(("part", "seeds"), [("labels", 5), ("noise", 5), ("capacity", 3)])
 def test_a_table_of_the_second_language_is_that_of_its_numbers(
     part: str, seeds: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ shift
 family=${FAMILY:-stories_era}
 first=${FIRST:-0}
 seeds=$(seq -s, "$first" $((first + ${SEEDS:-3} - 1)))
-data=("dataset.files='$texts'" dataset.tokenizer=pretrained dataset.length=128 dataset.stories=200 dataset.test_stories=60)
+data=("dataset.files='$texts'" dataset.tokenizer=pretrained dataset.length=128 dataset.stories=200 dataset.test_stories=32)
 [ "$family" = stories_era ] && data+=(dataset=text) # second_language reads files itself
 size=(trainer.precision=auto trainer.epochs=1 trainer.batch_size=4 trainer.lr=0.0001 trainer.warmup_steps=10 trainer.tune_steps=6)
 size+=('relearn.documents=[8]' 'relearn.rates=[1,3,10]' relearn.every=3 trainer.unlearn_steps=12 completions=null)

@@ -35,7 +35,8 @@ class Relearn(TuningStep):
             model = task.made.get("relearning") or task.make("relearning")
             name = f"{RELEARNED}{documents}"
             region = f"sample_{sample}" + (f"_rate_{rate:g}" if self.rates else "")
-            tuning = Tuning(run, model, replace(self, rate=rate), documents, sample, name, region)
+            own, start = replace(self, rate=rate), self._start(run)
+            tuning = Tuning(run, model, own, documents, sample, name, region, start)
             yield tuning.training()
             tuning.best.restore()
             for measured in task.measured(model, tuning.head):
@@ -43,6 +44,14 @@ class Relearn(TuningStep):
             del task.made["relearning"]
             if (sample, rate) == (self.samples - 1, rates[-1]):
                 self._summarise(run, name)
+
+    def _start(self, run: RunState) -> dict[str, float]:
+        """Return the validation losses that the first training began with: all begin with the same model."""
+        return {
+            row["group"]: row["value"]
+            for row in run.folder.rows
+            if (row["split"], row["step"]) == ("validation", 0) and row["head"].startswith(RELEARNED)
+        }
 
     def _summarise(self, run: RunState, head: str) -> None:
         """Record the mean over choices of documents, each at its best rate; with several rates also which that is."""

@@ -130,16 +130,16 @@ class Tuning:
 
     def __init__(
         self, run: RunState, model: nn.Module, tune: TuningStep, documents: int, sample: int, head: str,
-        region: str | None = None,
+        region: str | None = None, start: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
-        """Choose the documents to train on."""
+        """Choose the documents to train on; `start` has the validation losses before it, if they are known."""
         self.task = task = require_language(run.task, tune.section)
         self.run, self.model, self.tune, self.head = run, model, tune, Head(head, region or f"sample_{sample}")
         own = torch.nonzero(task.train_groups == task.names.index(tune.group)).flatten()
         order = torch.Generator().manual_seed(task.config.seed * 1000 + sample)
         chosen = own[torch.randperm(len(own), generator=order)[:documents]].tolist()
         self.part = some(task.data.train, chosen, task.data.length)
-        self.best, self.steps = Best(model), run.config.trainer.tune_steps or 0
+        self.best, self.steps, self.start = Best(model), run.config.trainer.tune_steps or 0, start
 
     @property
     def probe(self) -> Probe:
@@ -158,13 +158,14 @@ class Tuning:
         if step % self.tune.every and step != self.steps:
             return
         validation = self.task.validation
-        found = self.task.group_losses(self.model, validation.part, validation.groups)
+        known = self.start if step == 0 else None
+        found = known or self.task.group_losses(self.model, validation.part, validation.groups)
         for group, value in found.items():
             self.run.record("validation", (group, self.head, "cross_entropy", value), step)
         self.best.see(step, found[self.tune.group])
 
     def training(self) -> Training:
-        """Return the training, after measuring its start if it is new."""
+        """Return the training, after recording its start if it is new."""
         if self.run.fit is None:
             self.see(0)
         return self.run.training(self.probe, on_epoch=lambda epoch, step, means: self.see(epoch), watcher=self.best)

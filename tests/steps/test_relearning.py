@@ -1,13 +1,17 @@
 """Relearning at several rates: the attacker's best one counts, as if only it had been tried."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_language import config, goes_on_to_the_bit
+from torch import nn
 
+from gradroute.records.metrics import RELEARNED
 from gradroute.records.run_reader import read_manifest
 from gradroute.records.tables import read_metrics
 from gradroute.running.runner import execute
+from gradroute.tasks.language import LanguageModelling
 
 STEPS = "steps=[train,ablate,relearn,evaluate]"
 GIVEN = ("finetune=null", STEPS, "relearn.documents=[3]", "relearn.samples=2", "trainer.tune_steps=4")
@@ -48,3 +52,27 @@ def test_the_best_rate_gives_the_numbers_that_it_gives_alone(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_it_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on_to_the_bit(tmp_path, monkeypatch, "relearn.rates=[0.1,1.0]", "trainer.tune_steps=2")
+
+
+def test_the_model_that_every_training_begins_with_is_measured_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = 0
+    losses = LanguageModelling.group_losses
+
+    def counted(self: LanguageModelling, model: nn.Module, *of: Any) -> dict[str, float]:
+        nonlocal measured
+        measured += model is self.made.get("relearning")
+        return losses(self, model, *of)
+
+    monkeypatch.setattr(LanguageModelling, "group_losses", counted)
+    changes = [*GIVEN, "relearn.documents=[2,3]", "relearn.rates=[0.1,1.0]", "relearn.every=4", "relearn.samples=1"]
+    (run,) = execute([config(tmp_path, "stories_era", *changes)])
+    assert isinstance(run, Path), run
+    starts: dict[str, dict[str, float]] = {}
+    for row in read_metrics(run, read_manifest(run)):
+        if (row["split"], row["step"]) == ("validation", 0) and row["head"].startswith(RELEARNED):
+            starts.setdefault(row["head"] + row["region"], {})[row["group"]] = row["value"]
+    first, *others = starts.values()
+    assert len(others) == 3 and all(other == first for other in others) and set(first) == {"forget", "retain"}
+    assert measured == 1 + 4  # the start, and the end of each training
